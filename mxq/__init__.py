@@ -1,0 +1,65 @@
+"""mxq takes a trained MXNet/Gluon network to INT8 for CPU inference.
+
+    import mxq
+    qnet = mxq.quantize_net(net, calib_data)     # a Gluon block
+    mxq.save(qnet, "model-int8")                 # a pair that stock MXNet loads like the original
+
+Import mxq before mxnet: on Python 3.12 and later it first restores what MXNet 1.9.1 needs (`mxq.compat`). The
+functions load on first use, so ``import mxq`` itself does not import MXNet.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mxq.compat import prepare
+from mxq.config import LayerConfig, QuantConfig
+from mxq.errors import (
+    CalibrationError,
+    ConfigError,
+    DataError,
+    FormatError,
+    GraphError,
+    MxqError,
+    QuantizeError,
+    RuntimeFailure,
+)
+from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.version import __version__
+
+if TYPE_CHECKING:
+    from mxq.api import QuantizedModel, calibrate, load, quantize_model, quantize_net, save
+
+prepare()
+
+__all__ = [
+    "CalibrationError",
+    "ConfigError",
+    "DataError",
+    "FormatError",
+    "GraphError",
+    "LayerConfig",
+    "MxqError",
+    "QuantConfig",
+    "QuantizeError",
+    "QuantizedModel",
+    "Range",
+    "RuntimeFailure",
+    "Threshold",
+    "Thresholds",
+    "__version__",
+    "calibrate",
+    "load",
+    "quantize_model",
+    "quantize_net",
+    "save",
+]
+
+_LAZY = ("QuantizedModel", "calibrate", "load", "quantize_model", "quantize_net", "save")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module("mxq.api"), name)
+    raise AttributeError(f"module 'mxq' has no attribute {name!r}")

@@ -1,0 +1,247 @@
+"""The public functions: what `mxq.quantize_net` and its siblings do."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from mxq import pipeline, runtime
+from mxq.batches import feeds
+from mxq.config import QuantConfig
+from mxq.errors import ConfigError, DataError, QuantizeError
+from mxq.ir import Model
+from mxq.plan import Report
+from mxq.report import record
+from mxq.thresholds import Thresholds
+
+
+class QuantizedModel(tuple[Any, dict[str, Any], dict[str, Any]]):
+    """``(qsym, qarg_params, aux_params)``, as MXNet's `quantize_model` returns, with the ``report`` beside."""
+
+    report: Report
+
+    @staticmethod
+    def of(quantized: pipeline.Quantized) -> QuantizedModel:
+        """From the pipeline's result."""
+        model = quantized.model
+        parts = (runtime.to_symbol(model.graph), runtime.to_arrays(model.args), runtime.to_arrays(model.auxs))
+        result = QuantizedModel(parts)
+        result.report = quantized.report
+        return result
+
+
+def quantize_net(
+    net: runtime.Net,
+    calib_data: object = None,
+    *,
+    config: QuantConfig | None = None,
+    thresholds: Thresholds | None = None,
+    batch_size: int = 32,
+    ctx: Any = None,
+    logger: logging.Logger | None = None,
+    **options: Any,
+) -> Any:
+    """Quantizes a network to INT8.
+
+    Args:
+        net: a HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair
+            ("model" for model-symbol.json and model-0000.params). It is not changed.
+        calib_data: examples from the task's data: a Gluon DataLoader, a DataIter, an NDArray or numpy array, a
+            dictionary of them by input name, or a list or generator of batches. Labels are ignored.
+        config: a `QuantConfig`; ``options`` change single fields of it.
+        thresholds: ranges found earlier by `calibrate`, instead of ``calib_data``.
+        batch_size: how whole arrays are cut.
+        ctx: the CPU, if anything; there is no other int8 backend.
+        logger: receives what mxq says; by default it goes to stderr.
+        **options: fields of `QuantConfig`, named as in ``mxnet.contrib.quantization.quantize_net``:
+            ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...
+
+    Returns:
+        A hybridizable SymbolBlock; `save` or its own ``export`` writes the pair that stock MXNet loads. Its
+        attribute ``mxq_report`` holds every decision.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    quantized = _quantize(net, calib_data, _config(config, options), thresholds, batch_size, ctx, logger)
+    return _block(quantized.model, quantized.report)
+
+
+def quantize_model(
+    sym: Any,
+    arg_params: Mapping[str, Any],
+    aux_params: Mapping[str, Any] | None = None,
+    calib_data: object = None,
+    *,
+    config: QuantConfig | None = None,
+    thresholds: Thresholds | None = None,
+    batch_size: int = 32,
+    data_names: Iterable[str] | None = None,
+    label_names: Iterable[str] | None = None,
+    excluded_sym_names: Iterable[str] | None = None,
+    excluded_op_names: Iterable[str] | None = None,
+    ctx: Any = None,
+    logger: logging.Logger | None = None,
+    **options: Any,
+) -> QuantizedModel:
+    """Quantizes a symbol and its parameters; see `quantize_net`.
+
+    Args:
+        data_names: checked against the symbol's inputs where given.
+        label_names: ignored, as labels are.
+        excluded_sym_names, excluded_op_names: MXNet's names for ``exclude_layers``, ``exclude_operators``.
+
+    Returns:
+        ``(qsym, qarg_params, aux_params)`` with an attribute ``report``.
+    """
+    del label_names
+    if excluded_sym_names:
+        options["exclude_layers"] = (*options.get("exclude_layers", ()), *excluded_sym_names)
+    if excluded_op_names:
+        options["exclude_operators"] = (*options.get("exclude_operators", ()), *excluded_op_names)
+    model = runtime.from_symbol(sym, arg_params, aux_params)
+    unknown = sorted(set(data_names or ()) - set(model.inputs))
+    if unknown:
+        raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
+    return QuantizedModel.of(
+        _quantize(model, calib_data, _config(config, options), thresholds, batch_size, ctx, logger)
+    )
+
+
+def calibrate(
+    net: runtime.Net,
+    calib_data: object,
+    *,
+    config: QuantConfig | None = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Any,
+) -> Thresholds:
+    """Finds the ranges that `quantize_net` would use; give them back to it as ``thresholds``.
+
+    Args:
+        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`.
+
+    Returns:
+        Tensor name -> range with its provenance.
+    """
+    prepared = pipeline.plan(runtime.load_model(net), _config(config, options))
+    return _calibrated(prepared, calib_data, None, batch_size, logger).thresholds
+
+
+def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
+    """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and the report ``prefix-mxq.json``.
+
+    Args:
+        quantized: what `quantize_net`, `quantize_model` or `load` returned.
+        prefix: path and first part of the names; the directory must exist.
+
+    Returns:
+        The paths, in that order.
+
+    Raises:
+        QuantizeError: ``quantized`` does not come from mxq.
+        FormatError: the directory does not exist or cannot be written.
+    """
+    report = getattr(quantized, "report", None) or getattr(quantized, runtime.BLOCK_ATTRIBUTE, None)
+    if not isinstance(report, Report):
+        raise QuantizeError(
+            f"save got a {type(quantized).__name__} without a report; allowed: what quantize_net, quantize_model or "
+            "load returned"
+        )
+    target = Path(prefix)
+    written = runtime.write_pair(runtime.load_model(quantized), target)
+    return (*written, record.write(target, report, written))
+
+
+def load(prefix: str | Path, epoch: int | None = None) -> Any:
+    """Reads a pair as a SymbolBlock, with its report in ``mxq_report`` where ``prefix-mxq.json`` is there.
+
+    Plain MXNet reads it too, without mxq: ``SymbolBlock.imports``, ``Module.load``, ``load_checkpoint``.
+
+    Raises:
+        FormatError: a file is missing, damaged or changed since it was written.
+    """
+    target = Path(prefix)
+    report = None
+    if record.path_of(target).is_file():
+        changed = record.check(target)
+        if changed:
+            raise DataError(f"{target}: {changed[0]}")
+        report = record.read(target)
+    block = runtime.read_block(target, epoch)
+    setattr(block, runtime.BLOCK_ATTRIBUTE, report)
+    return block
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------
+
+
+def _config(config: QuantConfig | None, options: Mapping[str, Any]) -> QuantConfig:
+    allowed = [f.name for f in fields(QuantConfig)]
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    given = {k: v for k, v in options.items() if v is not None}
+    return replace(config or QuantConfig(), **given)
+
+
+def _quantize(
+    net: runtime.Net | Model,
+    calib_data: object,
+    config: QuantConfig,
+    thresholds: Thresholds | None,
+    batch_size: int,
+    ctx: Any,
+    logger: logging.Logger | None,
+) -> pipeline.Quantized:
+    if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
+        raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
+    prepared = pipeline.plan(runtime.load_model(net), config)
+    calibrated = _calibrated(prepared, calib_data, thresholds, batch_size, logger)
+    quantized = pipeline.quantize(prepared, calibrated, runtime.versions())
+    summary = quantized.report.summary
+    _say(logger, f"{summary['int8']} of {len(quantized.report.plan.decisions)} operators are int8")
+    return quantized
+
+
+def _calibrated(
+    prepared: pipeline.Prepared,
+    calib_data: object,
+    thresholds: Thresholds | None,
+    batch_size: int,
+    logger: logging.Logger | None,
+) -> pipeline.Calibrated:
+    if thresholds is not None:
+        return pipeline.Calibrated(thresholds)
+    config = prepared.config
+    if calib_data is not None:
+        calib_data = feeds(calib_data, prepared.fused.inputs, config.budget, batch_size=batch_size)
+    calibrated = pipeline.calibrate(prepared, calib_data, runtime.MxnetRunner())
+    if calibrated.examples:
+        asked = config.num_calib_examples or "the default, 5 % of the data and 32 to 1024"
+        _say(
+            logger,
+            f"calibrated {len(calibrated.thresholds)} tensors ({config.calib_mode}) on {calibrated.examples} examples "
+            f"in {calibrated.batches} batches (num_calib_examples: {asked})",
+        )
+    for warning in calibrated.warnings:
+        _say(logger, warning)
+    return calibrated
+
+
+def _block(model: Model, report: Report) -> Any:
+    block = runtime.to_block(model)
+    setattr(block, runtime.BLOCK_ATTRIBUTE, report)
+    return block
+
+
+def _say(logger: logging.Logger | None, sentence: str) -> None:
+    if logger is not None:
+        logger.info(sentence)
+    else:
+        print(f"mxq: {sentence}", file=sys.stderr)

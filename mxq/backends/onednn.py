@@ -1,0 +1,132 @@
+"""The table for stock MXNet 1.9.1 with oneDNN (the PyPI wheel).
+
+Read from ``src/operator/subgraph/mkldnn`` and ``src/operator/quantization`` of MXNet 1.9.1 and checked by running
+the kernels (``tests/test_kernels.py``). Where a kernel exists but computes something else, the row says so.
+"""
+
+from __future__ import annotations
+
+from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
+
+_LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
+
+_RELU = PostOp("Activation", {"act_type": ("relu",)}, unsigned=True)
+_OTHER_ACTIVATIONS = PostOp(
+    "Activation",
+    {"act_type": ("sigmoid", "tanh", "softrelu")},
+    int8=False,
+    reason="the int8 kernels apply post-ops to the scaled integers, which is right for relu only",
+)
+_CLIP = PostOp(
+    "clip",
+    {"a_min": ("0",)},
+    unsigned=True,
+    after_sum=False,
+    sum_reason="the int8 convolution kernel has no clip after a fused sum (mkldnn_conv.cc)",
+)
+
+CONVOLUTION = OpSpec(
+    float_op="Convolution",
+    int8_op="_sg_mkldnn_conv",
+    role="compute",
+    fused_op="_sg_mkldnn_conv",
+    needs=(Need("kernel", ranks=(2, 3)), _LAYOUT),
+    output="post_op",
+    calibrated=True,
+    with_sum=True,
+    post_ops=(
+        _RELU,
+        _OTHER_ACTIVATIONS,
+        PostOp("LeakyReLU", {"act_type": ("leaky",), "slope": ("0",)}, unsigned=True),
+        PostOp("LeakyReLU", {"act_type": ("leaky",)}),
+        PostOp(
+            "LeakyReLU",
+            {"act_type": ("gelu",)},
+            int8=False,
+            reason="the int8 convolution applies GELU to the scaled integers instead of the values",
+        ),
+        _CLIP,
+    ),
+)
+
+FULLY_CONNECTED = OpSpec(
+    float_op="FullyConnected",
+    int8_op="_sg_mkldnn_fully_connected",
+    role="compute",
+    fused_op="_sg_mkldnn_fully_connected",
+    output="post_op",
+    calibrated=True,
+    post_ops=(
+        _RELU,
+        _OTHER_ACTIVATIONS,
+        PostOp(
+            "LeakyReLU",
+            {"act_type": ("leaky",)},
+            int8=False,
+            reason="the int8 fully connected kernel writes u8 after leaky ReLU, which is negative in part",
+        ),
+        PostOp("LeakyReLU", {"act_type": ("elu", "gelu")}),
+        PostOp("abs", unsigned=True),
+        _CLIP,
+        PostOp("square", int8=False, reason="fused in float only"),
+        PostOp("sqrt", int8=False, reason="fused in float only"),
+        PostOp("exp", int8=False, reason="fused in float only"),
+    ),
+)
+
+POOLING = OpSpec(
+    float_op="Pooling",
+    int8_op="_contrib_quantized_pooling",
+    role="carry",
+    needs=(
+        Need("kernel", ranks=(2, 3)),
+        Need("pool_type", ("max", "avg"), default="max"),
+        Need("pooling_convention", ("valid", "full"), default="valid"),
+        _LAYOUT,
+    ),
+)
+
+MXNET_191 = BackendSpec(
+    name="MXNet 1.9.1",
+    ops=(
+        CONVOLUTION,
+        FULLY_CONNECTED,
+        POOLING,
+        OpSpec(
+            float_op="Concat", int8_op="_contrib_quantized_concat", role="carry", data_inputs=(), output="widest"
+        ),
+        OpSpec(
+            float_op="elemwise_add",
+            int8_op="_contrib_quantized_elemwise_add",
+            role="carry",
+            data_inputs=(0, 1),
+            output="widest",
+            calibrated=True,
+        ),
+        OpSpec(float_op="Flatten", int8_op="_contrib_quantized_flatten", role="carry"),
+        OpSpec(
+            float_op="Activation",
+            int8_op="_contrib_quantized_act",
+            role="carry",
+            needs=(Need("act_type", ("relu",)),),
+            output="int8",
+            s8_only=True,
+        ),
+        OpSpec(
+            float_op="BatchNorm",
+            int8_op="_contrib_quantized_batch_norm",
+            role="carry",
+            needs=(Need("axis", ("1",), default="1"), Need("output_mean_var", ("False", "0"), default="False")),
+            output="int8",
+            calibrated=True,
+            runtime_range=False,
+        ),
+    ),
+    no_kernel={
+        "softmax": "softmax needs float exponentials; MXNet 1.9.1 has no int8 kernel for it",
+        "elemwise_mul": "the int8 elemwise_mul kernel does not read oneDNN memory; it is left in float",
+        "RNN": "int8 recurrent layers (LSTM) are not supported by mxq yet",
+        "Embedding": "int8 embeddings are not supported by mxq yet; they copy rows and gain nothing",
+        "Deconvolution": "MXNet 1.9.1 has no int8 transposed convolution",
+    },
+)

@@ -1,0 +1,129 @@
+"""The vocabulary of a capability table: `OpSpec`, its conditions (`Need`) and what fuses after it (`PostOp`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mxq.ir import Node
+
+Role = Literal["compute", "carry"]
+"""A "compute" op is worth int8 by itself; a "carry" op is int8 only between others, to save conversions."""
+
+OutputRule = Literal["post_op", "same", "int8", "widest"]
+"""How an int8 op's output type follows: from its last post-op, its input's, always s8, or s8 if any input is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A condition on an attribute: its value is among ``allowed``, or it is a tuple with one of ``ranks`` entries."""
+
+    attr: str
+    allowed: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    default: str = "None"
+
+    def broken_by(self, node: Node) -> str:
+        """Why ``node`` does not meet it; empty where it does."""
+        if self.ranks:
+            rank = len(node.ints(self.attr))
+            return "" if rank in self.ranks else f"{self.attr} has {rank} dimensions; int8 kernels take {self._ranks()}"
+        value = node.attrs.get(self.attr, self.default)
+        if value.lower() in {a.lower() for a in self.allowed}:
+            return ""
+        return f"{self.attr} is {value!r}; the int8 kernel takes {' or '.join(map(repr, self.allowed))}"
+
+    def _ranks(self) -> str:
+        return " or ".join(map(str, self.ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class PostOp:
+    """An operator that a kernel applies to its result before writing it.
+
+    Attributes:
+        op: op type.
+        where: attribute -> values for which the row holds; values compare as numbers where they are.
+        unsigned: the kernel writes u8 after it, s8 otherwise.
+        int8: the int8 kernel does it too, and right; ``reason`` says why not.
+        after_sum: may follow a fused elemwise_add in int8; ``sum_reason`` says why not.
+    """
+
+    op: str
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unsigned: bool = False
+    int8: bool = True
+    reason: str = ""
+    after_sum: bool = True
+    sum_reason: str = ""
+
+    def matches(self, node: Node) -> bool:
+        return node.op == self.op and all(
+            any(_same(node.attrs.get(attr, ""), value) for value in values) for attr, values in self.where.items()
+        )
+
+
+def _same(found: str, wanted: str) -> bool:
+    try:
+        return float(found) == float(wanted)
+    except ValueError:
+        return found == wanted
+
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """One operator with an int8 kernel.
+
+    Attributes:
+        float_op: op type in the float graph.
+        int8_op: op type of the int8 kernel.
+        role: see `Role`.
+        fused_op: the subgraph op that holds it and its post-ops, or empty.
+        data_inputs: indices of the inputs that are quantized; empty means all.
+        needs: attribute conditions.
+        output: see `OutputRule`.
+        calibrated: the kernel writes its result in a range that calibration must give.
+        s8_only: the kernel takes s8 input only.
+        runtime_range: works without calibrated ranges (``calib_mode="none"``).
+        with_sum: an elemwise_add may be fused before the post-op.
+        post_ops: what may be fused after.
+    """
+
+    float_op: str
+    int8_op: str
+    role: Role
+    fused_op: str = ""
+    data_inputs: tuple[int, ...] = (0,)
+    needs: tuple[Need, ...] = ()
+    output: OutputRule = "same"
+    calibrated: bool = False
+    s8_only: bool = False
+    runtime_range: bool = True
+    with_sum: bool = False
+    post_ops: tuple[PostOp, ...] = ()
+
+    def broken_need(self, node: Node) -> str:
+        """The first condition that ``node`` breaks, in words; empty where all hold."""
+        return next((b for need in self.needs if (b := need.broken_by(node))), "")
+
+    def post_op(self, node: Node) -> PostOp | None:
+        """The row for ``node`` as a post-op; the first that matches wins."""
+        return next((p for p in self.post_ops if p.matches(node)), None)
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """All int8 operators of a backend, and why well-known others have none."""
+
+    name: str
+    ops: tuple[OpSpec, ...]
+    no_kernel: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, op: str) -> OpSpec | None:
+        """The row of a float or fused op type."""
+        return next((s for s in self.ops if op in (s.float_op, s.fused_op)), None)
+
+    def why_not(self, op: str) -> str:
+        """Why ``op`` has no int8 form."""
+        return self.no_kernel.get(op, f"{self.name} has no int8 kernel for {op}")

@@ -1,0 +1,348 @@
+"""Calibration data in any of its forms, as an iterable of feeds ``{input name: array}``.
+
+What is understood, told apart by what an object offers (nothing here imports a framework):
+
+=============================  ======================================================================================
+an array (numpy, NDArray)      all examples along the first axis, cut into batches
+a tuple of arrays              (data, ..., label ...): whole arrays, cut into batches together
+a dict name -> array           whole arrays by input name, cut into batches together
+a DataIter                     has ``provide_data``; reset before reading; padded examples are dropped
+any other iterable             of batches: a list, a DataLoader, a generator
+=============================  ======================================================================================
+
+A *list* is always a list of batches, a *tuple of arrays* always one set of whole arrays. A batch is an array, a
+list or tuple of arrays (nested or not; the first ones are the inputs in order, the rest labels, ignored), a dict by
+input name (other names ignored), or a DataBatch. Floats become float32; integers stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxq.config import Budget
+from mxq.errors import DataError
+
+Array = NDArray[Any]
+Feed: TypeAlias = dict[str, Array]
+
+ALLOWED: Final = "an array, a tuple of arrays, a dict of arrays by input name, a DataIter, or an iterable of batches"
+ALLOWED_BATCH: Final = "an array, a list or tuple of arrays, a dict of arrays by input name"
+
+
+class _DataBatch(Protocol):
+    """MXNet's ``DataBatch``: arrays, of which the last ``pad`` examples are repetitions."""
+
+    data: Sequence[object]
+    pad: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Opens a pass over raw batches. ``examples`` and ``batches`` are None where unknown."""
+
+    open: Callable[[], Iterator[object]]
+    examples: int | None = None
+    batches: int | None = None
+    batch_size: int | None = None
+    once: bool = False
+    names: tuple[str, ...] | None = None  # of the arrays of a DataIter's batch
+
+
+class Feeds:
+    """Batches of calibration data, ended at exactly the number of examples the budget allows.
+
+    Iterating again reads the data again, except where it came from a generator.
+
+    Attributes:
+        examples: how many examples the latest pass has given so far.
+        batches: how many batches.
+        warnings: what a report should mention: that there were fewer examples than asked for.
+    """
+
+    def __init__(self, source: _Source, inputs: Sequence[str], budget: Budget) -> None:
+        self._source = source
+        self._inputs = tuple(inputs)
+        self._budget = budget
+        self._available = source.examples
+        self._batch_size = source.batch_size
+        self._started = False
+        self.examples = 0
+        self.batches = 0
+        self.warnings: tuple[str, ...] = ()
+
+    @property
+    def planned(self) -> int | None:
+        """The number of examples a pass will use at most; None where only the end of the data ends it.
+
+        For a loader that tells its batches but not its examples it is an estimate from the first batch.
+        """
+        return self._budget.examples(self._available)
+
+    def __length_hint__(self) -> int:
+        """The number of batches a pass will have, for progress; 0 where unknown."""
+        planned, known = self.planned, self._source.batches
+        if planned is None or self._batch_size is None:
+            return known or 0
+        needed = -(-planned // self._batch_size)
+        return needed if known is None else min(needed, known)
+
+    def __iter__(self) -> Iterator[Feed]:
+        """One pass over the data.
+
+        Raises:
+            DataError: a batch does not fit the inputs, reading it failed (the cause is chained), there was no
+                batch, or a generator is read a second time.
+        """
+        if self._started and self._source.once:
+            raise DataError("calibration data is a generator, which can be read only once; give a list of batches")
+        self._started = True
+        self.examples, self.batches, self.warnings = 0, 0, ()
+        return self._pass()
+
+    def _pass(self) -> Iterator[Feed]:
+        raw: Iterator[object] | None = None
+        ranks: dict[str, int] = {}
+        while (planned := self.planned) is None or self.examples < planned:
+            where = f"calibration batch {self.batches + 1}"
+            try:
+                raw = self._source.open() if raw is None else raw
+                item = next(raw, _END)
+                if item is _END:
+                    break
+                feed = self._feed(item)
+                size = _size(feed, ranks)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+            except Exception as error:
+                raise DataError(f"reading {where} failed: {type(error).__name__}: {error}") from error
+            self._learn(size)
+            keep = size if self.planned is None else min(size, self.planned - self.examples)
+            self.examples += keep
+            self.batches += 1
+            yield feed if keep == size else {name: array[:keep] for name, array in feed.items()}
+        if self.batches == 0:
+            raise DataError("calibration data holds no batch; at least one is needed")
+        self._compare()
+
+    def _feed(self, item: object) -> Feed:
+        """One raw batch as ``{input name: array}``."""
+        if _is_batch_object(item):
+            arrays = list(item.data)
+            names = self._source.names
+            if names is not None:
+                return self._by_name(dict(zip(names, arrays, strict=False)), item.pad or 0)
+            return self._in_order(arrays, item.pad or 0)
+        if isinstance(item, Mapping):
+            return self._by_name(item)
+        if _is_array(item):
+            return self._in_order([item])
+        if isinstance(item, list | tuple):
+            return self._in_order(list(_flattened(item)))
+        raise DataError(f"it is {_described(item)}; allowed: {ALLOWED_BATCH}")
+
+    def _in_order(self, arrays: Sequence[object], pad: int = 0) -> Feed:
+        if len(arrays) < len(self._inputs):
+            raise DataError(f"it holds {len(arrays)} arrays; the inputs are {len(self._inputs)}: {self._listed}")
+        return {name: _array(name, value, pad) for name, value in zip(self._inputs, arrays, strict=False)}
+
+    def _by_name(self, arrays: Mapping[Any, object], pad: int = 0) -> Feed:
+        missing = [name for name in self._inputs if name not in arrays]
+        if missing and self._source.names is not None and len(arrays) == len(self._inputs) == 1:
+            return self._in_order(list(arrays.values()), pad)  # an iterator calls its only array as it likes
+        if missing:
+            found = ", ".join(repr(name) for name in arrays) or "nothing"
+            raise DataError(f"it has no array for input {missing[0]!r}, only {found}; the inputs are {self._listed}")
+        return {name: _array(name, arrays[name], pad) for name in self._inputs}
+
+    @property
+    def _listed(self) -> str:
+        return ", ".join(repr(name) for name in self._inputs)
+
+    def _learn(self, size: int) -> None:
+        """What the first batch tells about the whole."""
+        if self._batch_size is None:
+            self._batch_size = size
+        if self._available is None and self._source.batches is not None:
+            self._available = self._source.batches * self._batch_size
+
+    def _compare(self) -> None:
+        """Records a warning where the data ended early. An estimated total is no promise."""
+        asked = self._budget.count
+        if asked is None and self._source.examples is not None:
+            asked = self.planned
+        if asked is not None and self.examples < asked:
+            self.warnings = (f"{asked} calibration examples were asked for, the data held {self.examples}",)
+
+
+def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_size: int = 32) -> Feeds:
+    """Reads calibration data in any form the module's table lists.
+
+    Args:
+        calib_data: the data.
+        inputs: names of the network's inputs, in order.
+        budget: how many examples to use.
+        batch_size: examples per batch where ``calib_data`` is whole arrays.
+
+    Raises:
+        DataError: a form that is not understood, an empty one, or whole arrays that do not fit the inputs.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; allowed: 1 or more")
+    if isinstance(calib_data, Feeds):
+        return calib_data
+    return Feeds(_source(calib_data, batch_size), inputs, budget)
+
+
+def _source(data: Any, batch_size: int) -> _Source:
+    if _is_array(data):
+        return _whole((data,), tuple, batch_size)
+    if isinstance(data, Mapping):
+        keys = tuple(data)
+        return _whole(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size)
+    if isinstance(data, tuple) and data and all(map(_is_array, data)):
+        return _whole(data, tuple, batch_size)
+    if hasattr(data, "provide_data"):
+        return _data_iter(data)
+    if isinstance(data, list | tuple):
+        return _listed(data)
+    if isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
+        hint = "; wrap a dataset in a DataLoader" if hasattr(data, "__getitem__") and hasattr(data, "__len__") else ""
+        raise DataError(f"calibration data is {_described(data)}; allowed: {ALLOWED}{hint}")
+    return _Source(
+        open=lambda: iter(data),
+        # A DataLoader counts batches; its dataset, where it shows one, counts examples.
+        examples=_length(getattr(data, "dataset", getattr(data, "_dataset", None))),
+        batches=_length(data),
+        once=isinstance(data, Iterator),
+    )
+
+
+def _whole(arrays: Sequence[Any], pack: Callable[[Iterable[Any]], object], batch_size: int) -> _Source:
+    """Whole arrays, cut along the first axis; `pack` makes a batch of their parts."""
+    for array in arrays:
+        if not _is_array(array):
+            raise DataError(f"calibration data holds {_described(array)}; allowed: arrays")
+        if not array.shape:
+            raise DataError("calibration data has rank 0; allowed: rank 1 or more, the first axis counting examples")
+    sizes = {array.shape[0] for array in arrays}
+    if len(sizes) > 1:
+        raise DataError(f"calibration arrays hold {sorted(sizes)} examples; allowed: one number for all")
+    total = sizes.pop() if sizes else 0
+    if total == 0:
+        raise DataError("calibration data holds no examples; at least one is needed")
+
+    def batches() -> Iterator[object]:
+        for start in range(0, total, batch_size):
+            yield pack(array[start : start + batch_size] for array in arrays)
+
+    return _Source(batches, total, -(-total // batch_size), min(batch_size, total))
+
+
+def _listed(items: Sequence[object]) -> _Source:
+    if not items:
+        raise DataError(f"calibration data is an empty {type(items).__name__}; at least one batch is needed")
+    sizes = [_examples_in(item) for item in items]
+    known = [size for size in sizes if size is not None]
+    total = sum(known) if len(known) == len(sizes) else None
+    return _Source(lambda: iter(items), total, len(items), sizes[0])
+
+
+def _data_iter(source: Any) -> _Source:
+    def open_() -> Iterator[object]:
+        if hasattr(source, "reset"):
+            source.reset()
+        return iter(source) if hasattr(source, "__iter__") else _called(source.next)
+
+    names = tuple(str(d.name if hasattr(d, "name") else d[0]) for d in source.provide_data or ())
+    total = getattr(source, "num_data", None)  # NDArrayIter tells; most do not
+    size = getattr(source, "batch_size", None)
+    return _Source(
+        open_,
+        examples=total if isinstance(total, int) else None,
+        batch_size=size if isinstance(size, int) and size > 0 else None,
+        names=names or None,
+    )
+
+
+def _called(step: Callable[[], object]) -> Iterator[object]:
+    while True:
+        try:
+            item = step()
+        except StopIteration:
+            return
+        yield item
+
+
+_END: Final = object()
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "asnumpy")
+
+
+def _is_batch_object(value: Any) -> TypeGuard[_DataBatch]:
+    return not _is_array(value) and hasattr(value, "data") and hasattr(value, "pad")
+
+
+def _flattened(items: Iterable[object]) -> Iterator[object]:
+    for item in items:
+        if isinstance(item, list | tuple):
+            yield from _flattened(item)
+        else:
+            yield item
+
+
+def _array(name: str, value: Any, pad: int) -> Array:
+    """``value`` as numpy without its last ``pad`` examples: float32, or an integer type as it is."""
+    if not _is_array(value):
+        raise DataError(f"input {name!r} is {_described(value)}; allowed: an array")
+    array: Array = value if isinstance(value, np.ndarray) else value.asnumpy()
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"input {name!r} has dtype {array.dtype}; allowed: floats and integers")
+    if array.ndim == 0:
+        raise DataError(f"input {name!r} has rank 0; allowed: rank 1 or more, the first axis counting examples")
+    if pad:
+        array = array[: max(len(array) - pad, 0)]
+    if len(array) == 0:
+        raise DataError(f"input {name!r} holds no examples; its shape is {array.shape}")
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def _size(feed: Feed, ranks: dict[str, int]) -> int:
+    """The number of examples in a feed; ranks must stay what the first batch made them."""
+    for name, array in feed.items():
+        if ranks.setdefault(name, array.ndim) != array.ndim:
+            raise DataError(f"input {name!r} has rank {array.ndim}; the batches before it had rank {ranks[name]}")
+    sizes = {name: len(array) for name, array in feed.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"its inputs hold different numbers of examples: {sizes}")
+    return next(iter(sizes.values()))
+
+
+def _examples_in(item: Any) -> int | None:
+    """The examples of a raw batch, without converting it; None where that does not show."""
+    if _is_batch_object(item):
+        inside = _examples_in(list(item.data))
+        return None if inside is None else inside - (item.pad or 0)
+    if isinstance(item, Mapping):
+        item = list(item.values())
+    if isinstance(item, list | tuple):
+        return _examples_in(item[0]) if item else None
+    return int(item.shape[0]) if _is_array(item) and item.shape else None
+
+
+def _length(value: object) -> int | None:
+    try:
+        return len(value)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _described(value: object) -> str:
+    text = repr(value) if isinstance(value, str | bytes | int | float) or value is None else ""
+    return f"{type(value).__name__} {text[:60]}".rstrip()

@@ -1,0 +1,78 @@
+"""The application: its global options, and how a command reports an error."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from mxq.cli.console import say
+from mxq.cli.options import option
+from mxq.errors import MxqError
+
+FAILED, REFUSED = 1, 2
+_DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+class _Group(TyperGroup):
+    """Takes ``--debug`` anywhere on the line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        debug = ["--debug"] if "--debug" in args else []
+        return super().parse_args(ctx, [*debug, *(a for a in args if a != "--debug")])
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="INT8 quantization of MXNet networks: quantize, look into the result, verify it, time it.",
+    epilog="Exit codes: 0 all is well; 1 a check failed; 2 wrong usage or an error, named in one line.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mxq.version import __version__
+
+        typer.echo(f"mxq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    del version
+    _DEBUG.set(debug)
+
+
+def command(function: _Function) -> _Function:
+    """Registers a subcommand whose `MxqError` becomes one line and exit code 2."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except MxqError as error:
+            if _DEBUG.get():
+                raise
+            say(f"mxq: error: {' '.join(str(error).split())}")
+            raise typer.Exit(REFUSED) from None
+
+    app.command()(run)
+    return function
+
+
+def main() -> None:
+    """The console entry."""
+    app(prog_name="mxq")

@@ -1,0 +1,223 @@
+"""``mxq verify``, ``mxq bench`` and ``mxq doctor``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mxq.cli.app import FAILED, command
+from mxq.cli.console import print_json, progress, say, show
+from mxq.cli.networks import open_data, start_mxnet
+from mxq.cli.options import (
+    DATA,
+    BatchSize,
+    Color,
+    Crop,
+    Epoch,
+    Json,
+    Mean,
+    Prefix,
+    PreprocessFile,
+    Resize,
+    Scale,
+    ShortSide,
+    Std,
+    option,
+    prefix_of,
+    preprocess_of,
+    shapes_of,
+)
+
+if TYPE_CHECKING:
+    from mxq.ir import Array, Model
+
+BATCH = 16
+LAYER_BATCH = 4
+"""Examples to a batch where every layer's tensor, of both networks, is held at once."""
+
+
+@command
+def verify(
+    float_prefix: Annotated[
+        Path, typer.Argument(metavar="FLOAT", help="Prefix of the float network.", show_default=False)
+    ],
+    int8_prefix: Annotated[
+        Path, typer.Argument(metavar="INT8", help="Prefix of what was made of it.", show_default=False)
+    ],
+    data: Annotated[Path, option(metavar="PATH", help=DATA)],
+    layers: Annotated[
+        bool, option("--layers", help="Compare every layer, to find where the noise comes from.")
+    ] = False,
+    min_agreement: Annotated[
+        float | None,
+        option(min=0, max=1, metavar="SHARE", help="Fail (exit code 1) below this share of equal answers, 0..1."),
+    ] = None,
+    min_sqnr: Annotated[
+        float | None, option(metavar="DB", help="Fail (exit code 1) below this SQNR of the outputs.")
+    ] = None,
+    num_examples: Annotated[
+        int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, option(min=1, help=f"Examples to a batch; {BATCH} by default, {LAYER_BATCH} with --layers.")
+    ] = None,
+    labels: Annotated[
+        Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
+    ] = None,
+    preprocess: PreprocessFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    short_side: ShortSide = None,
+    crop: Crop = None,
+    resize: Resize = None,
+    color: Color = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the INT8 network with the float one: equal answers, noise, accuracy where labels are known."""
+    float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
+    settings = preprocess_of(
+        float_prefix,
+        preprocess,
+        mean=mean,
+        std=std,
+        scale=scale,
+        color=color,
+        short_side=short_side,
+        crop=crop,
+        resize=resize,
+    )
+    runner = start_mxnet()
+    from mxq import runtime
+    from mxq import verify as verifying
+    from mxq.report import tables
+
+    models = [runtime.load_model(p) for p in (float_prefix, int8_prefix)]
+    source = open_data(data, models[0], settings, batch_size or (LAYER_BATCH if layers else BATCH), labels)
+    source = source.take(num_examples or source.examples)
+    say(f"comparing on {source.examples} of {source.description}")
+    with progress("comparing", source.examples) as step:
+        found = verifying.verify(runner, models[0], models[1], source, layers, labels=source.labels, progress=step)
+    failures = found.failures(min_agreement, min_sqnr)
+    if as_json:
+        print_json({**found.to_json(), "failures": list(failures)})
+    else:
+        show(tables.verification(found))
+    for failure in failures:
+        say(f"mxq: check failed: {failure}")
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+@command
+def bench(
+    prefix: Prefix,
+    int8_prefix: Annotated[
+        Path | None, typer.Argument(metavar="[INT8]", help="Prefix of what was made of it.", show_default=False)
+    ] = None,
+    batch_size: BatchSize = 1,
+    shape: Annotated[
+        list[str] | None,
+        option(
+            "--shape",
+            metavar="[INPUT=]C,H,W",
+            help="Shape of one example, without the batch. May be repeated, one for each input.",
+        ),
+    ] = None,
+    repeats: Annotated[int, option(min=1, show=True, help="Rounds that count; each runs every network once.")] = 50,
+    warmup: Annotated[int, option(min=0, show=True, help="Rounds before them that do not.")] = 10,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Time the float network, the same with fused kernels, and the INT8 network, in turn."""
+    prefix = prefix_of(prefix)
+    int8_prefix = None if int8_prefix is None else prefix_of(int8_prefix)
+    # MXNet fuses float graphs by itself when it binds them; "fp32" is to be the network as Gluon runs it.
+    os.environ.setdefault("MXNET_SUBGRAPH_BACKEND", "NONE")
+    runner = start_mxnet()
+    from mxq import bench as timing
+    from mxq import pipeline, runtime
+    from mxq.report import tables
+
+    model = runtime.load_model(prefix, epoch)
+    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(pipeline.prepare(model))}
+    if int8_prefix is not None:
+        models["int8"] = runtime.load_model(int8_prefix)
+    feeds = random_feeds(model, shapes_of(model, shape, prefix), batch_size)
+    candidates = {name: functools.partial(runner.compile(m), feeds) for name, m in models.items()}
+    with progress("timing", warmup + repeats) as step:
+        found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch_size, progress=step)
+    threads = os.environ.get("OMP_NUM_THREADS", "?")
+    if as_json:
+        print_json({"threads": threads, "shapes": {k: list(v.shape) for k, v in feeds.items()}, **found.to_json()})
+        return
+    show(tables.benchmark(found))
+    inputs = ", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in feeds.items())
+    show(
+        tables.facts(
+            [("input", inputs), ("threads", threads), ("rounds", f"{repeats}, in turn, after {warmup} to warm up")]
+        )
+    )
+
+
+@command
+def doctor(
+    prefix: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PREFIX]", help="A quantized network, to check its files too.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe the machine, the threads MXNet uses, and what to set before measuring or serving."""
+    from mxq import machine as machines
+    from mxq.report import record, tables
+
+    machine, environ = machines.detect(), dict(os.environ)
+    hints = machines.advice(machine, environ)
+    picked = machines.threads_mxnet_would_pick(machine, environ)
+    best = machines.recommended_threads(machine)
+    start_mxnet(quiet=True)
+    from mxq import runtime
+
+    versions = {**runtime.versions(), "onednn": "yes" if runtime.features()["MKLDNN"] else "no"}
+    if prefix is not None:
+        prefix = prefix_of(prefix)
+        hints += [str(m) for m in record.check(prefix)]
+        written = record.read(prefix).versions
+        hints += [
+            f"{prefix} was made with {k} {v}, here is {versions[k]}"
+            for k, v in written.items()
+            if versions.get(k, v) != v
+        ]
+    if as_json:
+        facts = {**asdict(machine), "flags": sorted(machine.flags), "cpus": machine.cpus}
+        print_json(
+            {"machine": facts, "versions": versions, "threads": {"mxnet": picked, "recommended": best}, "advice": hints}
+        )
+        return
+    cores = f"{machine.cores} cores, {machine.cpus} hardware threads"
+    quota = "" if machine.quota is None else f", {machine.quota:g} CPUs granted"
+    rows = [
+        ("CPU", machine.model),
+        ("int8 kernels", tables.TARGET_WORDS.get(machine.target, machine.target)),
+        ("cores", cores + quota),
+        ("threads", f"MXNet takes {picked}; best {best}"),
+        *(((("versions"), ", ".join(f"{k} {v}" for k, v in versions.items())),)),
+    ]
+    show(tables.facts(rows))
+    for hint in hints or ["nothing to set: all is well"]:
+        show(f"- {hint}")
+
+
+def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: int) -> dict[str, Array]:
+    """Normal noise of the right shape; the kernels' time does not depend on the values."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal((batch_size, *shapes[name])).astype(np.float32) for name in model.inputs}

@@ -1,0 +1,42 @@
+"""Networks and data, opened for a command; MXNet is imported no sooner."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mxq.cli.console import say
+
+if TYPE_CHECKING:
+    from mxq.images import Preprocess, Source
+    from mxq.ir import Model
+    from mxq.runtime import MxnetRunner
+
+
+def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
+    """Settles the number of threads, then imports MXNet."""
+    from mxq import machine
+
+    machine.check_omp_num_threads(os.environ)
+    best = machine.recommended_threads(machine.detect())
+    if "mxnet" not in sys.modules and machine.apply_threads(os.environ, best) and not quiet:
+        say(f"OMP_NUM_THREADS={best}: one thread a core; set it yourself to choose another number")
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
+    from mxq.runtime import MxnetRunner
+
+    return MxnetRunner()
+
+
+def open_data(path: Path, model: Model, settings: Preprocess, batch_size: int, labels: Path | None = None) -> Source:
+    from mxq.images import open_source
+
+    return open_source(path, model.inputs, settings, batch_size, labels)
+
+
+def sizes_of(prefix: Path) -> dict[str, int]:
+    """Bytes of the files of the pair ``prefix``, by name."""
+    files = [prefix.with_name(f"{prefix.name}-symbol.json")]
+    files += sorted(prefix.parent.glob(f"{prefix.name}-[0-9][0-9][0-9][0-9].params"))[-1:]
+    return {f.name: f.stat().st_size for f in files if f.is_file()}

@@ -1,0 +1,184 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mxq.cli.console import say
+from mxq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxq.config import QuantConfig
+    from mxq.images import Preprocess
+    from mxq.ir import Model
+
+PREPROCESS_FILE = "preprocess.json"
+_ENDINGS = re.compile(r"(-symbol\.json|-\d{4}\.params|-mxq\.json)$")
+_LAYERS, _PICTURES = "Which layers", "From pictures to inputs"
+
+
+def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
+    """An option; its default is shown only where it ``show``s something."""
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=more.pop("show", False), **more
+    )
+
+
+Prefix = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PREFIX", help="The network: PREFIX-symbol.json and PREFIX-NNNN.params.", show_default=False
+    ),
+]
+Json = Annotated[bool, option("--json", help="Print one JSON document to stdout instead of tables.")]
+Epoch = Annotated[int | None, option(min=0, help="Which PREFIX-NNNN.params; the latest by default.")]
+BatchSize = Annotated[int, option(min=1, help="Examples to a batch.", show=True)]
+Exclude = Annotated[
+    list[str] | None,
+    option(
+        "--exclude",
+        metavar="PATTERN",
+        panel=_LAYERS,
+        help='Leave these nodes in float: a name or a pattern such as "stage1_*". May be repeated.',
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    option("--include", metavar="PATTERN", panel=_LAYERS, help="Quantize only these nodes. May be repeated."),
+]
+ExcludeOp = Annotated[
+    list[str] | None,
+    option("--exclude-op", metavar="OP", panel=_LAYERS, help="Leave operators of this type in float. May be repeated."),
+]
+QuantizeMode = Annotated[
+    str,
+    option(
+        metavar="smart|full",
+        panel=_LAYERS,
+        show=True,
+        help="smart: layers and what lies between them; full: all that has an int8 kernel.",
+    ),
+]
+PreprocessFile = Annotated[
+    Path | None,
+    option(
+        "--preprocess",
+        metavar="FILE",
+        panel=_PICTURES,
+        help="JSON with the settings below; by default preprocess.json beside the network, where there is one.",
+    ),
+]
+Mean = Annotated[
+    str | None, option(metavar="M[,M,M]", panel=_PICTURES, help="Subtracted from the pixels (0..255, times --scale).")
+]
+Std = Annotated[str | None, option(metavar="S[,S,S]", panel=_PICTURES, help="What the difference is divided by.")]
+Scale = Annotated[float | None, option(panel=_PICTURES, help="What the pixels are multiplied by first.")]
+ShortSide = Annotated[int | None, option(min=1, panel=_PICTURES, help="Resize so that the shorter side is this long.")]
+Crop = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Then cut this from the middle.")]
+Resize = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Or stretch to this size.")]
+Color = Annotated[str | None, option(metavar="RGB|BGR|GRAY", panel=_PICTURES, help="Order of the channels.")]
+DATA = "A folder of images (with labels.csv for accuracy), a .npy or an .npz file."
+
+
+def prefix_of(path: Path) -> Path:
+    """``net-symbol.json``, as a shell completes it, means ``net``."""
+    return path.with_name(_ENDINGS.sub("", path.name))
+
+
+def config_of(
+    exclude: Sequence[str] | None,
+    include: Sequence[str] | None,
+    exclude_op: Sequence[str] | None,
+    quantize_mode: str,
+    calib_mode: str = "naive",
+    dtype: str = "auto",
+    num_calib_examples: str | None = None,
+) -> QuantConfig:
+    from mxq.config import QuantConfig
+
+    return QuantConfig(
+        calib_mode=calib_mode,
+        quantized_dtype=dtype,
+        quantize_mode=quantize_mode,
+        exclude_layers=tuple(exclude or ()),
+        include_layers=tuple(include or ()),
+        exclude_operators=tuple(exclude_op or ()),
+        num_calib_examples=num_calib_examples,
+    )
+
+
+def preprocess_of(prefix: Path, file: Path | None, **given: str | float | None) -> Preprocess:
+    """The settings of ``file``, or of the one beside the network, with those ``given`` as options on top.
+
+    Args:
+        prefix: the network.
+        file: ``--preprocess``.
+        given: `Preprocess` field -> the option's value, still text for pairs and lists; None where not given.
+    """
+    from mxq.images import Preprocess, read_preprocess
+
+    beside = prefix.parent / PREPROCESS_FILE
+    if file is None and beside.is_file():
+        file = beside
+        say(f"pictures are prepared by {beside}")
+    settings = read_preprocess(file).to_json() if file is not None else {}
+    changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
+    if "resize" in changed:
+        settings = {k: v for k, v in settings.items() if k not in ("short_side", "crop")}
+    elif "crop" in changed or "short_side" in changed:
+        settings.pop("resize", None)
+    return Preprocess.from_json({**settings, **changed}, "settings")
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if name in ("mean", "std"):
+        return _numbers(f"--{name}", value)
+    return _sides(f"--{name}", value) if name in ("crop", "resize") else value
+
+
+def _numbers(option_name: str, text: str) -> list[float]:
+    """The numbers of "124,116,104"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option_name} is {text!r}; allowed: one number, or one for each channel, such as 124,116,104"
+        ) from None
+
+
+def _sides(option_name: str, text: str) -> list[int]:
+    """The two sides of "240x320" (height x width), or of the square "224"."""
+    parts = re.split(r"[x,]", text)
+    if len(parts) > 2 or not all(p.isdigit() for p in parts):
+        raise ConfigError(f"{option_name} is {text!r}; allowed: a side such as 224, or height x width such as 240x320")
+    return [int(parts[0]), int(parts[-1])]
+
+
+def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of one example, from ``--shape``, or from preprocess.json for a single input of pictures."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in given or ():
+        name, _, sides = text.rpartition("=")
+        name = name or (model.inputs[0] if len(model.inputs) == 1 else "")
+        if name not in model.inputs or not re.fullmatch(r"\d+([x,]\d+)*", sides):
+            raise ConfigError(
+                f"--shape is {text!r}; allowed: [INPUT=]3,224,224 with an input of {', '.join(model.inputs)}"
+            )
+        shapes[name] = tuple(int(side) for side in re.split(r"[x,]", sides))
+    beside = prefix.parent / PREPROCESS_FILE
+    if not shapes and len(model.inputs) == 1 and beside.is_file():
+        from mxq.images import read_preprocess
+
+        shape = read_preprocess(beside).shape
+        shapes = {} if shape is None else {model.inputs[0]: shape}
+    missing = [name for name in model.inputs if name not in shapes]
+    if missing:
+        raise ConfigError(
+            f"the shape of input {missing[0]!r} is not known; give --shape {missing[0]}=3,224,224 or such"
+        )
+    return shapes

@@ -1,0 +1,47 @@
+"""The errors mxq raises.
+
+Every message names the node, tensor, file, field or pattern at fault, the value found and what is allowed.
+All derive from `MxqError`, so ``except mxq.MxqError`` catches whatever mxq refuses, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class MxqError(Exception):
+    """Base of every error that mxq raises on purpose."""
+
+
+class GraphError(MxqError):
+    """A graph breaks an invariant: a name used twice, a dangling reference, a cycle."""
+
+
+class FormatError(MxqError):
+    """A file or text is not what it should be (symbol JSON, .params, thresholds, text form)."""
+
+
+class ConfigError(MxqError, ValueError):
+    """A setting has a value that is not allowed, or a pattern that matches nothing."""
+
+
+class DataError(MxqError, ValueError):
+    """Calibration or evaluation data does not fit: empty, wrong shape, wrong type, NaN."""
+
+
+class CalibrationError(MxqError):
+    """A range cannot be computed, or one that the graph needs is missing."""
+
+
+class QuantizeError(MxqError):
+    """The network cannot be quantized as asked (already quantized, unsupported request)."""
+
+
+class RuntimeFailure(MxqError):
+    """MXNet refused to load, bind or run a graph; the message carries MXNet's own first line."""
+
+
+def one_of(field: str, value: object, allowed: Iterable[object]) -> ConfigError:
+    """The error for a value outside a closed set: names field, value and all allowed values."""
+    listed = ", ".join(repr(a) for a in allowed)
+    return ConfigError(f"{field} is {value!r}; allowed: {listed}")

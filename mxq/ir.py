@@ -1,0 +1,272 @@
+"""The graph that every pass reads and returns: `Ref`, `Node`, `Graph`, `Model`, and the `Runner` protocol.
+
+All of it is immutable. A graph is keyed by *node name*, because parameters and thresholds are; a pass
+returns a new `Model`, or the same object where nothing changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxq.errors import GraphError
+
+Array = NDArray[Any]
+VARIABLE = "null"
+"""The op name of a variable (input or parameter) in MXNet's symbol JSON."""
+ORIGIN = "__origin__"
+"""Attribute of a node that stands for several original ones: their names, in order. MXNet keeps and ignores it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """One output of one node: ``name`` of the node, index of the ``output``, ``version`` (of mutated auxiliary states)."""
+
+    name: str
+    output: int = 0
+    version: int = 0
+
+    def __str__(self) -> str:
+        return self.name if self.output == 0 else f"{self.name}:{self.output}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator or, where ``op`` is `VARIABLE`, an input or parameter.
+
+    ``attrs`` are strings, as MXNet keeps them. ``label`` is the name the file gives the node where that
+    differs from ``name`` (MXNet lets two operators share a name; here names are unique).
+    """
+
+    name: str
+    op: str
+    attrs: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[Ref, ...] = ()
+    subgraphs: tuple[Graph, ...] = ()
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attrs, MappingProxyType):
+            object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+    @property
+    def is_variable(self) -> bool:
+        return self.op == VARIABLE
+
+    @property
+    def out(self) -> Ref:
+        """The node's first output."""
+        return Ref(self.name)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Names of the original nodes that this one stands for; its own where it is original."""
+        return tuple(self.attrs[ORIGIN].split(" ")) if ORIGIN in self.attrs else (self.name,)
+
+    def flag(self, attr: str, default: bool = False) -> bool:
+        """A boolean attribute, as MXNet spells it ("True", "true", "1")."""
+        return self.attrs[attr].lower() in ("true", "1") if attr in self.attrs else default
+
+    def number(self, attr: str, default: float) -> float:
+        """A numeric attribute."""
+        return float(self.attrs.get(attr, default))
+
+    def ints(self, attr: str) -> tuple[int, ...]:
+        """A tuple attribute such as "(3, 3)"; empty where it is missing."""
+        return tuple(int(float(v)) for v in re.findall(r"-?[\d.]+", self.attrs.get(attr, "")))
+
+    def with_attrs(self, **attrs: str) -> Node:
+        """A copy with ``attrs`` added or changed."""
+        return replace(self, attrs={**self.attrs, **attrs})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, and the outputs (``heads``) of the whole.
+
+    Raises:
+        GraphError: a name occurs twice, an input or head refers to no earlier node.
+    """
+
+    nodes: tuple[Node, ...]
+    heads: tuple[Ref, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attrs, MappingProxyType):
+            object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+        seen: set[str] = set()
+        for node in self.nodes:
+            for ref in node.inputs:
+                if ref.name not in seen:
+                    raise GraphError(f"node {node.name!r} ({node.op}) reads {str(ref)!r}, which no earlier node makes")
+            if node.name in seen:
+                raise GraphError(f"two nodes are named {node.name!r}; names must be unique")
+            seen.add(node.name)
+        for head in self.heads:
+            if head.name not in seen:
+                raise GraphError(f"output {str(head)!r} refers to no node of the graph")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        return MappingProxyType({n.name: n for n in self.nodes})
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[Node, ...]]:
+        """For each node name the nodes that read any of its outputs, in order, each once."""
+        found: dict[str, list[Node]] = {n.name: [] for n in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(r.name for r in node.inputs):
+                found[name].append(node)
+        return MappingProxyType({k: tuple(v) for k, v in found.items()})
+
+    @cached_property
+    def head_names(self) -> frozenset[str]:
+        return frozenset(h.name for h in self.heads)
+
+    def __getitem__(self, name: str) -> Node:
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise GraphError(f"the graph has no node {name!r}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_name
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    @property
+    def variables(self) -> tuple[Node, ...]:
+        return tuple(n for n in self.nodes if n.is_variable)
+
+    @property
+    def operators(self) -> tuple[Node, ...]:
+        return tuple(n for n in self.nodes if not n.is_variable)
+
+    def replace(self, changes: Mapping[str, Sequence[Node]], redirect: Mapping[Ref, Ref] | None = None) -> Graph:
+        """A new graph in which nodes are exchanged, inserted or dropped.
+
+        Args:
+            changes: node name -> the nodes that stand in its place (empty: dropped).
+            redirect: old ref -> new ref, applied to every input and head; chains are followed.
+
+        Returns:
+            The new graph, sorted topologically, without nodes that no head needs.
+
+        Raises:
+            GraphError: the result breaks an invariant or has a cycle.
+        """
+        moved = dict(redirect or {})
+
+        def follow(ref: Ref) -> Ref:
+            while ref in moved:
+                ref = moved[ref]
+            return ref
+
+        nodes = [new for old in self.nodes for new in changes.get(old.name, (old,))]
+        if moved:
+            nodes = [replace(n, inputs=tuple(map(follow, n.inputs))) for n in nodes]
+        return toposort(nodes, tuple(map(follow, self.heads)), self.attrs)
+
+
+def toposort(nodes: Iterable[Node], heads: Sequence[Ref], attrs: Mapping[str, Any] | None = None) -> Graph:
+    """Orders ``nodes`` depth first from ``heads``, as MXNet does, and drops those no head needs.
+
+    Raises:
+        GraphError: a name occurs twice, a reference dangles, or the nodes form a cycle.
+    """
+    table: dict[str, Node] = {}
+    for node in nodes:
+        if node.name in table:
+            raise GraphError(f"two nodes are named {node.name!r}; names must be unique")
+        table[node.name] = node
+    ordered: list[Node] = []
+    state: dict[str, bool] = {}  # False while a node's inputs are being visited, True when it is placed
+    for head in heads:
+        stack = [head.name]
+        while stack:
+            name = stack[-1]
+            if name not in table:
+                raise GraphError(f"{name!r} is read but no node makes it")
+            if state.get(name):
+                stack.pop()
+                continue
+            pending = [r.name for r in table[name].inputs if not state.get(r.name)]
+            if not pending:
+                state[name] = True
+                ordered.append(table[name])
+                stack.pop()
+            elif name in state and any(p in state for p in pending):
+                raise GraphError(f"the graph has a cycle through {name!r}")
+            else:
+                state[name] = False
+                stack.extend(reversed(pending))
+    return Graph(tuple(ordered), tuple(heads), attrs or {})
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph and its parameters.
+
+    ``args`` and ``auxs`` map a variable's name to its value, a read-only array (float32 unless the
+    network says otherwise). A variable in neither is an input.
+    """
+
+    graph: Graph
+    args: Mapping[str, Array] = field(default_factory=dict)
+    auxs: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("args", "auxs"):
+            table = getattr(self, name)
+            if not isinstance(table, MappingProxyType):
+                object.__setattr__(self, name, MappingProxyType({k: _read_only(v) for k, v in table.items()}))
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the variables that the caller must feed, in graph order."""
+        return tuple(n.name for n in self.graph.variables if n.name not in self.args and n.name not in self.auxs)
+
+    def param(self, name: str) -> Array | None:
+        """The value of a parameter, argument or auxiliary; None for an input or an operator."""
+        return self.args.get(name, self.auxs.get(name))
+
+    def with_graph(self, graph: Graph, args: Mapping[str, Array] | None = None) -> Model:
+        """This model with another graph and ``args`` added or changed; parameters that no node reads are dropped."""
+        kept = {n.name for n in graph.variables}
+        table = {**self.args, **(args or {})}
+        return Model(
+            graph,
+            {k: v for k, v in table.items() if k in kept},
+            {k: v for k, v in self.auxs.items() if k in kept},
+        )
+
+
+def _read_only(value: Array) -> Array:
+    array = np.asarray(value)
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+class Executable(Protocol):
+    """A model bound to run: feeds in, one array per head (and then per tap) out."""
+
+    def __call__(self, feeds: Mapping[str, Array]) -> tuple[Array, ...]: ...
+
+
+class Runner(Protocol):
+    """What runs a model. `mxq.runtime` implements it with MXNet; tests may with numpy."""
+
+    def compile(self, model: Model, taps: Sequence[Ref] = ()) -> Executable:
+        """Binds ``model``; the executable returns its heads, then the tensors named by ``taps``."""
+        ...

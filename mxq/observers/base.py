@@ -1,0 +1,192 @@
+"""The observer protocol, the registry of observers, and `Extent`, the part of a state that all of them keep.
+
+An observer is a pure fold over the batches of one tensor::
+
+    state = observer.empty()
+    for x in batches:
+        state = observer.update(state, x)
+    threshold = observer.range(state, "auto")
+
+A state is a frozen dataclass whose arrays are read-only: reading changes nothing, and two states of disjoint
+data `merge` into the state of all of it. Adding an observer takes a parameter dataclass, a class and `register`;
+one that works from a histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `range` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mxq.errors import CalibrationError, ConfigError, DataError, one_of
+from mxq.thresholds import Range
+
+Floats = NDArray[np.float32]
+S = TypeVar("S")
+
+DTYPES: Final = ("auto", "int8", "uint8")
+
+ALL_ZERO_RANGE: Final = Range(0.0, 1.0)
+"""The range of a tensor that was zero throughout. Zero is code 0 in any range but the empty one, which stock
+`quantize_v2` codes as 127 (it multiplies by infinity), so a unit range stands in."""
+
+
+class Observer(Protocol[S]):
+    """Finds the range of one tensor from its batches; ``S`` is its state."""
+
+    name: ClassVar[str]
+    """What the registry and the provenance call it."""
+
+    ordered: ClassVar[bool]
+    """Whether the order of updates matters (a moving average); such states must not be merged out of order."""
+
+    def empty(self) -> S:
+        """The state before any data."""
+        ...
+
+    def update(self, state: S, x: ArrayLike) -> S:
+        """The state after one more batch.
+
+        Args:
+            state: unchanged by the call.
+            x: any shape, numbers, in activation units; empty arrays add nothing.
+
+        Raises:
+            DataError: ``x`` holds NaN or Inf; the message counts them.
+        """
+        ...
+
+    def merge(self, a: S, b: S) -> S:
+        """The state of the data of both."""
+        ...
+
+    def range(self, state: S, dtype: str) -> Range:
+        """The interval to represent, in activation units.
+
+        Args:
+            state: unchanged by the call.
+            dtype: "int8", "uint8", or "auto": uint8 where no value was negative. A tensor with negative values
+                gets its signed range whatever the dtype; whether uint8 may then be used is not decided here.
+
+        Raises:
+            CalibrationError: no values were observed.
+            ConfigError: another dtype.
+        """
+        ...
+
+    def observed(self, state: S) -> Range | None:
+        """The plain minimum and maximum; None before any data."""
+        ...
+
+    def note(self, state: S) -> str:
+        """What a report should mention: "all zero", "constant", or nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many values were seen and between which bounds (exact, in activation units)."""
+
+    count: int = 0
+    min: float = math.inf
+    max: float = -math.inf
+
+    def update(self, x: Floats) -> Extent:
+        """The extent of these values and those of ``x`` (any shape, float32).
+
+        Raises:
+            DataError: ``x`` holds NaN or Inf.
+        """
+        if x.size == 0:
+            return self
+        with np.errstate(invalid="ignore"):
+            low, high = float(x.min()), float(x.max())
+        if not (math.isfinite(low) and math.isfinite(high)):  # NaN propagates through min and max
+            raise _not_finite(x)
+        return self.merge(Extent(x.size, low + 0.0, high + 0.0))  # + 0.0 makes -0.0 into 0.0
+
+    def merge(self, other: Extent) -> Extent:
+        """The extent of both."""
+        return Extent(self.count + other.count, min(self.min, other.min), max(self.max, other.max))
+
+    @property
+    def range(self) -> Range | None:
+        """Both bounds; None before any data."""
+        return Range(self.min, self.max) if self.count else None
+
+    @property
+    def absmax(self) -> float:
+        """The largest absolute value; 0 before any data."""
+        return max(abs(self.min), abs(self.max)) if self.count else 0.0
+
+    @property
+    def note(self) -> str:
+        """What is odd about the values: "all zero", "constant", or nothing."""
+        if self.count and self.min == self.max:
+            return "all zero" if self.min == 0 else "constant"
+        return ""
+
+    def unsigned(self, dtype: str) -> bool:
+        """Whether uint8 codes are wanted and fit: no value was negative and ``dtype`` allows them."""
+        return self.min >= 0 and dtype in {"auto", "uint8"}
+
+    def usable(self, dtype: str) -> Range:
+        """The observed range, with `ALL_ZERO_RANGE` in place of an empty one around zero.
+
+        Raises:
+            CalibrationError: no values were observed.
+            ConfigError: an unknown dtype.
+        """
+        if dtype not in DTYPES:
+            raise one_of("dtype", dtype, DTYPES)
+        seen = self.range
+        if seen is None:
+            raise CalibrationError("no values were observed, so there is no range; at least one batch is needed")
+        return seen if seen.absmax else ALL_ZERO_RANGE
+
+
+def flat(x: ArrayLike) -> Floats:
+    """``x`` as (n,) float32, contiguous, without a copy where it is that already."""
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"values have dtype {array.dtype}; allowed: floats and integers")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf and is reported as such
+        return np.ascontiguousarray(array, dtype=np.float32).reshape(-1)
+
+
+def _not_finite(x: Floats) -> DataError:
+    nans = int(np.isnan(x).sum())
+    infinite = int(np.isinf(x).sum())
+    return DataError(f"{nans + infinite} of {x.size} values are not finite ({nans} NaN, {infinite} Inf)")
+
+
+_REGISTRY: Final[dict[str, Observer[Any]]] = {}
+
+
+def register(observer: Observer[Any]) -> None:
+    """Makes ``observer``, with its default parameters, known by its name.
+
+    Raises:
+        ConfigError: the name is taken by another observer.
+    """
+    if _REGISTRY.setdefault(observer.name, observer) != observer:
+        raise ConfigError(f"an observer named {observer.name!r} exists already; known: {', '.join(names())}")
+
+
+def get(name: str) -> Observer[Any]:
+    """The observer called ``name`` with default parameters.
+
+    Raises:
+        ConfigError: there is none; the message lists those known.
+    """
+    if name not in _REGISTRY:
+        raise one_of("observer", name, names())
+    return _REGISTRY[name]
+
+
+def names() -> tuple[str, ...]:
+    """The names of all registered observers, sorted."""
+    return tuple(sorted(_REGISTRY))

@@ -1,0 +1,139 @@
+"""Fuse: a convolution or fully connected layer with what the kernel can apply to its result before writing it.
+
+Before:  x -> Convolution [-> elemwise_add(., y)] [-> Activation | LeakyReLU | clip] -> z
+After:   x, y -> _sg_mkldnn_conv{the same nodes as a subgraph} -> z
+
+Before:  x -> FullyConnected [-> Activation | LeakyReLU | clip | abs] -> z
+After:   x -> _sg_mkldnn_fully_connected{...} -> z
+
+Conditions: results inside are read by nothing else; the convolution has 2 or 3 spatial axes in NCHW; the
+post-op is one the kernel computes right (rows of `mxq.backends.onednn`, which differ for float and int8).
+The fused node takes the name of its last member, so readers and thresholds keep the tensor's name, and the sum
+operand comes last among its inputs, as ``ConnectSubgraphInputs`` in ``mkldnn_conv_property.h`` demands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.ir import ORIGIN, VARIABLE, Graph, Model, Node, Ref
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite.rule import single_consumer
+
+_SUM = "elemwise_add"
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """One shape of fusion: ``pattern`` with a node bound as "layer" and perhaps "sum" and "act".
+
+    ``int8`` selects which post-ops are allowed.
+    """
+
+    name: str
+    pattern: Op
+    spec: OpSpec
+    int8: bool
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        layer = match["layer"]
+        broken = self.spec.broken_need(layer)
+        if broken:
+            return Reject(broken, (layer.name,))
+        return single_consumer(model, match) or self._post_op_refusal(match)
+
+    def _post_op_refusal(self, match: Match) -> Reject | None:
+        act = match.nodes.get("act")
+        if act is None:
+            return None
+        row = self.spec.post_op(act)
+        if row is None:
+            return Reject(f"the kernel has no post-op {act.op} with {dict(act.attrs)}", (act.name,))
+        if self.int8 and not row.int8:
+            return Reject(row.reason, (act.name,))
+        if self.int8 and "sum" in match.nodes and not row.after_sum:
+            return Reject(row.sum_reason, (act.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        root = match.root
+        outside, subgraph = _subgraph(match)
+        origins = " ".join(o for n in match.interior for o in n.origins)
+        fused = Node(root.name, self.spec.fused_op, {**_flags(self.spec, match), ORIGIN: origins}, outside, (subgraph,), root.label)
+        dropped = {n.name: () for n in match.interior if n is not root}
+        return Rewrite({**dropped, root.name: (fused,)})
+
+
+def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
+    if spec.with_sum:
+        after = "with_postsum_act" if "sum" in match.nodes else "with_act"
+        found = {"with_sum": "sum" in match.nodes, after: "act" in match.nodes}
+        return {k: "true" for k, v in found.items() if v}
+    return {"with_eltwise": "True"} if "act" in match.nodes else {}
+
+
+def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:
+    """The fused node's inputs (layer's own, then the sum operand), and the subgraph over variables standing for them."""
+    layer, total, act = (match.nodes.get(k) for k in ("layer", "sum", "act"))
+    if layer is None:
+        raise ValueError("the pattern binds no 'layer'")
+    nodes, outside, names = [], list(layer.inputs), []
+    for slot, _ in zip(("data", "weight", "bias"), layer.inputs, strict=False):
+        names.append(_free(slot, match))
+        nodes.append(Node(names[-1], VARIABLE))
+    nodes.append(replace(layer, inputs=tuple(map(Ref, names)), label=""))
+    if total is not None:
+        operand = next(r for r in total.inputs if r.name != layer.name)
+        outside.append(operand)
+        nodes.append(Node(_free("sum", match), VARIABLE))
+        nodes.append(replace(total, inputs=(layer.out, nodes[-1].out), label=""))
+    if act is not None:
+        nodes.append(replace(act, inputs=(nodes[-1].out,), label=""))
+    return tuple(outside), Graph(tuple(nodes), (nodes[-1].out,))
+
+
+def _free(name: str, match: Match) -> str:
+    taken = {n.name for n in match.interior}
+    while name in taken:
+        name += "0"
+    return name
+
+
+def _rules(spec: BackendSpec, *, int8: bool) -> Iterator[Rule]:
+    """The longest chains first."""
+    fusable = [s for s in spec.ops if s.fused_op]
+    for row in fusable:
+        layer = Op((row.float_op,), bind="layer")
+        total = Op((_SUM,), (layer, Any_("operand")), bind="sum", commutative=True)
+        acts = tuple(dict.fromkeys(p.op for p in row.post_ops))
+        short = row.fused_op.removeprefix("_sg_mkldnn_")
+        if row.with_sum:
+            yield Fuse(f"fuse_{short}_add_act", Op(acts, (total,), bind="act"), row, int8)
+        yield Fuse(f"fuse_{short}_act", Op(acts, (layer,), bind="act"), row, int8)
+        if row.with_sum:
+            yield Fuse(f"fuse_{short}_add", total, row, int8)
+    for row in fusable:
+        short = row.fused_op.removeprefix("_sg_mkldnn_")
+        yield Fuse(f"fuse_{short}", Op((row.float_op,), bind="layer"), row, int8)
+
+
+def fuse(model: Model, *, int8: bool, backend: BackendSpec = MXNET_191, trace: Trace | None = None) -> Model:
+    """Fuses for the float kernels or, with ``int8``, for the int8 ones."""
+    for rule in _rules(backend, int8=int8):
+        # Each rule is exhausted before a shorter one starts, or the short one would take the head of a long chain.
+        model = apply_rules(model, (rule,), trace, "fuse")
+    return model
+
+
+def _pass(*, int8: bool) -> Pass:
+    def run(model: Model, trace: Trace) -> Model:
+        return fuse(model, int8=int8, trace=trace)
+
+    return Pass("fuse_int8" if int8 else "fuse_float", run, requires=(FLOAT,), ensures=(FLOAT,))
+
+
+FUSE_FLOAT = _pass(int8=False)
+FUSE_INT8 = _pass(int8=True)

@@ -1,0 +1,201 @@
+"""Partition: which operators of the fused float graph become int8, which tensors need a range, and why not the rest.
+
+An operator becomes int8 when its row in the backend's table allows it, the user does not exclude it, and, in
+mode "smart", it is a "compute" operator or a "carry" operator between two of those. The walk is that of
+``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.config import QuantConfig, Selector, selector_name, selects
+from mxq.errors import ConfigError
+from mxq.ir import Graph, Model, Node, Ref
+from mxq.plan import Decision, Plan
+from mxq.rewrite import Trace
+
+NONE = "none"
+"""The ``calib_mode`` in which ranges are found at run time."""
+
+
+def partition(
+    model: Model, config: QuantConfig, backend: BackendSpec = MXNET_191, trace: Trace | None = None
+) -> Plan:
+    """Decides for every operator of a fused float ``model``.
+
+    Raises:
+        ConfigError: a pattern of ``config`` matches no node; the message names close ones.
+    """
+    graph = model.graph
+    chosen = _choices(graph, config)
+    reasons: dict[str, str] = {}
+    specs: dict[str, OpSpec] = {}
+    for node in graph.operators:
+        spec = backend.find(node.op)
+        reason = chosen.get(node.name, "") or _refusal(model, node, spec, config, backend, trace)
+        if reason or spec is None:
+            reasons[node.name] = reason
+        else:
+            specs[node.name] = spec
+    if config.quantize_mode == "smart":
+        reasons |= _lonely(graph, specs)
+    decisions = tuple(
+        Decision(
+            node=node.name,
+            op=chain(node),
+            members=node.origins,
+            int8=node.name not in reasons,
+            reason=reasons.get(node.name) or _why_int8(specs[node.name]),
+        )
+        for node in graph.operators
+    )
+    quantized = {n: specs[n] for n in specs if n not in reasons}
+    observe = () if config.calib_mode == NONE else tuple(_observed(graph, quantized))
+    return Plan(decisions, observe)
+
+
+def chain(node: Node) -> str:
+    """The op type, for a fused node the chain inside it: "Convolution+elemwise_add+Activation"."""
+    inner = [n.op for sub in node.subgraphs for n in sub.operators]
+    return "+".join(inner) if inner else node.op
+
+
+def data_inputs(node: Node, spec: OpSpec) -> tuple[int, ...]:
+    """Indices of the inputs of ``node`` that must be int8: the data, and the operand of a fused sum."""
+    if not spec.data_inputs:
+        return tuple(range(len(node.inputs)))
+    summed = (len(node.inputs) - 1,) if node.flag("with_sum") else ()
+    return spec.data_inputs + summed
+
+
+def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Iterable[str]) -> bool:
+    """Whether an int8 fully connected layer can write float itself: all its readers are float (``enable_float_output``)."""
+    if spec.float_op != "FullyConnected":
+        return False
+    known = set(quantized)
+    return not any(c.name in known for c in graph.consumers[node.name])
+
+
+def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
+    """Node name -> why the user's settings leave it in float."""
+    members = {m: n for n in graph.operators for m in _members(n)}
+    candidates = list(members)
+    reasons: dict[str, str] = {}
+
+    def hits(field: str, selector: Selector) -> set[str]:
+        found = {members[m].name for m in candidates if selects(selector, _as_node(m, members[m]))}
+        if not found:
+            raise no_match(field, selector, candidates)
+        return found
+
+    if config.include_layers:
+        included = set().union(*(hits("include_layers", s) for s in config.include_layers))
+        reasons |= {n.name: "not among include_layers" for n in graph.operators if n.name not in included}
+    for selector in config.exclude_layers:
+        why = f"excluded by exclude_layers {selector_name(selector)!r}"
+        reasons |= dict.fromkeys(hits("exclude_layers", selector), why)
+    for part in config.exclude_layers_match:
+        why = f"excluded by exclude_layers_match {part!r}"
+        reasons |= dict.fromkeys(hits("exclude_layers_match", f"*{part}*"), why)
+    for op in config.exclude_operators:
+        found = {n.name for n in graph.operators if op in chain(n).split("+") or op == n.op}
+        if not found:
+            raise no_match("exclude_operators", op, sorted({o for n in graph.operators for o in chain(n).split("+")}))
+        reasons |= dict.fromkeys(found, f"excluded by exclude_operators {op!r}")
+    for pattern, layer in config.overrides.items():
+        for name in hits("overrides", pattern):
+            if layer.quantize is False:
+                reasons[name] = f"left in float by overrides {pattern!r}"
+            elif layer.quantize:
+                reasons.pop(name, None)
+    return reasons
+
+
+def _members(node: Node) -> Iterable[str]:
+    return dict.fromkeys((*node.origins, node.name))
+
+
+def _as_node(member: str, node: Node) -> Node:
+    """What a predicate sees for an original node: itself inside a fused one, else the fused node under its name."""
+    inner = {n.name: n for sub in node.subgraphs for n in sub.operators}
+    return inner.get(member, Node(member, node.op, node.attrs, node.inputs, node.subgraphs))
+
+
+def no_match(field: str, selector: Selector, candidates: Iterable[str]) -> ConfigError:
+    """The error for a pattern that matches nothing; names close candidates."""
+    import difflib
+
+    known = list(candidates)
+    close = difflib.get_close_matches(selector_name(selector).strip("*"), known, n=3, cutoff=0.4) or known[:3]
+    return ConfigError(
+        f"{field}: {selector_name(selector)!r} matches none of {len(known)} names; close ones: {', '.join(close)}"
+    )
+
+
+def _refusal(
+    model: Model, node: Node, spec: OpSpec | None, config: QuantConfig, backend: BackendSpec, trace: Trace | None
+) -> str:
+    if spec is None:
+        return backend.why_not(node.op)
+    if spec.fused_op and node.op != spec.fused_op:
+        refused = [e.reason for e in (trace.refusals(node.name) if trace else ())]
+        return spec.broken_need(node) or (refused[-1] if refused else f"{node.op} could not be fused for its kernel")
+    broken = "" if spec.fused_op else spec.broken_need(node)
+    if broken:
+        return broken
+    if spec.role == "compute" and model.param(node.inputs[1].name) is None:
+        return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
+    return _needs_calibration(node, spec) if config.calib_mode == NONE else ""
+
+
+def _needs_calibration(node: Node, spec: OpSpec) -> str:
+    """What has no int8 form without calibrated ranges."""
+    if not spec.runtime_range:
+        return f"the int8 kernel of {spec.float_op} needs calibrated ranges (calib_mode is 'none')"
+    if spec.float_op == "Convolution" and "clip" in chain(node).split("+"):
+        return "without a calibrated range the int8 convolution does not clip (calib_mode is 'none')"
+    return ""
+
+
+def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
+    """Carry nodes that do not lie between two compute nodes, through carry nodes only."""
+    after: set[str] = set()
+    before: set[str] = set()
+    for node in graph.operators:
+        if any(_computes(specs, r.name) or r.name in after for r in node.inputs):
+            if node.name in specs:
+                after.add(node.name)
+    for node in reversed(graph.operators):
+        readers = graph.consumers[node.name]
+        if node.name in specs and any(_computes(specs, c.name) or c.name in before for c in readers):
+            before.add(node.name)
+    return {
+        name: "it does not lie between two int8 layers, so converting would cost more than it saves"
+        for name, spec in specs.items()
+        if spec.role == "carry" and not (name in after and name in before)
+    }
+
+
+def _computes(specs: Mapping[str, OpSpec], name: str) -> bool:
+    return name in specs and specs[name].role == "compute"
+
+
+def _why_int8(spec: OpSpec) -> str:
+    return "int8 kernel" if spec.role == "compute" else "carries int8 between int8 layers"
+
+
+def _observed(graph: Graph, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:
+    """Float tensors whose range the int8 graph needs: what is quantized, and what calibrated kernels write."""
+    found: dict[Ref, None] = {}
+    for node in graph.operators:
+        if node.name not in quantized:
+            continue
+        spec = quantized[node.name]
+        for i in data_inputs(node, spec):
+            if node.inputs[i].name not in quantized:
+                found[node.inputs[i]] = None
+        if spec.calibrated and not writes_float(graph, node, spec, quantized):
+            found[node.out] = None
+    return found

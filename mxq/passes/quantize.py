@@ -1,0 +1,234 @@
+"""Quantize: the fused float graph becomes the int8 graph that stock MXNet runs.
+
+Before:  x -> _sg_mkldnn_conv -> y -> softmax
+After:   x -> _contrib_quantize_v2 -> _sg_mkldnn_conv(quantized, ranges) -> _contrib_dequantize -> softmax
+
+An int8 node is named ``quantized_<name>`` and has three outputs (values, minimum, maximum); where a float reader
+or the network's output needs the tensor, a dequantize node takes the float tensor's own name, so float readers,
+output names and thresholds stay as they were. Ranges go into ``min_calib_range``/``max_calib_range``; scales
+follow from them in the kernels (`mxq.numerics`). Types are the kernels': a convolution writes u8 after ReLU or
+clip, s8 otherwise; what is quantized from float is u8 where the range has no negative part (``auto``).
+
+Guards, each for a stock kernel that would otherwise fail or compute something else:
+
+* conv + sum writes into its summand's memory with *the summand's type* (``mkldnn_conv.cc``: ``output`` is
+  ``inputs[in_sum]``). An s8 summand under a u8 result would saturate at half the range: the written range is
+  doubled, so that values stay within 0..127. A u8 summand under an s8 result is converted to s8 first.
+* a u8 range must not have a negative minimum (CHECK in ``mkldnn_conv.cc``): it is written from 0.
+* a range of zero width makes scales infinite: it is written as [0, 1].
+* int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.config import QuantConfig
+from mxq.errors import ConfigError, QuantizeError
+from mxq.ir import ORIGIN, Model, Node, Ref, toposort
+from mxq.passes.overrides import LayerChoices
+from mxq.passes.partition import NONE, data_inputs, writes_float
+from mxq.plan import Plan, TensorRecord
+from mxq.thresholds import Range, Thresholds
+
+INT8, UINT8 = "int8", "uint8"
+HALF = 255.5 / 127.5
+"""Widening of a u8 range that keeps its values within 0..127."""
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """An int8 tensor of the new graph: refs of its values, minimum and maximum, and its type."""
+
+    values: Ref
+    min: Ref
+    max: Ref
+    dtype: str
+
+    @staticmethod
+    def of(node: str, dtype: str) -> Coded:
+        return Coded(Ref(node), Ref(node, 1), Ref(node, 2), dtype)
+
+
+def quantize_graph(
+    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, backend: BackendSpec = MXNET_191
+) -> tuple[Model, Mapping[str, TensorRecord]]:
+    """Builds the int8 model.
+
+    Args:
+        model: the fused float model that ``plan`` was made for.
+        plan: from `partition`.
+        thresholds: a range for every tensor in ``plan.observe``.
+
+    Returns:
+        The int8 model, and how each of its int8 tensors is coded, by name.
+
+    Raises:
+        CalibrationError: a range is missing.
+        QuantizeError: "uint8" was asked for a tensor with negative values.
+    """
+    builder = _Builder(model, plan, thresholds, config, backend, LayerChoices.of(model.graph, config))
+    for node in model.graph:
+        if node.name in plan.quantized:
+            builder.quantize(node)
+        else:
+            builder.keep(node)
+    for head in model.graph.heads:
+        builder.as_float(head)
+    graph = toposort(builder.nodes.values(), model.graph.heads, model.graph.attrs)
+    return model.with_graph(graph), builder.records
+
+
+@dataclass
+class _Builder:
+    model: Model
+    plan: Plan
+    thresholds: Thresholds
+    config: QuantConfig
+    backend: BackendSpec
+    choices: LayerChoices
+    nodes: dict[str, Node] = field(default_factory=dict)
+    coded: dict[Ref, Coded] = field(default_factory=dict)
+    quantizers: dict[tuple[Ref, str], Coded] = field(default_factory=dict)
+    records: dict[str, TensorRecord] = field(default_factory=dict)
+
+    # ---- reading tensors ----
+
+    def as_float(self, ref: Ref) -> None:
+        """Makes sure that the float tensor ``ref`` exists under its own name."""
+        if ref in self.coded and ref.name not in self.nodes:
+            tensor = self.coded[ref]
+            inputs = (tensor.values, tensor.min, tensor.max)
+            self.nodes[ref.name] = Node(ref.name, "_contrib_dequantize", {}, inputs, label=self.model.graph[ref.name].label)
+
+    def as_int8(self, ref: Ref, dtype: str = "") -> Coded:
+        """The int8 form of tensor ``ref``, of type ``dtype`` if given; quantizes it where only float exists."""
+        tensor = self.coded.get(ref)
+        if tensor is not None and dtype in ("", tensor.dtype):
+            return tensor
+        self.as_float(ref)
+        dtype = dtype or self._input_dtype(ref)
+        if (ref, dtype) not in self.quantizers:
+            name = f"{ref.name}_{ref.output}_quantize" if ref.output else f"{ref.name}_quantize"
+            if name in self.nodes or name in self.model.graph:
+                name += f"_{dtype}"
+            record = self._record(ref, dtype)
+            self.nodes[name] = Node(name, "_contrib_quantize_v2", {"out_type": dtype, **_range_attrs(record)}, (ref,))
+            self.records[name] = record
+            self.quantizers[ref, dtype] = Coded.of(name, dtype)
+        return self.quantizers[ref, dtype]
+
+    def _input_dtype(self, ref: Ref) -> str:
+        """The type in which a float tensor is quantized."""
+        wanted = self.choices.dtype(ref.name) or self.config.quantized_dtype
+        if self.config.calib_mode == NONE:
+            return UINT8 if wanted == UINT8 else INT8
+        found = self.thresholds.range(str(ref))
+        if wanted == UINT8 and found.min < 0:
+            raise QuantizeError(
+                f"quantized_dtype is 'uint8', but tensor {str(ref)!r} goes down to {found.min:.6g}; uint8 holds no "
+                "negative value: use 'auto', which picks uint8 where the range allows it, or 'int8'"
+            )
+        return INT8 if wanted == INT8 or found.min < 0 else UINT8
+
+    def _record(self, ref: Ref, dtype: str, *, half: bool = False) -> TensorRecord:
+        """The range to write for tensor ``ref`` held as ``dtype``."""
+        if self.config.calib_mode == NONE:
+            return TensorRecord(dtype, note="range found at run time")
+        found, notes = self.thresholds.range(str(ref)), []
+        if dtype == UINT8 and found.min != 0:
+            found = Range(0.0, max(found.max, 0.0))
+        if found.absmax < _TINY:
+            found = Range(0.0, 1.0)
+            notes.append("the calibrated range was zero")
+        if half:
+            found = Range(found.min, found.max * HALF)
+            notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, values must stay within 0..127")
+        return TensorRecord(dtype, float(np.float32(found.min)), float(np.float32(found.max)), "; ".join(notes))
+
+    # ---- writing nodes ----
+
+    def keep(self, node: Node) -> None:
+        """A variable or a node that stays in float."""
+        for ref in node.inputs:
+            self.as_float(ref)
+        self.nodes[node.name] = node
+
+    def quantize(self, node: Node) -> None:
+        """A node that becomes int8."""
+        spec = self.backend.find(node.op)
+        if spec is None:
+            raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
+        tensors = {i: self.as_int8(node.inputs[i]) for i in data_inputs(node, spec)}
+        dtype = self._output_dtype(node, spec, tensors)
+        if spec.s8_only and tensors[0].dtype == UINT8:
+            self.coded[node.out] = tensors[0]
+            return
+        half = False
+        if node.flag("with_sum"):
+            last = len(node.inputs) - 1
+            half = dtype == UINT8 and tensors[last].dtype == INT8
+            if dtype == INT8 and tensors[last].dtype == UINT8:
+                tensors[last] = self.as_int8(node.inputs[last], INT8)
+        inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
+        ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
+        self._add(node, spec, (*inputs, *ranges), dtype, half=half)
+
+    def _output_dtype(self, node: Node, spec: OpSpec, tensors: Mapping[int, Coded]) -> str:
+        types = [t.dtype for t in tensors.values()]
+        if spec.output == "post_op":
+            last = node.subgraphs[0][node.subgraphs[0].heads[0].name]
+            row = spec.post_op(last)
+            dtype = UINT8 if row is not None and row.unsigned else INT8
+            asked = self.choices.dtype(node.name)
+            if asked and asked not in ("auto", dtype):
+                raise ConfigError(
+                    f"overrides: dtype is {asked!r} for {node.name!r}, but its kernel writes {dtype} "
+                    f"after {last.op}; allowed: 'auto' or {dtype!r}"
+                )
+            return dtype
+        if spec.output == "same":
+            return types[0]
+        return INT8 if spec.output == "int8" or INT8 in types else UINT8
+
+    def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], dtype: str, *, half: bool) -> None:
+        quantized = self.plan.quantized
+        to_float = spec.float_op == "FullyConnected" and (
+            self.config.calib_mode == NONE or writes_float(self.model.graph, node, spec, quantized)
+        )
+        name = node.name if to_float else f"quantized_{node.name}"
+        if not to_float and name in self.model.graph:
+            raise QuantizeError(f"{node.name!r} needs the name {name!r} for its int8 form, but a node has it already")
+        attrs = {**node.attrs, ORIGIN: " ".join(node.origins)}
+        if spec.fused_op:
+            attrs["quantized"] = "true"
+        if spec.float_op == "FullyConnected":
+            attrs |= {"channel_wise_quantize": "True", **({"enable_float_output": "True"} if to_float else {})}
+        runtime = spec.calibrated and self.config.calib_mode == NONE and not to_float
+        record = self._record(node.out, dtype, half=half) if spec.calibrated and not to_float else TensorRecord(dtype)
+        if spec.calibrated and not to_float:
+            attrs |= _range_attrs(record)
+        label = node.label if to_float else ""
+        self.nodes[name] = replace(node, name=name, op=spec.int8_op, attrs=attrs, inputs=inputs, label=label)
+        if not to_float:
+            self.coded[node.out] = self._requantize(node, dtype) if runtime else Coded.of(name, dtype)
+            self.records[self.coded[node.out].values.name] = record
+
+    def _requantize(self, node: Node, dtype: str) -> Coded:
+        """int32 results become 8 bits in a range found at run time."""
+        name, source = f"requantize_{node.name}", Coded.of(f"quantized_{node.name}", "int32")
+        self.nodes[name] = Node(
+            name, "_contrib_requantize", {"out_type": dtype}, (source.values, source.min, source.max)
+        )
+        return Coded.of(name, dtype)
+
+
+def _range_attrs(record: TensorRecord) -> dict[str, str]:
+    if record.min is None or record.max is None:
+        return {}
+    return {"min_calib_range": repr(record.min), "max_calib_range": repr(record.max)}

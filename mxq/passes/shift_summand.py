@@ -1,0 +1,137 @@
+"""Shift the summand of conv + sum + ReLU so that it is u8, as the stock kernel's result is.
+
+Before:  x2 -> conv2 -> y (signed)       x1 -> conv1 + y -> relu -> z
+After:   x2 -> conv2 + o -> relu -> y+o  x1 -> conv1 - o + (y+o) -> relu -> z
+
+The stock kernel writes conv + sum into the summand's memory with the summand's type (``mkldnn_conv.cc``), so an
+s8 summand leaves an unsigned result only the values 0..127. With o = -min(y) the summand is non-negative, u8 holds it
+in [0, max(y) - min(y)] at the resolution of asymmetric quantization, and z has all 256 values. The subtraction
+folds into conv1's bias, so it costs nothing; in float, values in the calibrated range are unchanged.
+
+Conditions: conv2 becomes int8, is linear (no sum, no post-op), and only this sum reads it; its calibrated minimum is
+negative; both biases are parameters of their layers alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mxq.backends.onednn import CONVOLUTION
+from mxq.ir import ORIGIN, VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.plan import Plan
+from mxq.rewrite import Any_, Match, Op, Reject, Rewrite, Trace, apply_rules
+from mxq.thresholds import Range, Thresholds
+
+SHIFTED = "_shifted"
+_CONV = CONVOLUTION.fused_op
+
+
+@dataclass(frozen=True)
+class ShiftSummand:
+    """See the module."""
+
+    plan: Plan
+    thresholds: Thresholds
+    name: str = "shift_summand"
+    pattern: Op = Op((_CONV,), bind="reader")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        reader = match["reader"]
+        if reader.name not in self.plan.quantized or not reader.flag("with_sum"):
+            return Reject("not an int8 convolution with a sum", (reader.name,))
+        row = CONVOLUTION.post_op(reader.subgraphs[0].nodes[-1])
+        if row is None or not row.unsigned:
+            return Reject("its result is s8, as its summand", (reader.name,))
+        operand = model.graph[reader.inputs[-1].name]
+        if operand.op != _CONV or operand.name not in self.plan.quantized:
+            return Reject(f"its summand {operand.name!r} is not an int8 convolution", (operand.name,))
+        if any(operand.flag(f) for f in ("with_sum", "with_act", "with_postsum_act")):
+            return Reject(f"its summand {operand.name!r} has a sum or post-op of its own", (operand.name,))
+        if model.graph.consumers[operand.name] != (reader,) or operand.name in model.graph.head_names:
+            return Reject(f"its summand {operand.name!r} is read elsewhere too", (operand.name,))
+        if self.thresholds.range(operand.name).min >= 0:
+            return Reject(f"its summand {operand.name!r} is never negative", (operand.name,))
+        return _bias_refusal(model, reader) or _bias_refusal(model, operand)
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        reader = match["reader"]
+        operand = model.graph[reader.inputs[-1].name]
+        offset = -self.thresholds.range(operand.name).min
+        shifted, bias_up = _with_bias(model, _with_relu(operand), offset)
+        moved = replace(reader, inputs=(*reader.inputs[:-1], shifted[-1].out))
+        lowered, bias_down = _with_bias(model, moved, -offset)
+        return Rewrite({operand.name: shifted, reader.name: lowered}, args={**bias_up, **bias_down})
+
+
+def _bias_refusal(model: Model, conv: Node) -> Reject | None:
+    if not _has_bias(conv):
+        return None
+    bias = conv.inputs[2].name
+    if bias not in model.args or len(model.graph.consumers[bias]) > 1:
+        return Reject(f"the bias {bias!r} is not a parameter of {conv.name!r} alone", (conv.name,))
+    return None
+
+
+def _layer(conv: Node) -> Node:
+    """The Convolution inside a fused node."""
+    return next(n for n in conv.subgraphs[0].operators if n.op == CONVOLUTION.float_op)
+
+
+def _has_bias(conv: Node) -> bool:
+    return not _layer(conv).flag("no_bias")
+
+
+def _with_relu(conv: Node) -> Node:
+    """The linear fused convolution with a ReLU after it, under the name of the shifted tensor."""
+    inner = conv.subgraphs[0]
+    relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
+    graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
+    attrs = {**conv.attrs, "with_act": "true", ORIGIN: " ".join(conv.origins)}
+    return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
+
+
+def _with_bias(model: Model, conv: Node, offset: float) -> tuple[tuple[Node, ...], dict[str, Array]]:
+    """``conv`` with ``offset`` (activation units) added to every channel's bias; the nodes and the new values."""
+    if _has_bias(conv):
+        name = conv.inputs[2].name
+        return (conv,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}
+    name = f"{conv.name}_bias"
+    channels = model.args[conv.inputs[1].name].shape[0]
+    layer = _layer(conv)
+    inner = conv.subgraphs[0]
+    slot = Node(f"{layer.name}_bias_slot", VARIABLE)
+    nodes = tuple(
+        replace(n, attrs={**n.attrs, "no_bias": "False"}, inputs=(*n.inputs, slot.out)) if n is layer else n
+        for n in inner.nodes
+    )
+    at = inner.nodes.index(layer)
+    graph = Graph((*nodes[:at], slot, *nodes[at:]), inner.heads, inner.attrs)
+    inputs = (*conv.inputs[:2], Ref(name), *conv.inputs[2:])
+    return (Node(name, VARIABLE), replace(conv, inputs=inputs, subgraphs=(graph,))), {
+        name: np.full(channels, offset, np.float32)
+    }
+
+
+def shift_summands(
+    model: Model, plan: Plan, thresholds: Thresholds, trace: Trace | None = None
+) -> tuple[Model, Plan, Thresholds]:
+    """Applies the rule wherever it fits.
+
+    Returns:
+        The model, and ``plan`` and ``thresholds`` for it (a shifted tensor has a name and range of its own).
+    """
+    result = apply_rules(model, (ShiftSummand(plan, thresholds),), trace, "shift_summand")
+    if result is model:
+        return model, plan, thresholds
+    new = {n.name.removesuffix(SHIFTED): n.name for n in result.graph if n.name not in model.graph and n.op == _CONV}
+    decisions = tuple(replace(d, node=new.get(d.node, d.node)) for d in plan.decisions)
+    observe = tuple(Ref(new.get(r.name, r.name), r.output) for r in plan.observe)
+    table = dict(thresholds)
+    for old, name in new.items():
+        found = table.pop(old)
+        width = found.range.max - found.range.min
+        note = f"shifted up by {-found.range.min:.6g}, so that it is u8 like the sum it goes into"
+        table[name] = replace(found, range=Range(0.0, width), observed=None, note=note)
+    return result, Plan(decisions, observe), Thresholds(table)

@@ -1,0 +1,118 @@
+"""Simplify: what inference does not need goes, and what it means implicitly is written out.
+
+Before:  x -> Dropout -> y        x -> _copy -> y        x -> relu -> y         BatchNorm(use_global_stats=False)
+After:   x ------------> y        x ----------> y        x -> Activation -> y   BatchNorm(use_global_stats=True)
+
+Conditions: the node's result is not an output of the network (its name would change); Dropout is not in
+mode "always"; BatchNorm's batch mean and variance are not read. In inference mode MXNet normalises with the
+moving statistics whatever ``use_global_stats`` says (``src/operator/nn/batch_norm.cc``), so nothing changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mxq.ir import Model
+from mxq.rewrite import Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+
+IDENTITIES = ("_copy", "Dropout", "BlockGrad", "identity", "make_loss")
+QUANTIZED_OPS = (
+    "_contrib_quantize", "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize",
+    "_contrib_quantized_conv", "_contrib_quantized_fully_connected",
+)
+
+
+@dataclass(frozen=True)
+class DropIdentity:
+    """An operator that passes its input through in inference is removed."""
+
+    name: str = "drop_identity"
+    pattern: Op = Op(IDENTITIES)
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        node = match.root
+        if node.name in model.graph.head_names:
+            return Reject("it is an output of the network, whose name must stay", (node.name,))
+        if node.op == "Dropout" and node.attrs.get("mode") == "always":
+            return Reject("Dropout in mode 'always' also drops in inference", (node.name,))
+        if any(r.output for c in model.graph.consumers[node.name] for r in c.inputs if r.name == node.name):
+            return Reject("its second output (the mask) is read", (node.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        return Rewrite({match.root.name: ()}, {match.root.out: match.root.inputs[0]})
+
+
+@dataclass(frozen=True)
+class UseGlobalStats:
+    """BatchNorm is told to use its moving statistics, as it does in inference anyway."""
+
+    name: str = "use_global_stats"
+    pattern: Op = Op(("BatchNorm",))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        if match.root.flag("use_global_stats"):
+            return Reject("already done", (match.root.name,))
+        if match.root.flag("output_mean_var"):
+            return Reject("its batch mean and variance are outputs", (match.root.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        return Rewrite({match.root.name: (match.root.with_attrs(use_global_stats="True"),)})
+
+
+@dataclass(frozen=True)
+class ExplicitGamma:
+    """BatchNorm with ``fix_gamma`` gets a gamma of ones: the int8 kernel reads gamma whatever the flag says."""
+
+    name: str = "explicit_gamma"
+    pattern: Op = Op(("BatchNorm",))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        node = match.root
+        gamma = node.inputs[1].name
+        if not node.flag("fix_gamma", default=True):
+            return Reject("already done", (node.name,))
+        if gamma not in model.args or len(model.graph.consumers[gamma]) > 1:
+            return Reject(f"gamma {gamma!r} is not a parameter of this node alone", (node.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node = match.root
+        gamma = node.inputs[1].name
+        return Rewrite(
+            {node.name: (node.with_attrs(fix_gamma="False"),)}, args={gamma: np.ones_like(model.args[gamma])}
+        )
+
+
+@dataclass(frozen=True)
+class ReluAsActivation:
+    """The elementwise ``relu`` operator becomes ``Activation(act_type=relu)``, which kernels can fuse."""
+
+    name: str = "relu_as_activation"
+    pattern: Op = Op(("relu",))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        return Rewrite({match.root.name: (replace(match.root, op="Activation", attrs={"act_type": "relu"}),)})
+
+
+def _is_float(model: Model) -> Reject | None:
+    for node in model.graph.operators:
+        if node.op in QUANTIZED_OPS or node.op.startswith("_contrib_quantized_") or node.flag("quantized"):
+            return Reject(f"{node.name!r} ({node.op}) is already int8", (node.name,))
+    return None
+
+
+FLOAT = Contract("a float network", _is_float)
+
+
+def _run(model: Model, trace: Trace) -> Model:
+    return apply_rules(model, (DropIdentity(), UseGlobalStats(), ExplicitGamma(), ReluAsActivation()), trace, "simplify")
+
+
+SIMPLIFY = Pass("simplify", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -1,0 +1,86 @@
+"""What partition decides: for each operator int8 or float and why (`Decision`), and which tensors need a range (`Plan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+from mxq.ir import Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one operator of the fused graph.
+
+    ``op`` is its op type, for a fused node the chain, e.g. "Convolution+elemwise_add+Activation"; ``members``
+    are the names of the original nodes in it. ``reason`` says why it stays in float, or why it is int8.
+    """
+
+    node: str
+    op: str
+    members: tuple[str, ...]
+    int8: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions in graph order, and the tensors of the fused float graph that calibration must observe."""
+
+    decisions: tuple[Decision, ...] = ()
+    observe: tuple[Ref, ...] = ()
+
+    @cached_property
+    def quantized(self) -> frozenset[str]:
+        """Names of the nodes that become int8."""
+        return frozenset(d.node for d in self.decisions if d.int8)
+
+    def __getitem__(self, node: str) -> Decision:
+        return self._by_node[node]
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._by_node
+
+    @cached_property
+    def _by_node(self) -> Mapping[str, Decision]:
+        return MappingProxyType({d.node: d for d in self.decisions})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """How one int8 tensor of the written graph is coded: ``dtype`` "int8" or "uint8" and the range written for it.
+
+    ``note`` says where that differs from the calibrated range and why.
+    """
+
+    dtype: str
+    min: float | None = None
+    max: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The record that goes beside a quantized pair as ``prefix-mxq.json``; all fields are JSON-ready but the plan.
+
+    Attributes:
+        plan: every decision.
+        tensors: name of each int8 tensor -> `TensorRecord`.
+        thresholds: `Thresholds.to_json`.
+        config: `QuantConfig.to_json`.
+        versions: mxq, mxnet, numpy, python.
+        source: fingerprint of the float network: sha256 of graph and parameters, input names.
+        trace: which pass fired which rule how often, with refusals and their reasons.
+        summary: counts, e.g. {"int8": 54, "float": 3, "calibration_examples": 64}.
+    """
+
+    plan: Plan
+    tensors: Mapping[str, TensorRecord] = field(default_factory=dict)
+    thresholds: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, object] = field(default_factory=dict)
+    trace: tuple[Mapping[str, object], ...] = ()
+    summary: Mapping[str, object] = field(default_factory=dict)

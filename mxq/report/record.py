@@ -1,0 +1,220 @@
+"""The record beside a quantized pair: `Report` as ``prefix-mxq.json``, with checksums of the files it speaks of."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mxq.errors import ConfigError, FormatError
+from mxq.ir import Ref
+from mxq.plan import Decision, Plan, Report, TensorRecord
+
+FORMAT = "mxq-report/1"
+SUFFIX = "-mxq.json"
+_CHUNK = 1 << 20
+_INT8_PREFIXES = ("requantize_", "quantized_")  # the int8 nodes made from a node bear its name after one of these
+_TABLES = ("thresholds", "config", "versions", "source", "summary")
+_FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A file that is not what the record says: ``problem`` is "missing" or "changed"."""
+
+    file: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} is missing" if self.problem == "missing" else f"{self.file} has changed since it was written"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that a report knows about one node, JSON-ready with ``dataclasses.asdict``.
+
+    Attributes:
+        coded: the node's int8 tensor; None where it has none.
+        calibrated: the entry in the thresholds: range, observer, observed, examples.
+        refusals: (rule, reason) of each rule that refused the node or one of its members.
+    """
+
+    decision: Decision
+    coded: TensorRecord | None
+    calibrated: Mapping[str, Any] | None
+    refusals: tuple[tuple[str, str], ...]
+
+
+def find(report: Report, name: str) -> Decision:
+    """The decision on the node ``name``: a node of the fused graph, an original one inside it, or its int8 form.
+
+    Raises:
+        ConfigError: there is none; the message names close ones.
+    """
+    by_name = {m: d for d in report.plan.decisions for m in d.members} | {d.node: d for d in report.plan.decisions}
+    for candidate in (name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
+        if candidate in by_name:
+            return by_name[candidate]
+    close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
+    hint = f"close ones: {', '.join(close)}" if close else f"there are {len(by_name)}"
+    raise ConfigError(f"no operator is named {name!r}; {hint}")
+
+
+def explain(report: Report, decision: Decision) -> Explanation:
+    """What the report knows about the node of ``decision``."""
+    tensors = report.thresholds.get("tensors")
+    names = (decision.node, *decision.members)
+    refusals = []
+    for step in report.trace:
+        refused = step.get("refused")
+        for name in dict.fromkeys(names):
+            if isinstance(refused, Mapping) and name in refused:
+                refusals.append((str(step.get("rule")), str(refused[name])))
+    return Explanation(
+        decision,
+        tensor_of(report, decision.node),
+        tensors.get(decision.node) if isinstance(tensors, Mapping) else None,
+        tuple(refusals),
+    )
+
+
+def tensor_of(report: Report, node: str) -> TensorRecord | None:
+    """How the int8 result of the fused node ``node`` is coded; None where it has none."""
+    return next((report.tensors[p + node] for p in _INT8_PREFIXES if p + node in report.tensors), None)
+
+
+def path_of(prefix: str | os.PathLike[str]) -> Path:
+    """Where the record of the pair ``prefix`` lies; a dot in the prefix is part of it, not a suffix."""
+    return Path(f"{os.fspath(prefix)}{SUFFIX}")
+
+
+def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A JSON-ready dictionary; ``checksums`` maps file name -> sha256 in hexadecimal."""
+    return {
+        "format": FORMAT,
+        "summary": dict(report.summary),
+        "versions": dict(report.versions),
+        "config": dict(report.config),
+        "source": dict(report.source),
+        "files": dict(checksums or {}),
+        "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
+        "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
+        "tensors": {name: asdict(t) for name, t in report.tensors.items()},
+        "thresholds": dict(report.thresholds),
+        "trace": [dict(step) for step in report.trace],
+    }
+
+
+def from_json(data: Any) -> Report:
+    """Reads what `to_json` wrote: a dictionary, or its text.
+
+    Raises:
+        FormatError: not that format; the message says what was found.
+    """
+    data = _document(data)
+    missing = [name for name in _FIELDS if name not in data]
+    if missing:
+        raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
+    try:
+        decisions = tuple(Decision(**{**d, "members": tuple(d["members"])}) for d in data["decisions"])
+        return Report(
+            plan=Plan(decisions, tuple(Ref(*ref) for ref in data["observe"])),
+            tensors={name: TensorRecord(**entry) for name, entry in data["tensors"].items()},
+            trace=tuple(dict(step) for step in data["trace"]),
+            **{name: dict(data[name]) for name in _TABLES},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"mxq report is damaged: {error}") from None
+
+
+def write(prefix: str | os.PathLike[str], report: Report, files: Iterable[str | os.PathLike[str]] = ()) -> Path:
+    """Writes the record of the pair ``prefix``, with the checksums of ``files`` (which lie beside it).
+
+    The file appears whole or not at all.
+
+    Raises:
+        FormatError: the report holds something that JSON has no word for, such as NaN.
+    """
+    target = path_of(prefix)
+    checksums = {Path(f).name: checksum(f) for f in files}
+    try:
+        text = json.dumps(to_json(report, checksums), indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"the report for {target} cannot be written as JSON: {error}") from None
+    draft = target.with_name(f"{target.name}.{os.getpid()}.part")
+    draft.write_text(text + "\n", encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def read(prefix: str | os.PathLike[str]) -> Report:
+    """The report beside the pair ``prefix``.
+
+    Raises:
+        FormatError: there is none, or it is not a report.
+    """
+    return from_json(_load(path_of(prefix)))
+
+
+def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:
+    """Compares the files of the pair ``prefix`` with the checksums in its record; empty where all match.
+
+    Raises:
+        FormatError: there is no record, or it is not a report.
+    """
+    path = path_of(prefix)
+    files = _load(path).get("files", {})
+    if not isinstance(files, dict):
+        raise FormatError(f"{path}: 'files' is {type(files).__name__}, not a table of file name: sha256")
+    found = []
+    for name, expected in files.items():
+        file = path.parent / name
+        if not file.is_file():
+            found.append(Mismatch(name, "missing"))
+        elif checksum(file) != expected:
+            found.append(Mismatch(name, "changed"))
+    return tuple(found)
+
+
+def checksum(file: str | os.PathLike[str]) -> str:
+    """The sha256 of a file, in hexadecimal; reads it piece by piece."""
+    digest = hashlib.sha256()
+    with Path(file).open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FormatError(
+            f"{path} does not exist: the pair was not written by mxq, or its record was left behind"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from None
+    try:
+        return _document(text)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _document(data: Any) -> dict[str, Any]:
+    if isinstance(data, str | bytes):
+        try:
+            data = json.loads(data)
+        except ValueError as error:
+            raise FormatError(f"mxq report is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"mxq report is a {type(data).__name__}; it should be a table with format {FORMAT!r}")
+    if data.get("format") != FORMAT:
+        raise FormatError(f"mxq report has format {data.get('format')!r}; this version reads {FORMAT!r}")
+    return data

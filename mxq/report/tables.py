@@ -1,0 +1,247 @@
+"""Tables for the terminal: rich renderables made from reports, verifications and benchmarks. Nothing prints here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mxq.bench import Benchmark
+from mxq.plan import Report, TensorRecord
+from mxq.report.record import Explanation, tensor_of
+from mxq.verify import Layer, Output, Verification
+
+SHORT_OPS = {
+    "Convolution": "conv",
+    "FullyConnected": "fc",
+    "Activation": "act",
+    "LeakyReLU": "leaky",
+    "BatchNorm": "bn",
+    "Pooling": "pool",
+    "Concat": "concat",
+    "Flatten": "flatten",
+    "elemwise_add": "add",
+    "elemwise_mul": "mul",
+    "_sg_mkldnn_conv": "conv+",
+    "_sg_mkldnn_fully_connected": "fc+",
+}
+TARGET_WORDS = {
+    "avx512_vnni": "AVX-512 with VNNI: fast and exact",
+    "avx512": "AVX-512 without VNNI: sums of two products may saturate",
+    "avx2": "AVX2: sums of two products may saturate",
+    "unsupported": "none worth using",
+}
+WORST = 10
+_BAR = 12
+_BAR_DB = 48.0
+"""A full bar: about the SQNR of 8 bits on a uniformly spread tensor (6.02 dB a bit)."""
+_GOOD_DB, _POOR_DB = 20.0, 10.0
+
+
+def short_op(op: str) -> str:
+    """A chain of op types in few letters: "Convolution+elemwise_add+Activation" is "conv+add+act"."""
+    return "+".join(SHORT_OPS.get(part, part.removeprefix("_contrib_")) for part in op.split("+"))
+
+
+def facts(rows: Iterable[tuple[str, str]], title: str = "") -> Table:
+    """Names and values, one pair a line."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def decisions(report: Report) -> RenderableType:
+    """What is int8 and how it is coded, then what is not and why."""
+    coded = _table("int8", ("node", "op", "as", ">range"))
+    made = [d for d in report.plan.decisions if d.int8]
+    own = {id(tensor_of(report, d.node)) for d in made}
+    for name, record in report.tensors.items():
+        if id(record) not in own:
+            coded.add_row(Text(name), Text("quantize", "dim"), *_coding(record))
+    for decision in made:
+        coded.add_row(Text(decision.node), Text(short_op(decision.op)), *_coding(tensor_of(report, decision.node)))
+    kept = _table("float", ("node", "op", "why"))
+    for decision in report.plan.decisions:
+        if not decision.int8:
+            kept.add_row(Text(decision.node), Text(short_op(decision.op)), Text(decision.reason))
+    return Group(*(t for t in (coded, kept) if t.row_count))
+
+
+def tally(report: Report) -> str:
+    """One line: how many operators are int8 and how many float, the commonest first."""
+    parts = []
+    for name, int8 in (("int8", True), ("float", False)):
+        ops = [short_op(d.op) for d in report.plan.decisions if d.int8 is int8]
+        counts = sorted(((ops.count(op), op) for op in set(ops)), key=lambda c: (-c[0], c[1]))
+        named = ", ".join(f"{n} {op}" for n, op in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        parts.append(f"{len(ops)} {name}" + (f" ({named})" if named else ""))
+    return "; ".join(parts)
+
+
+def explanation(about: Explanation) -> RenderableType:
+    """All that is known about one node."""
+    made = about.decision
+    rows = [
+        ("node", made.node),
+        ("op", made.op),
+        ("runs in", "int8" if made.int8 else "float"),
+        ("because", made.reason),
+    ]
+    if made.members and made.members != (made.node,):
+        rows.append(("made of", ", ".join(made.members)))
+    if about.coded is not None:
+        dtype, covers = _coding(about.coded)
+        rows.append(("coded as", f"{dtype.plain}, {covers.plain}"))
+        if about.coded.note:
+            rows.append(("note", about.coded.note))
+    if about.calibrated is not None:
+        rows.append(("calibrated", _threshold(about.calibrated)))
+    parts: list[RenderableType] = [facts(rows)]
+    if about.refusals:
+        table = _table("rules that refused", ("rule", "reason"))
+        for rule, reason in about.refusals:
+            table.add_row(Text(rule), Text(reason))
+        parts.append(table)
+    return Group(*parts)
+
+
+def verification(found: Verification) -> RenderableType:
+    """Agreement and accuracy, then the outputs, then the layers where they were asked for."""
+    rows = [("examples", f"{found.examples:,}")]
+    if found.agreement is not None:
+        rows.append(("same best class", percent(found.agreement)))
+    if found.accuracy is not None:
+        a = found.accuracy
+        rows.append(("top-1 float, int8", _against(a.float_top1, a.int8_top1)))
+        if a.float_top5 is not None and a.int8_top5 is not None:
+            rows.append(("top-5 float, int8", _against(a.float_top5, a.int8_top5)))
+    if found.boxes is not None:
+        b = found.boxes
+        rows.append(("boxes float, int8", f"{b.float_boxes:,}, {b.int8_boxes:,}"))
+        rows.append(
+            ("boxes that match", "-" if b.agreement is None else f"{percent(b.agreement)} ({b.matched:,} pairs)")
+        )
+    outputs = _table("outputs", ("output", ">SQNR", ">centred", ">cosine", ">max error"))
+    for output in found.outputs:
+        outputs.add_row(*_output_cells(output))
+    parts: list[RenderableType] = [facts(rows), outputs]
+    if found.layers:
+        parts.append(_layers("layers, in order", found.layers))
+        parts.append(_layers(f"the {min(WORST, len(found.layers))} noisiest", found.worst_first[:WORST]))
+    return Group(*parts)
+
+
+def benchmark(found: Benchmark, title: str = "") -> Table:
+    """Milliseconds of this machine, examples a second, and the ratio that travels."""
+    batch = "" if found.examples == 1 else f" of {found.examples}"
+    table = _table(
+        title, ("", f">ms a batch{batch}", ">min", ">p90", ">a second", f">against {found.base}", ">p10..p90")
+    )
+    for t in found.timings:
+        ratio = Text("1", "dim") if t.name == found.base else Text(f"{t.speedup:.2f}x", "bold")
+        spread = Text("") if t.name == found.base else Text(f"{t.low:.2f}..{t.high:.2f}", "dim")
+        table.add_row(
+            t.name,
+            _ms(t.median),
+            _ms(t.minimum),
+            _ms(t.p90),
+            f"{t.rate:,.0f}" if t.rate >= 100 else f"{t.rate:.1f}",
+            ratio,
+            spread,
+        )
+    return table
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.2f} %"
+
+
+def decibels(value: float | None) -> Text:
+    """An SQNR, coloured: below 10 dB the noise is close to the signal, above 20 dB it rarely changes an answer."""
+    if value is None:
+        return Text("-", "dim")
+    if math.isinf(value):
+        return Text("exact", "green") if value > 0 else Text("broken", "bold red")
+    return Text(f"{value:.1f} dB", "red" if value < _POOR_DB else "yellow" if value < _GOOD_DB else "green")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """A light table; a leading ">" aligns a column right."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(title, "bold") if title else None,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1),
+    )
+    for i, name in enumerate(columns):
+        right = name.startswith(">")
+        table.add_column(
+            name.removeprefix(">"),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+            min_width=0 if i else 8,
+        )
+    return table
+
+
+def _layers(title: str, layers: Iterable[Layer]) -> Table:
+    table = _table(title, ("layer", "op", "as", ">SQNR", "", ">cosine"))
+    for layer in layers:
+        share = min(max(layer.sqnr / _BAR_DB, 0.0), 1.0) if layer.sqnr != math.inf else 1.0
+        bar = Text("█" * round(share * _BAR), decibels(layer.sqnr).style) + Text(
+            "·" * (_BAR - round(share * _BAR)), "dim"
+        )
+        table.add_row(
+            Text(layer.name), Text(short_op(layer.op)), layer.dtype, decibels(layer.sqnr), bar, f"{layer.cosine:.4f}"
+        )
+    table.columns[4].no_wrap = True
+    return table
+
+
+def _output_cells(output: Output) -> tuple[Text, ...]:
+    if output.kind == "boxes":
+        return Text(output.name), Text("boxes", "dim"), Text("-", "dim"), Text("-", "dim"), Text("-", "dim")
+    cosine, error = (
+        Text("-" if v is None else f"{v:{form}}") for v, form in ((output.cosine, ".5f"), (output.max_abs_error, ".3g"))
+    )
+    return Text(output.name), decibels(output.sqnr), decibels(output.centred_sqnr), cosine, error
+
+
+def _against(float_share: float, int8_share: float) -> str:
+    return f"{percent(float_share)}, {percent(int8_share)} ({(int8_share - float_share) * 100:+.2f})"
+
+
+def _coding(record: TensorRecord | None) -> tuple[Text, Text]:
+    """Type and range of an int8 tensor."""
+    if record is None:
+        return Text("float32", "dim"), Text("-", "dim")
+    if record.min is None or record.max is None:
+        return Text(record.dtype), Text("at run time" if record.note else "of its input", "dim")
+    return Text(record.dtype), Text(_interval(record.min, record.max))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.4g} .. {high:.4g}"
+
+
+def _threshold(entry: Mapping[str, Any]) -> str:
+    """A line about a calibrated range, from `Thresholds.to_json`."""
+    text = f"{_interval(entry['range']['min'], entry['range']['max'])} by {entry['observer']} over {entry['examples']} examples"
+    observed = entry.get("observed")
+    if observed and observed != entry["range"]:
+        text += f" (seen {_interval(observed['min'], observed['max'])})"
+    return f"{text}; {entry['note']}" if entry.get("note") else text
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.{2 if seconds < 0.1 else 1}f}"

@@ -1,0 +1,314 @@
+"""Symbol JSON to `Graph` and back, and a text form with one line per node.
+
+The JSON is MXNet's (``nnvm/src/pass/saveload_json.cc``): ``nodes``, ``arg_nodes``, ``heads`` and ``attrs``; a
+fused node carries ``subgraphs``. ``node_row_ptr`` is not written: MXNet recomputes it on loading and never
+reads it. Reading and writing lose nothing that MXNet keeps: names (also duplicated ones, see `Node.label`),
+attributes, versions of auxiliary states, output indices, nested subgraphs.
+
+The text form::
+
+    data = null
+    conv0 = Convolution(data, conv0_weight) kernel="(3, 3)" no_bias="True" num_filter="16"
+    sg = _sg_mkldnn_conv(conv0, w, bn_mean@1) with_act="true" {
+      x = null
+      ...
+      return relu
+    }
+    return sg, other:1
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mxq.errors import FormatError, GraphError
+from mxq.ir import VARIABLE, Graph, Node, Ref
+
+_LEGACY_ATTRS = ("param", "attr", "attrs")
+"""Keys under which MXNet of different ages keeps attributes; later ones win."""
+
+
+def read_symbol(text: str | bytes | Mapping[str, Any], source: str = "symbol JSON") -> Graph:
+    """Reads a symbol JSON (its text, or the parsed object).
+
+    Args:
+        text: what ``Symbol.tojson`` or ``HybridBlock.export`` wrote.
+        source: how to call it in messages, e.g. the file's name.
+
+    Raises:
+        FormatError: not JSON, or not an MXNet symbol; says what was found.
+        GraphError: two variables share a name, or a reference dangles.
+    """
+    data: Any = text
+    if isinstance(text, str | bytes):
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise FormatError(f"{source} is not JSON: {error}") from None
+    if not isinstance(data, Mapping):
+        raise FormatError(f"{source} holds a {type(data).__name__}; allowed: an object with nodes, arg_nodes and heads")
+    missing = [key for key in ("nodes", "heads") if not isinstance(data.get(key), list)]
+    if missing:
+        found = ", ".join(sorted(map(str, data))[:6]) or "nothing"
+        raise FormatError(f"{source} is not an MXNet symbol: it has no {' or '.join(missing)} list, but {found}")
+    try:
+        return _read_graph(data)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{source} is damaged: {type(error).__name__} {error}") from None
+
+
+def _read_graph(data: Mapping[str, Any]) -> Graph:
+    entries = data["nodes"]
+    names = _unique_names(entries)
+
+    def ref(entry: Sequence[int]) -> Ref:
+        index, output = entry[0], entry[1] if len(entry) > 1 else 0
+        if not 0 <= index < len(names):
+            raise GraphError(f"a reference to node {index} dangles; the graph has {len(names)} nodes")
+        return Ref(names[index], output, entry[2] if len(entry) > 2 else 0)
+
+    nodes = tuple(
+        Node(
+            name=names[i],
+            op=entry["op"],
+            attrs=_read_attrs(entry),
+            inputs=tuple(ref(e) for e in entry["inputs"]),
+            subgraphs=tuple(_read_graph(s) for s in entry.get("subgraphs", ())),
+            label=entry["name"] if entry["name"] != names[i] else "",
+        )
+        for i, entry in enumerate(entries)
+    )
+    return Graph(nodes, tuple(ref(e) for e in data["heads"]), data.get("attrs") or {})
+
+
+def _read_attrs(entry: Mapping[str, Any]) -> dict[str, str]:
+    merged: dict[str, str] = {}
+    for key in _LEGACY_ATTRS:
+        merged.update(entry.get(key) or {})
+    return merged
+
+
+def _unique_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The nodes' names, operators that repeat one renamed "name__1", "name__2"; variables keep theirs."""
+    variables = [e["name"] for e in entries if e["op"] == VARIABLE]
+    if len(set(variables)) < len(variables):
+        twice = sorted({v for v in variables if variables.count(v) > 1})
+        raise GraphError(f"two variables are named {twice[0]!r}; MXNet cannot bind them apart")
+    taken, count = set(variables), dict.fromkeys(variables, 0)
+    original = {e["name"] for e in entries}
+    names = []
+    for entry in entries:
+        name = entry["name"]
+        if entry["op"] != VARIABLE:
+            while name in taken:
+                count[entry["name"]] = count.get(entry["name"], 0) + 1
+                name = f"{entry['name']}__{count[entry['name']]}"
+                if name in original:
+                    taken.add(name)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def symbol_object(graph: Graph) -> dict[str, Any]:
+    """The JSON object of ``graph``, as MXNet reads it."""
+    index = {node.name: i for i, node in enumerate(graph.nodes)}
+
+    def entry(ref: Ref) -> list[int]:
+        return [index[ref.name], ref.output, ref.version]
+
+    nodes = []
+    for node in graph.nodes:
+        item: dict[str, Any] = {"op": node.op, "name": node.label or node.name}
+        if node.attrs:
+            item["attrs"] = dict(node.attrs)
+        item["inputs"] = [entry(r) for r in node.inputs]
+        if node.subgraphs:
+            item["subgraphs"] = [symbol_object(s) for s in node.subgraphs]
+        nodes.append(item)
+    written: dict[str, Any] = {
+        "nodes": nodes,
+        "arg_nodes": [i for i, node in enumerate(graph.nodes) if node.is_variable],
+        "heads": [entry(r) for r in graph.heads],
+    }
+    # A missing version is meaningful: it makes MXNet upgrade the graph as one of its first releases'.
+    return {**written, "attrs": dict(graph.attrs)} if graph.attrs else written
+
+
+def write_symbol(graph: Graph) -> str:
+    """The symbol JSON of ``graph``, as text."""
+    return json.dumps(symbol_object(graph), indent=2)
+
+
+# ---- the text form -------------------------------------------------------------------------------------------
+
+_PLAIN = re.compile(r"[A-Za-z_][\w.\-/]*")
+_TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[A-Za-z_][\w.\-/]*|\d+|[=(),:@{}])')
+
+
+def _quote(name: str) -> str:
+    return name if _PLAIN.fullmatch(name) and name not in ("return", "graph") else json.dumps(name)
+
+
+def _ref_text(ref: Ref) -> str:
+    output = f":{ref.output}" if ref.output else ""
+    version = f"@{ref.version}" if ref.version else ""
+    return _quote(ref.name) + output + version
+
+
+def _lines(graph: Graph, indent: str) -> Iterator[str]:
+    if graph.attrs:
+        yield f"{indent}graph {json.dumps(dict(graph.attrs), sort_keys=True)}"
+    for node in graph.nodes:
+        call = "" if node.is_variable and not node.inputs else f"({', '.join(map(_ref_text, node.inputs))})"
+        parts = [f"{_quote(node.name)} = {_quote(node.op)}{call}"]
+        parts += [f"{_quote(k)}={json.dumps(v)}" for k, v in sorted(node.attrs.items())]
+        if node.label:
+            parts.append(f"@label={json.dumps(node.label)}")
+        head = indent + " ".join(parts)
+        if not node.subgraphs:
+            yield head
+            continue
+        for i, sub in enumerate(node.subgraphs):
+            yield head + " {" if i == 0 else f"{indent}}} {{"
+            yield from _lines(sub, indent + "  ")
+        yield indent + "}"
+    yield f"{indent}return {', '.join(map(_ref_text, graph.heads))}"
+
+
+def write_text(graph: Graph) -> str:
+    """The text form of ``graph``; `read_text` reads it back equal."""
+    return "\n".join(_lines(graph, "")) + "\n"
+
+
+def read_text(text: str) -> Graph:
+    """Reads the text form. Blank lines and lines starting with ``#`` are skipped.
+
+    Raises:
+        FormatError: a line cannot be parsed; the message shows it and its number.
+        GraphError: the graph breaks an invariant.
+    """
+    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), 1)]
+    reader = _Reader([(i, line) for i, line in lines if line and not line.startswith("#")])
+    graph = reader.graph()
+    if reader.position < len(reader.lines):
+        number, line = reader.lines[reader.position]
+        raise FormatError(f"line {number}: {line!r} follows the end of the graph")
+    return graph
+
+
+class _Reader:
+    """Recursive descent over the text form's lines."""
+
+    def __init__(self, lines: list[tuple[int, str]]) -> None:
+        self.lines = lines
+        self.position = 0
+
+    def graph(self) -> Graph:
+        nodes: list[Node] = []
+        attrs: dict[str, Any] = {}
+        while self.position < len(self.lines):
+            number, line = self.lines[self.position]
+            self.position += 1
+            if line.startswith("graph "):
+                attrs = json.loads(line[len("graph ") :])
+                continue
+            tokens = _tokens(number, line)
+            if tokens.values[0] == "return":
+                tokens.take("return")
+                return Graph(tuple(nodes), tokens.refs(end=""), attrs)
+            nodes.append(self._node(tokens))
+        raise FormatError("the text ends without a 'return' line")
+
+    def _node(self, tokens: _Tokens) -> Node:
+        name = tokens.name()
+        tokens.take("=")
+        op = tokens.name()
+        inputs = tokens.refs(end=")") if tokens.skip("(") else ()
+        attrs, label, subgraphs = {}, "", []
+        while not tokens.done:
+            if tokens.skip("@"):
+                tokens.take("label")
+                tokens.take("=")
+                label = tokens.name()
+            elif tokens.skip("{"):
+                subgraphs = self._subgraphs()
+            else:
+                key = tokens.name()
+                tokens.take("=")
+                attrs[key] = tokens.name()
+        return Node(name, op, attrs, inputs, tuple(subgraphs), label)
+
+    def _subgraphs(self) -> list[Graph]:
+        found = [self.graph()]
+        while self.position < len(self.lines):
+            closing = self.lines[self.position][1]
+            self.position += 1
+            if closing == "}":
+                return found
+            if closing != "} {":
+                break
+            found.append(self.graph())
+        raise FormatError(f"line {self.lines[self.position - 1][0]}: '}}' expected after a subgraph")
+
+
+def _tokens(number: int, line: str) -> _Tokens:
+    values, at = [], 0
+    while at < len(line):
+        match = _TOKEN.match(line, at)
+        if match is None:
+            raise FormatError(f"line {number}: cannot read {line[at:]!r}")
+        values.append(match[1])
+        at = match.end()
+    return _Tokens(number, line, values)
+
+
+class _Tokens:
+    """The tokens of one line, taken from the left."""
+
+    def __init__(self, number: int, line: str, values: list[str]) -> None:
+        self.number, self.line, self.values, self.at = number, line, values, 0
+
+    @property
+    def done(self) -> bool:
+        return self.at >= len(self.values)
+
+    def _fail(self, wanted: str) -> FormatError:
+        found = "the end of the line" if self.done else repr(self.values[self.at])
+        return FormatError(f"line {self.number}: {wanted} expected, {found} found in {self.line!r}")
+
+    def skip(self, token: str) -> bool:
+        if self.done or self.values[self.at] != token:
+            return False
+        self.at += 1
+        return True
+
+    def take(self, token: str) -> None:
+        if not self.skip(token):
+            raise self._fail(repr(token))
+
+    def name(self) -> str:
+        if self.done or self.values[self.at] in set("=(),:@{}"):
+            raise self._fail("a name")
+        self.at += 1
+        value = self.values[self.at - 1]
+        return str(json.loads(value)) if value.startswith('"') else value
+
+    def _number(self) -> int:
+        value = self.name()
+        if not value.isdigit():
+            raise self._fail("a number")
+        return int(value)
+
+    def refs(self, end: str) -> tuple[Ref, ...]:
+        found: list[Ref] = []
+        while not (self.done if end == "" else self.skip(end)):
+            if found:
+                self.take(",")
+            name = self.name()
+            output = self._number() if self.skip(":") else 0
+            found.append(Ref(name, output, self._number() if self.skip("@") else 0))
+        return tuple(found)

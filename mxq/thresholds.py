@@ -1,0 +1,117 @@
+"""Calibrated ranges: `Range`, `Threshold` (a range with its provenance) and `Thresholds`, their table, as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from mxq.errors import CalibrationError, FormatError
+
+FORMAT = "mxq-thresholds/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The interval that 8 bits will cover: ``min`` and ``max`` in activation units.
+
+    Raises:
+        CalibrationError: a bound is NaN or infinite, or ``min`` > ``max``.
+    """
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.min) and math.isfinite(self.max)):
+            raise CalibrationError(f"range [{self.min}, {self.max}] is not finite")
+        if self.min > self.max:
+            raise CalibrationError(f"range [{self.min}, {self.max}] has its minimum above its maximum")
+
+    @property
+    def absmax(self) -> float:
+        return max(abs(self.min), abs(self.max))
+
+    def union(self, other: Range) -> Range:
+        return Range(min(self.min, other.min), max(self.max, other.max))
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """One tensor's range and where it came from.
+
+    ``observer`` names the calibrator ("naive", "entropy", "fixed", ...), ``examples`` and ``batches`` say how
+    much data it saw, ``observed`` is the plain minimum and maximum of that data, ``note`` anything worth
+    reporting (the tensor was constant, clipped by hand, ...).
+    """
+
+    range: Range
+    observer: str
+    examples: int = 0
+    batches: int = 0
+    observed: Range | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Thresholds(Mapping[str, Threshold]):
+    """Tensor name (``str(Ref)``: "node" or "node:1") -> `Threshold`."""
+
+    table: Mapping[str, Threshold] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", MappingProxyType(dict(self.table)))
+
+    def __getitem__(self, tensor: str) -> Threshold:
+        return self.table[tensor]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def range(self, tensor: str) -> Range:
+        """The range of ``tensor``.
+
+        Raises:
+            CalibrationError: there is none; the message lists how many are known.
+        """
+        if tensor not in self.table:
+            raise CalibrationError(f"no range was calibrated for tensor {tensor!r} ({len(self)} others were)")
+        return self.table[tensor].range
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, ``{"format": ..., "tensors": {name: {...}}}``."""
+        return {"format": FORMAT, "tensors": {k: asdict(v) for k, v in sorted(self.table.items())}}
+
+    @staticmethod
+    def from_json(data: Any) -> Thresholds:
+        """Reads what `to_json` wrote (a dictionary or its text).
+
+        Raises:
+            FormatError: not that format; the message says what was found.
+        """
+        if isinstance(data, str | bytes):
+            try:
+                data = json.loads(data)
+            except ValueError as error:
+                raise FormatError(f"thresholds are not JSON: {error}") from None
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        if found != FORMAT:
+            raise FormatError(f"thresholds have format {found!r}; this version reads {FORMAT!r}")
+        try:
+            return Thresholds({name: _threshold(entry) for name, entry in data["tensors"].items()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"thresholds are damaged: {error}") from None
+
+
+def _threshold(entry: Mapping[str, Any]) -> Threshold:
+    fields = dict(entry)
+    observed = fields.pop("observed", None)
+    return Threshold(
+        range=Range(**fields.pop("range")), observed=Range(**observed) if observed else None, **fields
+    )

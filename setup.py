@@ -1,0 +1,90 @@
+"""Packaging of mxq. Tool settings are in ``pyproject.toml``.
+
+Every bound below is there because a newer version asks for numpy 2, which MXNet 1.9.1 cannot use. Without the
+bounds an installer has to search for the versions that fit, and gluoncv, which has no bounds, lets it pick wrong ones.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+CORE = [
+    "mxnet==1.9.1",
+    "numpy>=1.23.5,<1.24; python_version < '3.12'",  # the last with np.bool and its kin, which MXNet uses
+    "numpy>=1.26.4,<2; python_version >= '3.12'",  # the last before 2; mxq.compat puts np.bool back
+    "scipy>=1.10,<1.16; python_version < '3.12'",
+    "scipy>=1.13,<1.18; python_version >= '3.12'",
+    "pillow>=10",
+    "rich>=13.8",
+    "tqdm>=4.64",
+    "typer>=0.12",
+]
+
+LEARN = [
+    "scikit-learn>=1.3,<1.8; python_version < '3.12'",  # 1.8 needs numpy 1.24
+    "scikit-learn>=1.5,<1.10; python_version >= '3.12'",
+]
+
+EXAMPLES = [
+    *LEARN,
+    "gluoncv==0.10.5.post0",
+    "matplotlib>=3.8,<3.11",
+    "opencv-python>=4.8,<4.12",  # 4.12 needs numpy 2
+    "pandas>=2.1,<3; python_version < '3.12'",
+    "pandas>=2.2.3,<3; python_version >= '3.12'",
+]
+
+TEST = [
+    *LEARN,
+    "hypothesis>=6.100",
+    "mypy>=1.13,<3",
+    "pytest>=8.2",
+    "ruff>=0.17,<0.18",  # a newer one has more rules
+]
+
+
+def version() -> str:
+    """The version that ``mxq/version.py`` states, read without importing mxq (it needs MXNet)."""
+    text = (HERE / "mxq" / "version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError("mxq/version.py states no __version__")
+    return found[1]
+
+
+def readme() -> str:
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+setup(
+    name="mxq",
+    version=version(),
+    description="INT8 quantization of MXNet and Gluon networks that stock MXNet runs",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["mxq", "mxq.*"]),
+    package_data={"mxq": ["py.typed"], "mxq.report": ["*.html", "*.css", "*.js"]},
+    python_requires=">=3.10,<3.14",
+    install_requires=CORE,
+    extras_require={"examples": EXAMPLES, "test": TEST},
+    entry_points={"console_scripts": ["mxq = mxq.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
