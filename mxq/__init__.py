@@ -25,6 +25,7 @@ from mxq.errors import (
     QuantizeError,
     RuntimeFailure,
 )
+from mxq.machine import use_physical_cores
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
 
@@ -54,6 +55,7 @@ __all__ = [
     "quantize_model",
     "quantize_net",
     "save",
+    "use_physical_cores",
 ]
 
 _LAZY = ("QuantizedModel", "calibrate", "load", "quantize_model", "quantize_net", "save")

@@ -244,4 +244,4 @@ def _say(logger: logging.Logger | None, sentence: str) -> None:
     if logger is not None:
         logger.info(sentence)
     else:
-        print(f"mxq: {sentence}", file=sys.stderr)
+        sys.stderr.write(f"mxq: {sentence}\n")

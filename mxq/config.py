@@ -1,4 +1,4 @@
-"""What the user asks for: `QuantConfig` and its parts. Each validates itself and names field, value and what is allowed."""
+"""What the user asks for: `QuantConfig` and its parts. Each validates itself; its errors say what is allowed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Budget:
         if value is None:
             return Budget(percent=5.0, least=32, most=1024)
         text = str(value).strip()
-        number = text[:-1] if text.endswith("%") else text
+        number = text.removesuffix("%")
         try:
             amount = float(number)
         except ValueError:
@@ -51,7 +51,8 @@ class Budget:
         if not text.endswith("%") and amount > 0 and amount == int(amount):
             return Budget(count=int(amount))
         raise ConfigError(
-            f"num_calib_examples is {value!r}; allowed: a positive count such as 500, a percentage such as '5%', or None"
+            f"num_calib_examples is {value!r}; allowed: a positive count such as 500, a percentage such as '5%', "
+            "or None"
         )
 
     def examples(self, available: int | None) -> int | None:
@@ -128,7 +129,7 @@ class QuantConfig:
         if not isinstance(self.calib_mode, str):
             raise ConfigError(f"calib_mode is {self.calib_mode!r}; allowed: the name of an observer, or 'none'")
         Budget.parse(self.num_calib_examples)
-        overrides = {k: v if isinstance(v, LayerConfig) else LayerConfig(**v) for k, v in self.overrides.items()}
+        overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
 
     @property
@@ -142,6 +143,16 @@ class QuantConfig:
         for name in ("exclude_layers", "include_layers"):
             data[name] = [s if isinstance(s, str) else f"<predicate {selector_name(s)}>" for s in data[name]]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+
+def _layer_config(pattern: str, value: Any) -> LayerConfig:
+    if isinstance(value, LayerConfig):
+        return value
+    allowed = [f.name for f in fields(LayerConfig)]
+    unknown = [k for k in value if k not in allowed] if isinstance(value, Mapping) else [value]
+    if unknown:
+        raise ConfigError(f"overrides: {pattern!r} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    return LayerConfig(**value)
 
 
 def selector_name(selector: Selector) -> str:

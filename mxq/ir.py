@@ -27,7 +27,7 @@ ORIGIN = "__origin__"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ref:
-    """One output of one node: ``name`` of the node, index of the ``output``, ``version`` (of mutated auxiliary states)."""
+    """One output of one node: its ``name``, index of the ``output``, ``version`` (of mutated auxiliary states)."""
 
     name: str
     output: int = 0
@@ -259,9 +259,9 @@ def _read_only(value: Array) -> Array:
 
 
 class Executable(Protocol):
-    """A model bound to run: feeds in, one array per head (and then per tap) out."""
+    """A model bound to run: feeds in, one array per head (and then per tap) out, valid until the next call."""
 
-    def __call__(self, feeds: Mapping[str, Array]) -> tuple[Array, ...]: ...
+    def __call__(self, feeds: Mapping[str, Array]) -> Sequence[Array]: ...
 
 
 class Runner(Protocol):

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,26 @@ def apply_threads(environ: MutableMapping[str, str], count: int) -> bool:
         return False
     environ["OMP_NUM_THREADS"] = str(count)
     return True
+
+
+def use_physical_cores() -> int:
+    """Lets MXNet run on one thread per physical core; call it before MXNet is imported.
+
+    MXNet on its own halves the CPU count, because it takes every CPU for half a core. What the user set in
+    ``OMP_NUM_THREADS`` stays.
+
+    Returns:
+        The number of threads that MXNet will use.
+
+    Raises:
+        ConfigError: ``OMP_NUM_THREADS`` is not one number, or MXNet has been imported already without it.
+    """
+    best = recommended_threads(detect())
+    asked = check_omp_num_threads(os.environ)
+    if asked is None and "mxnet" in sys.modules:
+        raise ConfigError("use_physical_cores comes too late: import mxnet after it, or set OMP_NUM_THREADS yourself")
+    apply_threads(os.environ, best)
+    return asked if asked is not None else best
 
 
 def advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,9 @@
 """The arrows, in order: prepare, fuse, partition, calibrate, quantize. Nothing here knows MXNet; a `Runner` does.
 
+::
+
     Model --prepare--> Model --fuse--> fused Model --partition--> Plan
-     --collect--> Thresholds --shift, quantize--> int8 Model (+ Report)
+          --collect--> Thresholds --shift, quantize--> int8 Model (+ Report)
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from mxq.thresholds import Range, Threshold, Thresholds
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan`` for it, and the ``trace``."""
+    """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan``, and the ``trace``."""
 
     source: Model
     fused: Model
@@ -177,7 +179,7 @@ def fingerprint(model: Model) -> dict[str, object]:
     params = hashlib.sha256()
     for name, value in sorted({**model.args, **model.auxs}.items()):
         params.update(f"{name}{value.dtype}{value.shape}".encode())
-        params.update(memoryview(value).cast("B") if value.size and value.flags.c_contiguous else value.tobytes())
+        params.update(value.tobytes())
     return {
         "graph_sha256": hashlib.sha256(write_text(model.graph).encode()).hexdigest(),
         "params_sha256": params.hexdigest(),

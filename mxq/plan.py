@@ -1,4 +1,4 @@
-"""What partition decides: for each operator int8 or float and why (`Decision`), and which tensors need a range (`Plan`)."""
+"""What partition decides: int8 or float and why (`Decision`), and which tensors need a range (`Plan`)."""
 
 from __future__ import annotations
 

@@ -112,6 +112,4 @@ class Thresholds(Mapping[str, Threshold]):
 def _threshold(entry: Mapping[str, Any]) -> Threshold:
     fields = dict(entry)
     observed = fields.pop("observed", None)
-    return Threshold(
-        range=Range(**fields.pop("range")), observed=Range(**observed) if observed else None, **fields
-    )
+    return Threshold(range=Range(**fields.pop("range")), observed=Range(**observed) if observed else None, **fields)

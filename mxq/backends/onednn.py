@@ -92,9 +92,7 @@ MXNET_191 = BackendSpec(
         CONVOLUTION,
         FULLY_CONNECTED,
         POOLING,
-        OpSpec(
-            float_op="Concat", int8_op="_contrib_quantized_concat", role="carry", data_inputs=(), output="widest"
-        ),
+        OpSpec(float_op="Concat", int8_op="_contrib_quantized_concat", role="carry", data_inputs=(), output="widest"),
         OpSpec(
             float_op="elemwise_add",
             int8_op="_contrib_quantized_elemwise_add",

@@ -1,5 +1,6 @@
 """The application: its global options, and how a command reports an error."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import functools
@@ -15,12 +16,16 @@ from mxq.cli.options import option
 from mxq.errors import MxqError
 
 FAILED, REFUSED = 1, 2
+ORDER = ("quantize", "inspect", "explain", "verify", "bench", "doctor")
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 
 class _Group(TyperGroup):
-    """Takes ``--debug`` anywhere on the line."""
+    """Takes ``--debug`` anywhere on the line, and lists the commands in the order of their use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         debug = ["--debug"] if "--debug" in args else []

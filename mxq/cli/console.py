@@ -1,5 +1,6 @@
 """Results to stdout, messages and progress to stderr."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import json
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 def show(*parts: RenderableType) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
-    for part in parts:
+    console = Console(highlight=False)
+    for i, part in enumerate(parts):
+        if i:
+            console.print()
         console.print(part)
 
 
@@ -36,7 +39,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
 
         def step(done: int) -> None:

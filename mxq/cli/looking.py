@@ -1,5 +1,6 @@
 """``mxq inspect`` and ``mxq explain``: what was, or would be, decided."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import typer
 
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import foresee, sizes_of
+from mxq.cli.networks import report_of, sizes_of
 from mxq.cli.options import (
     Epoch,
     Exclude,
@@ -42,10 +43,7 @@ def inspect(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    known = record.path_of(prefix).is_file()
-    report = (
-        record.read(prefix) if known else foresee(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
-    )
+    report, known = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
     broken = record.check(prefix) if known else ()
     sizes = sizes_of(prefix)
     if as_json:
@@ -78,10 +76,7 @@ def explain(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    known = record.path_of(prefix).is_file()
-    report = (
-        record.read(prefix) if known else foresee(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
-    )
+    report, _ = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
     made = record.find(report, node)
     about = record.explain(report, made)
     if as_json:

@@ -1,9 +1,11 @@
 """``mxq quantize``."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
@@ -32,6 +34,11 @@ from mxq.cli.options import (
     preprocess_of,
 )
 from mxq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxq.batches import Feeds
+    from mxq.images import Preprocess
+    from mxq.pipeline import Prepared
 
 BATCH = 16
 
@@ -84,6 +91,8 @@ def quantize(
     prefix, out = prefix_of(prefix), prefix_of(out)
     if prefix.resolve() == out.resolve():
         raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
+    if not out.parent.is_dir():  # found out now, not after calibration
+        raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
     if data is None and calib_mode != "none":
         raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz (or --calib-mode none)")
     config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples)
@@ -102,20 +111,29 @@ def quantize(
     from mxq import pipeline, runtime
     from mxq.report import record, tables
 
-    model = runtime.load_model(prefix, epoch)
-    source = None
-    if data is not None:
-        everything = open_data(data, model, settings, batch_size)
-        source = everything.take(config.budget.examples(everything.examples) or everything.examples)
-        say(f"calibrating on {source.examples} of {source.description}")
-    done = pipeline.quantize(model, source, config, runner)
+    prepared = pipeline.plan(runtime.load_model(prefix, epoch), config)
+    batches = None if data is None else calibration_data(data, prepared, settings, batch_size)
+    calibrated = pipeline.calibrate(prepared, batches, runner, progress=sys.stderr.isatty())
+    done = pipeline.quantize(prepared, calibrated, runtime.versions())
     pair = runtime.write_pair(done.model, out)
     files = (*pair, record.write(out, done.report, pair))
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
     if as_json:
-        print_json(
-            {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}, **record.to_json(done.report)}
-        )
+        written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
+        print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in pair}), **written})
         return
     rows = [("operators", tables.tally(done.report)), ("size", f"{megabytes(before)} -> {megabytes(after)}")]
-    show(tables.facts([*rows, *(("written" if not i else "", str(f)) for i, f in enumerate(files))]))
+    show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))
+    for warning in calibrated.warnings:
+        say(f"mxq: {warning}")
+
+
+def calibration_data(path: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> Feeds:
+    """As much of the data as the configuration asks for, spread evenly over it."""
+    from mxq.batches import feeds
+    from mxq.config import Budget
+
+    everything = open_data(path, prepared.source, settings, batch_size)
+    source = everything.take(prepared.config.budget.examples(everything.examples) or everything.examples)
+    say(f"calibrating on {source.examples} of {source.description}")
+    return feeds(source, prepared.fused.inputs, Budget(count=source.examples))

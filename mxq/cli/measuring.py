@@ -1,10 +1,11 @@
 """``mxq verify``, ``mxq bench`` and ``mxq doctor``."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,8 +35,11 @@ from mxq.cli.options import (
     shapes_of,
 )
 
+TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without VNNI", "avx2": "AVX2"}
+
 if TYPE_CHECKING:
     from mxq.ir import Array, Model
+    from mxq.machine import Machine
 
 BATCH = 16
 LAYER_BATCH = 4
@@ -65,7 +69,8 @@ def verify(
         int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
     ] = None,
     batch_size: Annotated[
-        int | None, option(min=1, help=f"Examples to a batch; {BATCH} by default, {LAYER_BATCH} with --layers.")
+        int | None,
+        option(min=1, metavar="N", help=f"Examples to a batch; {BATCH} by default, {LAYER_BATCH} with --layers."),
     ] = None,
     labels: Annotated[
         Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
@@ -119,7 +124,7 @@ def verify(
 def bench(
     prefix: Prefix,
     int8_prefix: Annotated[
-        Path | None, typer.Argument(metavar="[INT8]", help="Prefix of what was made of it.", show_default=False)
+        Path | None, typer.Argument(metavar="INT8", help="Prefix of what was made of it.", show_default=False)
     ] = None,
     batch_size: BatchSize = 1,
     shape: Annotated[
@@ -130,27 +135,27 @@ def bench(
             help="Shape of one example, without the batch. May be repeated, one for each input.",
         ),
     ] = None,
-    repeats: Annotated[int, option(min=1, show=True, help="Rounds that count; each runs every network once.")] = 50,
-    warmup: Annotated[int, option(min=0, show=True, help="Rounds before them that do not.")] = 10,
+    repeats: Annotated[
+        int, option(min=1, metavar="N", show=True, help="Rounds that count; each runs every network once.")
+    ] = 50,
+    warmup: Annotated[int, option(min=0, metavar="N", show=True, help="Rounds before them that do not.")] = 10,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Time the float network, the same with fused kernels, and the INT8 network, in turn."""
     prefix = prefix_of(prefix)
     int8_prefix = None if int8_prefix is None else prefix_of(int8_prefix)
-    # MXNet fuses float graphs by itself when it binds them; "fp32" is to be the network as Gluon runs it.
-    os.environ.setdefault("MXNET_SUBGRAPH_BACKEND", "NONE")
-    runner = start_mxnet()
+    start_mxnet()
     from mxq import bench as timing
     from mxq import pipeline, runtime
     from mxq.report import tables
 
     model = runtime.load_model(prefix, epoch)
-    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(pipeline.prepare(model))}
+    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(model)}
     if int8_prefix is not None:
         models["int8"] = runtime.load_model(int8_prefix)
     feeds = random_feeds(model, shapes_of(model, shape, prefix), batch_size)
-    candidates = {name: functools.partial(runner.compile(m), feeds) for name, m in models.items()}
+    candidates = {name: _served(m, feeds) for name, m in models.items()}
     with progress("timing", warmup + repeats) as step:
         found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch_size, progress=step)
     threads = os.environ.get("OMP_NUM_THREADS", "?")
@@ -170,7 +175,7 @@ def bench(
 def doctor(
     prefix: Annotated[
         Path | None,
-        typer.Argument(metavar="[PREFIX]", help="A quantized network, to check its files too.", show_default=False),
+        typer.Argument(metavar="PREFIX", help="A quantized network, to check its files too.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -185,7 +190,11 @@ def doctor(
     start_mxnet(quiet=True)
     from mxq import runtime
 
-    versions = {**runtime.versions(), "onednn": "yes" if runtime.features()["MKLDNN"] else "no"}
+    versions, onednn = runtime.versions(), runtime.features()["MKLDNN"]
+    if not onednn:
+        hints.append(
+            "this MXNet was built without oneDNN (MKLDNN), which has the int8 kernels: pip install mxnet==1.9.1"
+        )
     if prefix is not None:
         prefix = prefix_of(prefix)
         hints += [str(m) for m in record.check(prefix)]
@@ -196,23 +205,54 @@ def doctor(
             if versions.get(k, v) != v
         ]
     if as_json:
-        facts = {**asdict(machine), "flags": sorted(machine.flags), "cpus": machine.cpus}
-        print_json(
-            {"machine": facts, "versions": versions, "threads": {"mxnet": picked, "recommended": best}, "advice": hints}
-        )
+        facts = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(machine).items()}
+        facts |= {"cpus": machine.cpus, "target": machine.target, "saturates": machine.saturates}
+        threads = {"mxnet": picked, "recommended": best}
+        print_json({"machine": facts, "versions": versions, "onednn": onednn, "threads": threads, "advice": hints})
         return
-    cores = f"{machine.cores} cores, {machine.cpus} hardware threads"
-    quota = "" if machine.quota is None else f", {machine.quota:g} CPUs granted"
+    asked = environ.get("OMP_NUM_THREADS", "")
     rows = [
         ("CPU", machine.model),
-        ("int8 kernels", tables.TARGET_WORDS.get(machine.target, machine.target)),
-        ("cores", cores + quota),
-        ("threads", f"MXNet takes {picked}; best {best}"),
-        *(((("versions"), ", ".join(f"{k} {v}" for k, v in versions.items())),)),
+        ("int8 kernels", _kernels(machine)),
+        ("cores", _cores(machine)),
+        ("OMP_NUM_THREADS", f"{asked or 'not set'}: MXNet runs on {picked}; {best} would be best"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("oneDNN", "inside MXNet" if onednn else "missing"),
     ]
-    show(tables.facts(rows))
-    for hint in hints or ["nothing to set: all is well"]:
-        show(f"- {hint}")
+    show(tables.facts(rows), "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set.")
+
+
+def _kernels(machine: Machine) -> str:
+    exact = "sums of two products may saturate" if machine.saturates else "exact"
+    return f"{TARGET_WORDS[machine.target]}, {exact}" if machine.target != "unsupported" else "none worth using"
+
+
+def _cores(machine: Machine) -> str:
+    threads = f", {machine.threads_per_core:g} hardware threads each" if machine.cpus != machine.cores else ""
+    quota = "" if machine.quota is None else f"; {machine.quota:g} CPUs' time granted"
+    return f"{machine.cores}{threads}{quota}"
+
+
+def _served(model: Model, feeds: Mapping[str, Array]) -> Callable[[], None]:
+    """One call of the network as it is served: a hybridized block, its input at hand, waiting for the outputs.
+
+    (An executor would not do: MXNet fuses float graphs when it binds them, so "fp32" would not be what Gluon runs.)
+    """
+    from mxq import runtime
+
+    with warnings.catch_warnings():  # SymbolBlock cannot tell the type of its inputs before it has seen one
+        warnings.filterwarnings("ignore", "Cannot decide type", UserWarning)
+        block = runtime.to_block(model)
+    arrays = runtime.to_arrays(feeds)
+    block.hybridize(static_alloc=True, static_shape=True)
+    inputs = [arrays[name] for name in model.inputs]
+
+    def call() -> None:
+        made = block(*inputs)
+        for output in made if isinstance(made, list | tuple) else [made]:
+            output.wait_to_read()
+
+    return call
 
 
 def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: int) -> dict[str, Array]:

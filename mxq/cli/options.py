@@ -1,5 +1,6 @@
 """Options that several commands share, and how their text is read."""
 
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import re
@@ -36,8 +37,8 @@ Prefix = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", help="Print one JSON document to stdout instead of tables.")]
-Epoch = Annotated[int | None, option(min=0, help="Which PREFIX-NNNN.params; the latest by default.")]
-BatchSize = Annotated[int, option(min=1, help="Examples to a batch.", show=True)]
+Epoch = Annotated[int | None, option(min=0, metavar="N", help="Which PREFIX-NNNN.params; the latest by default.")]
+BatchSize = Annotated[int, option(min=1, metavar="N", help="Examples to a batch.", show=True)]
 Exclude = Annotated[
     list[str] | None,
     option(
@@ -77,8 +78,10 @@ Mean = Annotated[
     str | None, option(metavar="M[,M,M]", panel=_PICTURES, help="Subtracted from the pixels (0..255, times --scale).")
 ]
 Std = Annotated[str | None, option(metavar="S[,S,S]", panel=_PICTURES, help="What the difference is divided by.")]
-Scale = Annotated[float | None, option(panel=_PICTURES, help="What the pixels are multiplied by first.")]
-ShortSide = Annotated[int | None, option(min=1, panel=_PICTURES, help="Resize so that the shorter side is this long.")]
+Scale = Annotated[float | None, option(metavar="S", panel=_PICTURES, help="What the pixels are multiplied by first.")]
+ShortSide = Annotated[
+    int | None, option(min=1, metavar="N", panel=_PICTURES, help="Resize so that the shorter side is this long.")
+]
 Crop = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Then cut this from the middle.")]
 Resize = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Or stretch to this size.")]
 Color = Annotated[str | None, option(metavar="RGB|BGR|GRAY", panel=_PICTURES, help="Order of the channels.")]

@@ -100,7 +100,9 @@ class Preprocess:
             pixels = pixels[::-1, ::-1]
         if self.color == "BGR":
             pixels = pixels[..., ::-1]
-        example = (pixels * np.float32(self.scale) - np.float32(self.mean)) / np.float32(self.std)
+        example = (pixels * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(
+            self.std, np.float32
+        )
         if self.layout == "NCHW":
             example = example.transpose(2, 0, 1)
         return np.ascontiguousarray(example, np.float32)

@@ -43,7 +43,7 @@ class Source:
 
     def __len__(self) -> int:
         """The number of batches."""
-        return -(-self.examples // self.batch_size)
+        return (self.examples + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
         numbers = range(self.examples) if self.picked is None else self.picked

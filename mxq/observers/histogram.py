@@ -111,8 +111,8 @@ class HistogramObserver(ABC):
 
 
 def _exponent(absmax: float) -> int:
-    """The smallest k with ``absmax < 2^k``, kept where float32 can scale by it."""
-    return max(math.frexp(absmax)[1], MIN_EXPONENT) if absmax else MIN_EXPONENT
+    """The smallest k with ``absmax < 2^k``; for 0 the least there is."""
+    return math.frexp(absmax)[1] if absmax else MIN_EXPONENT
 
 
 def _widened(counts: Counts, steps: int) -> Counts:

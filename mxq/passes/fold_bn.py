@@ -53,7 +53,7 @@ class FoldBatchNorm:
         has_bias = not layer.flag("no_bias")
         bias_name = layer.inputs[2].name if has_bias else f"{layer.name}_bias"
         if not has_bias and bias_name in model.graph:
-            raise GraphError(f"folding {bn.name!r} needs a bias named {bias_name!r}, but a node has that name already")
+            raise GraphError(f"folding {bn.name!r} needs the name {bias_name!r} for a bias, but a node has it already")
         weight, bias = fold(
             model.args[weight_name],
             model.args[bias_name] if has_bias else None,
@@ -74,7 +74,15 @@ class FoldBatchNorm:
 
 
 def fold(
-    weight: Array, bias: Array | None, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, fix_gamma: bool
+    weight: Array,
+    bias: Array | None,
+    gamma: Array,
+    beta: Array,
+    mean: Array,
+    var: Array,
+    *,
+    eps: float,
+    fix_gamma: bool,
 ) -> tuple[Array, Array]:
     """Folded weight and bias.
 

@@ -62,7 +62,8 @@ class Fuse:
         root = match.root
         outside, subgraph = _subgraph(match)
         origins = " ".join(o for n in match.interior for o in n.origins)
-        fused = Node(root.name, self.spec.fused_op, {**_flags(self.spec, match), ORIGIN: origins}, outside, (subgraph,), root.label)
+        attrs = {**_flags(self.spec, match), ORIGIN: origins}
+        fused = Node(root.name, self.spec.fused_op, attrs, outside, (subgraph,), root.label)
         dropped = {n.name: () for n in match.interior if n is not root}
         return Rewrite({**dropped, root.name: (fused,)})
 
@@ -76,7 +77,7 @@ def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
 
 
 def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:
-    """The fused node's inputs (layer's own, then the sum operand), and the subgraph over variables standing for them."""
+    """The fused node's inputs (the layer's own, then the sum operand), and the subgraph over variables for them."""
     layer, total, act = (match.nodes.get(k) for k in ("layer", "sum", "act"))
     if layer is None:
         raise ValueError("the pattern binds no 'layer'")

@@ -7,6 +7,7 @@ mode "smart", it is a "compute" operator or a "carry" operator between two of th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
@@ -71,7 +72,7 @@ def data_inputs(node: Node, spec: OpSpec) -> tuple[int, ...]:
 
 
 def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Iterable[str]) -> bool:
-    """Whether an int8 fully connected layer can write float itself: all its readers are float (``enable_float_output``)."""
+    """Whether an int8 fully connected layer can write float itself (``enable_float_output``): no reader is int8."""
     if spec.float_op != "FullyConnected":
         return False
     known = set(quantized)
@@ -79,38 +80,50 @@ def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Iterable[str
 
 
 def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
-    """Node name -> why the user's settings leave it in float."""
-    members = {m: n for n in graph.operators for m in _members(n)}
-    candidates = list(members)
+    """Node name -> why the user's settings leave it in float. Later settings win: include, exclude, overrides."""
     reasons: dict[str, str] = {}
-
-    def hits(field: str, selector: Selector) -> set[str]:
-        found = {members[m].name for m in candidates if selects(selector, _as_node(m, members[m]))}
-        if not found:
-            raise no_match(field, selector, candidates)
-        return found
-
     if config.include_layers:
-        included = set().union(*(hits("include_layers", s) for s in config.include_layers))
+        included = {n for s in config.include_layers for n in _hits(graph, "include_layers", s)}
         reasons |= {n.name: "not among include_layers" for n in graph.operators if n.name not in included}
-    for selector in config.exclude_layers:
-        why = f"excluded by exclude_layers {selector_name(selector)!r}"
-        reasons |= dict.fromkeys(hits("exclude_layers", selector), why)
-    for part in config.exclude_layers_match:
-        why = f"excluded by exclude_layers_match {part!r}"
-        reasons |= dict.fromkeys(hits("exclude_layers_match", f"*{part}*"), why)
+    substrings = [("exclude_layers_match", part, f"*{part}*") for part in config.exclude_layers_match]
+    for field, shown, selector in [*(("exclude_layers", s, s) for s in config.exclude_layers), *substrings]:
+        why = f"excluded by {field} {selector_name(shown)!r}"
+        reasons |= dict.fromkeys(_hits(graph, field, selector), why)
     for op in config.exclude_operators:
-        found = {n.name for n in graph.operators if op in chain(n).split("+") or op == n.op}
-        if not found:
-            raise no_match("exclude_operators", op, sorted({o for n in graph.operators for o in chain(n).split("+")}))
-        reasons |= dict.fromkeys(found, f"excluded by exclude_operators {op!r}")
+        reasons |= dict.fromkeys(_with_op(graph, op), f"excluded by exclude_operators {op!r}")
     for pattern, layer in config.overrides.items():
-        for name in hits("overrides", pattern):
+        for name in _hits(graph, "overrides", pattern):
             if layer.quantize is False:
                 reasons[name] = f"left in float by overrides {pattern!r}"
             elif layer.quantize:
                 reasons.pop(name, None)
     return reasons
+
+
+def _hits(graph: Graph, field: str, selector: Selector) -> set[str]:
+    """Nodes of which ``selector`` chooses any member.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    members = {m: n for n in graph.operators for m in _members(n)}
+    found = {node.name for m, node in members.items() if selects(selector, _as_node(m, node))}
+    if not found:
+        raise no_match(field, selector, members)
+    return found
+
+
+def _with_op(graph: Graph, op: str) -> set[str]:
+    """Nodes that are, or contain, an operator of type ``op``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    types = {n.name: {n.op, *chain(n).split("+")} for n in graph.operators}
+    found = {name for name, ops in types.items() if op in ops}
+    if not found:
+        raise no_match("exclude_operators", op, sorted(set().union(*types.values())))
+    return found
 
 
 def _members(node: Node) -> Iterable[str]:
@@ -125,8 +138,6 @@ def _as_node(member: str, node: Node) -> Node:
 
 def no_match(field: str, selector: Selector, candidates: Iterable[str]) -> ConfigError:
     """The error for a pattern that matches nothing; names close candidates."""
-    import difflib
-
     known = list(candidates)
     close = difflib.get_close_matches(selector_name(selector).strip("*"), known, n=3, cutoff=0.4) or known[:3]
     return ConfigError(
@@ -164,9 +175,8 @@ def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
     after: set[str] = set()
     before: set[str] = set()
     for node in graph.operators:
-        if any(_computes(specs, r.name) or r.name in after for r in node.inputs):
-            if node.name in specs:
-                after.add(node.name)
+        if node.name in specs and any(_computes(specs, r.name) or r.name in after for r in node.inputs):
+            after.add(node.name)
     for node in reversed(graph.operators):
         readers = graph.consumers[node.name]
         if node.name in specs and any(_computes(specs, c.name) or c.name in before for c in readers):

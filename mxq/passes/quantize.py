@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
 from mxq.ir import ORIGIN, Model, Node, Ref, toposort
@@ -103,8 +104,8 @@ class _Builder:
         """Makes sure that the float tensor ``ref`` exists under its own name."""
         if ref in self.coded and ref.name not in self.nodes:
             tensor = self.coded[ref]
-            inputs = (tensor.values, tensor.min, tensor.max)
-            self.nodes[ref.name] = Node(ref.name, "_contrib_dequantize", {}, inputs, label=self.model.graph[ref.name].label)
+            inputs, label = (tensor.values, tensor.min, tensor.max), self.model.graph[ref.name].label
+            self.nodes[ref.name] = Node(ref.name, "_contrib_dequantize", {}, inputs, label=label)
 
     def as_int8(self, ref: Ref, dtype: str = "") -> Coded:
         """The int8 form of tensor ``ref``, of type ``dtype`` if given; quantizes it where only float exists."""
@@ -148,7 +149,7 @@ class _Builder:
             notes.append("the calibrated range was zero")
         if half:
             found = Range(found.min, found.max * HALF)
-            notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, values must stay within 0..127")
+            notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, which holds 0..127")
         return TensorRecord(dtype, float(np.float32(found.min)), float(np.float32(found.max)), "; ".join(notes))
 
     # ---- writing nodes ----
@@ -197,27 +198,34 @@ class _Builder:
         return INT8 if spec.output == "int8" or INT8 in types else UINT8
 
     def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], dtype: str, *, half: bool) -> None:
-        quantized = self.plan.quantized
-        to_float = spec.float_op == "FullyConnected" and (
-            self.config.calib_mode == NONE or writes_float(self.model.graph, node, spec, quantized)
-        )
-        name = node.name if to_float else f"quantized_{node.name}"
-        if not to_float and name in self.model.graph:
+        if self._to_float(node, spec):
+            attrs = {"enable_float_output": "True"}
+            self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, attrs)
+            return
+        name = f"quantized_{node.name}"
+        if name in self.model.graph:
             raise QuantizeError(f"{node.name!r} needs the name {name!r} for its int8 form, but a node has it already")
-        attrs = {**node.attrs, ORIGIN: " ".join(node.origins)}
-        if spec.fused_op:
-            attrs["quantized"] = "true"
-        if spec.float_op == "FullyConnected":
-            attrs |= {"channel_wise_quantize": "True", **({"enable_float_output": "True"} if to_float else {})}
-        runtime = spec.calibrated and self.config.calib_mode == NONE and not to_float
-        record = self._record(node.out, dtype, half=half) if spec.calibrated and not to_float else TensorRecord(dtype)
-        if spec.calibrated and not to_float:
-            attrs |= _range_attrs(record)
-        label = node.label if to_float else ""
-        self.nodes[name] = replace(node, name=name, op=spec.int8_op, attrs=attrs, inputs=inputs, label=label)
-        if not to_float:
-            self.coded[node.out] = self._requantize(node, dtype) if runtime else Coded.of(name, dtype)
-            self.records[self.coded[node.out].values.name] = record
+        record = self._record(node.out, dtype, half=half) if spec.calibrated else TensorRecord(dtype)
+        self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, _range_attrs(record)), label="")
+        at_runtime = spec.calibrated and self.config.calib_mode == NONE
+        coded = self._requantize(node, dtype) if at_runtime else Coded.of(name, dtype)
+        self.coded[node.out] = coded
+        self.records[coded.values.name] = record
+
+    def _to_float(self, node: Node, spec: OpSpec) -> bool:
+        """Whether the kernel writes float itself; without ranges, a fully connected layer can do nothing else."""
+        if spec.float_op != FULLY_CONNECTED.float_op:
+            return False
+        return self.config.calib_mode == NONE or writes_float(self.model.graph, node, spec, self.plan.quantized)
+
+    def _int8_node(
+        self, node: Node, spec: OpSpec, name: str, inputs: tuple[Ref, ...], attrs: Mapping[str, str]
+    ) -> Node:
+        fused = {"quantized": "true"} if spec.fused_op else {}
+        if spec.float_op == FULLY_CONNECTED.float_op:
+            fused["channel_wise_quantize"] = "True"
+        everything = {**node.attrs, ORIGIN: " ".join(node.origins), **fused, **attrs}
+        return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs)
 
     def _requantize(self, node: Node, dtype: str) -> Coded:
         """int32 results become 8 bits in a range found at run time."""

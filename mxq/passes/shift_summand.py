@@ -21,7 +21,7 @@ import numpy as np
 from mxq.backends.onednn import CONVOLUTION
 from mxq.ir import ORIGIN, VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.plan import Plan
-from mxq.rewrite import Any_, Match, Op, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import Match, Op, Reject, Rewrite, Trace, apply_rules
 from mxq.thresholds import Range, Thresholds
 
 SHIFTED = "_shifted"
@@ -45,6 +45,13 @@ class ShiftSummand:
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))
         operand = model.graph[reader.inputs[-1].name]
+        return (
+            self._operand_refusal(model, reader, operand)
+            or _bias_refusal(model, reader)
+            or _bias_refusal(model, operand)
+        )
+
+    def _operand_refusal(self, model: Model, reader: Node, operand: Node) -> Reject | None:
         if operand.op != _CONV or operand.name not in self.plan.quantized:
             return Reject(f"its summand {operand.name!r} is not an int8 convolution", (operand.name,))
         if any(operand.flag(f) for f in ("with_sum", "with_act", "with_postsum_act")):
@@ -53,7 +60,7 @@ class ShiftSummand:
             return Reject(f"its summand {operand.name!r} is read elsewhere too", (operand.name,))
         if self.thresholds.range(operand.name).min >= 0:
             return Reject(f"its summand {operand.name!r} is never negative", (operand.name,))
-        return _bias_refusal(model, reader) or _bias_refusal(model, operand)
+        return None
 
     def build(self, model: Model, match: Match) -> Rewrite:
         reader = match["reader"]

@@ -112,7 +112,8 @@ FLOAT = Contract("a float network", _is_float)
 
 
 def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (DropIdentity(), UseGlobalStats(), ExplicitGamma(), ReluAsActivation()), trace, "simplify")
+    rules = (DropIdentity(), UseGlobalStats(), ExplicitGamma(), ReluAsActivation())
+    return apply_rules(model, rules, trace, "simplify")
 
 
 SIMPLIFY = Pass("simplify", _run, requires=(FLOAT,), ensures=(FLOAT,))

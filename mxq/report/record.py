@@ -18,6 +18,7 @@ from mxq.plan import Decision, Plan, Report, TensorRecord
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
 _CHUNK = 1 << 20
+_DONE = "already done"  # a rule's refusal that explains nothing
 _INT8_PREFIXES = ("requantize_", "quantized_")  # the int8 nodes made from a node bear its name after one of these
 _TABLES = ("thresholds", "config", "versions", "source", "summary")
 _FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
@@ -70,13 +71,12 @@ def find(report: Report, name: str) -> Decision:
 def explain(report: Report, decision: Decision) -> Explanation:
     """What the report knows about the node of ``decision``."""
     tensors = report.thresholds.get("tensors")
-    names = (decision.node, *decision.members)
-    refusals = []
-    for step in report.trace:
-        refused = step.get("refused")
-        for name in dict.fromkeys(names):
-            if isinstance(refused, Mapping) and name in refused:
-                refusals.append((str(step.get("rule")), str(refused[name])))
+    refusals = dict.fromkeys(
+        (str(step.get("rule")), str(refused[name]))
+        for step in report.trace
+        for name in dict.fromkeys((decision.node, *decision.members))
+        if isinstance(refused := step.get("refused"), Mapping) and refused.get(name, _DONE) != _DONE
+    )
     return Explanation(
         decision,
         tensor_of(report, decision.node),

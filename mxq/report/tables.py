@@ -8,11 +8,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mxq.bench import Benchmark
-from mxq.plan import Report, TensorRecord
+from mxq.plan import Decision, Report, TensorRecord
 from mxq.report.record import Explanation, tensor_of
 from mxq.verify import Layer, Output, Verification
 
@@ -29,12 +30,6 @@ SHORT_OPS = {
     "elemwise_mul": "mul",
     "_sg_mkldnn_conv": "conv+",
     "_sg_mkldnn_fully_connected": "fc+",
-}
-TARGET_WORDS = {
-    "avx512_vnni": "AVX-512 with VNNI: fast and exact",
-    "avx512": "AVX-512 without VNNI: sums of two products may saturate",
-    "avx2": "AVX2: sums of two products may saturate",
-    "unsupported": "none worth using",
 }
 WORST = 10
 _BAR = 12
@@ -59,20 +54,31 @@ def facts(rows: Iterable[tuple[str, str]], title: str = "") -> Table:
 
 
 def decisions(report: Report) -> RenderableType:
-    """What is int8 and how it is coded, then what is not and why."""
-    coded = _table("int8", ("node", "op", "as", ">range"))
+    """What is int8 and how it is coded (where that is known yet), then what is not and why."""
     made = [d for d in report.plan.decisions if d.int8]
-    own = {id(tensor_of(report, d.node)) for d in made}
-    for name, record in report.tensors.items():
-        if id(record) not in own:
-            coded.add_row(Text(name), Text("quantize", "dim"), *_coding(record))
+    if report.tensors:
+        coded = _table("int8", ("node", "op", "as", ">range"))
+        own = {id(tensor_of(report, d.node)) for d in made}
+        for name, record in report.tensors.items():
+            if id(record) not in own:
+                coded.add_row(Text(name), Text("quantize", "dim"), *_coding(record))
+        for decision in made:
+            coded.add_row(Text(decision.node), Text(short_op(decision.op)), *_coding(tensor_of(report, decision.node)))
+    else:
+        coded = _reasons("int8", made)
+    kept = _reasons("float", [d for d in report.plan.decisions if not d.int8])
+    return _spaced(*(t for t in (coded, kept) if t.row_count))
+
+
+def _reasons(title: str, made: Iterable[Decision]) -> Table:
+    """Operators of one type with one reason share a line."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for decision in made:
-        coded.add_row(Text(decision.node), Text(short_op(decision.op)), *_coding(tensor_of(report, decision.node)))
-    kept = _table("float", ("node", "op", "why"))
-    for decision in report.plan.decisions:
-        if not decision.int8:
-            kept.add_row(Text(decision.node), Text(short_op(decision.op)), Text(decision.reason))
-    return Group(*(t for t in (coded, kept) if t.row_count))
+        groups.setdefault((short_op(decision.op), decision.reason), []).append(decision.node)
+    table = _table(title, ("op", ">count", "why", "nodes"))
+    for (op, reason), nodes in groups.items():
+        table.add_row(Text(op), str(len(nodes)), Text(reason), Text(", ".join(nodes)))
+    return table
 
 
 def tally(report: Report) -> str:
@@ -110,7 +116,7 @@ def explanation(about: Explanation) -> RenderableType:
         for rule, reason in about.refusals:
             table.add_row(Text(rule), Text(reason))
         parts.append(table)
-    return Group(*parts)
+    return _spaced(*parts)
 
 
 def verification(found: Verification) -> RenderableType:
@@ -131,20 +137,18 @@ def verification(found: Verification) -> RenderableType:
         )
     outputs = _table("outputs", ("output", ">SQNR", ">centred", ">cosine", ">max error"))
     for output in found.outputs:
-        outputs.add_row(*_output_cells(output))
-    parts: list[RenderableType] = [facts(rows), outputs]
+        if output.kind != "boxes":
+            outputs.add_row(*_output_cells(output))
+    parts: list[RenderableType] = [facts(rows), *([outputs] if outputs.row_count else [])]
     if found.layers:
         parts.append(_layers("layers, in order", found.layers))
         parts.append(_layers(f"the {min(WORST, len(found.layers))} noisiest", found.worst_first[:WORST]))
-    return Group(*parts)
+    return _spaced(*parts)
 
 
 def benchmark(found: Benchmark, title: str = "") -> Table:
     """Milliseconds of this machine, examples a second, and the ratio that travels."""
-    batch = "" if found.examples == 1 else f" of {found.examples}"
-    table = _table(
-        title, ("", f">ms a batch{batch}", ">min", ">p90", ">a second", f">against {found.base}", ">p10..p90")
-    )
+    table = _table(title, ("", ">median ms", ">min", ">p90", ">examples/s", f">vs {found.base}", ">p10..p90"))
     for t in found.timings:
         ratio = Text("1", "dim") if t.name == found.base else Text(f"{t.speedup:.2f}x", "bold")
         spread = Text("") if t.name == found.base else Text(f"{t.low:.2f}..{t.high:.2f}", "dim")
@@ -173,6 +177,11 @@ def decibels(value: float | None) -> Text:
     return Text(f"{value:.1f} dB", "red" if value < _POOR_DB else "yellow" if value < _GOOD_DB else "green")
 
 
+def _spaced(*parts: RenderableType) -> RenderableType:
+    """The parts with a blank line before each but the first."""
+    return Group(*parts[:1], *(Padding(part, (1, 0, 0, 0)) for part in parts[1:]))
+
+
 def _table(title: str, columns: Sequence[str]) -> Table:
     """A light table; a leading ">" aligns a column right."""
     table = Table(
@@ -180,6 +189,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         title=Text(title, "bold") if title else None,
         title_justify="left",
         pad_edge=False,
+        show_edge=False,
         padding=(0, 1),
     )
     for i, name in enumerate(columns):
@@ -209,12 +219,9 @@ def _layers(title: str, layers: Iterable[Layer]) -> Table:
 
 
 def _output_cells(output: Output) -> tuple[Text, ...]:
-    if output.kind == "boxes":
-        return Text(output.name), Text("boxes", "dim"), Text("-", "dim"), Text("-", "dim"), Text("-", "dim")
-    cosine, error = (
-        Text("-" if v is None else f"{v:{form}}") for v, form in ((output.cosine, ".5f"), (output.max_abs_error, ".3g"))
-    )
-    return Text(output.name), decibels(output.sqnr), decibels(output.centred_sqnr), cosine, error
+    cosine = "-" if output.cosine is None else f"{output.cosine:.5f}"
+    error = "-" if output.max_abs_error is None else f"{output.max_abs_error:.3g}"
+    return Text(output.name), decibels(output.sqnr), decibels(output.centred_sqnr), Text(cosine), Text(error)
 
 
 def _against(float_share: float, int8_share: float) -> str:
@@ -224,7 +231,7 @@ def _against(float_share: float, int8_share: float) -> str:
 def _coding(record: TensorRecord | None) -> tuple[Text, Text]:
     """Type and range of an int8 tensor."""
     if record is None:
-        return Text("float32", "dim"), Text("-", "dim")
+        return Text("float32"), Text("-", "dim")
     if record.min is None or record.max is None:
         return Text(record.dtype), Text("at run time" if record.note else "of its input", "dim")
     return Text(record.dtype), Text(_interval(record.min, record.max))
@@ -236,9 +243,9 @@ def _interval(low: float, high: float) -> str:
 
 def _threshold(entry: Mapping[str, Any]) -> str:
     """A line about a calibrated range, from `Thresholds.to_json`."""
-    text = f"{_interval(entry['range']['min'], entry['range']['max'])} by {entry['observer']} over {entry['examples']} examples"
-    observed = entry.get("observed")
-    if observed and observed != entry["range"]:
+    found, observed = entry["range"], entry.get("observed")
+    text = f"{_interval(found['min'], found['max'])} by {entry['observer']} over {entry['examples']} examples"
+    if observed and observed != found:
         text += f" (seen {_interval(observed['min'], observed['max'])})"
     return f"{text}; {entry['note']}" if entry.get("note") else text
 

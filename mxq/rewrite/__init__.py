@@ -5,6 +5,18 @@ from mxq.rewrite.pattern import Any_, Match, Op, Pattern, match
 from mxq.rewrite.rule import Reject, Rewrite, Rule
 
 __all__ = [
-    "Any_", "Contract", "Event", "Match", "Op", "Pass", "Pattern", "Reject", "Rewrite", "Rule", "Trace",
-    "apply_rules", "match", "run_pass",
+    "Any_",
+    "Contract",
+    "Event",
+    "Match",
+    "Op",
+    "Pass",
+    "Pattern",
+    "Reject",
+    "Rewrite",
+    "Rule",
+    "Trace",
+    "apply_rules",
+    "match",
+    "run_pass",
 ]

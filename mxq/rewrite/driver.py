@@ -84,9 +84,7 @@ def _sweep(model: Model, rules: Sequence[Rule], trace: Trace, step: str) -> list
     return rewrites
 
 
-def _first(
-    model: Model, node: Node, rules: Sequence[Rule], taken: set[str], trace: Trace, step: str
-) -> Rewrite | None:
+def _first(model: Model, node: Node, rules: Sequence[Rule], taken: set[str], trace: Trace, step: str) -> Rewrite | None:
     for rule in rules:
         for found in match(model.graph, node, rule.pattern):
             names = {n.name for n in found.interior}

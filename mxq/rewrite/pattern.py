@@ -12,7 +12,7 @@ from mxq.ir import Graph, Node, Ref
 
 
 @dataclass(frozen=True, slots=True)
-class Any_:
+class Any_:  # noqa: N801 - "Any" is typing's
     """Matches any tensor; ``bind`` names it in the `Match`."""
 
     bind: str = ""
@@ -40,7 +40,7 @@ Pattern: TypeAlias = Any_ | Op
 
 @dataclass(frozen=True)
 class Match:
-    """Where a pattern was found: ``root`` node, bound ``nodes`` and ``refs``, and all ``interior`` operators, root last."""
+    """Where a pattern was found: ``root``, bound ``nodes`` and ``refs``, all ``interior`` operators (root last)."""
 
     root: Node
     nodes: Mapping[str, Node] = field(default_factory=dict)

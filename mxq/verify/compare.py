@@ -9,7 +9,7 @@ import numpy as np
 
 from mxq import numerics
 from mxq.errors import DataError
-from mxq.ir import Array, Executable, Graph, Model, Node, Ref, Runner
+from mxq.ir import Array, Graph, Model, Node, Ref, Runner
 from mxq.verify.measures import Boxes, Energy, match_boxes
 from mxq.verify.result import Accuracy, Layer, Output, Verification
 
@@ -23,6 +23,8 @@ _INT32 = 2**31 - 1
 @dataclass(frozen=True, slots=True)
 class Tap:
     """One tensor in both models: where the float model has it and where the int8 model does.
+
+    ``op`` is what makes it; for a fused operator the chain, such as "Convolution+Activation".
 
     ``int8`` is one float tensor, or the three outputs of an int8 operator: values, minimum, maximum.
     """
@@ -66,7 +68,7 @@ def verify(
     tally = _Tally(float_model.graph, taps, None if labels is None else np.asarray(labels))
     for batch in feeds:
         examples = len(next(iter(batch.values())))
-        tally.add(examples, *_run(reference, candidate, batch, heads))
+        tally.add(examples, reference(batch), candidate(batch))
         if progress is not None:
             progress(tally.examples)
     return tally.result()
@@ -86,14 +88,8 @@ def corresponding(float_graph: Graph, int8_graph: Graph) -> tuple[Tap, ...]:
             continue
         coded = made is not None and not _gives_float(made)
         outputs = (0, 1, 2) if coded else (0,)
-        taps.append(Tap(node.name, node.op, node.out, tuple(Ref(found.name, i) for i in outputs)))
+        taps.append(Tap(node.name, _chain(found) or node.op, node.out, tuple(Ref(found.name, i) for i in outputs)))
     return tuple(taps)
-
-
-@dataclass(frozen=True, slots=True)
-class _Outputs:
-    heads: Sequence[Array]
-    taps: Sequence[Array]
 
 
 class _Tally:
@@ -115,22 +111,27 @@ class _Tally:
         self.layers = [Energy() for _ in taps]
         self.dtypes = ["" for _ in taps]
 
-    def add(self, examples: int, reference: _Outputs, candidate: _Outputs) -> None:
-        """Takes in one batch: heads and taps of both models."""
-        for name, x, y in zip(self.heads, reference.heads, candidate.heads, strict=True):
+    def add(self, examples: int, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
+        """Takes in one batch: the heads, then the taps, of both models. Taps are read one by one."""
+        count = len(self.heads)
+        first, second = ([outputs[i] for i in range(count)] for outputs in (reference, candidate))
+        for name, x, y in zip(self.heads, first, second, strict=True):
             if x.shape != y.shape:
                 raise DataError(f"output {name!r} has shape {x.shape} in the float model, {y.shape} in the int8 model")
         if not self.kinds:
-            self.kinds = _kinds(reference.heads, examples)
-        self._add_heads(examples, reference.heads, candidate.heads)
-        for i, (x, y) in enumerate(zip(reference.taps, _grouped(candidate.taps, self.taps), strict=True)):
-            values = _decoded(y)
+            self.kinds = _kinds(first, examples)
+        self._add_heads(first, second)
+        at = count
+        for i, tap in enumerate(self.taps):
+            x, coded = reference[count + i], [candidate[at + j] for j in range(len(tap.int8))]
+            at += len(tap.int8)
+            values = _decoded(coded)
             if x.shape == values.shape:
                 self.layers[i] = self.layers[i].update(x, values)
-                self.dtypes[i] = str(y[0].dtype)
+                self.dtypes[i] = str(coded[0].dtype)
         self.examples += examples
 
-    def _add_heads(self, examples: int, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
+    def _add_heads(self, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
         for i, (x, y) in enumerate(zip(reference, candidate, strict=True)):
             if self.kinds[i] == "boxes":
                 continue
@@ -202,21 +203,6 @@ class _Tally:
         return Accuracy(float1, int1, *((float5, int5) if self.classes > TOP else (None, None)))
 
 
-def _run(
-    reference: Executable, candidate: Executable, batch: Mapping[str, Array], heads: int
-) -> tuple[_Outputs, _Outputs]:
-    first, second = reference(batch), candidate(batch)
-    return _Outputs(first[:heads], first[heads:]), _Outputs(second[:heads], second[heads:])
-
-
-def _grouped(flat: Sequence[Array], taps: Sequence[Tap]) -> Iterable[Sequence[Array]]:
-    """The int8 model's taps, again one group per `Tap`."""
-    start = 0
-    for tap in taps:
-        yield flat[start : start + len(tap.int8)]
-        start += len(tap.int8)
-
-
 def _decoded(tap: Sequence[Array]) -> Array:
     """A tap of the int8 model in float: as it is, or dequantized by its range."""
     if len(tap) == 1 or tap[0].dtype.kind == "f":
@@ -226,6 +212,11 @@ def _decoded(tap: Sequence[Array]) -> Array:
     if codes.dtype == np.int32:  # a sum before it is requantized: its range spans all of int32
         return np.asarray(codes * (absmax / _INT32), np.float32)
     return numerics.dequantize(codes, numerics.scale(absmax, str(codes.dtype)))
+
+
+def _chain(node: Node) -> str:
+    """The op types inside a fused node, "Convolution+Activation"; empty for others."""
+    return "+".join(inner.op for graph in node.subgraphs for inner in graph.operators)
 
 
 def _gives_float(node: Node) -> bool:

@@ -97,8 +97,9 @@ def match_boxes(reference: Array, other: Array) -> Boxes:
 
 def _detections(rows: Array) -> Array:
     """The boxes that count, best score first."""
-    kept = rows[(rows[:, 0] >= 0) & (rows[:, 1] > MIN_SCORE)]
-    return kept[np.argsort(-kept[:, 1], kind="stable")]
+    kept: Array = rows[(rows[:, 0] >= 0) & (rows[:, 1] > MIN_SCORE)]
+    ranked: Array = kept[np.argsort(-kept[:, 1], kind="stable")]
+    return ranked
 
 
 def _iou(box: Array, others: Array) -> Array:

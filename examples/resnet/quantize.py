@@ -1,0 +1,79 @@
+"""Take a classifier to INT8: the ResNet trained by this project, one of gluoncv's zoo, or your own.
+
+    python examples/resnet/quantize.py
+    python examples/resnet/quantize.py --model resnet50_v1 --pretrained --data imagenet/val
+
+Writes the float pair and, beside it, the INT8 pair with its report; then compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import mxq  # isort: skip  (before mxnet, which the modules below import)
+
+mxq.use_physical_cores()
+
+import numpy as np  # noqa: E402
+import task as tasks  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks.add_arguments(parser)
+    parser.add_argument("--num-calib-batches", type=int, default=5)
+    parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
+    parser.add_argument("--quantized-dtype", default="auto", help="of the input and other float tensors: auto, int8, uint8")
+    parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
+    parser.add_argument("--test-images", type=int, default=2000, help="images to compare on; 0 skips that")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Quantize, write, compare."""
+    args = arguments()
+    task = tasks.load(args)
+    images = tasks.calibration_images(task, args, args.num_calib_batches * args.batch_size)
+    quantized = mxq.quantize_net(
+        task.net,
+        task.normalise(images),
+        batch_size=args.batch_size,
+        calib_mode=args.calib_mode,
+        quantized_dtype=args.quantized_dtype,
+        exclude_layers=args.exclude_layers,
+        num_calib_examples=len(images),
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.prefix is None:
+        task.net.export(str(args.output / task.name))
+        print(f"float32: {args.output / task.name}-symbol.json, -0000.params")
+    written = mxq.save(quantized, tasks.int8_prefix(task, args.output))
+    print("INT8:    " + ", ".join(path.name if i else str(path) for i, path in enumerate(written)))
+    if args.test_images:
+        compare(task, quantized, args)
+
+
+def compare(task: tasks.Task, quantized: tasks.Block, args: argparse.Namespace) -> None:
+    """Print accuracy and speed of both networks, and how often they agree."""
+    images, labels = tasks.labelled_images(task, args, args.test_images)
+    answers, rates = [], []
+    for name, block in (("float32", task.net), ("INT8", quantized)):
+        block.hybridize(static_alloc=True, static_shape=True)
+        task.scores(block, images[: args.batch_size], args.batch_size)
+        start = time.perf_counter()
+        answers.append(task.scores(block, images, args.batch_size).argmax(1))
+        rates.append(len(images) / (time.perf_counter() - start))
+        right = float(np.mean(answers[-1] == labels))
+        print(f"{name:8} top-1 {100 * right:.2f} % of {len(images)} images, {rates[-1]:.0f} images/s")
+    agreement = float(np.mean(answers[0] == answers[1]))
+    print(f"same answer for {100 * agreement:.2f} %; INT8 runs {rates[1] / rates[0]:.2f} times as fast, end to end")
+
+
+if __name__ == "__main__":
+    main()

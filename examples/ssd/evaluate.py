@@ -1,0 +1,58 @@
+"""Measure mAP, as VOC defines it, of the float network and of the INT8 pair that quantize.py wrote.
+
+    python examples/ssd/evaluate.py
+    python examples/ssd/evaluate.py --prefix model/ssd --int8-prefix model/ssd-int8 --data VOCdevkit/VOC2007 --image-set test
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import mxq  # isort: skip  (before mxnet, which the modules below import)
+
+mxq.use_physical_cores()
+
+import numpy as np  # noqa: E402
+import task as tasks  # noqa: E402
+import voc  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks.add_arguments(parser)
+    parser.add_argument("--int8-prefix", type=Path, help="default: where quantize.py writes")
+    parser.add_argument("--test-images", type=int, default=2000)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Evaluate both networks on the same images."""
+    args = arguments()
+    task = tasks.load(args)
+    prefix = args.int8_prefix or tasks.int8_prefix(task, args.output)
+    images, boxes, difficult = tasks.labelled_images(task, args, args.test_images)
+    objects = sum(map(len, boxes))
+    print(f"{task.name}: {len(images)} images, {objects} objects")
+    means = []
+    for name, block in (("float32", task.net), ("INT8", mxq.load(prefix))):
+        block.hybridize(static_alloc=True, static_shape=True)
+        start = time.perf_counter()
+        found = task.detect(block, images, args.batch_size)
+        seconds = time.perf_counter() - start
+        scores = [
+            voc.mean_ap(found, boxes, len(task.classes), difficult=difficult, eleven_point=e) for e in (True, False)
+        ]
+        means.append(scores[0].mean)
+        print(f"{name:8} mAP@0.5 {scores[0].mean:.4f} (VOC07), {scores[1].mean:.4f} (area); {len(images) / seconds:.0f} images/s")
+        print("         " + "  ".join(f"{c} {v:.3f}" for c, v in zip(task.classes, scores[0].classes, strict=True) if not np.isnan(v)))
+    print(f"INT8 - float32: {100 * (means[1] - means[0]):+.2f} points")
+
+
+if __name__ == "__main__":
+    main()

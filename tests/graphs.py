@@ -1,0 +1,139 @@
+"""Small networks for tests: graphs in the text form of `mxq.serde`, random parameters, a run through MXNet.
+
+Import it as ``from graphs import build, run``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.ir import Graph, Model, Ref
+from mxq.rewrite import Trace
+from mxq.runtime import MxnetRunner, to_symbol
+from mxq.serde import read_text
+
+CHANNELS = 8
+CONV3 = f'kernel="(3, 3)" num_filter="{CHANNELS}" pad="(1, 1)"'
+CONV1 = f'kernel="(1, 1)" num_filter="{CHANNELS}"'
+RELU = 'act_type="relu"'
+SHAPE = (2, CHANNELS, 6, 6)
+"""Of the input "data": batch, channels, height, width."""
+
+VERSION = 'graph {"mxnet_version": ["int", 10901]}'
+"""Without it MXNet takes a graph for one of its first releases' and upgrades it."""
+
+_CALL = re.compile(r'\s*(?:"[^"]*"|\S+) = \S+?\(([^)]*)\)')
+
+
+def conv(name: str, data: str, attrs: str = CONV3, *, bias: bool = True) -> str:
+    """One line: a convolution with parameters of its own."""
+    extra = f", {name}_bias" if bias else ""
+    return f"{name} = Convolution({data}, {name}_weight{extra}) {attrs}" + ("" if bias else ' no_bias="True"')
+
+
+def bn(name: str, data: str, attrs: str = 'eps="1e-05" fix_gamma="False"') -> str:
+    """One line: a BatchNorm with parameters of its own."""
+    return f"{name} = BatchNorm({data}, {name}_gamma, {name}_beta, {name}_moving_mean, {name}_moving_var) {attrs}"
+
+
+def fc(name: str, data: str, attrs: str = 'num_hidden="10"', *, bias: bool = True) -> str:
+    """One line: a fully connected layer with parameters of its own."""
+    extra = f", {name}_bias" if bias else ""
+    return f"{name} = FullyConnected({data}, {name}_weight{extra}) {attrs}" + ("" if bias else ' no_bias="True"')
+
+
+def graph(*lines: str) -> Graph:
+    """Reads the text form; a name that is read before any line makes it becomes a variable."""
+    rows = [row for line in lines for row in line.splitlines() if row.strip()]
+    known: set[str] = set()
+    text = [VERSION]
+    for row in rows:
+        call = _CALL.match(row)
+        for ref in (call[1].split(",") if call and call[1] else ()):
+            name = ref.strip().split(":")[0].split("@")[0]
+            if name and name not in known:
+                known.add(name)
+                text.append(f"{name} = null")
+        known.add(row.split(" = ")[0].strip())
+        text.append(row)
+    return read_text("\n".join(text))
+
+
+def build(*lines: str, seed: int = 0, **inputs: tuple[int, ...]) -> Model:
+    """The model of `graph`, with random parameters of the shapes that MXNet infers.
+
+    Args:
+        lines: see `graph`.
+        seed: of the parameters.
+        inputs: shape of each input; "data" of `SHAPE` where none is given.
+    """
+    return randomized(graph(*lines), seed=seed, **inputs)
+
+
+def randomized(net: Graph, *, seed: int = 0, **inputs: tuple[int, ...]) -> Model:
+    """``net`` with random parameters, which keep activations near unit size."""
+    shapes = inputs or {"data": SHAPE}
+    sym = to_symbol(net)
+    args, _, auxs = sym.infer_shape(**shapes)
+    rng = np.random.default_rng(seed)
+    found = dict(zip(sym.list_arguments(), args, strict=True))
+    states = dict(zip(sym.list_auxiliary_states(), auxs, strict=True))
+    return Model(
+        net,
+        {n: _value(n, s, rng) for n, s in found.items() if n not in shapes},
+        {n: _value(n, s, rng) for n, s in states.items()},
+    )
+
+
+def _value(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if name.endswith("weight"):
+        return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    if name.endswith(("gamma", "var")):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+
+
+def feeds(seed: int = 1, **inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Normal random inputs; "data" of `SHAPE` where no shape is given."""
+    rng = np.random.default_rng(seed)
+    return {n: rng.standard_normal(s).astype(np.float32) for n, s in (inputs or {"data": SHAPE}).items()}
+
+
+def run(model: Model, given: Mapping[str, np.ndarray] | None = None, taps: tuple[Ref, ...] = ()) -> list[np.ndarray]:
+    """All outputs (and then ``taps``) of ``model`` in MXNet, in inference mode, at the second forward."""
+    executable = MxnetRunner().compile(model, taps)
+    arrays = feeds() if given is None else given
+    executable(arrays)
+    return list(executable(arrays))
+
+
+def feed_graph(net: Graph, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """All outputs of a graph whose every variable is in ``arrays``."""
+    return run(Model(net, dict(arrays)), {})
+
+
+def quantized(
+    model: Model, data: Mapping[str, np.ndarray] | np.ndarray | None = None, **options: Any
+) -> pipeline.Quantized:
+    """The whole pipeline, calibrated on one batch: ``data`` or `feeds`."""
+    config = QuantConfig(**{"num_calib_examples": "100%", **options})
+    prepared = pipeline.plan(model, config)
+    given = feeds() if data is None else data
+    array = next(iter(given.values())) if isinstance(given, Mapping) else given
+    return pipeline.quantize(prepared, pipeline.calibrate(prepared, array, MxnetRunner(), progress=False))
+
+
+def reasons(trace: Trace, rule: str) -> list[str]:
+    """Why ``rule`` refused, each reason once, in order."""
+    return list(dict.fromkeys(e.reason for e in trace.events if e.rule == rule and not e.fired))
+
+
+def op_names(model: Model) -> list[str]:
+    """Op types in graph order, without variables."""
+    return [n.op for n in model.graph.operators]

@@ -1,0 +1,199 @@
+"""Who may import whom. Reads the imports of every module of mxq, also those inside functions, without running any."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "mxq"
+
+LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
+    ("errors", "version", "compat", "machine", "numerics"),
+    ("ir",),
+    ("config", "thresholds", "plan", "backends"),
+    ("rewrite", "observers", "serde", "verify", "bench", "batches", "images"),
+    ("passes", "weights", "tune", "runtime", "collect"),
+    ("pipeline", "report"),
+    ("api",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+
+SIDEWAYS = {  # the only imports within a level, (importer, imported); together they must be free of circles
+    ("compat", "errors"),
+    ("compat", "machine"),
+    ("machine", "errors"),
+    ("numerics", "errors"),
+}
+
+MXNET_IMPORTERS = {"runtime"}
+"""The rooms that may import MXNet or gluoncv."""
+
+
+class Import(NamedTuple):
+    """One import of module ``target`` (dotted) at ``path``:``line``."""
+
+    path: str
+    line: int
+    target: str
+
+
+def imports_of(path: str, source: str) -> Iterator[Import]:
+    """Every import in ``source``. ``path`` is relative to the package: "passes/fuse.py".
+
+    ``from mxq import numerics`` counts as ``mxq.numerics``; relative imports are resolved.
+    """
+    package = ["mxq", *Path(path).parts[:-1]]
+    for node in ast.walk(ast.parse(source, path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(path, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield Import(path, node.lineno, f"{base}.{alias.name}" if base == "mxq" else base)
+
+
+def room(dotted_or_path: str) -> str:
+    """The room of ``mxq.passes.fuse`` or ``passes/fuse.py``: "passes"; of the package root "__init__"."""
+    parts = dotted_or_path.removesuffix(".py").replace("/", ".").split(".")
+    parts = parts[1:] if parts[0] == "mxq" else parts
+    return parts[0] if parts else "__init__"
+
+
+def level(name: str) -> int | None:
+    return next((i for i, names in enumerate(LEVELS) if name in names), None)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """What is wrong with the imports of one module, a sentence each."""
+    here = room(path)
+    if level(here) is None:
+        return [f"mxq/{path}: {here!r} stands on no level; add it to LEVELS"]
+    found = {one: forbidden(here, one.target) for one in imports_of(path, source)}
+    return [f"mxq/{one.path}:{one.line}: imports {one.target}: {reason}" for one, reason in found.items() if reason]
+
+
+def forbidden(here: str, target: str) -> str | None:
+    """Why ``here`` may not import ``target``; None where it may."""
+    top = target.partition(".")[0]
+    if top in {"mxnet", "gluoncv"}:
+        return None if here in MXNET_IMPORTERS else f"only {sorted(MXNET_IMPORTERS)} may import {top}"
+    if top != "mxq":
+        return None
+    there = room(target)
+    mine, theirs = level(here), level(there)
+    if theirs is None and not (ROOT / there).is_dir() and not (ROOT / f"{there}.py").is_file():
+        there, theirs = "__init__", level("__init__")  # from mxq import quantize_net
+    if there == "__init__":
+        return "nothing imports from the package root; name the module"
+    if theirs is None:
+        return f"{there!r} stands on no level; add it to LEVELS"
+    assert mine is not None
+    if here == there or theirs < mine or (here, there) in SIDEWAYS:
+        return None
+    side = "the same level, and SIDEWAYS lists no such pair" if theirs == mine else "a higher level"
+    return f"{there!r} is on {side}; {here!r} may import {allowed(here)}"
+
+
+def allowed(here: str) -> str:
+    below = [name for names in LEVELS[: level(here)] for name in names]
+    return ", ".join([*below, *sorted(b for a, b in SIDEWAYS if a == here)]) or "nothing of mxq"
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def test_imports_go_downwards() -> None:
+    assert modules(), f"no modules under {ROOT}"
+    found = [
+        text
+        for path in modules()
+        for text in violations(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_packages_have_no_circles() -> None:
+    """Within a room the levels say nothing, so modules are checked against each other."""
+    names = {path: ".".join(("mxq", *path.relative_to(ROOT).with_suffix("").parts)) for path in modules()}
+    known = set(names.values())
+    graph = {
+        name: {
+            found.target
+            for found in imports_of(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+            if found.target in known
+        }
+        for path, name in names.items()
+    }
+    assert circle(graph) is None, f"modules import each other in a circle: {circle(graph)}"
+
+
+def circle(graph: dict[str, set[str]]) -> list[str] | None:
+    """The names of one circle in ``graph``, or None."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str] | None:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return None
+        for other in sorted(graph.get(name, ())):
+            if found := visit(other, [*trail, name]):
+                return found
+        done.add(name)
+        return None
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), None)
+
+
+def test_rooms_stand_on_one_level_each() -> None:
+    names = [name for names in LEVELS for name in names]
+    assert len(names) == len(set(names))
+    assert all(level(a) == level(b) for a, b in SIDEWAYS)
+    assert circle({name: {b for a, b in SIDEWAYS if a == name} for name in names}) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "says"),
+    [
+        ("ir.py", "x = 1\nfrom mxq.passes import fuse", "mxq/ir.py:2: imports mxq.passes: 'passes' is on a high"),
+        ("ir.py", "def f():\n    import mxq.serde", "mxq/ir.py:2: imports mxq.serde"),
+        ("passes/fuse.py", "from mxq.runtime import run", "'runtime' is on the same level"),
+        ("passes/fuse.py", "from ..cli import main", "imports mxq.cli"),
+        ("passes/fuse.py", "from .. import cli", "imports mxq.cli"),
+        ("cli.py", "from mxq import quantize_net", "nothing imports from the package root"),
+        ("cli.py", "import mxq", "nothing imports from the package root"),
+        ("verify.py", "import mxnet as mx", "only ['runtime'] may import mxnet"),
+        ("numerics.py", "from mxq.thresholds import Range", "'numerics' may import errors"),
+        ("cellar.py", "", "'cellar' stands on no level"),
+    ],
+)
+def test_checker_refuses(path: str, source: str, says: str) -> None:
+    found = violations(path, source)
+    assert len(found) == 1
+    assert says in found[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("passes/fuse.py", "from mxq.ir import Node\nfrom mxq import numerics\nfrom .simplify import FLOAT"),
+        ("runtime.py", "import mxnet as mx"),
+        ("compat.py", "from mxq.machine import detect"),
+        ("__init__.py", "from mxq.pipeline import quantize"),
+    ],
+)
+def test_checker_allows(path: str, source: str) -> None:
+    assert violations(path, source) == []
+
+
+def test_circles_are_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None

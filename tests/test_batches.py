@@ -1,0 +1,382 @@
+"""Every form of calibration data, the budget to the example, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mxq.batches import Feeds, feeds
+from mxq.compat import prepare
+from mxq.config import Budget
+from mxq.errors import DataError
+
+ALL = Budget(percent=100.0)
+X = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
+LABELS = np.arange(100)
+
+
+class Foreign:
+    """An array of another library: `asnumpy`, `shape`, slicing, and nothing else."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self._value = value
+        self.shape = value.shape
+
+    def __getitem__(self, key: slice) -> Foreign:
+        return Foreign(self._value[key])
+
+    def asnumpy(self) -> np.ndarray:
+        return self._value
+
+
+class Loader:
+    """Counts its batches, like a DataLoader, and how many were drawn."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+        self.drawn = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            self.drawn += 1
+            yield batch
+
+
+class OldIter:
+    """A DataIter with `next` alone."""
+
+    def __init__(self, name: str = "data", pad: int | None = 4) -> None:
+        self.provide_data = [(name, (8, 3))]
+        self.pad = pad
+        self.at = 99
+
+    def reset(self) -> None:
+        self.at = 0
+
+    def next(self) -> Any:
+        if self.at >= 16:
+            raise StopIteration
+        self.at += 8
+        last = self.at == 16
+        return SimpleNamespace(data=[X[self.at - 8 : self.at]], label=[LABELS[:8]], pad=self.pad if last else 0)
+
+
+def cut(x: Any, size: int = 10) -> list[Any]:
+    return [x[i : i + size] for i in range(0, len(x), size)]
+
+
+def joined(got: Feeds, name: str = "data") -> np.ndarray:
+    return np.concatenate([feed[name] for feed in got])
+
+
+PAIRS = list(zip(cut(X), cut(LABELS), strict=True))
+FORMS = {
+    "array": lambda: X,
+    "foreign array": lambda: Foreign(X),
+    "tuple of arrays": lambda: (X, LABELS),
+    "dict of arrays": lambda: {"label": LABELS, "data": X},
+    "list of arrays": lambda: cut(X),
+    "list of foreign arrays": lambda: [Foreign(x) for x in cut(X)],
+    "list of pairs": lambda: PAIRS,
+    "list of list pairs": lambda: [list(pair) for pair in PAIRS],
+    "tuple of pairs": lambda: tuple(PAIRS),
+    "list of nested batches": lambda: [((x,), [y]) for x, y in PAIRS],
+    "list of dicts": lambda: [{"label": y, "data": x} for x, y in PAIRS],
+    "list of batch objects": lambda: [SimpleNamespace(data=[x], label=[y], pad=0) for x, y in PAIRS],
+    "generator": lambda: (pair for pair in PAIRS),
+    "loader": lambda: Loader(PAIRS),
+    "float64": lambda: X.astype(np.float64),
+    "float16-exact": lambda: X.astype(np.float16),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 10, 37, 100])
+def test_every_form_gives_the_same_examples(form: str, count: int) -> None:
+    got = feeds(FORMS[form](), ["data"], Budget(count=count), batch_size=10)
+    every = list(got)
+    assert all(list(feed) == ["data"] for feed in every)
+    data = np.concatenate([feed["data"] for feed in every])
+    assert data.dtype == np.float32
+    np.testing.assert_array_equal(data, X[:count])
+    assert [len(feed["data"]) for feed in every] == [10] * (count // 10) + [count % 10] * (count % 10 > 0)
+    assert (got.examples, got.batches, got.planned, got.warnings) == (count, len(every), count, ())
+    assert operator.length_hint(got) == len(every)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "generator"])
+def test_data_can_be_read_again(form: str) -> None:
+    got = feeds(FORMS[form](), ["data"], Budget(count=25))
+    np.testing.assert_array_equal(joined(got), joined(got))
+    assert got.examples == 25
+
+
+def test_a_generator_cannot() -> None:
+    got = feeds((x for x in cut(X)), ["data"], Budget(count=5))
+    assert len(joined(got)) == 5
+    with pytest.raises(DataError, match="generator, which can be read only once"):
+        iter(got)
+
+
+def test_the_last_batch_is_not_followed_by_another_draw() -> None:
+    loader = Loader(cut(X))
+    assert len(joined(feeds(loader, ["data"], Budget(count=20)))) == 20
+    assert loader.drawn == 2
+
+
+def test_feeds_pass_through() -> None:
+    got = feeds(X, ["data"], ALL)
+    assert feeds(got, ["data"], ALL) is got
+
+
+# ------------------------------------------------------------------------------------------------ budget
+
+
+@pytest.mark.parametrize(
+    ("data", "planned"),
+    [
+        (np.zeros((20, 1)), 20),
+        (np.zeros((100, 1)), 32),
+        (np.zeros((2000, 1)), 100),
+        (np.zeros((50_000, 1)), 1024),
+        ([np.zeros((1000, 1)), np.zeros((1001, 1))], 100),
+    ],
+    ids=["20", "100", "2000", "50000", "list"],
+)
+def test_the_default_is_five_percent_between_bounds(data: Any, planned: int) -> None:
+    got = feeds(data, ["data"], Budget.parse(None))
+    assert got.planned == planned
+    assert len(joined(got)) == planned
+
+
+def test_the_default_of_unknown_length_ends_at_its_bound() -> None:
+    got = feeds((np.zeros((100, 1)) for _ in range(20)), ["data"], Budget.parse(None))
+    assert len(joined(got)) == 1024
+    assert got.warnings == ()
+    short = feeds((np.zeros((100, 1)) for _ in range(2)), ["data"], Budget.parse(None))
+    assert len(joined(short)) == 200
+    assert short.warnings == ()
+
+
+def test_a_loader_that_counts_only_batches_is_sized_by_its_first() -> None:
+    got = feeds(Loader([np.zeros((50, 1))] * 40), ["data"], Budget(percent=10.0))
+    assert operator.length_hint(got) == 40
+    assert len(joined(got)) == 200
+    assert got.planned == 200
+
+
+def test_a_loader_that_shows_its_dataset_is_sized_by_it() -> None:
+    loader = Loader(cut(X))
+    loader.dataset = range(1000)
+    assert feeds(loader, ["data"], Budget(percent=1.0)).planned == 10
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_too_few_examples_are_a_warning(form: str) -> None:
+    got = feeds(FORMS[form](), ["data"], Budget(count=500))
+    assert len(joined(got)) == 100
+    assert got.warnings == ("500 calibration examples were asked for, the data held 100",)
+
+
+# ------------------------------------------------------------------------------------------------ several inputs
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X, LABELS, LABELS),
+        {"types": LABELS, "tokens": X},
+        [(x, y, y) for x, y in PAIRS],
+        [((x, y), y) for x, y in PAIRS],
+        [{"types": y, "tokens": x} for x, y in PAIRS],
+        [SimpleNamespace(data=[x, y], label=None, pad=None) for x, y in PAIRS],
+    ],
+    ids=["tuple", "dict", "list of tuples", "nested", "list of dicts", "batch objects"],
+)
+def test_several_inputs(data: Any) -> None:
+    for feed in feeds(data, ["tokens", "types"], Budget(count=25)):
+        np.testing.assert_array_equal(feed["tokens"][:, 0], 3 * feed["types"])
+        assert feed["tokens"].dtype == np.float32
+        assert feed["types"].dtype == LABELS.dtype
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+def test_integers_stay(dtype: str) -> None:
+    assert joined(feeds(X.astype(dtype), ["data"], ALL)).dtype == dtype
+
+
+# ------------------------------------------------------------------------------------------------ DataIter
+
+
+def test_a_data_iter_is_reset_and_its_padding_dropped() -> None:
+    got = feeds(OldIter(), ["data"], Budget(count=500))
+    for _ in range(2):
+        np.testing.assert_array_equal(joined(got), X[:12])
+    assert got.warnings == ("500 calibration examples were asked for, the data held 12",)
+
+
+def test_padding_of_none_is_no_padding() -> None:
+    assert len(joined(feeds(OldIter(pad=None), ["data"], Budget(count=500)))) == 16
+
+
+def test_a_single_array_of_a_data_iter_may_have_any_name() -> None:
+    assert len(joined(feeds(OldIter("pixels"), ["data"], Budget(count=9)))) == 9
+
+
+def test_several_arrays_of_a_data_iter_go_by_name() -> None:
+    source = OldIter()
+    source.provide_data = [("b", ()), ("a", ())]
+    source.next = iter([SimpleNamespace(data=[X[:4], X[4:8]], pad=1)]).__next__
+    (feed,) = feeds(source, ["a", "b"], ALL)
+    np.testing.assert_array_equal(feed["a"], X[4:7])
+    np.testing.assert_array_equal(feed["b"], X[:3])
+
+
+def test_names_of_a_data_iter_must_fit() -> None:
+    source = OldIter()
+    source.provide_data = [("b", ()), ("c", ())]
+    source.next = lambda: SimpleNamespace(data=[X, X], pad=0)
+    with pytest.raises(
+        DataError, match=r"batch 1: it has no array for input 'a', only 'b', 'c'; the inputs are 'a', 'b'"
+    ):
+        list(feeds(source, ["a", "b"], ALL))
+
+
+# ------------------------------------------------------------------------------------------------ the real ones
+
+
+@pytest.fixture(scope="module")
+def mx() -> Any:
+    prepare()
+    return importlib.import_module("mxnet")
+
+
+def test_ndarray(mx: Any) -> None:
+    np.testing.assert_array_equal(joined(feeds(mx.nd.array(X), ["data"], Budget(count=37))), X[:37])
+
+
+@pytest.mark.parametrize("last_batch", ["keep", "discard", "rollover"])
+@pytest.mark.parametrize("labels", [False, True], ids=["alone", "with labels"])
+def test_gluon_data_loader(mx: Any, labels: bool, last_batch: str) -> None:
+    dataset = mx.gluon.data.ArrayDataset(*([X, LABELS] if labels else [X]))
+    loader = mx.gluon.data.DataLoader(dataset, batch_size=32, last_batch=last_batch)
+    got = feeds(loader, ["data"], Budget.parse("50%"))
+    assert got.planned == 50
+    np.testing.assert_array_equal(joined(got), X[:50])
+    everything = feeds(loader, ["data"], ALL)
+    used = len(joined(everything))
+    assert used in {96, 100}
+    assert bool(everything.warnings) == (used < 100)
+
+
+def test_ndarray_iter(mx: Any) -> None:
+    source = mx.io.NDArrayIter(X, LABELS, batch_size=32)
+    for _ in range(2):  # 100 examples in batches of 32: the last is padded with 28 from the front
+        np.testing.assert_array_equal(joined(feeds(source, ["data"], ALL)), X)
+    assert feeds(source, ["data"], Budget.parse(None)).planned == 32
+
+
+def test_ndarray_iter_of_named_inputs(mx: Any) -> None:
+    source = mx.io.NDArrayIter({"a": X, "b": X * 2}, batch_size=10)
+    for feed in feeds(source, ["b", "a"], Budget(count=15)):
+        np.testing.assert_array_equal(feed["b"], 2 * feed["a"])
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def failing() -> Iterator[Any]:
+    yield X[:10]
+    raise KeyError("no such file")
+
+
+class Dataset:
+    """Examples by index, as a gluon dataset."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return X[index]
+
+
+REFUSED = {
+    "nothing": (None, "calibration data is NoneType None; allowed: an array, a tuple"),
+    "a path": ("train.rec", "calibration data is str 'train.rec'; allowed"),
+    "a number": (5, "calibration data is int 5; allowed"),
+    "a dataset": (Dataset(), "wrap a dataset in a DataLoader"),
+    "an empty list": ([], "empty list; at least one batch"),
+    "an empty tuple": ((), "empty tuple; at least one batch"),
+    "an empty dict": ({}, "holds no examples"),
+    "an empty array": (X[:0], "holds no examples"),
+    "an empty loader": (Loader([]), "holds no batch"),
+    "an empty generator": (iter(()), "holds no batch"),
+    "an empty batch": ([X[:90], X[:0], X[:5]], r"batch 2: input 'data' holds no examples; its shape is \(0, 3\)"),
+    "rank 0": (np.array(3.0), "rank 0"),
+    "rank 0 in a batch": ([np.array(3.0)], "batch 1: input 'data' has rank 0"),
+    "another rank": ([X, X[:, 0]], "batch 2: input 'data' has rank 1; the batches before it had rank 2"),
+    "strings": (np.array(["a", "b"]), "batch 1: input 'data' has dtype <U1; allowed: floats and integers"),
+    "objects": (np.array([{}, {}]), "input 'data' has dtype object"),
+    "booleans": (X > 0, "input 'data' has dtype bool"),
+    "numbers": ([1.0, 2.0], "batch 1: it is float 1.0; allowed: an array"),
+    "lists of numbers": ([[1.0, 2.0]], "batch 1: input 'data' is float 1.0; allowed: an array"),
+    "wrong name": ({"dta": X}, "batch 1: it has no array for input 'data', only 'dta'; the inputs are 'data'"),
+    "wrong name in a batch": (
+        [{"data": X}, {"x": X, "y": X}],
+        "batch 2: it has no array for input 'data', only 'x', 'y'",
+    ),
+    "no name": ([{}], "it has no array for input 'data', only nothing"),
+    "different lengths": ((X, X[:50]), r"hold \[50, 100\] examples"),
+    "a dict of lists": ({"data": [1, 2]}, "calibration data holds list; allowed: arrays"),
+    "an empty pair": ([()], "batch 1: it holds 0 arrays; the inputs are 1: 'data'"),
+    "a raising generator": (failing(), "reading calibration batch 2 failed: KeyError: 'no such file'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    data, message = REFUSED[case]
+    with pytest.raises(DataError, match=message):
+        list(feeds(data, ["data"], ALL))
+
+
+def test_what_the_data_raised_is_chained() -> None:
+    with pytest.raises(DataError) as caught:
+        list(feeds(failing(), ["data"], ALL))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_interrupt_is_not_swallowed() -> None:
+    def interrupted() -> Iterator[Any]:
+        yield X
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(feeds(interrupted(), ["data"], ALL))
+
+
+def test_too_few_arrays_for_the_inputs() -> None:
+    message = re.escape("calibration batch 1: it holds 1 arrays; the inputs are 2: 'tokens', 'types'")
+    for data in (X, [X], [(X,)], [SimpleNamespace(data=[X], pad=0)]):
+        with pytest.raises(DataError, match=message):
+            list(feeds(data, ["tokens", "types"], ALL))
+
+
+def test_inputs_of_a_batch_must_agree() -> None:
+    with pytest.raises(DataError, match=r"batch 1: its inputs hold different numbers of examples: {'a': 4, 'b': 5}"):
+        list(feeds([(X[:4], X[:5])], ["a", "b"], ALL))
+
+
+def test_batch_size_must_be_positive() -> None:
+    with pytest.raises(DataError, match="batch_size is 0"):
+        feeds(X, ["data"], ALL, batch_size=0)

@@ -1,0 +1,363 @@
+"""The command ``mxq``, on a network of a few layers made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mxq.cli import app
+from mxq.cli.app import ORDER
+from mxq.report import record
+
+CLASSES = 7
+SIDE = 16
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of one width, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a float network "tiny" and 40 pictures with labels."""
+    import mxnet as mx
+
+    where = tmp_path_factory.mktemp("nets")
+    mx.random.seed(1)
+    x = mx.sym.var("data")
+    for i, width in enumerate((8, 16)):
+        x = mx.sym.Convolution(x, kernel=(3, 3), pad=(1, 1), num_filter=width, name=f"conv{i}")
+        x = mx.sym.BatchNorm(x, fix_gamma=False, name=f"bn{i}")
+        x = mx.sym.Activation(x, act_type="relu", name=f"relu{i}")
+    x = mx.sym.Pooling(x, global_pool=True, pool_type="avg", kernel=(1, 1), name="pool")
+    x = mx.sym.FullyConnected(mx.sym.Flatten(x, name="flat"), num_hidden=CLASSES, name="fc")
+    net = mx.sym.softmax(x, name="prob")
+    shapes, _, aux_shapes = net.infer_shape(data=(1, 3, SIDE, SIDE))
+    values = {
+        f"arg:{n}": mx.nd.random.normal(0, 0.3, s)
+        for n, s in zip(net.list_arguments(), shapes, strict=True)
+        if n != "data"
+    }
+    values |= {f"aux:{n}": mx.nd.ones(s) for n, s in zip(net.list_auxiliary_states(), aux_shapes, strict=True)}
+    net.save(str(where / "tiny-symbol.json"))
+    mx.nd.save(str(where / "tiny-0000.params"), values)
+
+    pictures = where / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["file,label"]
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(pictures / f"{i:02}.png")
+        rows.append(f"{i:02}.png,{i % CLASSES}")
+    (pictures / "labels.csv").write_text("\n".join(rows) + "\n")
+    return where
+
+
+PICTURES = ("--mean", "127", "--std", "60", "--crop", str(SIDE))
+
+
+def run(*args: object, code: int = 0) -> Any:
+    """Runs ``mxq`` with ``args``; the exit code has to be ``code``."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}\n{result.exception!r}"
+    return result
+
+
+def data_of(*args: object, code: int = 0) -> Any:
+    """What ``mxq ... --json`` prints; it must be one document and nothing else."""
+    return json.loads(run(*args, "--json", code=code).stdout)
+
+
+@pytest.fixture(scope="module")
+def int8(nets: Path) -> Path:
+    """The network, quantized."""
+    out = nets / "tiny-int8"
+    result = run("quantize", nets / "tiny", "--data", nets / "pictures", "--out", out, *PICTURES)
+    assert "calibrating on 32 of 40 images" in result.stderr
+    assert "5 int8 (2 conv+act" in result.stdout
+    return out
+
+
+class TestQuantize:
+    def test_writes_a_pair_and_its_record(self, int8: Path) -> None:
+        assert sorted(p.name for p in int8.parent.glob("tiny-int8*")) == [
+            "tiny-int8-0000.params", "tiny-int8-mxq.json", "tiny-int8-symbol.json",
+        ]  # fmt: skip
+        assert record.check(int8) == ()
+        assert record.read(int8).plan.quantized == {"relu0", "relu1", "pool", "flat", "fc"}
+
+    def test_json(self, nets: Path, tmp_path: Path) -> None:
+        found = data_of(
+            "quantize", nets / "tiny", "--data", nets / "pictures", "--out", tmp_path / "q", *PICTURES,
+            "--exclude", "conv0", "--calib-mode", "entropy", "--num-calib-examples", "50%", "--batch-size", "7",
+        )  # fmt: skip
+        assert found["format"] == record.FORMAT
+        assert [Path(f).name for f in found["files"]] == ["q-symbol.json", "q-0000.params", "q-mxq.json"]
+        assert found["summary"]["calibration_examples"] == 20
+        assert found["config"]["calib_mode"] == "entropy"
+        decisions = {d["node"]: d for d in found["decisions"]}
+        assert not decisions["relu0"]["int8"]
+        assert "exclude_layers 'conv0'" in decisions["relu0"]["reason"]
+        written = json.loads((tmp_path / "q-mxq.json").read_text())
+        assert {k: v for k, v in found.items() if k in written} | {"files": written["files"]} == written
+
+    def test_without_data(self, nets: Path, tmp_path: Path) -> None:
+        run("quantize", nets / "tiny", "--out", tmp_path / "q", "--calib-mode", "none")
+        assert record.read(tmp_path / "q").config["calib_mode"] == "none"
+
+    def test_completed_names_mean_their_prefix(self, nets: Path, tmp_path: Path) -> None:
+        run("quantize", nets / "tiny-symbol.json", "--out", tmp_path / "q-0000.params", "--calib-mode", "none")
+        assert (tmp_path / "q-symbol.json").is_file()
+
+    def test_preprocess_beside_the_network_is_used_and_can_be_overruled(self, nets: Path, tmp_path: Path) -> None:
+        for end in ("-symbol.json", "-0000.params"):
+            (tmp_path / f"tiny{end}").write_bytes((nets / f"tiny{end}").read_bytes())
+        (tmp_path / "preprocess.json").write_text('{"mean": 127, "std": 60, "resize": 16}')
+        common = ("quantize", tmp_path / "tiny", "--data", nets / "pictures", "--num-calib-examples", "8")
+        result = run(*common, "--out", tmp_path / "a")
+        assert f"pictures are prepared by {tmp_path / 'preprocess.json'}" in result.stderr
+        run(*common, "--out", tmp_path / "b", "--std", "30", "--crop", "16x16")
+        ranges = [record.read(tmp_path / n).tensors["data_quantize"].max for n in "ab"]
+        assert ranges[1] == pytest.approx(2 * 128 / 60, rel=0.05, abs=0)
+        assert ranges[0] is not None
+        assert ranges[0] < 1.1 * 128 / 60
+
+    def test_warns_of_a_short_data_set(self, nets: Path, tmp_path: Path) -> None:
+        run(
+            "quantize",
+            nets / "tiny",
+            "--data",
+            nets / "pictures",
+            "--out",
+            tmp_path / "q",
+            *PICTURES,
+            "--num-calib-examples",
+            "500",
+        )
+        assert record.read(tmp_path / "q").summary["calibration_examples"] == 40
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("args", "says"),
+        [
+            (("inspect", "nowhere"), "nowhere-symbol.json"),
+            (("quantize", "{}/tiny", "--out", "{}/tiny", "--calib-mode", "none"), "choose another prefix"),
+            (("quantize", "{}/tiny", "--out", "{}/x"), "--data is missing"),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--dtype", "int4", "--data", "{}"),
+                "quantized_dtype is 'int4'; allowed: 'auto'",
+            ),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--calib-mode", "magic"),
+                "calib_mode is 'magic'; allowed",
+            ),
+            (("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/none"), "none does not exist"),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--crop", "a"),
+                "--crop is 'a'; allowed",
+            ),
+            (("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--mean", "1,b"), "--mean is '1,b'"),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--exclude", "conv9"),
+                "'conv9' matches none",
+            ),
+            (("quantize", "{}/tiny", "--out", "{}/no/x", "--data", "{}/pictures"), "there is no folder"),
+            (("bench", "{}/tiny"), "give --shape data=3,224,224"),
+            (("bench", "{}/tiny", "--shape", "x=3"), "--shape is 'x=3'"),
+            (("explain", "{}/tiny", "--node", "conv7"), "close ones: conv"),
+            (("inspect", "{}/tiny", "--exclude-op", "RNN"), "exclude_operators"),
+        ],
+    )
+    def test_one_line_and_exit_code_2(self, nets: Path, args: tuple[str, ...], says: str) -> None:
+        result = run(*(a.replace("{}", str(nets)) for a in args), code=2)
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("mxq: error: ")
+        assert says in last
+        assert result.stdout == ""
+        assert "Traceback" not in result.output
+
+    def test_debug_shows_where(self) -> None:
+        for args in (["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]):
+            result = CliRunner().invoke(app, args)
+            assert type(result.exception).__name__ == "FormatError"
+
+    def test_usage(self) -> None:
+        assert "Missing" in run("quantize", code=2).stderr
+        assert run("frobnicate", code=2).stdout == ""
+
+
+class TestLooking:
+    def test_inspect_what_was_written(self, int8: Path) -> None:
+        text = run("inspect", int8).stdout
+        assert "quantized by mxq" in text
+        assert "calib_mode naive, 32 examples" in text
+        for word in ("data_quantize", "relu0", "conv+act", "uint8", "0 .. ", "softmax", "tiny-int8-0000.params"):
+            assert word in text
+
+    def test_inspect_what_would_happen(self, nets: Path) -> None:
+        text = run("inspect", nets / "tiny").stdout
+        assert "this is what quantizing would do" in text
+        assert "conv+act" in text
+        found = data_of("inspect", nets / "tiny", "--exclude-op", "FullyConnected")
+        assert not found["written"]
+        int8 = {d["node"]: d["int8"] for d in found["decisions"]}
+        assert (int8["relu0"], int8["fc"], int8["prob"]) == (True, False, False)
+
+    def test_inspect_misses_the_record(self, int8: Path, tmp_path: Path) -> None:
+        for end in ("-symbol.json", "-0000.params"):
+            (tmp_path / f"lost{end}").write_bytes(int8.with_name(int8.name + end).read_bytes())
+        assert "has no record lost-mxq.json beside it" in run("inspect", tmp_path / "lost", code=2).stderr
+
+    def test_inspect_fails_when_a_file_has_changed(self, int8: Path, tmp_path: Path) -> None:
+        for path in int8.parent.glob("tiny-int8*"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        assert data_of("inspect", tmp_path / "tiny-int8")["problems"] == []
+        with (tmp_path / "tiny-int8-0000.params").open("ab") as stream:
+            stream.write(b"x")
+        found = data_of("inspect", tmp_path / "tiny-int8", code=1)
+        assert found["problems"] == [{"file": "tiny-int8-0000.params", "problem": "changed"}]
+        assert "tiny-int8-0000.params has changed" in run("inspect", tmp_path / "tiny-int8", code=1).stderr
+        assert "tiny-int8-0000.params has changed" in run("doctor", tmp_path / "tiny-int8").stdout
+
+    @pytest.mark.parametrize("name", ["relu0", "conv0", "bn0", "quantized_relu0"])
+    def test_explain_finds_a_node_by_any_of_its_names(self, int8: Path, name: str) -> None:
+        found = data_of("explain", int8, "--node", name)
+        assert found["decision"]["node"] == "relu0"
+        assert found["decision"]["op"] == "Convolution+Activation"
+        assert found["coded"]["dtype"] == "uint8"
+        assert found["calibrated"]["observer"] == "naive"
+
+    def test_explain_in_words(self, int8: Path, nets: Path) -> None:
+        text = run("explain", int8, "--node", "conv0").stdout
+        assert "conv0, bn0, relu0" in text
+        assert "by naive over 32 examples" in text
+        text = run("explain", nets / "tiny", "--node", "fc", "--exclude", "f*").stdout
+        assert "excluded by exclude_layers 'f*'" in text
+        assert "float" in text
+
+
+class TestVerify:
+    def test_tables(self, nets: Path, int8: Path) -> None:
+        result = run(
+            "verify", nets / "tiny", int8, "--data", nets / "pictures", *PICTURES, "--layers", "--min-sqnr", "15"
+        )
+        assert "comparing on 40 of 40 images" in result.stderr
+        for word in ("same best class", "top-1", "top-5", "prob", "SQNR", "relu1", "noisiest"):
+            assert word in result.stdout
+
+    def test_json_and_bars(self, nets: Path, int8: Path) -> None:
+        common = ("verify", nets / "tiny", int8, "--data", nets / "pictures", *PICTURES)
+        found = data_of(*common, "--layers", "--num-examples", "10")
+        assert found["examples"] == 10
+        assert found["failures"] == []
+        assert {layer["name"] for layer in found["layers"]} >= {"relu0", "relu1", "pool", "fc", "prob"}
+        assert all(layer["sqnr"] > 20 for layer in found["layers"])
+        assert found["accuracy"]["float_top1"] >= 0
+        result = run(*common, "--min-sqnr", "90", code=1)
+        assert "mxq: check failed: SQNR is" in result.stderr
+        assert data_of(*common, "--min-sqnr", "90", code=1)["failures"]
+
+    def test_a_network_against_itself(self, nets: Path) -> None:
+        found = data_of(
+            "verify", nets / "tiny", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--min-agreement", "1"
+        )
+        assert (found["agreement"], found["sqnr"]) == (1.0, "inf")
+
+    def test_arrays(self, nets: Path, int8: Path, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5, 3, SIDE, SIDE)).astype(np.float32))
+        found = data_of("verify", nets / "tiny", int8, "--data", tmp_path / "x.npy")
+        assert (found["examples"], found["accuracy"]) == (5, None)
+
+
+class TestBench:
+    def test_three_networks_in_turn(self, nets: Path, int8: Path) -> None:
+        found = data_of(
+            "bench",
+            nets / "tiny",
+            int8,
+            "--shape",
+            f"3x{SIDE}x{SIDE}",
+            "--batch-size",
+            "2",
+            "--repeats",
+            "3",
+            "--warmup",
+            "1",
+        )
+        assert [t["name"] for t in found["timings"]] == ["fp32", "fp32 fused", "int8"]
+        assert found["shapes"] == {"data": [2, 3, SIDE, SIDE]}
+        assert (found["examples_per_call"], found["repeats"], found["base"]) == (2, 3, "fp32")
+        assert all(t["median_ms"] > 0 for t in found["timings"])
+        assert found["threads"] == os.environ["OMP_NUM_THREADS"]
+
+    def test_a_table(self, nets: Path) -> None:
+        text = run("bench", nets / "tiny", "--shape", f"data=3,{SIDE},{SIDE}", "--repeats", "2", "--warmup", "0").stdout
+        for word in ("fp32 fused", "vs fp32", f"data 1x3x{SIDE}x{SIDE}", "threads"):
+            assert word in text
+
+
+class TestDoctor:
+    def test_says_what_there_is(self) -> None:
+        text = run("doctor").stdout
+        for word in ("CPU", "OMP_NUM_THREADS", "mxnet 1.9.1", "oneDNN"):
+            assert word in text
+
+    def test_json(self, int8: Path) -> None:
+        found = data_of("doctor", int8)
+        assert found["onednn"] is True
+        assert found["threads"]["recommended"] >= 1
+        assert found["machine"]["cores"] >= 1
+
+
+class TestCommand:
+    def test_help_lists_the_commands_in_order_of_use(self) -> None:
+        text = run("--help").stdout
+        places = [text.index(f" {name} ", text.index("Commands")) for name in ORDER]
+        assert places == sorted(places)
+        assert {c.callback.__name__ for c in app.registered_commands if c.callback} == set(ORDER)
+
+    @pytest.mark.parametrize("name", ORDER)
+    def test_each_command_has_help(self, name: str) -> None:
+        assert "--json" in run(name, "--help").stdout
+
+    def test_version(self) -> None:
+        from mxq.version import __version__
+
+        assert run("--version").stdout == f"mxq {__version__}\n"
+
+    def test_as_a_process(self, nets: Path, int8: Path) -> None:
+        environ = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+
+        def mxq(*args: object) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "mxq", *map(str, args)]
+            return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+
+        done = mxq("verify", nets / "tiny", int8, "--data", nets / "pictures", *PICTURES, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["examples"] == 40
+        assert "OMP_NUM_THREADS=" in done.stderr
+        failed = mxq("inspect", "nowhere")
+        assert (failed.returncode, failed.stdout) == (2, "")
+        assert failed.stderr.splitlines()[-1].startswith("mxq: error: ")
+
+    def test_help_does_not_import_mxnet(self) -> None:
+        code = "import sys, mxq.cli; print([m for m in ('mxnet', 'scipy', 'PIL', 'tqdm') if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.strip() == "[]"
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "mxq", "--help"], capture_output=True, check=True, timeout=60)
+        assert time.perf_counter() - start < 5  # alone on a machine it takes a third of a second

@@ -1,0 +1,285 @@
+"""Pictures and arrays from disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mxq.errors import ConfigError, DataError, FormatError
+from mxq.images import Preprocess, open_source, read_preprocess
+
+
+def picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Every pixel is different: red counts rows, green columns, blue is 7."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.full_like(rows, 7)], axis=-1).astype(np.uint8)
+
+
+def folder(where: Path, count: int, size: tuple[int, int] = (6, 8), labels: str | None = None) -> Path:
+    where.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(picture(*size) + np.uint8(i)).save(where / f"{i:02}.png")
+    if labels is not None:
+        (where / "labels.csv").write_text(labels)
+    return where
+
+
+def same(found: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+class TestPreprocess:
+    def test_pixels_become_channels_first_floats(self) -> None:
+        example = Preprocess()(Image.fromarray(picture(4, 5)))
+        assert (example.shape, example.dtype) == ((3, 4, 5), np.float32)
+        same(example, picture(4, 5).transpose(2, 0, 1))
+
+    def test_scale_comes_before_mean_and_std(self) -> None:
+        example = Preprocess(scale=0.5, mean=(1, 2, 3), std=(2, 4, 8))(Image.fromarray(picture(4, 5)))
+        same(example[:, 3, 4], [(3 * 0.5 - 1) / 2, (4 * 0.5 - 2) / 4, (7 * 0.5 - 3) / 8])
+
+    def test_layout_color_and_rotation(self) -> None:
+        image = Image.fromarray(picture(4, 5))
+        same(Preprocess(layout="NHWC")(image), picture(4, 5))
+        same(Preprocess(color="BGR", layout="NHWC")(image)[1, 2], [7, 2, 1])
+        same(Preprocess(rotate180=True, layout="NHWC")(image)[0, 0], [3, 4, 7])
+        # The statistics are given in the order of the network's channels.
+        same(Preprocess(color="BGR", mean=(7, 0, 0), layout="NHWC")(image)[1, 2], [0, 2, 1])
+        assert Preprocess(color="GRAY")(image).shape == (1, 4, 5)
+
+    def test_crop_takes_the_middle(self) -> None:
+        example = Preprocess(crop=(2, 3), layout="NHWC")(Image.fromarray(picture(6, 9)))
+        same(example[0, 0], [2, 3, 7])
+        assert example.shape == (2, 3, 3)
+
+    def test_short_side_keeps_proportions(self) -> None:
+        assert Preprocess(short_side=10)(Image.fromarray(picture(20, 30))).shape == (3, 10, 15)
+        assert Preprocess(short_side=10)(Image.fromarray(picture(30, 20))).shape == (3, 15, 10)
+        assert Preprocess(short_side=10, crop=8)(Image.fromarray(picture(30, 20))).shape == (3, 8, 8)  # type: ignore[arg-type]
+
+    def test_resize_stretches(self) -> None:
+        assert Preprocess(resize=(4, 9))(Image.fromarray(picture(30, 20))).shape == (3, 4, 9)
+
+    def test_shape_is_known_beforehand_where_it_does_not_depend_on_the_picture(self) -> None:
+        for settings in (
+            Preprocess(resize=(4, 9)),
+            Preprocess(crop=(4, 9), layout="NHWC"),
+            Preprocess(crop=(4, 9), color="GRAY"),
+        ):
+            assert settings.shape == settings(Image.fromarray(picture(30, 20))).shape
+        assert Preprocess(short_side=10).shape is None
+
+    def test_a_crop_that_does_not_fit(self) -> None:
+        with pytest.raises(DataError, match=r"crop 8x8 does not fit a picture of 6x9"):
+            Preprocess(crop=(8, 8))(Image.fromarray(picture(6, 9)))
+
+    @pytest.mark.parametrize(
+        ("settings", "found"),
+        [
+            ({"color": "rgb"}, "color is 'rgb'; allowed: 'RGB', 'BGR', 'GRAY'"),
+            ({"layout": "CHW"}, "layout is 'CHW'"),
+            ({"mean": (1, 2)}, r"mean is \(1, 2\); allowed: one number, or 3"),
+            ({"mean": ("a",)}, "mean is"),
+            ({"std": 0}, "std is .* allowed: positive"),
+            ({"scale": 0}, "scale is 0"),
+            ({"short_side": 2.5}, "short_side is 2.5; allowed: a whole number"),
+            ({"crop": (1, 2, 3)}, r"crop is \(1, 2, 3\); allowed: a side, or \(height, width\)"),
+            ({"crop": 0}, "crop is 0"),
+            ({"resize": (2, 2), "crop": (1, 1)}, "one way or the other"),
+        ],
+    )
+    def test_mistakes_are_named(self, settings: dict[str, Any], found: str) -> None:
+        with pytest.raises(ConfigError, match=found):
+            Preprocess(**settings)
+
+    def test_json(self, tmp_path: Path) -> None:
+        settings = Preprocess(short_side=256, crop=(224, 224), mean=(1, 2, 3), rotate180=True, label_offset=1)
+        file = tmp_path / "preprocess.json"
+        file.write_text(json.dumps(settings.to_json()))
+        assert read_preprocess(file) == settings
+
+    def test_json_may_spell_out_a_stretch(self) -> None:
+        data = {"width": 320, "height": 240, "resize": "stretch, bilinear", "classes": ["face"], "output": "rows"}
+        assert Preprocess.from_json(data) == Preprocess(resize=(240, 320))
+        with pytest.raises(ConfigError, match="resize is 'letterbox'"):
+            Preprocess.from_json({**data, "resize": "letterbox"})
+
+    def test_json_mistakes(self, tmp_path: Path) -> None:
+        file = tmp_path / "preprocess.json"
+        file.write_text('{"means": 3}')
+        with pytest.raises(
+            FormatError, match=r"preprocess.json has an unknown field 'means'; allowed: short_side, crop"
+        ):
+            read_preprocess(file)
+        file.write_text('{"color": 3}')
+        with pytest.raises(ConfigError, match=r"preprocess.json: color is 3"):
+            read_preprocess(file)
+        file.write_text("{")
+        with pytest.raises(FormatError, match="is not JSON"):
+            read_preprocess(file)
+        file.write_text("[]")
+        with pytest.raises(FormatError, match="is a list"):
+            read_preprocess(file)
+        with pytest.raises(FormatError, match=r"none.json cannot be read: No such file"):
+            read_preprocess(tmp_path / "none.json")
+
+
+class TestFolder:
+    def test_batches_are_sorted_and_the_last_is_short(self, tmp_path: Path) -> None:
+        source = open_source(folder(tmp_path, 5), ("x",), batch_size=2)
+        assert (len(source), source.examples, source.labels) == (3, 5, None)
+        for _ in range(2):  # reads anew each time
+            batches = [b["x"] for b in source]
+            assert [b.shape for b in batches] == [(2, 3, 6, 8), (2, 3, 6, 8), (1, 3, 6, 8)]
+            same(np.concatenate(batches)[:, 2, 0, 0], [7, 8, 9, 10, 11])
+
+    def test_files_are_read_when_their_batch_is_asked_for(self, tmp_path: Path) -> None:
+        folder(tmp_path, 3)
+        (tmp_path / "02.png").write_bytes(b"nothing")
+        batches = iter(open_source(tmp_path, batch_size=2))
+        next(batches)
+        with pytest.raises(DataError, match=r"02.png cannot be read as an image"):
+            next(batches)
+
+    def test_a_truncated_image_is_named(self, tmp_path: Path) -> None:
+        folder(tmp_path, 1, (60, 80))
+        file = tmp_path / "00.png"
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(DataError, match=r"00.png"):
+            list(open_source(tmp_path))
+
+    def test_folders_within_and_other_files(self, tmp_path: Path) -> None:
+        folder(tmp_path / "cats", 2)
+        folder(tmp_path / "dogs", 1)
+        (tmp_path / "readme.txt").write_text("no image")
+        assert open_source(tmp_path).examples == 3
+
+    def test_labels(self, tmp_path: Path) -> None:
+        folder(tmp_path, 3, labels="file,label\n02.png,20\n00.png,0\n")
+        source = open_source(tmp_path, preprocess=Preprocess(label_offset=1))
+        assert source.labels is not None
+        same(source.labels, [21, 1])
+        same(next(iter(source))["data"][:, 2, 0, 0], [9, 7])
+
+    def test_labels_by_index_and_from_elsewhere(self, tmp_path: Path) -> None:
+        folder(tmp_path / "images", 2)
+        (tmp_path / "other.csv").write_text('file,index,wnid,name\n00.png,4,n0,a fish\n01.png,6,n1,"b, c"\n')
+        source = open_source(tmp_path / "images", labels=tmp_path / "other.csv")
+        assert source.labels is not None
+        same(source.labels, [4, 6])
+
+    @pytest.mark.parametrize(
+        ("labels", "found"),
+        [
+            ("name,label\n", "has columns name, label; needed: file, and label or index"),
+            ("", "has columns none"),
+            ("file,label\n00.png,cat\n", "line 2: label is 'cat'"),
+            ("file,label\n00.png\n", "line 2: label is None"),
+            ("file,label\n09.png,1\n", "lists '09.png'"),
+            ("file,label\n", "holds no images"),
+        ],
+    )
+    def test_label_mistakes(self, tmp_path: Path, labels: str, found: str) -> None:
+        with pytest.raises(DataError, match=found):
+            open_source(folder(tmp_path, 1, labels=labels))
+
+    def test_take_spreads_evenly(self, tmp_path: Path) -> None:
+        table = "file,label\n" + "".join(f"{i:02}.png,{i}\n" for i in range(10))
+        source = open_source(folder(tmp_path, 10, labels=table), batch_size=2)
+        part = source.take(4)
+        assert (part.examples, len(part), part.take(99)) == (4, 2, part)
+        assert part.labels is not None
+        same(part.labels, [0, 2, 5, 7])
+        same(np.concatenate([b["data"] for b in part])[:, 2, 0, 0], [7, 9, 12, 14])
+        again = part.take(2)
+        assert again.labels is not None
+        same(again.labels, [0, 5])
+        same(next(iter(again))["data"][:, 2, 0, 0], [7, 12])
+
+    def test_sizes_that_differ(self, tmp_path: Path) -> None:
+        folder(tmp_path, 1)
+        Image.fromarray(picture(5, 5)).save(tmp_path / "99.png")
+        with pytest.raises(DataError, match=r"99.png has shape \(3, 5, 5\), 00.png \(3, 6, 8\); .* resize"):
+            list(open_source(tmp_path))
+
+    def test_mistakes(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="holds no images"):
+            open_source(tmp_path)
+        with pytest.raises(DataError, match="does not exist; allowed: a folder"):
+            open_source(tmp_path / "none")
+        (tmp_path / "x.rec").write_text("")
+        with pytest.raises(DataError, match=r"x.rec is a .rec file; allowed"):
+            open_source(tmp_path / "x.rec")
+        with pytest.raises(DataError, match="the network has 2 inputs"):
+            open_source(tmp_path, ("a", "b"))
+        with pytest.raises(ConfigError, match="batch_size is 0"):
+            open_source(tmp_path, batch_size=0)
+
+
+class TestArrays:
+    def test_floats_are_fed_as_they_are(self, tmp_path: Path) -> None:
+        values = np.arange(5 * 3 * 2 * 2, dtype=np.float64).reshape(5, 3, 2, 2)
+        np.save(tmp_path / "x.npy", values)
+        batches = [b["data"] for b in open_source(tmp_path / "x.npy", preprocess=Preprocess(mean=(9,)), batch_size=3)]
+        assert [b.shape[0] for b in batches] == [3, 2]
+        assert batches[0].dtype == np.float32
+        same(np.concatenate(batches), values)
+
+    def test_bytes_are_pictures(self, tmp_path: Path) -> None:
+        images = np.stack([picture(4, 4), picture(4, 4) + 1])
+        np.savez(tmp_path / "x.npz", images=images, labels=np.int32([3, 4]), classes=np.array(["a", "b"]))
+        source = open_source(tmp_path / "x.npz", preprocess=Preprocess(scale=2, label_offset=1))
+        same(next(iter(source))["data"], images.transpose(0, 3, 1, 2) * 2.0)
+        assert source.labels is not None
+        same(source.labels, [4, 5])
+        np.save(tmp_path / "gray.npy", images[..., :1])
+        assert next(iter(open_source(tmp_path / "gray.npy", preprocess=Preprocess(color="GRAY"))))["data"].shape == (
+            2,
+            1,
+            4,
+            4,
+        )
+        np.save(tmp_path / "flat.npy", images[..., 0])
+        assert next(iter(open_source(tmp_path / "flat.npy", preprocess=Preprocess(color="GRAY"))))["data"].shape == (
+            2,
+            1,
+            4,
+            4,
+        )
+
+    def test_several_inputs_by_name(self, tmp_path: Path) -> None:
+        tokens = np.arange(6, dtype=np.int32).reshape(3, 2)
+        np.savez(tmp_path / "x.npz", tokens=tokens, mask=np.ones((3, 2), bool), label=np.zeros(3, int))
+        (batch,) = open_source(tmp_path / "x.npz", ("mask", "tokens"))
+        assert list(batch) == ["mask", "tokens"]
+        assert (batch["tokens"].dtype, batch["mask"].dtype) == (np.int32, np.float32)
+        part = open_source(tmp_path / "x.npz", ("mask", "tokens")).take(2)
+        same(next(iter(part))["tokens"], tokens[[0, 1]])
+
+    def test_mistakes(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.npz"
+        np.savez(file, a=np.ones((3, 2)), b=np.ones((2, 2)))
+        with pytest.raises(DataError, match=r"holds a \(3, 2\), b \(2, 2\); needed: an array for each of data"):
+            open_source(file)
+        with pytest.raises(DataError, match="equally long"):
+            open_source(file, ("a", "b"))
+        np.savez(file, x=np.ones((0, 2)))
+        with pytest.raises(DataError, match="not empty"):
+            open_source(file)
+        np.savez(file, data=np.float32(1))
+        with pytest.raises(DataError, match="a single number"):
+            open_source(file)
+        np.savez(file, x=np.ones((3, 2)), labels=np.ones(2))
+        with pytest.raises(DataError, match=r"labels have shape \(2,\); needed: \(3,\)"):
+            open_source(file)
+        file.write_bytes(b"junk")
+        with pytest.raises(DataError, match="cannot be read as arrays"):
+            open_source(file)
+        np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
+        with pytest.raises(DataError, match="cannot be read as arrays"):
+            open_source(tmp_path / "o.npy")

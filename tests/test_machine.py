@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mxq import machine
+from mxq.errors import ConfigError
+from mxq.machine import Machine
+
+C5_FLAGS = "fpu sse4_1 avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"  # Skylake; Cascade Lake adds VNNI
+VNNI_FLAGS = f"{C5_FLAGS} avx512_vnni"
+
+C5 = "\n\n".join(  # 2 cores of 2 hyper-threads each; the siblings of a core are n and n + 2
+    f"processor\t: {cpu}\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8275CL CPU @ 3.00GHz\n"
+    f"physical id\t: 0\nsiblings\t: 4\ncore id\t\t: {cpu % 2}\ncpu cores\t: 2\nflags\t\t: {VNNI_FLAGS}\n"
+    for cpu in range(4)
+)
+C5_SIBLINGS = {0: "0,2\n", 1: "1,3\n", 2: "0,2\n", 3: "1,3\n"}
+
+AMD = "\n\n".join(  # a virtual machine without hyper-threads
+    f"processor\t: {cpu}\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 7R13 Processor\n"
+    f"physical id\t: 0\ncore id\t\t: {cpu}\nflags\t\t: fpu sse4_1 avx avx2 fma\n"
+    for cpu in range(2)
+)
+
+ARM = "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+
+
+def described(cpus: int = 4, cores: int = 2, flags: str = VNNI_FLAGS, quota: float | None = None) -> Machine:
+    known = frozenset(flags.split()) & machine.FLAGS
+    return Machine("test", "x86_64", known, known, tuple(range(cpus)), cores, quota)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "model", "target", "saturates"),
+    [
+        (C5, "Intel(R) Xeon(R) Platinum 8275CL CPU @ 3.00GHz", "avx512_vnni", False),
+        (C5.replace(" avx512_vnni", ""), "Intel(R) Xeon(R) Platinum 8275CL CPU @ 3.00GHz", "avx512", True),
+        (AMD, "AMD EPYC 7R13 Processor", "avx2", True),
+        (AMD.replace(" fma", " fma avx_vnni"), "AMD EPYC 7R13 Processor", "avx2", False),
+        (AMD.replace(" avx2", ""), "AMD EPYC 7R13 Processor", "unsupported", True),
+        (ARM, "", "unsupported", True),
+        ("", "", "unsupported", True),
+    ],
+)
+def test_what_the_cpu_is(cpuinfo: str, model: str, target: str, saturates: bool) -> None:
+    flags = machine.parse_flags(cpuinfo)
+    assert machine.parse_model(cpuinfo) == model
+    assert machine.target_of(flags) == target
+    assert machine.saturates(flags) is saturates
+
+
+@pytest.mark.parametrize(
+    ("max_isa", "target", "saturates"),
+    [
+        ("", "avx512_vnni", False),
+        ("ALL", "avx512_vnni", False),
+        ("AVX512_CORE_VNNI", "avx512_vnni", False),
+        ("AVX512_CORE", "avx512", True),
+        ("AVX512_MIC", "avx2", True),
+        ("AVX2", "avx2", True),
+        ("AVX2_VNNI", "avx2", False),
+        ("AVX", "unsupported", True),
+        ("avx2", "avx512_vnni", False),  # oneDNN minds the case
+    ],
+)
+def test_dnnl_max_cpu_isa(max_isa: str, target: str, saturates: bool) -> None:
+    usable = machine.usable_flags(machine.parse_flags(f"flags : {VNNI_FLAGS} avx_vnni"), max_isa)
+    assert machine.target_of(usable) == target
+    assert machine.saturates(usable) is saturates
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("0\n", (0,)), ("0,2\n", (0, 2)), ("0-2,5,8-9", (0, 1, 2, 5, 8, 9)), ("", ()), ("\n", ())]
+)
+def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
+    assert machine.parse_cpu_list(text) == cpus
+
+
+@pytest.mark.parametrize(
+    ("affinity", "siblings", "cpuinfo", "cores"),
+    [
+        ((0, 1, 2, 3), C5_SIBLINGS, C5, 2),
+        ((0, 2), C5_SIBLINGS, C5, 1),  # both hyper-threads of one core
+        ((0, 1, 2, 3), C5_SIBLINGS, "", 2),
+        ((0, 1, 2, 3), {}, C5, 2),  # no /sys: core ids of /proc/cpuinfo
+        ((0, 1), {}, AMD, 2),
+        ((0, 1, 2), {}, ARM, 3),  # nothing known: a CPU is a core
+        ((), {}, "", 1),
+    ],
+)
+def test_cores(affinity: tuple[int, ...], siblings: dict[int, str], cpuinfo: str, cores: int) -> None:
+    assert machine.count_cores(affinity, siblings, cpuinfo) == cores
+
+
+@pytest.mark.parametrize(
+    ("text", "quota"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None), ("200000", 2.0)]
+)
+def test_quota_of_cgroup_v2(text: str, quota: float | None) -> None:
+    assert machine.parse_cpu_max(text) == quota
+
+
+@pytest.mark.parametrize(
+    ("limit", "period", "quota"),
+    [("150000", "100000", 1.5), ("-1", "100000", None), ("", "", None), ("50000", "", 0.5)],
+)
+def test_quota_of_cgroup_v1(limit: str, period: str, quota: float | None) -> None:
+    assert machine.parse_cfs(limit, period) == quota
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [("1073741824\n", 1 << 30), ("max", None), ("9223372036854771712", None), ("", None)]
+)
+def test_memory_limits(text: str, limit: int | None) -> None:
+    assert machine.parse_limit(text) == limit
+
+
+def test_installed_memory() -> None:
+    assert machine.parse_memory("MemTotal:       24683904 kB\nMemFree: 1 kB\n") == 24683904 * 1024
+    assert machine.parse_memory("") is None
+
+
+def test_cgroup_directories_of_v1_v2_and_their_parents() -> None:
+    v2 = machine.cgroup_directories("0::/pod/box\n", Path("/g"))
+    assert [str(p) for p in v2] == ["/g/pod/box", "/g/pod", "/g"]
+    v1 = machine.cgroup_directories("4:cpu,cpuacct:/box\n", Path("/g"))
+    assert {"/g/cpu,cpuacct/box", "/g/cpu/box", "/g/cpu", "/g/cpuacct"} <= {str(p) for p in v1}
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota", "memory"),
+    [
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000"}, None, 4096 * 1024),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/box\n",
+                "sys/fs/cgroup/pod/cpu.max": "150000 100000",  # the parent's limit binds
+                "sys/fs/cgroup/pod/box/cpu.max": "400000 100000",
+                "sys/fs/cgroup/pod/box/memory.max": "1048576",
+            },
+            1.5,
+            1048576,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/box\n3:memory:/box\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000",  # a container sees its own group as the root
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "2097152",
+            },
+            0.5,
+            2097152,
+        ),
+        ({}, None, 4096 * 1024),
+    ],
+)
+def test_detect(tmp_path: Path, files: dict[str, str], quota: float | None, memory: int) -> None:
+    write(tmp_path, {"proc/cpuinfo": C5, "proc/meminfo": "MemTotal: 4096 kB\n", **files})
+    found = machine.detect(tmp_path, {"DNNL_MAX_CPU_ISA": "AVX512_CORE"})
+    assert found.model.startswith("Intel")
+    assert found.quota == quota
+    assert found.memory == memory
+    assert (found.target, found.saturates) == ("avx512", True)
+    assert "avx512_vnni" in found.flags
+
+
+def test_detect_says_what_this_process_may_use() -> None:
+    found = machine.detect()
+    assert found.affinity == tuple(sorted(os.sched_getaffinity(0)))
+    assert 1 <= found.cores <= found.cpus
+    assert found.threads_per_core == found.cpus / found.cores
+    assert 1 <= machine.recommended_threads(found) <= found.cores
+    assert found.target in machine.TARGETS
+
+
+@pytest.mark.parametrize(
+    ("cpus", "environ", "threads"),
+    [
+        (4, {}, 2),
+        (2, {}, 1),
+        (1, {}, 1),
+        (5, {}, 2),
+        (4, {"OMP_NUM_THREADS": "3"}, 3),
+        (4, {"OMP_NUM_THREADS": " 8 "}, 8),
+        (4, {"OMP_NUM_THREADS": ""}, 2),
+        (4, {"OMP_NUM_THREADS": "0"}, 4),
+        (4, {"MXNET_OMP_MAX_THREADS": "3"}, 3),
+        (4, {"MXNET_OMP_MAX_THREADS": "64"}, 4),
+        (4, {"MXNET_OMP_MAX_THREADS": "3", "OMP_NUM_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_mxnet_would_pick(cpus: int, environ: dict[str, str], threads: int) -> None:
+    assert machine.threads_mxnet_would_pick(described(cpus), environ) == threads
+
+
+@pytest.mark.parametrize("value", ["4,2", "two", "2.0", "0x2"])
+def test_values_that_abort_mxnet_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: one whole number"):
+        machine.threads_mxnet_would_pick(described(), {"OMP_NUM_THREADS": value})
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "threads"), [(4, None, 4), (4, 8.0, 4), (4, 2.5, 2), (4, 0.5, 1), (1, None, 1)]
+)
+def test_recommended_threads(cores: int, quota: float | None, threads: int) -> None:
+    assert machine.recommended_threads(described(2 * cores, cores, quota=quota)) == threads
+
+
+def test_apply_threads_leaves_the_users_choice() -> None:
+    environ: dict[str, str] = {}
+    assert machine.apply_threads(environ, 2)
+    assert environ == {"OMP_NUM_THREADS": "2"}
+    assert not machine.apply_threads(environ, 4)
+    assert environ == {"OMP_NUM_THREADS": "2"}
+
+
+def test_no_advice_where_all_is_well() -> None:
+    assert machine.advice(described(4, 2), {}) == []  # hyper-threads: halving is right
+    assert machine.advice(described(2, 2), {"OMP_NUM_THREADS": "2"}) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "environ", "says"),
+    [
+        (described(2, 2), {}, "set OMP_NUM_THREADS=2 before MXNet is imported: MXNet on its own takes 1, this process"),
+        (described(8, 8, quota=2.0), {}, "set OMP_NUM_THREADS=2 before MXNet is imported: MXNet on its own takes 4"),
+        (described(8, 8, quota=2.0), {}, "this process has the time of 2 CPUs"),
+        (described(4, 2), {"OMP_NUM_THREADS": "4"}, "OMP_NUM_THREADS asks for 4, this process has 2 cores"),
+        (described(4, 2), {"OMP_NUM_THREADS": "2,2"}, "MXNet aborts on anything else"),
+        (described(flags=C5_FLAGS), {}, "quantize for target avx512: without VNNI"),
+        (described(flags="sse4_1"), {}, "no AVX2"),
+        (
+            replace(described(), usable=frozenset({"avx2"})),
+            {"DNNL_MAX_CPU_ISA": "AVX2"},
+            "unset DNNL_MAX_CPU_ISA=AVX2: it holds oneDNN at avx2, this CPU can do avx512_vnni",
+        ),
+    ],
+)
+def test_advice(found: Machine, environ: dict[str, str], says: str) -> None:
+    sentences = machine.advice(found, environ)
+    assert len(sentences) == 1
+    assert says in sentences[0]
