@@ -19,7 +19,7 @@ CORE = [
     "numpy>=1.26.4,<2; python_version >= '3.12'",  # the last before 2; mxq.compat puts np.bool back
     "scipy>=1.10,<1.16; python_version < '3.12'",
     "scipy>=1.13,<1.18; python_version >= '3.12'",
-    "pillow>=10",
+    "pillow>=10.1",
     "rich>=13.8",
     "tqdm>=4.64",
     "typer>=0.12",

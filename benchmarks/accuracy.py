@@ -42,13 +42,12 @@ def rows(task: Task, modes: Sequence[str]) -> list[tuple[str, ...]]:
                 model = quantize(task, mode)
                 seconds = time.perf_counter() - start
                 outputs = run(model, task.evaluation)
-            except Exception as error:  # noqa: BLE001  (the peer fails on some networks; that is a result)
+            except Exception as error:  # the peer fails on some networks; that is a result
                 table.append((task.name, tool, mode, "fails: " + str(error).strip().splitlines()[0][:60], "", "", ""))
                 continue
             agreement, sqnr = fidelity(reference, outputs)
-            table.append(
-                (task.name, tool, mode, f"{task.score(outputs):.2f}", f"{agreement:.1f}", f"{sqnr:.2f}", f"{seconds:.1f}")
-            )
+            figures = (f"{task.score(outputs):.2f}", f"{agreement:.1f}", f"{sqnr:.2f}", f"{seconds:.1f}")
+            table.append((task.name, tool, mode, *figures))
     return table
 
 

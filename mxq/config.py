@@ -12,7 +12,7 @@ from mxq.errors import ConfigError, one_of
 from mxq.ir import Node
 
 DTYPES = ("auto", "int8", "uint8")
-GRANULARITIES = ("channel-wise", "tensor-wise")
+GRANULARITIES = ("channel-wise",)
 MODES = ("smart", "full")
 
 Selector: TypeAlias = str | Callable[[Node], bool]
@@ -95,8 +95,8 @@ class QuantConfig:
             calibrated range has no negative part.
         quantize_mode: "smart" quantizes convolutions, fully connected layers and what lies between them;
             "full" everything that has an int8 kernel.
-        quantize_granularity: weights of fully connected layers "channel-wise" or "tensor-wise" (convolution
-            weights are per channel whenever calibrated, see ``GetWeightScales`` in ``mkldnn_common.h``).
+        quantize_granularity: "channel-wise", a scale for each output channel of a weight. (MXNet's other choice,
+            "tensor-wise", concerns fully connected layers only, is less accurate and no faster; it is not offered.)
         exclude_layers: names or shell patterns of nodes to leave in float, or predicates over nodes.
         exclude_layers_match: plain substrings of node names, as in MXNet.
         exclude_operators: op types to leave in float, e.g. "FullyConnected".

@@ -152,7 +152,8 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         raise CalibrationError(f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all)")
     fused, decided, thresholds = prepared.fused, prepared.plan, calibrated.thresholds
     if prepared.config.calib_mode != NONE:
-        fused, decided, thresholds = shift_summands(fused, decided, thresholds, prepared.trace)
+        choices = LayerChoices.of(fused.graph, prepared.config)
+        fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
     model, tensors = quantize_graph(fused, decided, thresholds, prepared.config)
     int8 = len(decided.quantized)
     report = Report(

@@ -275,18 +275,20 @@ def _as_written() -> Iterator[None]:
     """Binds graphs as they are written.
 
     Left alone, ``bind`` fuses on its own, and where a convolution has a second reader it fuses wrongly: the float
-    ``cifar_resnet20_v2`` of gluoncv is 30 % off. A reference must not be.
+    ``cifar_resnet20_v2`` of gluoncv is 30 % off. A reference must not be. The backend "default" fuses only operators
+    that were named to it, here none; "NONE" does the same with a line on stderr for every bind.
     """
-    key = "MXNET_SUBGRAPH_BACKEND"
-    before = os.environ.get(key)
-    os.environ[key] = "NONE"
+    wanted = {"MXNET_SUBGRAPH_BACKEND": "default", "MXNET_SUBGRAPH_VERBOSE": "0"}
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 class _Outputs(Sequence[Array]):
@@ -360,14 +362,29 @@ def read_block(prefix: Path, epoch: int | None = None) -> Any:
     return to_block(_from_prefix(prefix, epoch))
 
 
+class QuantizedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is untyped
+    """A SymbolBlock whose ``export`` writes the parameters also before it has run once.
+
+    Stock ``SymbolBlock.export`` then writes a parameter file without parameters, and says nothing.
+    """
+
+    def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = True) -> Any:
+        """As `HybridBlock.export`: writes ``path-symbol.json`` and ``path-NNNN.params``."""
+        if not self._cached_op_args:
+            self._build_cache()
+        return super().export(path, epoch, remove_amp_cast)
+
+
 def to_block(model: Model) -> Any:
-    """A SymbolBlock of ``model``, by the same door that users of the written pair take (``SymbolBlock.imports``)."""
+    """A hybridizable block of ``model``, with the parameters read from a file as users of the written pair do."""
     with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
-        symbol, params = write_pair(model, Path(folder) / "net")
+        _, params = write_pair(model, Path(folder) / "net")
         with _mxnet_says("MXNet cannot load what was written"), warnings.catch_warnings():
             # An int8 graph does not fix its input's type, which is float32 unless the caller feeds integers.
             warnings.filterwarnings("ignore", "Cannot decide type")
-            return mx.gluon.SymbolBlock.imports(str(symbol), list(model.inputs), str(params), ctx=mx.cpu())
+            block = QuantizedBlock(to_symbol(model.graph), [mx.sym.var(name) for name in model.inputs])
+            block.collect_params().load(str(params), ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
+    return block
 
 
 def versions() -> dict[str, str]:

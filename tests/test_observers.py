@@ -366,10 +366,27 @@ def test_threshold_is_as_good_as_mxnets_on_the_same_histogram(kind: str) -> None
     theirs = found[round(threshold / state.width) - 1 - levels // 2]
     assert theirs == pytest.approx(divergence, abs=4e-5)
     assert theirs - found.min() <= 1e-4
-    ours = EntropyObserver().range(state, "auto")
+    ours = EntropyObserver(EntropyParams(tolerance=0)).range(state, "auto")
     upper_edge = (int(np.argmin(found)) + levels // 2 + 1) * state.width
     assert ours.absmax == min(upper_edge, state.extent.absmax)
     assert ours.absmax == pytest.approx(min(threshold, state.extent.absmax), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tolerance_takes_the_largest_threshold_that_costs_little_more(kind: str) -> None:
+    state = fold(EntropyObserver(), [samples(kind, 200_000)])
+    counts, levels = state.cropped(), levels_of(state)
+    found = divergences(counts, levels)
+    threshold = EntropyObserver(EntropyParams(tolerance=0.25)).range(state, "auto").absmax
+    kept = next(i for i in range(len(found)) if (i + levels // 2 + 1) * state.width >= threshold)
+    assert found[kept] <= 1.25 * found.min() + 1e-12
+    assert (found[kept + 1 :] > 1.25 * found.min()).all()
+    assert threshold >= EntropyObserver(EntropyParams(tolerance=0)).range(state, "auto").absmax
+
+
+def test_tolerance_must_not_be_negative() -> None:
+    with pytest.raises(ConfigError, match=r"tolerance is -0\.1; allowed: 0 or more"):
+        EntropyParams(tolerance=-0.1)
 
 
 def test_a_search_that_forgets_the_outliers_would_be_caught() -> None:

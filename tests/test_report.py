@@ -45,7 +45,6 @@ REPORT = Report(
     versions={"mxq": "0.1.0"},
     source={"sha256": "ab"},
     trace=(
-        {"pass": "simplify", "rule": "explicit_gamma", "fired": 0, "refused": {"conv0": "already done"}},
         {"pass": "fuse", "rule": "fuse_conv_add_act", "fired": 1, "refused": {"relu0": "read twice", "x": "other"}},
         {"pass": "fuse", "rule": "fuse_conv_add_act", "fired": 1, "refused": {"conv0": "read twice"}},
     ),
@@ -151,7 +150,7 @@ class TestFinding:
         assert about.coded == REPORT.tensors["quantized_relu0"]
         assert about.calibrated is not None
         assert about.calibrated["observer"] == "entropy"
-        assert about.refusals == (("fuse_conv_add_act", "read twice"),)  # once, and without "already done"
+        assert about.refusals == (("fuse_conv_add_act", "read twice"),)  # once
         nothing = record.explain(REPORT, record.find(REPORT, "prob"))
         assert (nothing.coded, nothing.calibrated, nothing.refusals) == (None, None, ())
 

@@ -1,5 +1,7 @@
 """Take a classifier to INT8: the ResNet trained by this project, one of gluoncv's zoo, or your own.
 
+Usage::
+
     python examples/resnet/quantize.py
     python examples/resnet/quantize.py --model resnet50_v1 --pretrained --data imagenet/val
 
@@ -29,7 +31,7 @@ def arguments() -> argparse.Namespace:
     tasks.add_arguments(parser)
     parser.add_argument("--num-calib-batches", type=int, default=5)
     parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
-    parser.add_argument("--quantized-dtype", default="auto", help="of the input and other float tensors: auto, int8, uint8")
+    parser.add_argument("--quantized-dtype", default="auto", help="of the input: auto, int8, uint8")
     parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
     parser.add_argument("--test-images", type=int, default=2000, help="images to compare on; 0 skips that")
     return parser.parse_args()

@@ -22,7 +22,8 @@ import mxq
 MODEL = Path(__file__).parents[2] / "models" / "resnet_digits" / "resnet_digits"
 OUTPUT = Path("output")
 IMAGENET_MEAN, IMAGENET_STD = (123.68, 116.28, 103.53), (58.395, 57.12, 57.375)
-CALIBRATION_SEED, EVALUATION_SEED = 1, 0
+EVALUATION_SEED = 0
+NEVER_TRAINED_ON = 100_000  # number of a scene of the training split that training does not reach
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Block = Callable[[nd.NDArray], Any]
@@ -86,9 +87,9 @@ def int8_prefix(task: Task, output: Path) -> Path:
 
 
 def calibration_images(task: Task, args: argparse.Namespace, count: int) -> np.ndarray:
-    """Images (count, size, size, 3) uint8 to calibrate on, none of them used to train."""
+    """Images (count, size, size, 3) uint8 to calibrate on: none was trained on, none is evaluated on."""
     if args.data is None:
-        return scenes.classification(count, "test", CALIBRATION_SEED, task.size)[0]
+        return scenes.classification(count, "train", size=task.size, start=NEVER_TRAINED_ON)[0]
     return _read(args.data, task.size, count)[0]
 
 
@@ -119,7 +120,7 @@ def _square(picture: Image.Image, size: int) -> np.ndarray:
 
 
 def _zoo(model: str, size: int, *, pretrained: bool) -> gluon.HybridBlock:
-    from gluoncv import model_zoo
+    from gluoncv import model_zoo  # noqa: PLC0415  (an import of seconds, for those who ask for it)
 
     net = model_zoo.get_model(model, pretrained=pretrained)
     if not pretrained:

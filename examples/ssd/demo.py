@@ -1,5 +1,7 @@
 """Draw what the float network and the INT8 pair detect, side by side, into one PNG.
 
+Usage::
+
     python examples/ssd/demo.py
     python examples/ssd/demo.py --prefix model/ssd --images street.jpg --picture street-int8.png
 """

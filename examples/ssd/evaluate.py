@@ -1,7 +1,9 @@
 """Measure mAP, as VOC defines it, of the float network and of the INT8 pair that quantize.py wrote.
 
+Usage::
+
     python examples/ssd/evaluate.py
-    python examples/ssd/evaluate.py --prefix model/ssd --int8-prefix model/ssd-int8 --data VOCdevkit/VOC2007 --image-set test
+    python examples/ssd/evaluate.py --prefix model/ssd --int8-prefix model/ssd-int8 --data VOC2007 --image-set test
 """
 
 from __future__ import annotations
@@ -45,12 +47,14 @@ def main() -> None:
         start = time.perf_counter()
         found = task.detect(block, images, args.batch_size)
         seconds = time.perf_counter() - start
-        scores = [
+        voc07, area = (
             voc.mean_ap(found, boxes, len(task.classes), difficult=difficult, eleven_point=e) for e in (True, False)
-        ]
-        means.append(scores[0].mean)
-        print(f"{name:8} mAP@0.5 {scores[0].mean:.4f} (VOC07), {scores[1].mean:.4f} (area); {len(images) / seconds:.0f} images/s")
-        print("         " + "  ".join(f"{c} {v:.3f}" for c, v in zip(task.classes, scores[0].classes, strict=True) if not np.isnan(v)))
+        )
+        means.append(voc07.mean)
+        rate = len(images) / seconds
+        print(f"{name:8} mAP@0.5 {voc07.mean:.4f} (VOC07), {area.mean:.4f} (area); {rate:.0f} images/s")
+        classes = zip(task.classes, voc07.classes, strict=True)
+        print(" " * 9 + "  ".join(f"{name} {value:.3f}" for name, value in classes if not np.isnan(value)))
     print(f"INT8 - float32: {100 * (means[1] - means[0]):+.2f} points")
 
 

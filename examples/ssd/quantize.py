@@ -1,5 +1,7 @@
 """Take an SSD to INT8: the network trained by this project, one of gluoncv's zoo, or your own.
 
+Usage::
+
     python examples/ssd/quantize.py
     python examples/ssd/quantize.py --calib-mode entropy --exclude-layers 'conv1_*'
     python examples/ssd/quantize.py --model ssd_300_vgg16_atrous_voc --pretrained --data VOCdevkit/VOC2007
@@ -31,7 +33,7 @@ def arguments() -> argparse.Namespace:
     tasks.add_arguments(parser)
     parser.add_argument("--num-calib-batches", type=int, default=5)
     parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
-    parser.add_argument("--quantized-dtype", default="auto", help="of the input and other float tensors: auto, int8, uint8")
+    parser.add_argument("--quantized-dtype", default="auto", help="of the input: auto, int8, uint8")
     parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
     parser.add_argument("--exclude-first-conv", action="store_true")
     parser.add_argument("--shuffle", action="store_true", help="draw calibration batches in random order")

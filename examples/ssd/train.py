@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--test-images", type=int, default=500)
+    parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=MODEL, help="path and name of the model")
     return parser.parse_args()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mxq.errors import DataError
 from mxq.images.preprocess import Preprocess, whole
@@ -194,9 +195,20 @@ def _rows(array: Array, numbers: Sequence[int], preprocess: Preprocess) -> Array
     return rows.astype(np.float32) if rows.dtype.kind in "fub" and rows.dtype != np.float32 else rows
 
 
+@contextmanager
+def _whole_images() -> Iterator[None]:
+    """Makes Pillow refuse truncated files, whatever others set: gluoncv allows them for the whole process."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def _example(file: Path, preprocess: Preprocess) -> Array:
     try:
-        with Image.open(file) as image:
+        with _whole_images(), Image.open(file) as image:
             return preprocess(image)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None

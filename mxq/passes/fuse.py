@@ -43,6 +43,8 @@ class Fuse:
         broken = self.spec.broken_need(layer)
         if broken:
             return Reject(broken, (layer.name,))
+        if match.refs.get("operand") == layer.out:
+            return Reject("both operands of the sum are the layer's own result", (layer.name,))
         return single_consumer(model, match) or self._post_op_refusal(match)
 
     def _post_op_refusal(self, match: Match) -> Reject | None:
@@ -87,8 +89,7 @@ def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:
         nodes.append(Node(names[-1], VARIABLE))
     nodes.append(replace(layer, inputs=tuple(map(Ref, names)), label=""))
     if total is not None:
-        operand = next(r for r in total.inputs if r.name != layer.name)
-        outside.append(operand)
+        outside.append(match.refs["operand"])
         nodes.append(Node(_free("sum", match), VARIABLE))
         nodes.append(replace(total, inputs=(layer.out, nodes[-1].out), label=""))
     if act is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.config import QuantConfig, Selector, selector_name, selects
@@ -85,14 +86,16 @@ def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
     if config.include_layers:
         included = {n for s in config.include_layers for n in _hits(graph, "include_layers", s)}
         reasons |= {n.name: "not among include_layers" for n in graph.operators if n.name not in included}
-    substrings = [("exclude_layers_match", part, f"*{part}*") for part in config.exclude_layers_match]
-    for field, shown, selector in [*(("exclude_layers", s, s) for s in config.exclude_layers), *substrings]:
-        why = f"excluded by {field} {selector_name(shown)!r}"
-        reasons |= dict.fromkeys(_hits(graph, field, selector), why)
+    for selector in config.exclude_layers:
+        why = f"excluded by exclude_layers {selector_name(selector)!r}"
+        reasons |= dict.fromkeys(_hits(graph, "exclude_layers", selector), why)
+    for part in config.exclude_layers_match:
+        why = f"excluded by exclude_layers_match {part!r}"
+        reasons |= dict.fromkeys(_hits(graph, "exclude_layers_match", _Containing(part)), why)
     for op in config.exclude_operators:
         reasons |= dict.fromkeys(_with_op(graph, op), f"excluded by exclude_operators {op!r}")
     for pattern, layer in config.overrides.items():
-        for name in _hits(graph, "overrides", pattern):
+        for name in _hits(graph, "overrides", pattern, inputs=True):
             if layer.quantize is False:
                 reasons[name] = f"left in float by overrides {pattern!r}"
             elif layer.quantize:
@@ -100,13 +103,27 @@ def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
     return reasons
 
 
-def _hits(graph: Graph, field: str, selector: Selector) -> set[str]:
-    """Nodes of which ``selector`` chooses any member.
+@dataclass(frozen=True)
+class _Containing:
+    """A predicate: the node's name contains ``part``, as `exclude_layers_match` of MXNet means it."""
+
+    part: str
+
+    @property
+    def __name__(self) -> str:
+        return self.part
+
+    def __call__(self, node: Node) -> bool:
+        return self.part in node.name
+
+
+def _hits(graph: Graph, field: str, selector: Selector, *, inputs: bool = False) -> set[str]:
+    """Operators (with ``inputs``, variables too) of which ``selector`` chooses any member.
 
     Raises:
         ConfigError: there is none.
     """
-    members = {m: n for n in graph.operators for m in _members(n)}
+    members = {m: n for n in (graph.nodes if inputs else graph.operators) for m in _members(n)}
     found = {node.name for m, node in members.items() if selects(selector, _as_node(m, node))}
     if not found:
         raise no_match(field, selector, members)

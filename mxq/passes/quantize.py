@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 
@@ -44,16 +45,17 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """An int8 tensor of the new graph: refs of its values, minimum and maximum, and its type."""
+    """An int8 tensor of the new graph: refs of its values, minimum and maximum, its type, and its range if known."""
 
     values: Ref
     min: Ref
     max: Ref
     dtype: str
+    range: Range | None = None
 
     @staticmethod
-    def of(node: str, dtype: str) -> Coded:
-        return Coded(Ref(node), Ref(node, 1), Ref(node, 2), dtype)
+    def of(node: str, dtype: str, span: Range | None = None) -> Coded:
+        return Coded(Ref(node), Ref(node, 1), Ref(node, 2), dtype, span)
 
 
 def quantize_graph(
@@ -118,10 +120,10 @@ class _Builder:
             name = f"{ref.name}_{ref.output}_quantize" if ref.output else f"{ref.name}_quantize"
             if name in self.nodes or name in self.model.graph:
                 name += f"_{dtype}"
-            record = self._record(ref, dtype)
+            record = self._record(ref, dtype) if tensor is None else _recoded(tensor, dtype)
             self.nodes[name] = Node(name, "_contrib_quantize_v2", {"out_type": dtype, **_range_attrs(record)}, (ref,))
             self.records[name] = record
-            self.quantizers[ref, dtype] = Coded.of(name, dtype)
+            self.quantizers[ref, dtype] = Coded.of(name, dtype, _range(record))
         return self.quantizers[ref, dtype]
 
     def _input_dtype(self, ref: Ref) -> str:
@@ -178,7 +180,8 @@ class _Builder:
                 tensors[last] = self.as_int8(node.inputs[last], INT8)
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
         ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
-        self._add(node, spec, (*inputs, *ranges), dtype, half=half)
+        record = self._record(node.out, dtype, half=half) if self._calibrated(node, spec) else _carried(tensors, dtype)
+        self._add(node, spec, (*inputs, *ranges), record)
 
     def _output_dtype(self, node: Node, spec: OpSpec, tensors: Mapping[int, Coded]) -> str:
         types = [t.dtype for t in tensors.values()]
@@ -197,7 +200,10 @@ class _Builder:
             return types[0]
         return INT8 if spec.output == "int8" or INT8 in types else UINT8
 
-    def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], dtype: str, *, half: bool) -> None:
+    def _calibrated(self, node: Node, spec: OpSpec) -> bool:
+        return spec.calibrated and not self._to_float(node, spec)
+
+    def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], record: TensorRecord) -> None:
         if self._to_float(node, spec):
             attrs = {"enable_float_output": "True"}
             self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, attrs)
@@ -205,10 +211,10 @@ class _Builder:
         name = f"quantized_{node.name}"
         if name in self.model.graph:
             raise QuantizeError(f"{node.name!r} needs the name {name!r} for its int8 form, but a node has it already")
-        record = self._record(node.out, dtype, half=half) if spec.calibrated else TensorRecord(dtype)
-        self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, _range_attrs(record)), label="")
+        attrs = _range_attrs(record) if spec.calibrated else {}
+        self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, attrs), label="")
         at_runtime = spec.calibrated and self.config.calib_mode == NONE
-        coded = self._requantize(node, dtype) if at_runtime else Coded.of(name, dtype)
+        coded = self._requantize(node, record) if at_runtime else Coded.of(name, record.dtype, _range(record))
         self.coded[node.out] = coded
         self.records[coded.values.name] = record
 
@@ -227,13 +233,35 @@ class _Builder:
         everything = {**node.attrs, ORIGIN: " ".join(node.origins), **fused, **attrs}
         return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs)
 
-    def _requantize(self, node: Node, dtype: str) -> Coded:
+    def _requantize(self, node: Node, record: TensorRecord) -> Coded:
         """int32 results become 8 bits in a range found at run time."""
         name, source = f"requantize_{node.name}", Coded.of(f"quantized_{node.name}", "int32")
         self.nodes[name] = Node(
-            name, "_contrib_requantize", {"out_type": dtype}, (source.values, source.min, source.max)
+            name, "_contrib_requantize", {"out_type": record.dtype}, (source.values, source.min, source.max)
         )
-        return Coded.of(name, dtype)
+        return Coded.of(name, record.dtype)
+
+
+def _range(record: TensorRecord) -> Range | None:
+    return None if record.min is None or record.max is None else Range(record.min, record.max)
+
+
+def _carried(tensors: Mapping[int, Coded], dtype: str) -> TensorRecord:
+    """The record of a tensor that a carry op makes: its range is the union of its inputs'."""
+    spans = [t.range for t in tensors.values()]
+    known = [s for s in spans if s is not None]
+    if len(known) < len(spans):
+        return TensorRecord(dtype)
+    span = reduce(Range.union, known)
+    return TensorRecord(dtype, span.min, span.max)
+
+
+def _recoded(tensor: Coded, dtype: str) -> TensorRecord:
+    """The record of ``tensor`` in another type."""
+    note = f"converted from {tensor.dtype}: the kernel needs its summand in the type of its result"
+    if tensor.range is None:
+        return TensorRecord(dtype, note=note)
+    return TensorRecord(dtype, tensor.range.min, tensor.range.max, note)
 
 
 def _range_attrs(record: TensorRecord) -> dict[str, str]:

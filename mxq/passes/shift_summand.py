@@ -20,12 +20,14 @@ import numpy as np
 
 from mxq.backends.onednn import CONVOLUTION
 from mxq.ir import ORIGIN, VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.passes.overrides import LayerChoices
 from mxq.plan import Plan
-from mxq.rewrite import Match, Op, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
 from mxq.thresholds import Range, Thresholds
 
 SHIFTED = "_shifted"
 _CONV = CONVOLUTION.fused_op
+_NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class ShiftSummand:
 
     plan: Plan
     thresholds: Thresholds
+    choices: LayerChoices
     name: str = "shift_summand"
     pattern: Op = Op((_CONV,), bind="reader")
 
     def check(self, model: Model, match: Match) -> Reject | None:
         reader = match["reader"]
         if reader.name not in self.plan.quantized or not reader.flag("with_sum"):
-            return Reject("not an int8 convolution with a sum", (reader.name,))
+            return NOT_MEANT
         row = CONVOLUTION.post_op(reader.subgraphs[0].nodes[-1])
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))
@@ -52,15 +55,18 @@ class ShiftSummand:
         )
 
     def _operand_refusal(self, model: Model, reader: Node, operand: Node) -> Reject | None:
-        if operand.op != _CONV or operand.name not in self.plan.quantized:
-            return Reject(f"its summand {operand.name!r} is not an int8 convolution", (operand.name,))
-        if any(operand.flag(f) for f in ("with_sum", "with_act", "with_postsum_act")):
-            return Reject(f"its summand {operand.name!r} has a sum or post-op of its own", (operand.name,))
-        if model.graph.consumers[operand.name] != (reader,) or operand.name in model.graph.head_names:
-            return Reject(f"its summand {operand.name!r} is read elsewhere too", (operand.name,))
-        if self.thresholds.range(operand.name).min >= 0:
-            return Reject(f"its summand {operand.name!r} is never negative", (operand.name,))
-        return None
+        name = operand.name
+        if operand.op != _CONV or name not in self.plan.quantized:
+            return Reject(f"its summand {name!r} is not an int8 convolution", (name,))
+        shared = model.graph.consumers[name] != (reader,) or name in model.graph.head_names
+        conditions = (
+            (any(operand.flag(f) for f in _NOT_LINEAR), "has a sum or post-op of its own"),
+            (shared, "is read elsewhere too"),
+            ([r.name for r in reader.inputs].count(name) > 1, "is its data too"),
+            (self.choices.dtype(name) == "int8", "was asked to be int8"),
+            (self.thresholds.range(name).min >= 0, "is never negative"),
+        )
+        return next((Reject(f"its summand {name!r} {why}", (name,)) for broken, why in conditions if broken), None)
 
     def build(self, model: Model, match: Match) -> Rewrite:
         reader = match["reader"]
@@ -122,14 +128,19 @@ def _with_bias(model: Model, conv: Node, offset: float) -> tuple[tuple[Node, ...
 
 
 def shift_summands(
-    model: Model, plan: Plan, thresholds: Thresholds, trace: Trace | None = None
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    choices: LayerChoices | None = None,
+    trace: Trace | None = None,
 ) -> tuple[Model, Plan, Thresholds]:
-    """Applies the rule wherever it fits.
+    """Applies the rule wherever it fits, but not to layers for which ``choices`` asks for int8.
 
     Returns:
         The model, and ``plan`` and ``thresholds`` for it (a shifted tensor has a name and range of its own).
     """
-    result = apply_rules(model, (ShiftSummand(plan, thresholds),), trace, "shift_summand")
+    rule = ShiftSummand(plan, thresholds, choices or LayerChoices())
+    result = apply_rules(model, (rule,), trace, "shift_summand")
     if result is model:
         return model, plan, thresholds
     new = {n.name.removesuffix(SHIFTED): n.name for n in result.graph if n.name not in model.graph and n.op == _CONV}

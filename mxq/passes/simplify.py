@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.ir import Model
-from mxq.rewrite import Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 IDENTITIES = ("_copy", "Dropout", "BlockGrad", "identity", "make_loss")
 QUANTIZED_OPS = (
@@ -54,7 +54,7 @@ class UseGlobalStats:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         if match.root.flag("use_global_stats"):
-            return Reject("already done", (match.root.name,))
+            return NOT_MEANT
         if match.root.flag("output_mean_var"):
             return Reject("its batch mean and variance are outputs", (match.root.name,))
         return None
@@ -74,7 +74,7 @@ class ExplicitGamma:
         node = match.root
         gamma = node.inputs[1].name
         if not node.flag("fix_gamma", default=True):
-            return Reject("already done", (node.name,))
+            return NOT_MEANT
         if gamma not in model.args or len(model.graph.consumers[gamma]) > 1:
             return Reject(f"gamma {gamma!r} is not a parameter of this node alone", (node.name,))
         return None

@@ -18,7 +18,6 @@ from mxq.plan import Decision, Plan, Report, TensorRecord
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
 _CHUNK = 1 << 20
-_DONE = "already done"  # a rule's refusal that explains nothing
 _INT8_PREFIXES = ("requantize_", "quantized_")  # the int8 nodes made from a node bear its name after one of these
 _TABLES = ("thresholds", "config", "versions", "source", "summary")
 _FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
@@ -75,7 +74,7 @@ def explain(report: Report, decision: Decision) -> Explanation:
         (str(step.get("rule")), str(refused[name]))
         for step in report.trace
         for name in dict.fromkeys((decision.node, *decision.members))
-        if isinstance(refused := step.get("refused"), Mapping) and refused.get(name, _DONE) != _DONE
+        if isinstance(refused := step.get("refused"), Mapping) and name in refused
     )
     return Explanation(
         decision,

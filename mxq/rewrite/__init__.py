@@ -2,9 +2,10 @@
 
 from mxq.rewrite.driver import Contract, Event, Pass, Trace, apply_rules, run_pass
 from mxq.rewrite.pattern import Any_, Match, Op, Pattern, match
-from mxq.rewrite.rule import Reject, Rewrite, Rule
+from mxq.rewrite.rule import NOT_MEANT, Reject, Rewrite, Rule
 
 __all__ = [
+    "NOT_MEANT",
     "Any_",
     "Contract",
     "Event",

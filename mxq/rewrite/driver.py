@@ -93,7 +93,7 @@ def _first(model: Model, node: Node, rules: Sequence[Rule], taken: set[str], tra
             refusal = rule.check(model, found)
             if refusal is not None:
                 event = Event(step, rule.name, found.interior[0].name, refusal.reason)
-                if event not in trace.events:
+                if refusal.reason and event not in trace.events:
                     trace.events.append(event)
                 continue
             taken |= names

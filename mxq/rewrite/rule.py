@@ -18,6 +18,10 @@ class Reject:
     nodes: tuple[str, ...] = ()
 
 
+NOT_MEANT = Reject("")
+"""The pattern matched a node that the rule is not about; nothing to report."""
+
+
 @dataclass(frozen=True)
 class Rewrite:
     """What a rule changes, in the terms of `Graph.replace`: ``changes``, ``redirect``; and new parameter values."""
