@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -48,7 +49,7 @@ class Budget:
             amount = -1.0
         if text.endswith("%") and 0 < amount <= 100:
             return Budget(percent=amount)
-        if not text.endswith("%") and amount > 0 and amount == int(amount):
+        if not text.endswith("%") and 0 < amount < math.inf and amount == int(amount):
             return Budget(count=int(amount))
         raise ConfigError(
             f"num_calib_examples is {value!r}; allowed: a positive count such as 500, a percentage such as '5%', "
@@ -81,8 +82,18 @@ class LayerConfig:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise one_of("overrides: dtype", self.dtype, DTYPES)
-        if self.threshold is not None and not self.threshold[0] <= self.threshold[1]:
-            raise ConfigError(f"overrides: threshold is {self.threshold!r}; allowed: (min, max) with min <= max")
+        if self.threshold is not None and not _is_interval(self.threshold):
+            raise ConfigError(f"overrides: threshold is {self.threshold!r}; allowed: (min, max), finite, min <= max")
+        if self.quantize not in (None, True, False):
+            raise one_of("overrides: quantize", self.quantize, (True, False, None))
+
+
+def _is_interval(value: Any) -> bool:
+    try:
+        low, high = map(float, value)
+    except (TypeError, ValueError):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low <= high
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,8 @@ class QuantConfig:
         if not isinstance(self.calib_mode, str):
             raise ConfigError(f"calib_mode is {self.calib_mode!r}; allowed: the name of an observer, or 'none'")
         Budget.parse(self.num_calib_examples)
+        if not isinstance(self.overrides, Mapping):
+            raise ConfigError(f"overrides is {self.overrides!r}; allowed: a mapping of patterns to settings")
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
 

@@ -103,11 +103,9 @@ def _unique_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     for entry in entries:
         name = entry["name"]
         if entry["op"] != VARIABLE:
-            while name in taken:
+            while name in taken or (name in original and name != entry["name"]):
                 count[entry["name"]] = count.get(entry["name"], 0) + 1
                 name = f"{entry['name']}__{count[entry['name']]}"
-                if name in original:
-                    taken.add(name)
             taken.add(name)
         names.append(name)
     return names

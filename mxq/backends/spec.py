@@ -17,22 +17,39 @@ OutputRule = Literal["post_op", "same", "int8", "widest"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A condition on an attribute: its value is among ``allowed``, or it is a tuple with one of ``ranks`` entries."""
+    """A condition on an attribute: its value is among ``allowed``, or it is a tuple with one of ``ranks`` entries.
+
+    Attributes:
+        attr: the attribute.
+        allowed: its values that the kernel computes right.
+        ranks: how many entries it may have, for a tuple.
+        default: its value where it is not given.
+        same_as: another attribute whose value is allowed as well.
+        when: attribute -> values for which the condition counts at all.
+        why: what goes wrong otherwise.
+    """
 
     attr: str
     allowed: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     default: str = "None"
+    same_as: str = ""
+    when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    why: str = ""
 
     def broken_by(self, node: Node) -> str:
         """Why ``node`` does not meet it; empty where it does."""
+        if any(node.attrs.get(attr) not in values for attr, values in self.when.items()):
+            return ""
         if self.ranks:
             rank = len(node.ints(self.attr))
             return "" if rank in self.ranks else f"{self.attr} has {rank} dimensions; int8 kernels take {self._ranks()}"
         value = node.attrs.get(self.attr, self.default)
-        if value.lower() in {a.lower() for a in self.allowed}:
+        allowed = (*self.allowed, node.attrs[self.same_as]) if self.same_as in node.attrs else self.allowed
+        if value.lower() in {a.lower() for a in allowed}:
             return ""
-        return f"{self.attr} is {value!r}; the int8 kernel takes {' or '.join(map(repr, self.allowed))}"
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.attr} is {value!r}; the int8 kernel takes {' or '.join(map(repr, allowed))}{why}"
 
     def _ranks(self) -> str:
         return " or ".join(map(str, self.ranks))
