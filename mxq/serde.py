@@ -45,7 +45,7 @@ def read_symbol(text: str | bytes | Mapping[str, Any], source: str = "symbol JSO
     data: Any = text
     if isinstance(text, str | bytes):
         try:
-            data = json.loads(text)
+            data = json.loads(text, strict=False)  # MXNet escapes only some of the control characters
         except ValueError as error:
             raise FormatError(f"{source} is not JSON: {error}") from None
     if not isinstance(data, Mapping):
@@ -138,7 +138,7 @@ def symbol_object(graph: Graph) -> dict[str, Any]:
 
 def write_symbol(graph: Graph) -> str:
     """The symbol JSON of ``graph``, as text."""
-    return json.dumps(symbol_object(graph), indent=2)
+    return json.dumps(symbol_object(graph), indent=2, ensure_ascii=False)  # MXNet's parser does not know \u escapes
 
 
 # ---- the text form -------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class _Reader:
             number, line = self.lines[self.position]
             self.position += 1
             if line.startswith("graph "):
-                attrs = json.loads(line[len("graph ") :])
+                attrs = _json(number, line[len("graph ") :])
                 continue
             tokens = _tokens(number, line)
             if tokens.values[0] == "return":
@@ -251,6 +251,13 @@ class _Reader:
                 break
             found.append(self.graph())
         raise FormatError(f"line {self.lines[self.position - 1][0]}: '}}' expected after a subgraph")
+
+
+def _json(number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"line {number}: {text!r} is not JSON: {error}") from None
 
 
 def _tokens(number: int, line: str) -> _Tokens:
@@ -293,7 +300,7 @@ class _Tokens:
             raise self._fail("a name")
         self.at += 1
         value = self.values[self.at - 1]
-        return str(json.loads(value)) if value.startswith('"') else value
+        return str(_json(self.number, value)) if value.startswith('"') else value
 
     def _number(self) -> int:
         value = self.name()

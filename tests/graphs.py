@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from helpers import assert_close
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -17,6 +20,9 @@ from mxq.ir import Graph, Model, Ref
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_text
+
+GOLDENS = Path(__file__).parent / "goldens"
+"""Where the expected structures are, one file each."""
 
 CHANNELS = 8
 CONV3 = f'kernel="(3, 3)" num_filter="{CHANNELS}" pad="(1, 1)"'
@@ -137,3 +143,17 @@ def reasons(trace: Trace, rule: str) -> list[str]:
 def op_names(model: Model) -> list[str]:
     """Op types in graph order, without variables."""
     return [n.op for n in model.graph.operators]
+
+
+def assert_same_outputs(
+    before: Model,
+    after: Model,
+    given: Mapping[str, np.ndarray] | None = None,
+    *,
+    rtol: float,
+    atol: float,
+) -> None:
+    """Both models have the same outputs on ``given`` (or `feeds`), under the same names."""
+    assert [str(h) for h in before.graph.heads] == [str(h) for h in after.graph.heads]
+    for wanted, found in zip(run(before, given), run(after, given), strict=True):
+        assert_close(found, wanted, rtol=rtol, atol=atol)

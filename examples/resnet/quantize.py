@@ -21,6 +21,7 @@ import mxq  # isort: skip  (before mxnet, which the modules below import)
 
 mxq.use_physical_cores()
 
+import networks  # noqa: E402
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
 
@@ -29,10 +30,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks.add_arguments(parser)
-    parser.add_argument("--num-calib-batches", type=int, default=5)
-    parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
-    parser.add_argument("--quantized-dtype", default="auto", help="of the input: auto, int8, uint8")
-    parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
+    networks.add_calibration_arguments(parser)
     parser.add_argument("--test-images", type=int, default=2000, help="images to compare on; 0 skips that")
     return parser.parse_args()
 
@@ -40,36 +38,31 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Quantize, write, compare."""
     args = arguments()
-    task = tasks.load(args)
-    images = tasks.calibration_images(task, args, args.num_calib_batches * args.batch_size)
+    network = tasks.load(args)
+    images = tasks.calibration_images(network, args, args.num_calib_batches * args.batch_size)
     quantized = mxq.quantize_net(
-        task.net,
-        task.normalise(images),
+        network.net,
+        network.normalise(images),
         batch_size=args.batch_size,
         calib_mode=args.calib_mode,
         quantized_dtype=args.quantized_dtype,
         exclude_layers=args.exclude_layers,
         num_calib_examples=len(images),
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.prefix is None:
-        task.net.export(str(args.output / task.name))
-        print(f"float32: {args.output / task.name}-symbol.json, -0000.params")
-    written = mxq.save(quantized, tasks.int8_prefix(task, args.output))
-    print("INT8:    " + ", ".join(path.name if i else str(path) for i, path in enumerate(written)))
+    network.write(args.output, quantized, with_float=args.prefix is None)
     if args.test_images:
-        compare(task, quantized, args)
+        compare(network, quantized, args)
 
 
-def compare(task: tasks.Task, quantized: tasks.Block, args: argparse.Namespace) -> None:
+def compare(network: networks.Network, quantized: networks.Block, args: argparse.Namespace) -> None:
     """Print accuracy and speed of both networks, and how often they agree."""
-    images, labels = tasks.labelled_images(task, args, args.test_images)
+    images, labels = tasks.labelled_images(network, args, args.test_images)
     answers, rates = [], []
-    for name, block in (("float32", task.net), ("INT8", quantized)):
+    for name, block in (("float32", network.net), ("INT8", quantized)):
         block.hybridize(static_alloc=True, static_shape=True)
-        task.scores(block, images[: args.batch_size], args.batch_size)
+        tasks.scores(network, block, images[: args.batch_size], args.batch_size)
         start = time.perf_counter()
-        answers.append(task.scores(block, images, args.batch_size).argmax(1))
+        answers.append(tasks.scores(network, block, images, args.batch_size).argmax(1))
         rates.append(len(images) / (time.perf_counter() - start))
         right = float(np.mean(answers[-1] == labels))
         print(f"{name:8} top-1 {100 * right:.2f} % of {len(images)} images, {rates[-1]:.0f} images/s")

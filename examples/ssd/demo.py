@@ -39,17 +39,17 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Detect with both networks and draw."""
     args = arguments()
-    task = tasks.load(args)
-    quantized = mxq.load(args.int8_prefix or tasks.int8_prefix(task, args.output))
+    network = tasks.load(args)
+    quantized = mxq.load(args.int8_prefix or network.int8_prefix(args.output))
     if args.images:
-        pictures = [Image.open(path).convert("RGB").resize((task.size, task.size)) for path in args.images]
+        pictures = [Image.open(path).convert("RGB").resize((network.size, network.size)) for path in args.images]
         images = np.stack([np.asarray(picture) for picture in pictures])
     else:
-        images = tasks.labelled_images(task, args, args.count)[0]
-    left, right = (task.detect(block, images, args.batch_size) for block in (task.net, quantized))
-    path = args.picture or args.output / f"{task.name}-demo.png"
+        images = tasks.labelled_images(network, args, args.count)[0]
+    left, right = (tasks.detect(network, block, images, args.batch_size) for block in (network.net, quantized))
+    path = args.picture or args.output / f"{network.name}-demo.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(images, left, right, path, classes=task.classes, threshold=args.threshold)
+    side_by_side(images, left, right, path, classes=tasks.classes(network), threshold=args.threshold)
     print(path)
 
 

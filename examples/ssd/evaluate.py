@@ -36,24 +36,24 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Evaluate both networks on the same images."""
     args = arguments()
-    task = tasks.load(args)
-    prefix = args.int8_prefix or tasks.int8_prefix(task, args.output)
-    images, boxes, difficult = tasks.labelled_images(task, args, args.test_images)
+    network = tasks.load(args)
+    prefix = args.int8_prefix or network.int8_prefix(args.output)
+    images, boxes, difficult = tasks.labelled_images(network, args, args.test_images)
     objects = sum(map(len, boxes))
-    print(f"{task.name}: {len(images)} images, {objects} objects")
-    means = []
-    for name, block in (("float32", task.net), ("INT8", mxq.load(prefix))):
+    print(f"{network.name}: {len(images)} images, {objects} objects")
+    means, names = [], tasks.classes(network)
+    for name, block in (("float32", network.net), ("INT8", mxq.load(prefix))):
         block.hybridize(static_alloc=True, static_shape=True)
         start = time.perf_counter()
-        found = task.detect(block, images, args.batch_size)
+        found = tasks.detect(network, block, images, args.batch_size)
         seconds = time.perf_counter() - start
         voc07, area = (
-            voc.mean_ap(found, boxes, len(task.classes), difficult=difficult, eleven_point=e) for e in (True, False)
+            voc.mean_ap(found, boxes, len(names), difficult=difficult, eleven_point=e) for e in (True, False)
         )
         means.append(voc07.mean)
         rate = len(images) / seconds
         print(f"{name:8} mAP@0.5 {voc07.mean:.4f} (VOC07), {area.mean:.4f} (area); {rate:.0f} images/s")
-        classes = zip(task.classes, voc07.classes, strict=True)
+        classes = zip(names, voc07.classes, strict=True)
         print(" " * 9 + "  ".join(f"{name} {value:.3f}" for name, value in classes if not np.isnan(value)))
     print(f"INT8 - float32: {100 * (means[1] - means[0]):+.2f} points")
 

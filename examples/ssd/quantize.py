@@ -22,6 +22,7 @@ import mxq  # isort: skip  (before mxnet, which the modules below import)
 
 mxq.use_physical_cores()
 
+import networks  # noqa: E402
 import task as tasks  # noqa: E402
 import voc  # noqa: E402
 from mxnet import gluon  # noqa: E402
@@ -31,10 +32,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks.add_arguments(parser)
-    parser.add_argument("--num-calib-batches", type=int, default=5)
-    parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
-    parser.add_argument("--quantized-dtype", default="auto", help="of the input: auto, int8, uint8")
-    parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
+    networks.add_calibration_arguments(parser)
     parser.add_argument("--exclude-first-conv", action="store_true")
     parser.add_argument("--shuffle", action="store_true", help="draw calibration batches in random order")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that load data")
@@ -51,40 +49,34 @@ def first_convolution(node: object) -> bool:
 def main() -> None:
     """Quantize, write, compare."""
     args = arguments()
-    task = tasks.load(args)
-    images = tasks.calibration_images(task, args, args.num_calib_batches * args.batch_size)
-    dataset = gluon.data.ArrayDataset(task.normalise(images))
+    network = tasks.load(args)
+    images = tasks.calibration_images(network, args, args.num_calib_batches * args.batch_size)
+    dataset = gluon.data.ArrayDataset(network.normalise(images))
     loader = gluon.data.DataLoader(dataset, args.batch_size, shuffle=args.shuffle, num_workers=args.num_workers)
     quantized = mxq.quantize_net(
-        task.net,
+        network.net,
         loader,
         calib_mode=args.calib_mode,
         quantized_dtype=args.quantized_dtype,
         exclude_layers=[*args.exclude_layers, *([first_convolution] if args.exclude_first_conv else [])],
         num_calib_examples=len(images),
     )
-    args.output.mkdir(parents=True, exist_ok=True)
-    float_prefix = args.output / task.name
-    if args.prefix is None:
-        task.net.export(str(float_prefix))
-        print(f"float32: {float_prefix}-symbol.json, -0000.params")
-    written = mxq.save(quantized, tasks.int8_prefix(task, args.output))
-    print("INT8:    " + ", ".join(path.name if i else str(path) for i, path in enumerate(written)))
+    network.write(args.output, quantized, with_float=args.prefix is None)
     if args.test_images:
-        compare(task, quantized, args)
+        compare(network, quantized, args)
 
 
-def compare(task: tasks.Task, quantized: tasks.Block, args: argparse.Namespace) -> None:
+def compare(network: networks.Network, quantized: networks.Block, args: argparse.Namespace) -> None:
     """Print mAP and speed of both networks on a few images."""
-    images, boxes, difficult = tasks.labelled_images(task, args, args.test_images)
+    images, boxes, difficult = tasks.labelled_images(network, args, args.test_images)
     rates = {}
-    for name, block in (("float32", task.net), ("INT8", quantized)):
+    for name, block in (("float32", network.net), ("INT8", quantized)):
         block.hybridize(static_alloc=True, static_shape=True)
-        task.detect(block, images[: args.batch_size], args.batch_size)
+        tasks.detect(network, block, images[: args.batch_size], args.batch_size)
         start = time.perf_counter()
-        found = task.detect(block, images, args.batch_size)
+        found = tasks.detect(network, block, images, args.batch_size)
         rates[name] = len(images) / (time.perf_counter() - start)
-        score = voc.mean_ap(found, boxes, len(task.classes), difficult=difficult).mean
+        score = voc.mean_ap(found, boxes, len(tasks.classes(network)), difficult=difficult).mean
         print(f"{name:8} mAP@0.5 {score:.4f} on {len(images)} images, {rates[name]:.0f} images/s")
     print(f"INT8 runs {rates['INT8'] / rates['float32']:.2f} times as fast as float32, end to end")
 

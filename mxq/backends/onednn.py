@@ -96,7 +96,7 @@ POOLING = OpSpec(
             "count_include_pad",
             ("False", "0"),
             default="True",
-            when={"pool_type": ("avg",), "pooling_convention": ("full",)},
+            when={"pool_type": ("avg",), "pooling_convention": ("full",), "global_pool": ("", "False", "0")},
             why="it counts positions beyond the padding, as float pooling does not",
         ),
         _LAYOUT,

@@ -25,7 +25,7 @@ class Need:
         ranks: how many entries it may have, for a tuple.
         default: its value where it is not given.
         same_as: another attribute whose value is allowed as well.
-        when: attribute -> values for which the condition counts at all.
+        when: attribute -> values for which the condition counts at all ("" where it is not given).
         why: what goes wrong otherwise.
     """
 
@@ -39,7 +39,7 @@ class Need:
 
     def broken_by(self, node: Node) -> str:
         """Why ``node`` does not meet it; empty where it does."""
-        if any(node.attrs.get(attr) not in values for attr, values in self.when.items()):
+        if any(node.attrs.get(attr, "") not in values for attr, values in self.when.items()):
             return ""
         if self.ranks:
             rank = len(node.ints(self.attr))

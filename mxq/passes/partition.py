@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.config import QuantConfig, Selector, selector_name, selects
@@ -148,9 +148,13 @@ def _members(node: Node) -> Iterable[str]:
 
 
 def _as_node(member: str, node: Node) -> Node:
-    """What a predicate sees for an original node: itself inside a fused one, else the fused node under its name."""
-    inner = {n.name: n for sub in node.subgraphs for n in sub.operators}
-    return inner.get(member, Node(member, node.op, node.attrs, node.inputs, node.subgraphs))
+    """What a predicate sees for an original node: its own op, attributes and inputs, also where it has been fused."""
+    for sub in node.subgraphs:
+        outside = dict(zip((v.name for v in sub.variables), node.inputs, strict=False))
+        for inner in sub.operators:
+            if member in (inner.name, *inner.origins):
+                return replace(inner, name=member, inputs=tuple(outside.get(r.name, r) for r in inner.inputs))
+    return replace(node, name=member)
 
 
 def no_match(field: str, selector: Selector, candidates: Iterable[str]) -> ConfigError:

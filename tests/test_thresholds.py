@@ -1,0 +1,75 @@
+"""Ranges refuse what is none, and their table survives JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxq.errors import CalibrationError, FormatError
+from mxq.thresholds import Range, Threshold, Thresholds
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+RANGES = st.tuples(FINITE, FINITE).map(lambda p: Range(min(p), max(p)))
+THRESHOLDS = st.builds(
+    Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text()
+)  # fmt: skip
+
+
+class TestRange:
+    @pytest.mark.parametrize("pair", [(math.nan, 1.0), (0.0, math.nan), (-math.inf, 0.0), (0.0, math.inf)])
+    def test_not_finite(self, pair):
+        with pytest.raises(CalibrationError, match="not finite"):
+            Range(*pair)
+
+    def test_upside_down(self):
+        with pytest.raises(CalibrationError, match=r"\[2.0, 1.0\] has its minimum above its maximum"):
+            Range(2.0, 1.0)
+
+    def test_empty_is_allowed(self):
+        assert Range(0.0, 0.0).absmax == 0
+
+    @given(RANGES, RANGES)
+    def test_union_holds_both(self, a, b):
+        union = a.union(b)
+        assert (union.min, union.max) == (min(a.min, b.min), max(a.max, b.max))
+        assert union.absmax == max(a.absmax, b.absmax)
+
+
+class TestThresholds:
+    @given(st.dictionaries(st.text(), THRESHOLDS, max_size=4))
+    def test_json_round_trip(self, table):
+        thresholds = Thresholds(table)
+        assert Thresholds.from_json(json.dumps(thresholds.to_json())) == thresholds
+        assert Thresholds.from_json(thresholds.to_json()) == thresholds
+
+    def test_a_mapping(self):
+        thresholds = Thresholds({"a": Threshold(Range(-1.0, 2.0), "naive")})
+        assert list(thresholds) == ["a"]
+        assert len(thresholds) == 1
+        assert thresholds["a"].range is thresholds.range("a")
+        with pytest.raises(TypeError):
+            thresholds.table["a"] = None
+
+    def test_a_missing_tensor(self):
+        with pytest.raises(CalibrationError, match=r"no range was calibrated for tensor 'b' \(1 others were\)"):
+            Thresholds({"a": Threshold(Range(0.0, 1.0), "naive")}).range("b")
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ("{", "not JSON"),
+            ("[]", "format 'list'"),
+            ({"format": "mxq-thresholds/99"}, "'mxq-thresholds/99'; this version reads 'mxq-thresholds/1'"),
+            ({"format": "mxq-thresholds/1"}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {"observer": "naive"}}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {"range": {"min": 0}, "observer": "n"}}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": 3}}, "damaged"),
+        ],
+    )
+    def test_what_is_not_that_format(self, data, message):
+        with pytest.raises(FormatError, match=message):
+            Thresholds.from_json(data)
