@@ -19,7 +19,7 @@ import mxq  # isort: skip  (before mxnet)
 mxq.use_physical_cores()
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
-from mxnet import io, nd  # noqa: E402, F401
+from mxnet import io  # noqa: E402
 from mxnet.contrib import quantization as contrib  # noqa: E402
 
 from mxq.ir import Array, Model, toposort  # noqa: E402

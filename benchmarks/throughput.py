@@ -11,29 +11,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable
 
 import numpy as np
-from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, nd
+from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load
 from rich.console import Console
 from rich.table import Table
 
 from mxq.bench import bench
-from mxq.ir import Array, Model
 from mxq.pipeline import fuse_float
-from mxq.runtime import to_block
-
-
-def caller(model: Model, images: Array) -> Callable[[], object]:
-    """A function that runs ``model`` once, as a hybridized block, and waits for the result."""
-    block, data = to_block(model), nd.array(images)
-    block.hybridize(static_alloc=True, static_shape=True)
-
-    def call() -> object:
-        result = block(data)
-        return [r.wait_to_read() for r in (result if isinstance(result, list | tuple) else [result])]
-
-    return call
+from mxq.runtime import serve
 
 
 def row(task: Task, batch: int, repeats: int) -> tuple[str, ...]:
@@ -47,7 +33,7 @@ def row(task: Task, batch: int, repeats: int) -> tuple[str, ...]:
     }
     calls = max(1, 64 // batch // 4) if images.shape[-1] < 64 else max(1, 4 // batch)
     found = bench(
-        {name: caller(model, images) for name, model in models.items()},
+        {name: serve(model, {model.inputs[0]: images}) for name, model in models.items()},
         repeats=repeats, examples=batch, calls=calls, base="contrib",
     )  # fmt: skip
     mxq, fused = found["mxq"], found["fused"]

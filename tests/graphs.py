@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from helpers import assert_close
 
 from mxq import pipeline
@@ -121,7 +120,7 @@ def run(model: Model, given: Mapping[str, np.ndarray] | None = None, taps: tuple
 
 def feed_graph(net: Graph, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """All outputs of a graph whose every variable is in ``arrays``."""
-    return run(Model(net, dict(arrays)), {})
+    return run(Model(net), arrays)
 
 
 def quantized(

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()))
 
 
+def imported(prefix: Path, epoch: int = 0) -> Any:
+    """A pair as stock MXNet loads it; which warns, of float pairs too, that the type of the input is open."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Cannot decide type", UserWarning)
+        return mx.gluon.SymbolBlock.imports(f"{prefix}-symbol.json", ["data"], f"{prefix}-{epoch:04d}.params")
+
+
 def quantize(net: Any = None, data: Any = X, **options: Any) -> Any:
     return mxq.quantize_net(small() if net is None else net, data, **{"num_calib_examples": "100%", **options})
 
@@ -114,7 +122,7 @@ class TestQuantizeNet:
             net.hybridize(static_alloc=True)
             forward(net)
         elif kind == "symbol block":
-            net = mx.gluon.SymbolBlock.imports(f"{prefix}-symbol.json", ["data"], f"{prefix}-0000.params")
+            net = imported(prefix)
         elif kind == "tuple":
             net = mx.model.load_checkpoint(str(prefix), 0)
         elif "prefix" in kind:
@@ -176,8 +184,7 @@ class TestQuantizeNet:
         for name, value in model.args.items():
             assert written[f"arg:{name}"].dtype == value.dtype
             np.testing.assert_array_equal(written[f"arg:{name}"].asnumpy(), value)
-        files = (str(tmp_path / "net-symbol.json"), ["data"], str(tmp_path / "net-0003.params"))
-        np.testing.assert_array_equal(forward(mx.gluon.SymbolBlock.imports(*files)), forward(block))
+        np.testing.assert_array_equal(forward(imported(tmp_path / "net", 3)), forward(block))
 
     def test_report(self) -> None:
         report = quantize().mxq_report
@@ -215,9 +222,9 @@ class TestQuantizeNet:
     def test_quantized_dtype(self, dtype: str) -> None:
         block = mxq.quantize_net(small(), np.abs(X), quantized_dtype=dtype)
         quantizer = next(n for n in load_model(block).graph.operators if n.op == "_contrib_quantize_v2")
-        assert quantizer.attrs["out_type"] == ("int8" if dtype == "int8" else "auto")
-        written = next(t for name, t in block.mxq_report.tensors.items() if name.startswith("data"))
-        assert written.dtype == ("int8" if dtype == "int8" else "uint8")
+        wanted = "int8" if dtype == "int8" else "uint8"  # the data has no negative value
+        assert quantizer.attrs["out_type"] == wanted
+        assert block.mxq_report.tensors[quantizer.name].dtype == wanted
 
     def test_cpu_context_is_accepted(self) -> None:
         np.testing.assert_array_equal(forward(quantize(ctx=mx.cpu())), forward(quantize()))
@@ -282,7 +289,7 @@ class TestQuantizeModel:
         report = mxq.quantize_model(*net, X, excluded_sym_names=["small_conv1_fwd"]).report
         assert report.summary["int8"] == 2
         report = mxq.quantize_model(
-            *net, X, excluded_op_names=["Convolution"], exclude_layers="nothing" and (), label_names=("softmax_label",)
+            *net, X, excluded_op_names=["Convolution"], exclude_layers=(), label_names=("softmax_label",)
         ).report
         assert [d.op for d in report.plan.decisions if d.int8] == ["FullyConnected"]
 
@@ -426,7 +433,7 @@ class TestMessages:
         said = capfd.readouterr()
         assert said.out == ""
         assert said.err.splitlines() == [
-            "mxq: calibrated 4 tensors (naive) on 40 examples in 2 batches (num_calib_examples: 100%)",
+            "mxq: calibrated 3 tensors (naive) on 40 examples in 2 batches (num_calib_examples: 100%)",
             "mxq: 3 of 3 operators are int8",
         ]
 
@@ -436,7 +443,7 @@ class TestMessages:
         with caplog.at_level(logging.INFO, logger="mine"):
             quantize(logger=logging.getLogger("mine"))
         assert [r.name for r in caplog.records] == ["mine", "mine"]
-        assert "calibrated 4 tensors" in caplog.messages[0]
+        assert "calibrated 3 tensors" in caplog.messages[0]
         assert caplog.messages[1] == "3 of 3 operators are int8"
         assert capfd.readouterr() == ("", "")
 
@@ -473,7 +480,7 @@ def with_nan() -> np.ndarray:
         (["a", "b"], mxq.DataError, "calibration batch 1: it is str 'a'; allowed: an array"),
         ("images", mxq.DataError, "calibration data is str 'images'; allowed: an array"),
         ({"image": X}, mxq.DataError, "no array for input 'data', only 'image'; the inputs are 'data'"),
-        (with_nan(), mxq.DataError, r"tensor 'data' in batch 1 .*: 2 of 7680 values are not finite \(1 NaN, 1 Inf\)"),
+        (with_nan(), mxq.DataError, r"tensor 'data' in batch 1 .*: 2 of 6144 values are not finite \(1 NaN, 1 Inf\)"),
         (X[:, :1], mxq.RuntimeFailure, r"on input 'data' float32\[32, 1, 8, 8\].*Shape inconsistent.*\[8,3,3,3\]"),
         (X.reshape(40, -1), mxq.RuntimeFailure, r"on input 'data' float32\[32, 192\].*should be 4D"),
         (X.astype(np.int64), mxq.RuntimeFailure, r"on input 'data' int64\[32, 3, 8, 8\].*requires uniform type"),
@@ -532,14 +539,15 @@ def other(kind: str) -> Any:
     net.add(nn.Dense(3, prefix="dense_"))
     if kind == "deferred":
         net.initialize()
-    return {"number": 3, "none": None, "sequential": nn.Sequential(), "pair": (1, 2), "three": (1, {}, {})}.get(kind, net)
+    plain = {"number": 3, "nothing": b"", "sequential": nn.Sequential(), "pair": (1, 2), "three": (1, {}, {})}
+    return plain.get(kind, net)
 
 
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
         ("number", r"net is a int; allowed: HybridBlock, SymbolBlock, \(sym, arg_params, aux_params\), or the prefix"),
-        ("none", "net is a NoneType; allowed: HybridBlock"),
+        ("nothing", "net is a bytes; allowed: HybridBlock"),
         ("sequential", "net is a Sequential; allowed: HybridBlock"),
         ("pair", "net is a tuple; allowed: HybridBlock"),
         ("three", "sym is a int; allowed: a Symbol, or the path of its JSON file"),
@@ -617,7 +625,7 @@ def drop(end: str) -> Callable[[Path], None]:
         (damage_params(b"hello " * 99), r"cannot read '.*net-0000.params' \(truncated, or not a parameter file\)"),
         (damage_params(lambda: {"arg:foo": mx.nd.ones(2)}), r"lack the auxiliary state '.*' \(4 missing in all\)"),
         (damage_params(lambda: [mx.nd.ones(2)]), "holds 1 arrays without names; allowed: named parameters"),
-        (change_param("conv0_weight", np.ones((3, 3))), r"'small_conv0_weight' of .* has shape \[3, 3\]; .*\[8, \*, 3, 3\]"),
+        (change_param("conv0_weight", np.ones((3, 3))), r"'small_conv0_weight' of .* \[3, 3\]; .*\[8, \*, 3, 3\]"),
         (change_param("dense0_weight", np.ones((4, 512))), r"has shape \[4, 512\]; the graph asks for \[5, \*\]"),
         (change_param("conv1_weight", None), r"has no value for 'small_conv1_weight' \(1 missing in all\)"),
         (symbol_text("not json"), "net-symbol.json is not JSON: Expecting value"),
@@ -661,8 +669,8 @@ def fresh_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 class TestUsePhysicalCores:
     def test_sets_the_variable_before_mxnet_is_imported(self) -> None:
-        code = "import mxq, os, sys; n = mxq.use_physical_cores(); print(n, os.environ['OMP_NUM_THREADS'], 'mxnet' in sys.modules)"
-        done = fresh_python(code)
+        code = "import mxq, os, sys; n = mxq.use_physical_cores(); print(n, os.environ['OMP_NUM_THREADS'], "
+        done = fresh_python(f"{code}'mxnet' in sys.modules)")
         assert done.returncode == 0, done.stderr
         count, variable, imported = done.stdout.split()
         assert count == variable

@@ -10,7 +10,19 @@ from graphs import graph, reasons
 from mxq.errors import GraphError
 from mxq.ir import Model
 from mxq.rewrite import (
-    NOT_MEANT, Any_, Contract, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules, match, run_pass,
+    NOT_MEANT,
+    Any_,
+    Contract,
+    Event,
+    Match,
+    Op,
+    Pass,
+    Reject,
+    Rewrite,
+    Trace,
+    apply_rules,
+    match,
+    run_pass,
 )  # fmt: skip
 from mxq.rewrite.rule import single_consumer
 

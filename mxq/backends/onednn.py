@@ -39,6 +39,7 @@ CONVOLUTION = OpSpec(
             default="1",
             same_as="num_filter",
             why="with several channels in each group it scales a channel's weights by another channel's maximum",
+            int8_only=True,
         ),
     ),
     output="post_op",

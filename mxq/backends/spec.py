@@ -27,6 +27,7 @@ class Need:
         same_as: another attribute whose value is allowed as well.
         when: attribute -> values for which the condition counts at all ("" where it is not given).
         why: what goes wrong otherwise.
+        int8_only: the float kernel does not need it.
     """
 
     attr: str
@@ -36,6 +37,7 @@ class Need:
     same_as: str = ""
     when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     why: str = ""
+    int8_only: bool = False
 
     def broken_by(self, node: Node) -> str:
         """Why ``node`` does not meet it; empty where it does."""
@@ -120,9 +122,10 @@ class OpSpec:
     with_sum: bool = False
     post_ops: tuple[PostOp, ...] = ()
 
-    def broken_need(self, node: Node) -> str:
-        """The first condition that ``node`` breaks, in words; empty where all hold."""
-        return next((b for need in self.needs if (b := need.broken_by(node))), "")
+    def broken_need(self, node: Node, *, int8: bool = True) -> str:
+        """The first condition of the int8 (or float) kernel that ``node`` breaks, in words; empty where all hold."""
+        needs = (need for need in self.needs if int8 or not need.int8_only)
+        return next((b for need in needs if (b := need.broken_by(node))), "")
 
     def post_op(self, node: Node) -> PostOp | None:
         """The row for ``node`` as a post-op; the first that matches wins."""

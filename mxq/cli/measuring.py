@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,7 +154,7 @@ def bench(
     if int8_prefix is not None:
         models["int8"] = runtime.load_model(int8_prefix)
     feeds = random_feeds(model, shapes_of(model, shape, prefix), batch_size)
-    candidates = {name: _served(m, feeds) for name, m in models.items()}
+    candidates = {name: runtime.serve(m, feeds) for name, m in models.items()}
     with progress("timing", warmup + repeats) as step:
         found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch_size, progress=step)
     threads = os.environ.get("OMP_NUM_THREADS", "?")
@@ -231,28 +230,6 @@ def _cores(machine: Machine) -> str:
     threads = f", {machine.threads_per_core:g} hardware threads each" if machine.cpus != machine.cores else ""
     quota = "" if machine.quota is None else f"; {machine.quota:g} CPUs' time granted"
     return f"{machine.cores}{threads}{quota}"
-
-
-def _served(model: Model, feeds: Mapping[str, Array]) -> Callable[[], None]:
-    """One call of the network as it is served: a hybridized block, its input at hand, waiting for the outputs.
-
-    (An executor would not do: MXNet fuses float graphs when it binds them, so "fp32" would not be what Gluon runs.)
-    """
-    from mxq import runtime
-
-    with warnings.catch_warnings():  # SymbolBlock cannot tell the type of its inputs before it has seen one
-        warnings.filterwarnings("ignore", "Cannot decide type", UserWarning)
-        block = runtime.to_block(model)
-    arrays = runtime.to_arrays(feeds)
-    block.hybridize(static_alloc=True, static_shape=True)
-    inputs = [arrays[name] for name in model.inputs]
-
-    def call() -> None:
-        made = block(*inputs)
-        for output in made if isinstance(made, list | tuple) else [made]:
-            output.wait_to_read()
-
-    return call
 
 
 def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: int) -> dict[str, Array]:

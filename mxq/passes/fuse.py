@@ -40,7 +40,7 @@ class Fuse:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         layer = match["layer"]
-        broken = self.spec.broken_need(layer)
+        broken = self.spec.broken_need(layer, int8=self.int8)
         if broken:
             return Reject(broken, (layer.name,))
         if match.refs.get("operand") == layer.out:
@@ -132,7 +132,8 @@ def fuse(model: Model, *, int8: bool, backend: BackendSpec = MXNET_191, trace: T
 
 def _pass(*, int8: bool) -> Pass:
     def run(model: Model, trace: Trace) -> Model:
-        return fuse(model, int8=int8, trace=trace)
+        fused = fuse(model, int8=True, trace=trace) if int8 else model
+        return fuse(fused, int8=False, trace=trace)  # also what has no int8 kernel: it runs in float, but fused
 
     return Pass("fuse_int8" if int8 else "fuse_float", run, requires=(FLOAT,), ensures=(FLOAT,))
 

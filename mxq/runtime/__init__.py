@@ -1,0 +1,29 @@
+"""The only door to MXNet: networks in, executables, blocks and file pairs out.
+
+Everything else in mxq works on `mxq.ir.Model`. MXNet's errors become `RuntimeFailure` or `FormatError` with MXNet's own
+sentence in them.
+"""
+
+from mxq.runtime.executor import MxnetRunner, serve
+from mxq.runtime.files import BLOCK_ATTRIBUTE, QuantizedBlock, read_block, to_block, write_pair
+from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
+from mxq.runtime.networks import Net, from_symbol, load_model, load_params, params_path
+
+__all__ = [
+    "BLOCK_ATTRIBUTE",
+    "MxnetRunner",
+    "Net",
+    "QuantizedBlock",
+    "features",
+    "from_symbol",
+    "load_model",
+    "load_params",
+    "params_path",
+    "read_block",
+    "serve",
+    "to_arrays",
+    "to_block",
+    "to_symbol",
+    "versions",
+    "write_pair",
+]

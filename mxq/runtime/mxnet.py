@@ -1,0 +1,81 @@
+"""MXNet itself: its import, its errors in mxq's words, and conversions between its objects and ours."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from mxq.compat import unloadable
+from mxq.errors import MxqError, RuntimeFailure
+from mxq.ir import Array, Graph
+from mxq.serde import write_symbol
+from mxq.version import __version__
+
+try:
+    import mxnet as mx
+except OSError as error:
+    raise unloadable(error) from error
+
+__all__ = ["features", "mx", "mxnet_says", "sentence", "to_arrays", "to_ndarray", "to_numpy", "to_symbol", "versions"]
+
+_NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Error in operator \S+: (?=Error in operator)")
+"""Time stamps, source positions and outer operators in MXNet's messages."""
+
+
+@contextmanager
+def mxnet_says(what: str, error: type[MxqError] = RuntimeFailure) -> Iterator[None]:
+    try:
+        yield
+    except mx.base.MXNetError as failure:
+        raise error(f"{what}: {sentence(str(failure))}") from failure
+
+
+def sentence(text: str) -> str:
+    """The informative line of an MXNet error, which comes with a stack trace."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    useful = [x for x in lines if not x.startswith(("Traceback", "File ", "[bt]", "Stack trace"))]
+    return _NOISE.sub("", (useful or lines or ["no message"])[0]).removeprefix("MXNetError: ")
+
+
+def to_numpy(value: Any) -> Array:
+    return np.asarray(value.asnumpy() if hasattr(value, "asnumpy") else value)
+
+
+def to_ndarray(value: Array) -> Any:
+    return mx.nd.array(value, dtype=value.dtype)
+
+
+def to_symbol(graph: Graph) -> Any:
+    """MXNet's symbol of ``graph``.
+
+    Raises:
+        RuntimeFailure: MXNet refuses it.
+    """
+    with mxnet_says("MXNet refuses the graph"):
+        return mx.sym.load_json(write_symbol(graph))
+
+
+def to_arrays(table: Mapping[str, Array]) -> dict[str, Any]:
+    """The same table with MXNet's arrays."""
+    return {name: to_ndarray(value) for name, value in table.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "mxq": __version__,
+        "mxnet": mx.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def features() -> dict[str, bool]:
+    """MXNet's build features that matter here."""
+    found = mx.runtime.Features()
+    return {name: found.is_enabled(name) for name in ("MKLDNN", "OPENMP", "INT64_TENSOR_SIZE")}

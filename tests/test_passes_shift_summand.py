@@ -1,0 +1,187 @@
+"""Shifting a summand: the float network stays the same, the int8 one gets better, and when it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, feeds, quantized, reasons, run
+from helpers import assert_close, assert_golden
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.ir import Model
+from mxq.numerics import sqnr_db
+from mxq.passes import quantize_graph, shift_summand, shift_summands
+from mxq.passes.overrides import LayerChoices
+from mxq.rewrite import Trace
+from mxq.runtime import MxnetRunner
+from mxq.serde import write_text
+from mxq.thresholds import Range
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+"""The offset is added and subtracted again in float32."""
+
+
+def block(*, bias: bool = True, act: str = "r = Activation(s) " + RELU) -> Model:
+    return build(
+        conv("y", "data", CONV1, bias=bias), conv("c", "data", bias=bias), "s = elemwise_add(c, y)", act, conv("e", "r"), "return e"
+    )  # fmt: skip
+
+
+def calibrated(model: Model, **options):
+    """Prepared network and thresholds, of one batch."""
+    prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", **options))
+    found = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False)
+    return prepared, found.thresholds
+
+
+def shifted(model: Model, trace: Trace | None = None, **options):
+    prepared, thresholds = calibrated(model, **options)
+    choices = LayerChoices.of(prepared.fused.graph, prepared.config)
+    return prepared, thresholds, shift_summands(prepared.fused, prepared.plan, thresholds, choices, trace)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_structure_and_numbers(bias, update_goldens):
+    model, trace = block(bias=bias), Trace()
+    prepared, thresholds, (result, plan, ranges) = shifted(model, trace)
+    assert trace.fired("shift_summand") == 1
+    name = f"shift_summand_{'bias' if bias else 'no_bias'}.txt"
+    assert_golden(write_text(result.graph), GOLDENS / name, update=update_goldens)
+    assert_same_outputs(model, result, **CLOSE)
+    assert "y_shifted" in plan.quantized
+    assert "y" not in plan
+    assert [str(r) for r in plan.observe] == [str(r).replace("y", "y_shifted") for r in prepared.plan.observe]
+    old, new = thresholds.range("y"), ranges.range("y_shifted")
+    assert (new.min, new.max) == (0.0, old.max - old.min)
+    assert ranges["y_shifted"].note.startswith(f"shifted up by {-old.min:.6g}")
+    assert "y" not in ranges
+
+
+def test_no_second_application():
+    _, _, (result, plan, ranges) = shifted(block())
+    assert shift_summands(result, plan, ranges)[0] is result
+
+
+def test_the_offset_is_in_the_biases():
+    prepared, thresholds, (result, *_) = shifted(block())
+    offset = -thresholds.range("y").min
+    for name, sign in (("y_bias", 1), ("c_bias", -1)):
+        assert_close(result.args[name], prepared.fused.args[name] + sign * offset, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_int8_gains_over_half_the_range(seed):
+    lines = (conv("y", "data", CONV1), conv("c", "data"), "s = elemwise_add(c, y)", "r = Activation(s) " + RELU, "return r")
+    model = build(*lines, seed=seed)
+    prepared, thresholds = calibrated(model)
+    without, _ = quantize_graph(prepared.fused, prepared.plan, thresholds, prepared.config)
+    (wanted,), (better,), (worse,) = run(model), run(quantized(model).model), run(without)
+    assert sqnr_db(wanted, better) > max(38, sqnr_db(wanted, worse) + 0.5)
+
+
+def test_the_result_is_u8_in_the_summands_memory():
+    found = quantized(block())
+    assert found.report.tensors["quantized_y_shifted"].dtype == "uint8"
+    assert "range doubled" not in found.report.tensors["quantized_r"].note
+
+
+def wrong_offset(factor):
+    good = shift_summand._with_bias
+
+    def wrong(model, conv_node, offset):
+        return good(model, conv_node, offset * (factor if offset > 0 else 1.0))
+
+    return wrong
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.99, -1.0])
+def test_wrong_offsets_are_noticed(factor, monkeypatch):
+    monkeypatch.setattr(shift_summand, "_with_bias", wrong_offset(factor))
+    model = block()
+    _, _, (result, *_) = shifted(model)
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_same_outputs(model, result, **CLOSE)
+
+
+SUM_RELU = ("s = elemwise_add(c, y)", "r = Activation(s) " + RELU)
+REFUSED = {
+    "signed result": (
+        (conv("y", "data"), conv("c", "data"), "s = elemwise_add(c, y)", conv("e", "s"), "return e"),
+        "its result is s8, as its summand",
+    ),
+    "leaky result": (
+        (conv("y", "data"), conv("c", "data"), "s = elemwise_add(c, y)",
+         'r = LeakyReLU(s) act_type="leaky" slope="0.1"', "return r"),
+        "its result is s8, as its summand",
+    ),
+    "not a convolution": ((conv("c", "data"), "s = elemwise_add(c, data)", SUM_RELU[1], "return r"),
+                          "its summand 'data' is not an int8 convolution"),
+    "a post-op of its own": (
+        (conv("b", "data"), "y = Activation(b) " + RELU, conv("c", "data"), *SUM_RELU, "return r"),
+        "its summand 'y' has a sum or post-op of its own",
+    ),
+    "read elsewhere": ((conv("y", "data"), conv("c", "data"), *SUM_RELU, conv("e", "y"), "return r, e"),
+                       "its summand 'y' is read elsewhere too"),
+    "an output": ((conv("y", "data"), conv("c", "data"), *SUM_RELU, "return r, y"), "its summand 'y' is read elsewhere too"),
+    "data as well": ((conv("y", "data"), conv("c", "y"), *SUM_RELU, "return r"), "its summand 'y' is its data too"),
+    "shared bias": (
+        ("y = Convolution(data, y_weight, v) " + CONV1, "c = Convolution(data, c_weight, v) " + CONV1, *SUM_RELU, "return r"),
+        "the bias 'v' is not a parameter of 'r' alone",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name):
+    lines, reason = REFUSED[name]
+    model, trace = build(*lines), Trace()
+    prepared, thresholds, (result, plan, ranges) = shifted(model, trace)
+    assert result is prepared.fused
+    assert plan is prepared.plan
+    assert ranges is thresholds
+    assert reason in reasons(trace, "shift_summand")
+    assert sqnr_db(run(model)[0], run(quantized(model).model)[0]) > 30
+
+
+def test_refuses_what_was_asked_to_be_int8():
+    trace = Trace()
+    prepared, _, (result, *_) = shifted(block(), trace, overrides={"y": {"dtype": "int8"}})
+    assert result is prepared.fused
+    assert reasons(trace, "shift_summand") == ["its summand 'y' was asked to be int8"]
+
+
+def test_refuses_what_stays_in_float():
+    prepared, _, (result, *_) = shifted(block(), exclude_layers="y")
+    assert result is prepared.fused
+
+
+def test_refuses_what_is_never_negative():
+    trace = Trace()
+    prepared, thresholds = calibrated(block())
+    table = {**thresholds, "y": replace(thresholds["y"], range=Range(0.0, 1.0))}
+    result, *_ = shift_summands(prepared.fused, prepared.plan, type(thresholds)(table), trace=trace)
+    assert result is prepared.fused
+    assert reasons(trace, "shift_summand") == ["its summand 'y' is never negative"]
+
+
+def test_two_blocks_in_a_row():
+    model = build(
+        conv("y1", "data"), conv("c1", "data"), "s1 = elemwise_add(c1, y1)", "r1 = Activation(s1) " + RELU,
+        conv("y2", "r1"), conv("c2", "r1"), "s2 = elemwise_add(c2, y2)", "r2 = Activation(s2) " + RELU, "return r2",
+    )  # fmt: skip
+    trace = Trace()
+    _, _, (result, *_) = shifted(model, trace)
+    assert trace.fired("shift_summand") == 2
+    assert_same_outputs(model, result, **CLOSE)
+    assert sqnr_db(run(model)[0], run(quantized(model).model)[0]) > 30
+
+
+def test_beyond_the_calibrated_range_it_clips():
+    """The one difference: what would be lower than the calibrated minimum is taken for it."""
+    model = block()
+    _, _, (result, *_) = shifted(model)
+    far = {"data": 3 * feeds()["data"]}
+    assert np.abs(run(model, far)[0] - run(result, far)[0]).max() > 1e-3
