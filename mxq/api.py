@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from mxq import pipeline, runtime
 from mxq.batches import feeds
 from mxq.config import QuantConfig
-from mxq.errors import ConfigError, DataError, QuantizeError
+from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.ir import Model
 from mxq.plan import Report
 from mxq.report import record
@@ -134,7 +135,7 @@ def calibrate(
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
-    """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and the report ``prefix-mxq.json``.
+    """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and the report ``prefix-mxq.json``, all or none of them.
 
     Args:
         quantized: what `quantize_net`, `quantize_model` or `load` returned.
@@ -154,8 +155,19 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
             "load returned"
         )
     target = Path(prefix)
-    written = runtime.write_pair(runtime.load_model(quantized), target)
-    return (*written, record.write(target, report, written))
+    if target.name in ("", ".."):
+        raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
+    model = runtime.load_model(quantized)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mxq-") as folder:
+            draft = Path(folder) / target.name
+            pair = runtime.write_pair(model, draft)
+            files = (*pair, record.write(draft, report, pair))
+            # An older record must not outlive the pair that it describes.
+            record.path_of(target).unlink(missing_ok=True)
+            return tuple(file.replace(target.parent / file.name) for file in files)
+    except OSError as error:
+        raise FormatError(f"cannot write '{target}-symbol.json': {error.strerror}") from error
 
 
 def load(prefix: str | Path, epoch: int | None = None) -> Any:
@@ -171,7 +183,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
     if record.path_of(target).is_file():
         changed = record.check(target)
         if changed:
-            raise DataError(f"{target}: {changed[0]}")
+            raise FormatError(f"{target}: {changed[0]}")
         report = record.read(target)
     block = runtime.read_block(target, epoch)
     setattr(block, runtime.BLOCK_ATTRIBUTE, report)

@@ -60,7 +60,7 @@ def graph(*lines: str) -> Graph:
     text = [VERSION]
     for row in rows:
         call = _CALL.match(row)
-        for ref in (call[1].split(",") if call and call[1] else ()):
+        for ref in call[1].split(",") if call and call[1] else ():
             name = ref.strip().split(":")[0].split("@")[0]
             if name and name not in known:
                 known.add(name)
@@ -119,8 +119,10 @@ def run(model: Model, given: Mapping[str, np.ndarray] | None = None, taps: tuple
 
 
 def feed_graph(net: Graph, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """All outputs of a graph whose every variable is in ``arrays``."""
-    return run(Model(net), arrays)
+    """All outputs of a graph whose every variable is in ``arrays``; the first is fed, the others are parameters."""
+    first, states = next(iter(arrays)), to_symbol(net).list_auxiliary_states()
+    args = {n: a for n, a in arrays.items() if n != first and n not in states}
+    return run(Model(net, args, {n: arrays[n] for n in states}), {first: arrays[first]})
 
 
 def quantized(

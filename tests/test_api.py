@@ -305,6 +305,28 @@ class TestQuantizeModel:
         np.testing.assert_array_equal(forward(mxq.load(tmp_path / "q")), forward(quantize()))
 
 
+class TestLabels:
+    """Networks that end in SoftmaxOutput read a label, in training only; MXNet infers its shape."""
+
+    def net(self) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        sym = mx.sym.Convolution(mx.sym.var("data"), num_filter=4, kernel=(3, 3), name="conv")
+        sym = mx.sym.SoftmaxOutput(mx.sym.FullyConnected(sym, num_hidden=3, name="fc"), name="softmax")
+        shapes, _, _ = sym.infer_shape(data=X.shape)
+        mx.random.seed(2)
+        named = zip(sym.list_arguments(), shapes, strict=True)
+        return sym, {n: mx.nd.random.normal(0, 0.3, s) for n, s in named if n not in ("data", "softmax_label")}, {}
+
+    def test_given(self) -> None:
+        result = mxq.quantize_model(*self.net(), (X, np.zeros(len(X), np.float32)))
+        assert result.report.summary["int8"] == 2
+
+    @pytest.mark.parametrize("form", ["array", "iterator", "iterator with labels"])
+    def test_not_given(self, form: str) -> None:
+        data: Any = X if form == "array" else mx.io.NDArrayIter(X, np.zeros(len(X)) if "labels" in form else None, 8)
+        result = mxq.quantize_model(*self.net(), data, label_names=("softmax_label",))
+        assert result.report.summary["int8"] == 2
+
+
 class TestCalibrate:
     @pytest.mark.parametrize("mode", ["naive", "entropy"])
     def test_thresholds_give_the_identical_network(self, mode: str) -> None:
@@ -415,6 +437,19 @@ class TestFiles:
         with pytest.raises(mxq.FormatError, match="No space left on device"):
             mxq.save(block, tmp_path / saved.name)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+    def test_a_record_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = Path.write_text
+
+        def full(path: Path, text: str, **options: Any) -> None:
+            write(path, text[:9], **options)
+            raise OSError(28, "No space left on device")
+
+        block = quantize()
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(mxq.FormatError, match="No space left on device"):
+            mxq.save(block, tmp_path / "net")
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("thing", [3, None, "net"])
     def test_save_refuses_what_mxq_did_not_make(self, thing: object, tmp_path: Path) -> None:

@@ -15,11 +15,23 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("value", "available", "wanted"),
         [
-            (500, 1000, 500), (500, 100, 100), (500, None, 500), ("500", 1000, 500), (" 12 ", 100, 12),
-            ("5%", 1000, 50), ("5%", 10, 1), ("100%", 77, 77), ("0.1%", 10, 1), ("5%", None, None),
-            (None, 10_000, 500), (None, 100, 32), (None, 20, 20), (None, 10**6, 1024), (None, None, 1024),
+            (500, 1000, 500),
+            (500, 100, 100),
+            (500, None, 500),
+            ("500", 1000, 500),
+            (" 12 ", 100, 12),
+            ("5%", 1000, 50),
+            ("5%", 10, 1),
+            ("100%", 77, 77),
+            ("0.1%", 10, 1),
+            ("5%", None, None),
+            (None, 10_000, 500),
+            (None, 100, 32),
+            (None, 20, 20),
+            (None, 10**6, 1024),
+            (None, None, 1024),
         ],
-    )  # fmt: skip
+    )
     def test_how_many_examples(self, value, available, wanted):
         assert Budget.parse(value).examples(available) == wanted
 
@@ -27,7 +39,7 @@ class TestBudget:
         "value", [0, -3, 1.5, "0%", "101%", "-5%", "many", "", "%", "nan", "inf", "1e999", "nan%", "inf%", True, [5]]
     )
     def test_what_is_refused(self, value):
-        with pytest.raises(ConfigError, match="num_calib_examples is .*; allowed: a positive count"):
+        with pytest.raises(ConfigError, match=r"num_calib_examples is .*; allowed: a positive count"):
             QuantConfig(num_calib_examples=value)
 
 
@@ -40,7 +52,7 @@ class TestLayerConfig:
         "threshold", [(1, 0), (float("nan"), 1), (0, float("inf")), (1,), (0, 1, 2), 5, "ab", ("x", 1)]
     )
     def test_threshold(self, threshold):
-        with pytest.raises(ConfigError, match="overrides: threshold is .*; allowed: .min, max"):
+        with pytest.raises(ConfigError, match=r"overrides: threshold is .*; allowed: .min, max"):
             LayerConfig(threshold=threshold)
 
     def test_quantize(self):
@@ -69,9 +81,7 @@ class TestQuantConfig:
         with pytest.raises(ConfigError, match="calib_mode is None"):
             QuantConfig(calib_mode=None)
 
-    @pytest.mark.parametrize(
-        "field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"]
-    )
+    @pytest.mark.parametrize("field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"])
     def test_selectors_become_tuples(self, field):
         assert getattr(QuantConfig(**{field: None}), field) == ()
         assert getattr(QuantConfig(**{field: "conv0"}), field) == ("conv0",)
@@ -104,7 +114,9 @@ class TestQuantConfig:
         config = QuantConfig(exclude_layers=("a", stem), overrides={"b": {"threshold": (0.0, 1.0)}})
         data = json.loads(json.dumps(config.to_json()))
         assert data["exclude_layers"] == ["a", "<predicate stem>"]
-        assert data["overrides"] == {"b": {"quantize": None, "calib_mode": None, "dtype": None, "threshold": [0.0, 1.0]}}
+        assert data["overrides"] == {
+            "b": {"quantize": None, "calib_mode": None, "dtype": None, "threshold": [0.0, 1.0]}
+        }
         assert data["calib_mode"] == "naive"
 
 
@@ -112,10 +124,16 @@ class TestSelectors:
     @pytest.mark.parametrize(
         ("pattern", "name", "wanted"),
         [
-            ("conv0", "conv0", True), ("conv0", "conv01", False), ("conv*", "conv01", True), ("*0*", "conv01", True),
-            ("Conv*", "conv0", False), ("conv?", "conv0", True), ("conv[0-2]", "conv3", False), ("a.b", "axb", False),
+            ("conv0", "conv0", True),
+            ("conv0", "conv01", False),
+            ("conv*", "conv01", True),
+            ("*0*", "conv01", True),
+            ("Conv*", "conv0", False),
+            ("conv?", "conv0", True),
+            ("conv[0-2]", "conv3", False),
+            ("a.b", "axb", False),
         ],
-    )  # fmt: skip
+    )
     def test_patterns_match_whole_names(self, pattern, name, wanted):
         assert selects(pattern, Node(name, "Convolution")) is wanted
 

@@ -25,9 +25,14 @@ def folded(model: Model, trace: Trace | None = None) -> Model:
 
 def test_structure(update_goldens):
     model = build(
-        conv("c1", "data"), bn("b1", "c1", GLOBAL), conv("c2", "b1", bias=False), bn("b2", "c2", GLOBAL),
-        fc("f", "b2"), bn("b3", "f", GLOBAL), "return b3",
-    )  # fmt: skip
+        conv("c1", "data"),
+        bn("b1", "c1", GLOBAL),
+        conv("c2", "b1", bias=False),
+        bn("b2", "c2", GLOBAL),
+        fc("f", "b2"),
+        bn("b3", "f", GLOBAL),
+        "return b3",
+    )
     trace = Trace()
     result = folded(model, trace)
     assert trace.fired("fold_bn") == 3
@@ -83,7 +88,15 @@ def test_formula_in_double():
 
 def wrong_fold(error):
     def wrong(weight, bias, gamma, beta, mean, var, *, eps, fix_gamma):
-        changed = dict(bias=bias, gamma=gamma, beta=beta, mean=mean, var=var, eps=eps, fix_gamma=fix_gamma)
+        changed = {
+            "bias": bias,
+            "gamma": gamma,
+            "beta": beta,
+            "mean": mean,
+            "var": var,
+            "eps": eps,
+            "fix_gamma": fix_gamma,
+        }
         changed |= error(**changed)
         return fold(weight, **changed)
 
@@ -135,8 +148,12 @@ REFUSED = {
         "the fully connected layer keeps inner axes (flatten=False), its channels may not be axis 1",
     ),
     "shared weight": (
-        (conv("c", "data", bias=False), bn("b", "c", GLOBAL), f'd = Convolution(data, c_weight) no_bias="True" {CONV3}',
-         "return b, d"),
+        (
+            conv("c", "data", bias=False),
+            bn("b", "c", GLOBAL),
+            f'd = Convolution(data, c_weight) no_bias="True" {CONV3}',
+            "return b, d",
+        ),
         "the parameter 'c_weight' is shared with 'd'",
     ),
     "shared bias": (
@@ -148,10 +165,14 @@ REFUSED = {
         "the parameter 'c_weight' is shared with 'the outputs'",
     ),
     "computed weight": (
-        (f'w = _mul_scalar(v_weight) scalar="2"\nc = Convolution(data, w, c_bias) {CONV3}', bn("b", "c", GLOBAL), "return b"),
+        (
+            f'w = _mul_scalar(v_weight) scalar="2"\nc = Convolution(data, w, c_bias) {CONV3}',
+            bn("b", "c", GLOBAL),
+            "return b",
+        ),
         "'w' is computed or fed, not a parameter",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -37,7 +37,7 @@ ACTS = {
     "square": "square({})",
     "exp": "exp({})",
 }
-SCALED = "the int8 kernels apply post-ops to the scaled integers, which is right for relu only"
+SCALED = "the int8 convolution applies it to the scaled integers instead of the values"
 
 
 def chain(name: str, *before: str, layer: str = "c") -> Model:
@@ -46,17 +46,30 @@ def chain(name: str, *before: str, layer: str = "c") -> Model:
 
 # (activation, fused in float, why not in int8)
 AFTER_CONV = [
-    ("relu", True, ""), ("leaky", True, ""), ("leaky 0", True, ""), ("clip", True, ""), ("relu6", True, ""),
-    ("sigmoid", True, SCALED), ("tanh", True, SCALED), ("softrelu", True, SCALED),
+    ("relu", True, ""),
+    ("leaky", True, ""),
+    ("leaky 0", True, ""),
+    ("clip", True, ""),
+    ("relu6", True, ""),
+    ("sigmoid", True, SCALED),
+    ("tanh", True, SCALED),
+    ("softrelu", True, SCALED),
     ("gelu", True, "the int8 convolution applies GELU to the scaled integers instead of the values"),
     ("elu", False, "the kernel has no post-op LeakyReLU with"),
-]  # fmt: skip
+]
 AFTER_FC = [
-    ("relu", True, ""), ("elu", True, ""), ("gelu", True, ""), ("abs", True, ""), ("clip", True, ""),
+    ("relu", True, ""),
+    ("elu", True, ""),
+    ("gelu", True, ""),
+    ("abs", True, ""),
+    ("clip", True, ""),
     ("leaky", True, "the int8 fully connected kernel writes u8 after leaky ReLU, which is negative in part"),
-    ("sigmoid", True, SCALED), ("tanh", True, SCALED), ("softrelu", True, SCALED),
-    ("square", True, "fused in float only"), ("exp", True, "fused in float only"),
-]  # fmt: skip
+    ("sigmoid", True, ""),
+    ("tanh", True, ""),
+    ("softrelu", True, ""),
+    ("square", True, "fused in float only"),
+    ("exp", True, "fused in float only"),
+]
 
 
 @pytest.mark.parametrize(("act", "in_float", "why_not_int8"), AFTER_CONV)
@@ -73,10 +86,11 @@ def test_after_a_fully_connected_layer(act, in_float, why_not_int8):
     ("act", "in_float", "why_not_int8"),
     [
         (act, in_float, "the int8 convolution kernel has no clip after a fused sum (mkldnn_conv.cc)")
-        if act in ("clip", "relu6") else (act, in_float, why)
+        if act in ("clip", "relu6")
+        else (act, in_float, why)
         for act, in_float, why in AFTER_CONV
     ],
-)  # fmt: skip
+)
 def test_after_a_sum(act, in_float, why_not_int8):
     check(chain(act, *SUM, layer="s"), "fuse_conv_add_act", CONV, in_float, why_not_int8)
 
@@ -108,10 +122,15 @@ STRUCTURES = {
     "fc_relu": ("fuse_fully_connected_act", (fc("f", "data"), "a = Activation(f) " + RELU, "return a")),
     "names": (
         "fuse_conv_add_act",
-        ("d = exp(x)", "weight = Convolution(d, data, b) " + CONV3, "sum = elemwise_add(weight, x)",
-         "bias = Activation(sum) " + RELU, "return bias"),
+        (
+            "d = exp(x)",
+            "weight = Convolution(d, data, b) " + CONV3,
+            "sum = elemwise_add(weight, x)",
+            "bias = Activation(sum) " + RELU,
+            "return bias",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -129,9 +148,16 @@ def test_structure(name, update_goldens):
 
 def test_a_residual_network_fuses_greedily():
     model = build(
-        conv("c1", "data"), "r1 = Activation(c1) " + RELU, conv("c2", "r1"), conv("c3", "r1"),
-        "s = elemwise_add(c2, c3)", "r2 = Activation(s) " + RELU, "f = Flatten(r2)", fc("d", "f"), "return d",
-    )  # fmt: skip
+        conv("c1", "data"),
+        "r1 = Activation(c1) " + RELU,
+        conv("c2", "r1"),
+        conv("c3", "r1"),
+        "s = elemwise_add(c2, c3)",
+        "r2 = Activation(s) " + RELU,
+        "f = Flatten(r2)",
+        fc("d", "f"),
+        "return d",
+    )
     trace = Trace()
     result = fuse(model, int8=True, trace=trace)
     assert op_names(result) == [CONV, CONV, CONV, "Flatten", FC]
@@ -141,7 +167,9 @@ def test_a_residual_network_fuses_greedily():
 
 
 def test_a_layer_that_two_sums_could_take_goes_into_one():
-    model = build(conv("c", "data"), conv("d", "data"), "s = elemwise_add(c, d)", "t = elemwise_add(s, data)", "return t")
+    model = build(
+        conv("c", "data"), conv("d", "data"), "s = elemwise_add(c, d)", "t = elemwise_add(s, data)", "return t"
+    )
     assert_same_outputs(model, fuse(model, int8=True), **CLOSE)
 
 
@@ -165,22 +193,33 @@ def inner(node, change) -> Graph:
 
 WRONG = {
     "sum operand": ("conv_add_relu", lambda n: replace(n, inputs=(*n.inputs[:-1], Ref("other")))),
-    "activation lost": ("conv_add_relu", lambda n: replace(
-        n.with_attrs(with_postsum_act="false"), subgraphs=(Graph(n.subgraphs[0].nodes[:-1], (Ref("s"),)),))),
-    "another slope": ("leaky", lambda n: inner(
-        n, lambda i: i.with_attrs(slope="0.11") if i.op == "LeakyReLU" else i)),
-    "another padding": ("conv", lambda n: inner(
-        n, lambda i: i.with_attrs(dilate="(2, 2)", pad="(2, 2)") if i.op == "Convolution" else i)),
+    "activation lost": (
+        "conv_add_relu",
+        lambda n: replace(
+            n.with_attrs(with_postsum_act="false"), subgraphs=(Graph(n.subgraphs[0].nodes[:-1], (Ref("s"),)),)
+        ),
+    ),
+    "another slope": ("leaky", lambda n: inner(n, lambda i: i.with_attrs(slope="0.11") if i.op == "LeakyReLU" else i)),
+    "another padding": (
+        "conv",
+        lambda n: inner(n, lambda i: i.with_attrs(dilate="(2, 2)", pad="(2, 2)") if i.op == "Convolution" else i),
+    ),
     "weight of another": ("conv", lambda n: replace(n, inputs=(n.inputs[0], Ref("o_weight"), n.inputs[2]))),
-    "activation lost after fc": ("fc_relu", lambda n: replace(
-        n.with_attrs(with_eltwise="False"), subgraphs=(Graph(n.subgraphs[0].nodes[:-1], (Ref("f"),)),))),
-}  # fmt: skip
+    "activation lost after fc": (
+        "fc_relu",
+        lambda n: replace(
+            n.with_attrs(with_eltwise="False"), subgraphs=(Graph(n.subgraphs[0].nodes[:-1], (Ref("f"),)),)
+        ),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_fusions_are_noticed(name):
     kind, change = WRONG[name]
-    lines = STRUCTURES[kind][1] if kind in STRUCTURES else (conv("c", "data"), f"a = {ACTS[kind].format('c')}", "return a")
+    lines = (
+        STRUCTURES[kind][1] if kind in STRUCTURES else (conv("c", "data"), f"a = {ACTS[kind].format('c')}", "return a")
+    )
     other = ("other = exp(data)", conv("o", "other"), "z = sin(o)")
     model = build(*other, *lines[:-1], lines[-1] + ", z")
     good = fuse(model, int8=False)
@@ -194,23 +233,47 @@ def test_wrong_fusions_are_noticed(name):
 # ---- refusals ------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "1-D": ("fuse_conv", ("r = Reshape(data) shape=\"(0, 0, -1)\"", conv("c", "r", 'kernel="(3,)" num_filter="4"'), "return c"),
-            "kernel has 1 dimensions; int8 kernels take 2 or 3"),
-    "read elsewhere": ("fuse_conv_act", (conv("c", "data"), "a = Activation(c) " + RELU, "e = exp(c)", "return a, e"),
-                       "the output of 'c' is also read by 'e'"),
-    "sum read elsewhere": ("fuse_conv_add_act", (*SUM, "a = Activation(s) " + RELU, "e = exp(s)", "return a, e"),
-                           "the output of 's' is also read by 'e'"),
-    "head inside": ("fuse_conv_act", (conv("c", "data"), "a = Activation(c) " + RELU, "return a, c"),
-                    "'c' is an output of the network"),
-    "sum is a head": ("fuse_conv_add_act", (*SUM, "a = Activation(s) " + RELU, "return a, s"),
-                      "'s' is an output of the network"),
-    "own result twice": ("fuse_conv_add", (conv("c", "data"), "s = elemwise_add(c, c)", "return s"),
-                         "both operands of the sum are the layer's own result"),
-    "clip from below zero": ("fuse_conv_act", (conv("c", "data"), 'a = clip(c) a_min="-1" a_max="1"', "return a"),
-                             "the kernel has no post-op clip with"),
-    "prelu": ("fuse_conv_act", (conv("c", "data"), 'a = LeakyReLU(c, a_gamma) act_type="prelu"', "return a"),
-              "the kernel has no post-op LeakyReLU with"),
-}  # fmt: skip
+    "1-D": (
+        "fuse_conv",
+        ('r = Reshape(data) shape="(0, 0, -1)"', conv("c", "r", 'kernel="(3,)" num_filter="4"'), "return c"),
+        "kernel has 1 dimensions; int8 kernels take 2 or 3",
+    ),
+    "read elsewhere": (
+        "fuse_conv_act",
+        (conv("c", "data"), "a = Activation(c) " + RELU, "e = exp(c)", "return a, e"),
+        "the output of 'c' is also read by 'e'",
+    ),
+    "sum read elsewhere": (
+        "fuse_conv_add_act",
+        (*SUM, "a = Activation(s) " + RELU, "e = exp(s)", "return a, e"),
+        "the output of 's' is also read by 'e'",
+    ),
+    "head inside": (
+        "fuse_conv_act",
+        (conv("c", "data"), "a = Activation(c) " + RELU, "return a, c"),
+        "'c' is an output of the network",
+    ),
+    "sum is a head": (
+        "fuse_conv_add_act",
+        (*SUM, "a = Activation(s) " + RELU, "return a, s"),
+        "'s' is an output of the network",
+    ),
+    "own result twice": (
+        "fuse_conv_add",
+        (conv("c", "data"), "s = elemwise_add(c, c)", "return s"),
+        "both operands of the sum are the layer's own result",
+    ),
+    "clip from below zero": (
+        "fuse_conv_act",
+        (conv("c", "data"), 'a = clip(c) a_min="-1" a_max="1"', "return a"),
+        "the kernel has no post-op clip with",
+    ),
+    "prelu": (
+        "fuse_conv_act",
+        (conv("c", "data"), 'a = LeakyReLU(c, a_gamma) act_type="prelu"', "return a"),
+        "the kernel has no post-op LeakyReLU with",
+    ),
+}
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -21,10 +21,16 @@ def planned(model: Model, **options) -> Plan:
 
 def small() -> Model:
     return build(
-        conv("stem_conv", "data"), bn("stem_bn", "stem_conv"), "stem_relu = Activation(stem_bn) " + RELU,
-        f"pool = Pooling(stem_relu) {POOL}", conv("body_conv", "pool"), "flat = Flatten(body_conv)", fc("out", "flat"),
-        "prob = softmax(out)", "return prob",
-    )  # fmt: skip
+        conv("stem_conv", "data"),
+        bn("stem_bn", "stem_conv"),
+        "stem_relu = Activation(stem_bn) " + RELU,
+        f"pool = Pooling(stem_relu) {POOL}",
+        conv("body_conv", "pool"),
+        "flat = Flatten(body_conv)",
+        fc("out", "flat"),
+        "prob = softmax(out)",
+        "return prob",
+    )
 
 
 class TestDecisions:
@@ -48,31 +54,77 @@ class TestDecisions:
         ("lines", "node", "reason"),
         [
             ((conv("c", "data"), "x = sin(c)", "return x"), "x", "MXNet 1.9.1 has no int8 kernel for sin"),
-            (('r = Reshape(data) shape="(0, 0, -1)"', conv("c", "r", 'kernel="(3,)" num_filter="4"'), fc("f", "c"),
-              "return f"), "c", "kernel has 1 dimensions; int8 kernels take 2 or 3"),
-            (('s = sum(data) axis="3"', fc("f", "s"), 'p = Pooling(s) kernel="(2,)" pool_type="max"', "return f, p"), "p",
-             "kernel has 1 dimensions; int8 kernels take 2 or 3"),
-            ((conv("c", "data"), 'p = Pooling(c) kernel="(2, 2)" pool_type="sum"', conv("d", "p"), "return d"), "p",
-             "pool_type is 'sum'; the int8 kernel takes 'max' or 'avg'"),
-            ((conv("c", "data"), 'p = Pooling(c) kernel="(2, 2)" pool_type="avg" pooling_convention="full"', conv("d", "p"),
-              "return d"), "p", "count_include_pad is 'True'; the int8 kernel takes 'False' or '0' (it counts positions "
-             "beyond the padding, as float pooling does not)"),
-            ((conv("c", "data"), 'k = Concat(c, data) dim="-1" num_args="2"', conv("d", "k"), "return d"), "k",
-             "dim is '-1'; the int8 kernel takes '0' or '1' or '2' or '3' or '4' (an axis counted from the end kills the "
-             "process)"),
-            ((conv("c", "data"), 'a = Activation(c) act_type="tanh"', conv("d", "a"), "return d"), "a",
-             "act_type is 'tanh'; the int8 kernel takes 'relu'"),
-            ((conv("c", "data", CONV3 + ' num_group="2"'), fc("f", "c"), "return f"), "c",
-             "num_group is '2'; the int8 kernel takes '1' or '8' (with several channels in each group it scales a "
-             "channel's weights by another channel's maximum)"),
-            (("e = exp(data)", bn("b", "e", 'fix_gamma="True" output_mean_var="True"'), conv("c", "b"), "return c"), "b",
-             "output_mean_var is 'True'; the int8 kernel takes 'False' or '0'"),
-            (("e = exp(data)", bn("b", "e", 'fix_gamma="False" axis="2"'), conv("c", "b"), "return c"), "b",
-             "axis is '2'; the int8 kernel takes '1'"),
-            ((conv("c", "data"), "m = elemwise_mul(c, data)", conv("d", "m"), "return d"), "m",
-             "the int8 elemwise_mul kernel does not read oneDNN memory; it is left in float"),
+            (
+                (
+                    'r = Reshape(data) shape="(0, 0, -1)"',
+                    conv("c", "r", 'kernel="(3,)" num_filter="4"'),
+                    fc("f", "c"),
+                    "return f",
+                ),
+                "c",
+                "kernel has 1 dimensions; int8 kernels take 2 or 3",
+            ),
+            (
+                ('s = sum(data) axis="3"', fc("f", "s"), 'p = Pooling(s) kernel="(2,)" pool_type="max"', "return f, p"),
+                "p",
+                "kernel has 1 dimensions; int8 kernels take 2 or 3",
+            ),
+            (
+                (conv("c", "data"), 'p = Pooling(c) kernel="(2, 2)" pool_type="sum"', conv("d", "p"), "return d"),
+                "p",
+                "pool_type is 'sum'; the int8 kernel takes 'max' or 'avg'",
+            ),
+            (
+                (
+                    conv("c", "data"),
+                    'p = Pooling(c) kernel="(2, 2)" pool_type="avg" pooling_convention="full"',
+                    conv("d", "p"),
+                    "return d",
+                ),
+                "p",
+                (
+                    "count_include_pad is 'True'; the int8 kernel takes 'False' or '0' (it counts positions "
+                    "beyond the padding, as float pooling does not)"
+                ),
+            ),
+            (
+                (conv("c", "data"), 'k = Concat(c, data) dim="-1" num_args="2"', conv("d", "k"), "return d"),
+                "k",
+                (
+                    "dim is '-1'; the int8 kernel takes '0' or '1' or '2' or '3' or '4' (an axis counted from the end "
+                    "kills the process)"
+                ),
+            ),
+            (
+                (conv("c", "data"), 'a = Activation(c) act_type="tanh"', conv("d", "a"), "return d"),
+                "a",
+                "act_type is 'tanh'; the int8 kernel takes 'relu'",
+            ),
+            (
+                (conv("c", "data", CONV3 + ' num_group="2"'), fc("f", "c"), "return f"),
+                "c",
+                (
+                    "num_group is '2'; the int8 kernel takes '1' or '8' (with several channels in each group it "
+                    "scales a channel's weights by another channel's maximum)"
+                ),
+            ),
+            (
+                ("e = exp(data)", bn("b", "e", 'fix_gamma="True" output_mean_var="True"'), conv("c", "b"), "return c"),
+                "b",
+                "output_mean_var is 'True'; the int8 kernel takes 'False' or '0'",
+            ),
+            (
+                ("e = exp(data)", bn("b", "e", 'fix_gamma="False" axis="2"'), conv("c", "b"), "return c"),
+                "b",
+                "axis is '2'; the int8 kernel takes '1'",
+            ),
+            (
+                (conv("c", "data"), "m = elemwise_mul(c, data)", conv("d", "m"), "return d"),
+                "m",
+                "the int8 elemwise_mul kernel does not read oneDNN memory; it is left in float",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_reasons_for_float(self, lines, node, reason):
         decision = planned(build(*lines))[node]
         assert not decision.int8
@@ -87,9 +139,13 @@ class TestDecisions:
 
     def test_a_computed_weight(self):
         model = build(
-            '_w = _mul_scalar(v) scalar="2"', "c = Convolution(data, _w) no_bias=\"True\" " + CONV3, fc("f", "c"), "return f",
-            v=(8, 8, 3, 3), data=SHAPE,
-        )  # fmt: skip
+            '_w = _mul_scalar(v) scalar="2"',
+            'c = Convolution(data, _w) no_bias="True" ' + CONV3,
+            fc("f", "c"),
+            "return f",
+            v=(8, 8, 3, 3),
+            data=SHAPE,
+        )
         plan = planned(model)
         assert plan["c"].reason == "its weight '_w' is computed or fed, not a parameter"
         assert plan.quantized == {"f"}
@@ -102,9 +158,14 @@ class TestDecisions:
 
 class TestModes:
     lines = (
-        f"p0 = Pooling(data) {POOL}", conv("c", "p0"), "e = Activation(c) " + RELU, conv("d", "e", CONV1),
-        f"p1 = Pooling(d) {POOL}", "f = Flatten(p1)", "return f",
-    )  # fmt: skip
+        f"p0 = Pooling(data) {POOL}",
+        conv("c", "p0"),
+        "e = Activation(c) " + RELU,
+        conv("d", "e", CONV1),
+        f"p1 = Pooling(d) {POOL}",
+        "f = Flatten(p1)",
+        "return f",
+    )
 
     def test_smart_leaves_what_is_at_the_ends(self):
         plan = planned(build(*self.lines))
@@ -115,14 +176,27 @@ class TestModes:
         assert planned(build(*self.lines), quantize_mode="full").quantized == {"p0", "e", "d", "p1", "f"}
 
     def test_a_float_operator_breaks_the_way(self):
-        lines = (conv("c", "data"), f"p = Pooling(c) {POOL}", "s = sin(p)", f"q = Pooling(s) {POOL}", conv("d", "q"), "return d")
+        lines = (
+            conv("c", "data"),
+            f"p = Pooling(c) {POOL}",
+            "s = sin(p)",
+            f"q = Pooling(s) {POOL}",
+            conv("d", "q"),
+            "return d",
+        )
         plan = planned(build(*lines, data=(2, 8, 12, 12)))
         assert plan.quantized == {"c", "d"}
         assert plan["p"].reason == plan["q"].reason == LONELY
 
     def test_carriers_in_a_row_are_carried(self):
-        lines = (conv("c", "data"), f"p = Pooling(c) {POOL}", "k = Concat(p, p) dim=\"1\" num_args=\"2\"", "f = Flatten(k)",
-                 fc("o", "f"), "return o")  # fmt: skip
+        lines = (
+            conv("c", "data"),
+            f"p = Pooling(c) {POOL}",
+            'k = Concat(p, p) dim="1" num_args="2"',
+            "f = Flatten(k)",
+            fc("o", "f"),
+            "return o",
+        )
         assert planned(build(*lines)).quantized == {"c", "p", "k", "f", "o"}
 
 
@@ -175,9 +249,13 @@ class TestSettings:
             ({"exclude_operators": "FullyConnected"}, {"out"}, "excluded by exclude_operators 'FullyConnected'"),
             ({"exclude_operators": "Activation"}, {"stem_relu"}, "excluded by exclude_operators 'Activation'"),
             ({"include_layers": "body_*"}, {"stem_relu", "out"}, "not among include_layers"),
-            ({"overrides": {"body_conv": LayerConfig(quantize=False)}}, {"body_conv"}, "left in float by overrides 'body_conv'"),
+            (
+                {"overrides": {"body_conv": LayerConfig(quantize=False)}},
+                {"body_conv"},
+                "left in float by overrides 'body_conv'",
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_what_stays_in_float(self, options, floats, reason):
         plan = planned(small(), **options)
         assert {n for n in ("stem_relu", "body_conv", "out") if not plan[n].int8} == floats
@@ -209,7 +287,7 @@ class TestSettings:
             ({"exclude_layers": lambda node: False}, "exclude_layers: '<lambda>' matches none"),
             ({"exclude_layers": "data"}, "exclude_layers: 'data' matches none"),
         ],
-    )  # fmt: skip
+    )
     def test_what_matches_nothing_is_an_error(self, options, message):
         with pytest.raises(ConfigError, match=message):
             planned(small(), **options)
@@ -225,7 +303,7 @@ class TestSettings:
         assert "out" in planned(small(), overrides={"data": {"threshold": (-1.0, 1.0)}}).quantized
 
     def test_an_unknown_observer(self):
-        with pytest.raises(ConfigError, match="calib_mode is 'median'; allowed: .*'entropy'.*'naive'.*'none'"):
+        with pytest.raises(ConfigError, match=r"calib_mode is 'median'; allowed: .*'entropy'.*'naive'.*'none'"):
             planned(small(), calib_mode="median")
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, SHAPE, assert_same_outputs, bn, build, conv, fc, feeds, graph, quantized, run
+from graphs import CONV1, GOLDENS, RELU, SHAPE, bn, build, conv, fc, feeds, graph, quantized, run
 from helpers import assert_close, assert_golden
 
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.ir import ORIGIN, Model
-from mxq.numerics import fake_quantize, scale, sqnr_db
+from mxq.numerics import sqnr_db
 from mxq.passes import quantize_graph
 from mxq.serde import read_symbol, write_symbol, write_text
 from mxq.thresholds import Range, Threshold, Thresholds
@@ -58,12 +59,16 @@ class TestNames:
         assert "f_quantized" not in result
 
     def test_other_outputs_are_told_apart(self):
-        model = build('s = SliceChannel(data) num_outputs="2" axis="1"', conv("c", "s"), conv("d", "s:1"), "return c, d")
+        model = build(
+            's = SliceChannel(data) num_outputs="2" axis="1"', conv("c", "s"), conv("d", "s:1"), "return c, d"
+        )
         assert {"s_quantize", "s_1_quantize"} <= {n.name for n in quantized(model).model.graph}
 
     def test_a_taken_name_is_an_error(self):
         model = build(conv("c", "data"), "quantized_c = exp(c)", "return quantized_c")
-        with pytest.raises(QuantizeError, match="'c' needs the name 'quantized_c' for its int8 form, but a node has it"):
+        with pytest.raises(
+            QuantizeError, match="'c' needs the name 'quantized_c' for its int8 form, but a node has it"
+        ):
             quantized(model)
 
     def test_a_taken_quantizer_name_is_avoided(self):
@@ -80,27 +85,42 @@ class TestNames:
 
 
 class TestStructure:
-    CASES = {
+    CASES: ClassVar = {
         "conv_relu": ((conv("c", "data"), "r = Activation(c) " + RELU, "return r"), {"data": (-2, 3), "r": (0, 4)}),
         "fc": ((fc("f", "data"), "return f"), {"data": (0, 3)}),
-        "fc_chain": ((fc("f", "data"), "r = Activation(f) " + RELU, fc("g", "r"), "return g"),
-                     {"data": (-2, 3), "r": (0, 1.5)}),
+        "fc_chain": (
+            (fc("f", "data"), "r = Activation(f) " + RELU, fc("g", "r"), "return g"),
+            {"data": (-2, 3), "r": (0, 1.5)},
+        ),
         "pool_concat": (
-            (conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "data"), "k = Concat(r, d) dim=\"1\" num_args=\"2\"",
-             'p = Pooling(k) kernel="(2, 2)" pool_type="max"', conv("e", "p", CONV1), "return e"),
-            {"data": (-2, 3), "r": (0, 4), "d": (-3, 5), "e": (-1, 1)}),
-        "sum_half": ((conv("c", "data"), "s = elemwise_add(c, data)", "r = Activation(s) " + RELU, "return r"),
-                     {"data": (-2, 3), "r": (0, 4)}),
+            (
+                conv("c", "data"),
+                "r = Activation(c) " + RELU,
+                conv("d", "data"),
+                'k = Concat(r, d) dim="1" num_args="2"',
+                'p = Pooling(k) kernel="(2, 2)" pool_type="max"',
+                conv("e", "p", CONV1),
+                "return e",
+            ),
+            {"data": (-2, 3), "r": (0, 4), "d": (-3, 5), "e": (-1, 1)},
+        ),
+        "sum_half": (
+            (conv("c", "data"), "s = elemwise_add(c, data)", "r = Activation(s) " + RELU, "return r"),
+            {"data": (-2, 3), "r": (0, 4)},
+        ),
         "sum_u8_under_s8": (
             (conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "r"), "s = elemwise_add(d, r)", "return s"),
-            {"data": (-2, 3), "r": (0, 4), "s": (-5, 6)}),
-    }  # fmt: skip
+            {"data": (-2, 3), "r": (0, 4), "s": (-5, 6)},
+        ),
+    }
 
     @pytest.mark.parametrize("name", CASES)
     def test_golden(self, name, update_goldens):
         lines, ranges = self.CASES[name]
         result, records = written(build(*lines), ranges)
-        notes = "".join(f"# {n}: {r.dtype} {r.min} {r.max} {r.note}".rstrip() + "\n" for n, r in sorted(records.items()))
+        notes = "".join(
+            f"# {n}: {r.dtype} {r.min} {r.max} {r.note}".rstrip() + "\n" for n, r in sorted(records.items())
+        )
         assert_golden(notes + write_text(result.graph), GOLDENS / f"quantize_{name}.txt", update=update_goldens)
         run(result)
 
@@ -116,10 +136,15 @@ class TestTypes:
     @pytest.mark.parametrize(
         ("dtype", "data", "wanted"),
         [
-            ("auto", (-1, 1), "int8"), ("auto", (0, 1), "uint8"), ("auto", (0.5, 1), "uint8"), ("auto", (-1, 0), "int8"),
-            ("int8", (-1, 1), "int8"), ("int8", (0, 1), "int8"), ("uint8", (0, 1), "uint8"),
+            ("auto", (-1, 1), "int8"),
+            ("auto", (0, 1), "uint8"),
+            ("auto", (0.5, 1), "uint8"),
+            ("auto", (-1, 0), "int8"),
+            ("int8", (-1, 1), "int8"),
+            ("int8", (0, 1), "int8"),
+            ("uint8", (0, 1), "uint8"),
         ],
-    )  # fmt: skip
+    )
     def test_of_what_is_quantized_from_float(self, dtype, data, wanted):
         result, records = written(conv_relu(), {"data": data, "r": (0, 1)}, quantized_dtype=dtype)
         assert result.graph["data_quantize"].attrs["out_type"] == wanted
@@ -127,7 +152,7 @@ class TestTypes:
         assert records["quantized_r"].dtype == "uint8"  # the kernel's choice
 
     def test_uint8_of_a_negative_tensor(self):
-        with pytest.raises(QuantizeError, match="'uint8', but tensor 'data' goes down to -0.25; .* use 'auto'"):
+        with pytest.raises(QuantizeError, match=r"'uint8', but tensor 'data' goes down to -0.25; .* use 'auto'"):
             written(conv_relu(), {"data": (-0.25, 1), "r": (0, 1)}, quantized_dtype="uint8")
 
     @pytest.mark.parametrize(("wanted", "allowed"), [("auto", True), ("uint8", True), ("int8", False)])
@@ -231,141 +256,15 @@ class TestFusedSums:
     @pytest.mark.parametrize("calib", ["naive", "none"])
     def test_u8_that_a_carrier_makes_under_s8(self, carry, calib):
         model = build(
-            conv("b", "data"), "r = Activation(b) " + RELU, carry, conv("c", "data"), "s = elemwise_add(c, p)",
-            conv("e", "s"), "return e",
-        )  # fmt: skip
+            conv("b", "data"),
+            "r = Activation(b) " + RELU,
+            carry,
+            conv("c", "data"),
+            "s = elemwise_add(c, p)",
+            conv("e", "s"),
+            "return e",
+        )
         assert sqnr_db(run(model)[0], run(quantized(model, calib_mode=calib).model)[0]) > 30
-
-
-CHAINS = {
-    # name: lines, SQNR in dB that int8 must reach against float on the calibration batch
-    "conv": ((conv("c", "data"), "return c"), 35),
-    "conv 3-D": (("v = Reshape(data) shape=\"(0, 2, 4, 6, 6)\"", conv("c", "v", 'kernel="(3, 3, 3)" num_filter="4"'),
-                  "return c"), 35),
-    "depthwise": ((conv("c", "data", 'kernel="(3, 3)" num_filter="8" num_group="8" pad="(1, 1)"'), "return c"), 35),
-    "dilated": ((conv("c", "data", 'kernel="(3, 3)" num_filter="8" dilate="(2, 2)" pad="(2, 2)"'), "return c"), 35),
-    "grouped stays float": ((conv("c", "data", 'kernel="(3, 3)" num_filter="8" num_group="2"'), conv("d", "c"), "return d"),
-                            35),
-    "conv bn relu": ((conv("c", "data"), bn("b", "c"), "r = Activation(b) " + RELU, "return r"), 33),
-    "conv leaky": ((conv("c", "data"), 'r = LeakyReLU(c) act_type="leaky" slope="0.1"', conv("d", "r"), "return d"), 33),
-    "conv gelu": ((conv("c", "data"), 'r = LeakyReLU(c) act_type="gelu"', conv("d", "r"), "return d"), 33),
-    "conv sigmoid": ((conv("c", "data"), 'r = Activation(c) act_type="sigmoid"', conv("d", "r"), "return d"), 33),
-    "residual": ((conv("p", "data"), "q = Activation(p) " + RELU, conv("c", "q"), "s = elemwise_add(c, q)",
-                  "r = Activation(s) " + RELU, conv("e", "r"), "return e"), 33),
-    "residual of its own data": ((conv("y", "data"), conv("c", "y"), "s = elemwise_add(c, y)",
-                                  "r = Activation(s) " + RELU, "return r"), 30),
-    "same summand twice": ((conv("c", "data"), "s = elemwise_add(c, c)", conv("e", "s"), "return e"), 33),
-    "sum leaky": ((conv("c", "data"), conv("d", "c"), "s = elemwise_add(d, c)",
-                   'r = LeakyReLU(s) act_type="leaky" slope="0.1"', conv("e", "r"), "return e"), 32),
-    "sum relu6": ((conv("c", "data"), conv("d", "c"), "s = elemwise_add(d, c)", 'r = clip(s) a_min="0" a_max="6"',
-                   conv("e", "r"), "return e"), 32),
-    "add of two relus": ((conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "data"), "q = Activation(d) " + RELU,
-                          "s = elemwise_add(r, q)", conv("e", "s"), "return e"), 33),
-    "add of s8 and u8": ((conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "data"), "x = Flatten(r)", "y = Flatten(d)",
-                          "s = elemwise_add(x, y)", fc("f", "s"), "return f"), 33),
-    "max pool": ((conv("c", "data"), 'p = Pooling(c) kernel="(3, 3)" stride="(2, 2)" pool_type="max" '
-                  'pooling_convention="full"', conv("e", "p"), "return e"), 33),
-    "avg pool": ((conv("c", "data"), 'p = Pooling(c) kernel="(2, 2)" stride="(2, 2)" pool_type="avg"', conv("e", "p"),
-                  "return e"), 31),
-    "avg pool, full": ((conv("c", "data"), 'p = Pooling(c) kernel="(3, 3)" stride="(2, 2)" pad="(1, 1)" pool_type="avg" '
-                        'pooling_convention="full"', conv("e", "p"), "return e"), 33),
-    "global pool": ((conv("c", "data"), "r = Activation(c) " + RELU, 'p = Pooling(r) global_pool="True" kernel="(1, 1)" '
-                     'pool_type="avg"', fc("f", "p"), "return f"), 33),
-    "concat": ((conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "data"), 'k = Concat(r, d, r) dim="1" num_args="3"',
-                conv("e", "k"), "return e"), 32),
-    "concat of rows": ((conv("c", "data"), conv("d", "data"), 'k = Concat(c, d) dim="2" num_args="2"', conv("e", "k"),
-                        "return e"), 32),
-    "concat from the end": ((conv("c", "data"), conv("d", "data"), 'k = Concat(c, d) dim="-3" num_args="2"', conv("e", "k"),
-                             "return e"), 32),
-    "fc": ((fc("f", "data"), "return f"), 38),
-    "fc relu fc": ((fc("f", "data"), "r = Activation(f) " + RELU, fc("g", "r"), "return g"), 35),
-    "fc leaky fc": ((fc("f", "data"), 'r = LeakyReLU(f) act_type="leaky" slope="0.2"', fc("g", "r"), "return g"), 35),
-    "fc elu fc": ((fc("f", "data"), 'r = LeakyReLU(f) act_type="elu" slope="1"', fc("g", "r"), "return g"), 35),
-    "fc gelu": ((fc("f", "data"), 'r = LeakyReLU(f) act_type="gelu"', "return r"), 35),
-    "fc inner axes": ((fc("f", "data", 'num_hidden="8" flatten="False"'), fc("g", "f"), "return g"), 35),
-    "shared weight": ((f'c = Convolution(data, w_weight) no_bias="True" {CONV1}',
-                       f'd = Convolution(c, w_weight) no_bias="True" {CONV1}', "return d"), 33),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_int8_is_close_to_float(name):
-    lines, bar = CHAINS[name]
-    model = build(*lines)
-    found = quantized(model)
-    assert_same_outputs(model, found.prepared.fused, rtol=1e-5, atol=1e-5)
-    assert sqnr_db(run(model)[0], run(found.model)[0]) > bar
-
-
-@pytest.mark.parametrize("name", ["residual", "fc relu fc", "concat", "add of two relus", "max pool", "conv leaky"])
-def test_int8_is_close_to_float_without_calibration(name):
-    model = build(*CHAINS[name][0])
-    found = quantized(model, calib_mode="none")
-    assert not [a for n in found.model.graph for a in n.attrs if "calib_range" in a]
-    assert sqnr_db(run(model)[0], run(found.model)[0]) > 30
-
-
-def test_one_convolution_equals_the_oracle():
-    """Data, weights and result on their int8 grids, in numpy: equal up to one step of the result."""
-    model = build(conv("c", "data", CONV1), "return c")
-    found = quantized(model)
-    x, w, b = feeds()["data"], model.args["c_weight"], model.args["c_bias"]
-    per_channel = scale(np.abs(w).max(axis=(1, 2, 3)), "int8").reshape(-1, 1, 1, 1)
-    fake_w = fake_quantize(w, per_channel, "int8")
-    fake_x = fake_quantize(x, scale(np.abs(x).max(), "int8"), "int8")
-    exact = np.einsum("nihw,oi->nohw", fake_x, fake_w[:, :, 0, 0]) + b.reshape(1, -1, 1, 1)
-    span = found.thresholds.range("c").absmax
-    assert_close(run(found.model)[0], fake_quantize(exact, scale(span, "int8"), "int8"), rtol=0, atol=1.01 * span / 127.5)
-
-
-class TestTeeth:
-    """A wrong int8 graph misses the bars above by far."""
-
-    def spoiled(self, chain: str, name: str, change) -> float:
-        """SQNR in dB of the int8 network of `CHAINS` with ``change`` applied to its node ``name``."""
-        model = build(*CHAINS[chain][0])
-        result = quantized(model).model
-        bad = result.with_graph(result.graph.replace({name: (change(result.graph[name]),)}))
-        return sqnr_db(run(model)[0], run(bad)[0])
-
-    @pytest.mark.parametrize("factor", [0.5, 16])
-    def test_a_wrong_range(self, factor):
-        def change(node):
-            return node.with_attrs(
-                **{k: repr(factor * float(node.attrs[k])) for k in ("min_calib_range", "max_calib_range")}
-            )
-
-        assert self.spoiled("residual", "data_quantize", change) < 25
-
-    def test_the_wrong_summand(self):
-        def change(node):
-            wrong = tuple(replace(r, name="data_quantize") for r in (node.inputs[3], *node.inputs[-2:]))
-            return replace(node, inputs=(*node.inputs[:3], wrong[0], *node.inputs[4:6], *wrong[1:]))
-
-        assert self.spoiled("residual", "quantized_r", change) < 15
-
-    def test_a_lost_activation(self):
-        def change(node):
-            inner = node.subgraphs[0]
-            linear = replace(inner, nodes=inner.nodes[:-1], heads=(inner.nodes[-2].out,))
-            return replace(node.with_attrs(with_act="false"), subgraphs=(linear,))
-
-        assert self.spoiled("conv leaky", "quantized_r", change) < 15
-
-    def test_ranges_of_the_operands_swapped(self):
-        def change(node):
-            ends = node.inputs[-4:]
-            return replace(node, inputs=(*node.inputs[:-4], *ends[2:], *ends[:2]))
-
-        model = build(
-            conv("c", "data"), conv("d", "data"), '_4x = _mul_scalar(d) scalar="4"', "s = elemwise_add(c, _4x)",
-            conv("e", "s"), "return e",
-        )  # fmt: skip
-        result = quantized(model).model
-        name = next(n.name for n in result.graph.operators if n.flag("with_sum"))
-        bad = result.with_graph(result.graph.replace({name: (change(result.graph[name]),)}))
-        assert sqnr_db(run(model)[0], run(result)[0]) > 30
-        assert sqnr_db(run(model)[0], run(bad)[0]) < 15
 
 
 def test_origins_survive_into_the_int8_graph():
@@ -383,7 +282,9 @@ def test_the_source_model_is_untouched():
 
 
 def test_an_empty_plan_is_an_error():
-    with pytest.raises(QuantizeError, match="no operator of the network can be int8: MXNet 1.9.1 has no int8 kernel for"):
+    with pytest.raises(
+        QuantizeError, match=r"no operator of the network can be int8: MXNet 1\.9\.1 has no int8 kernel for"
+    ):
         quantized(build("s = sin(data)", "return s"))
 
 

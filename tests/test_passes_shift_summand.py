@@ -26,8 +26,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 def block(*, bias: bool = True, act: str = "r = Activation(s) " + RELU) -> Model:
     return build(
-        conv("y", "data", CONV1, bias=bias), conv("c", "data", bias=bias), "s = elemwise_add(c, y)", act, conv("e", "r"), "return e"
-    )  # fmt: skip
+        conv("y", "data", CONV1, bias=bias),
+        conv("c", "data", bias=bias),
+        "s = elemwise_add(c, y)",
+        act,
+        conv("e", "r"),
+        "return e",
+    )
 
 
 def calibrated(model: Model, **options):
@@ -74,7 +79,13 @@ def test_the_offset_is_in_the_biases():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_int8_gains_over_half_the_range(seed):
-    lines = (conv("y", "data", CONV1), conv("c", "data"), "s = elemwise_add(c, y)", "r = Activation(s) " + RELU, "return r")
+    lines = (
+        conv("y", "data", CONV1),
+        conv("c", "data"),
+        "s = elemwise_add(c, y)",
+        "r = Activation(s) " + RELU,
+        "return r",
+    )
     model = build(*lines, seed=seed)
     prepared, thresholds = calibrated(model)
     without, _ = quantize_graph(prepared.fused, prepared.plan, thresholds, prepared.config)
@@ -89,7 +100,7 @@ def test_the_result_is_u8_in_the_summands_memory():
 
 
 def wrong_offset(factor):
-    good = shift_summand._with_bias
+    good = vars(shift_summand)["_with_bias"]
 
     def wrong(model, conv_node, offset):
         return good(model, conv_node, offset * (factor if offset > 0 else 1.0))
@@ -113,25 +124,42 @@ REFUSED = {
         "its result is s8, as its summand",
     ),
     "leaky result": (
-        (conv("y", "data"), conv("c", "data"), "s = elemwise_add(c, y)",
-         'r = LeakyReLU(s) act_type="leaky" slope="0.1"', "return r"),
+        (
+            conv("y", "data"),
+            conv("c", "data"),
+            "s = elemwise_add(c, y)",
+            'r = LeakyReLU(s) act_type="leaky" slope="0.1"',
+            "return r",
+        ),
         "its result is s8, as its summand",
     ),
-    "not a convolution": ((conv("c", "data"), "s = elemwise_add(c, data)", SUM_RELU[1], "return r"),
-                          "its summand 'data' is not an int8 convolution"),
+    "not a convolution": (
+        (conv("c", "data"), "s = elemwise_add(c, data)", SUM_RELU[1], "return r"),
+        "its summand 'data' is not an int8 convolution",
+    ),
     "a post-op of its own": (
         (conv("b", "data"), "y = Activation(b) " + RELU, conv("c", "data"), *SUM_RELU, "return r"),
         "its summand 'y' has a sum or post-op of its own",
     ),
-    "read elsewhere": ((conv("y", "data"), conv("c", "data"), *SUM_RELU, conv("e", "y"), "return r, e"),
-                       "its summand 'y' is read elsewhere too"),
-    "an output": ((conv("y", "data"), conv("c", "data"), *SUM_RELU, "return r, y"), "its summand 'y' is read elsewhere too"),
+    "read elsewhere": (
+        (conv("y", "data"), conv("c", "data"), *SUM_RELU, conv("e", "y"), "return r, e"),
+        "its summand 'y' is read elsewhere too",
+    ),
+    "an output": (
+        (conv("y", "data"), conv("c", "data"), *SUM_RELU, "return r, y"),
+        "its summand 'y' is read elsewhere too",
+    ),
     "data as well": ((conv("y", "data"), conv("c", "y"), *SUM_RELU, "return r"), "its summand 'y' is its data too"),
     "shared bias": (
-        ("y = Convolution(data, y_weight, v) " + CONV1, "c = Convolution(data, c_weight, v) " + CONV1, *SUM_RELU, "return r"),
+        (
+            "y = Convolution(data, y_weight, v) " + CONV1,
+            "c = Convolution(data, c_weight, v) " + CONV1,
+            *SUM_RELU,
+            "return r",
+        ),
         "the bias 'v' is not a parameter of 'r' alone",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -169,9 +197,16 @@ def test_refuses_what_is_never_negative():
 
 def test_two_blocks_in_a_row():
     model = build(
-        conv("y1", "data"), conv("c1", "data"), "s1 = elemwise_add(c1, y1)", "r1 = Activation(s1) " + RELU,
-        conv("y2", "r1"), conv("c2", "r1"), "s2 = elemwise_add(c2, y2)", "r2 = Activation(s2) " + RELU, "return r2",
-    )  # fmt: skip
+        conv("y1", "data"),
+        conv("c1", "data"),
+        "s1 = elemwise_add(c1, y1)",
+        "r1 = Activation(s1) " + RELU,
+        conv("y2", "r1"),
+        conv("c2", "r1"),
+        "s2 = elemwise_add(c2, y2)",
+        "r2 = Activation(s2) " + RELU,
+        "return r2",
+    )
     trace = Trace()
     _, _, (result, *_) = shifted(model, trace)
     assert trace.fired("shift_summand") == 2

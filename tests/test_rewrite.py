@@ -23,7 +23,7 @@ from mxq.rewrite import (
     apply_rules,
     match,
     run_pass,
-)  # fmt: skip
+)
 from mxq.rewrite.rule import single_consumer
 
 
@@ -33,9 +33,14 @@ def matches(net, name, pattern):
 
 class TestPatterns:
     net = graph(
-        "a = relu(data)", "b = exp(data)", "c = elemwise_add(a, b)", 's = SliceChannel(c) num_outputs="2"',
-        "d = log(s:1)", "e = elemwise_add(a, a)", "return d, e",
-    )  # fmt: skip
+        "a = relu(data)",
+        "b = exp(data)",
+        "c = elemwise_add(a, b)",
+        's = SliceChannel(c) num_outputs="2"',
+        "d = log(s:1)",
+        "e = elemwise_add(a, a)",
+        "return d, e",
+    )
 
     def test_a_chain_binds_nodes_and_refs(self):
         (found,) = matches(self.net, "c", Op(("elemwise_add",), (Op(("relu",), (Any_("x"),), bind="act"), Any_("y"))))
@@ -106,9 +111,7 @@ class TestApplyRules:
         assert apply_rules(model, (Merge(),)) is model
 
     def test_several_matches_in_one_sweep(self):
-        model = Model(
-            graph("a = log(data)", "b = exp(a)", "c = log(b)", "d = exp(c)", "return d")
-        )
+        model = Model(graph("a = log(data)", "b = exp(a)", "c = log(b)", "d = exp(c)", "return d"))
         trace = Trace()
         result = apply_rules(model, (Merge(),), trace)
         assert [n.op for n in result.graph.operators] == ["_copy", "_copy"]
@@ -144,13 +147,10 @@ class TestApplyRules:
         assert reasons(trace, "never") == ["never"]
 
     def test_refusals_are_kept_once_by_the_innermost_node(self):
-        model = Model(
-            graph("a = log(data)", "keep = exp(a)", "c = log(keep)", "d = exp(c)", "return d")
-        )
+        model = Model(graph("a = log(data)", "keep = exp(a)", "c = log(keep)", "d = exp(c)", "return d"))
         trace = Trace()
         apply_rules(model, (Merge(),), trace, "step")
         assert trace.refusals("a") == [Event("step", "merge", "a", "it is to be kept")]
-
 
     def test_a_node_that_is_not_meant_leaves_no_trace(self):
         class Shy(Merge):
@@ -182,7 +182,9 @@ class TestSingleConsumer:
 
 class TestTrace:
     def test_json_counts_and_collects_refusals(self):
-        trace = Trace([Event("s", "r", "a"), Event("s", "r", "b"), Event("s", "r", "c", "no"), Event("t", "r", "a", "x")])
+        trace = Trace(
+            [Event("s", "r", "a"), Event("s", "r", "b"), Event("s", "r", "c", "no"), Event("t", "r", "a", "x")]
+        )
         assert trace.to_json() == (
             {"pass": "s", "rule": "r", "fired": 2, "refused": {"c": "no"}},
             {"pass": "t", "rule": "r", "fired": 0, "refused": {"a": "x"}},

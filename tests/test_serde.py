@@ -18,7 +18,9 @@ from mxq.serde import read_symbol, read_text, symbol_object, write_symbol, write
 
 ODD = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8)
 NAMES = st.one_of(st.text(string.ascii_letters + string.digits + "_.-/", min_size=1, max_size=8), ODD)
-SPECIAL = st.sampled_from(["return", "graph", "graph x", "}", "#no comment", 'quo"te', "back\\slash", "new\nline", "a:1"])
+SPECIAL = st.sampled_from(
+    ["return", "graph", "graph x", "}", "#no comment", 'quo"te', "back\\slash", "new\nline", "a:1"]
+)
 ATTRS = st.dictionaries(NAMES | SPECIAL, NAMES | SPECIAL | st.just(""), max_size=3)
 
 
@@ -28,9 +30,7 @@ def graphs_of_any_shape(draw, depth: int = 1) -> Graph:
     nodes: list[Node] = []
 
     def refs(least: int) -> tuple[Ref, ...]:
-        ref = st.builds(
-            Ref, st.sampled_from([n.name for n in nodes]), st.integers(0, 3), st.integers(0, 2)
-        )
+        ref = st.builds(Ref, st.sampled_from([n.name for n in nodes]), st.integers(0, 3), st.integers(0, 2))
         return tuple(draw(st.lists(ref, min_size=least, max_size=3)))
 
     for name in names:
@@ -91,11 +91,24 @@ def assert_lossless(text: str) -> None:
 
 
 NETWORKS = (
-    "resnet18_v1", "resnet50_v2", "mobilenetv2_1.0", "mobilenetv3_small", "densenet121", "squeezenet1.1", "inceptionv3",
-    "senet_154", "cifar_resnet20_v2", "vgg11_bn",
-    "ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc", "faster_rcnn_resnet50_v1b_voc", "center_net_resnet18_v1b_voc",
-    "fcn_resnet50_voc", "deeplab_resnet50_citys", "simple_pose_resnet18_v1b",
-)  # fmt: skip
+    "resnet18_v1",
+    "resnet50_v2",
+    "mobilenetv2_1.0",
+    "mobilenetv3_small",
+    "densenet121",
+    "squeezenet1.1",
+    "inceptionv3",
+    "senet_154",
+    "cifar_resnet20_v2",
+    "vgg11_bn",
+    "ssd_300_vgg16_atrous_voc",
+    "yolo3_darknet53_voc",
+    "faster_rcnn_resnet50_v1b_voc",
+    "center_net_resnet18_v1b_voc",
+    "fcn_resnet50_voc",
+    "deeplab_resnet50_citys",
+    "simple_pose_resnet18_v1b",
+)
 
 
 @pytest.mark.filterwarnings("ignore")  # gluoncv's
@@ -123,7 +136,7 @@ def test_networks_of_the_shared_data(mxq_data):
 
 @pytest.mark.data
 def test_json_of_old_releases(mxq_data):
-    """Attributes under "attr" and "param", refs of two numbers, no version: MXNet must upgrade what mxq writes alike."""
+    """Attributes under "attr" and "param", refs of two numbers, no version: MXNet upgrades what mxq writes alike."""
     files = sorted((mxq_data / "models" / "mtcnn").glob("*-symbol.json"))
     assert files
     for file in files:
@@ -155,9 +168,7 @@ class TestSymbols:
         step = mx.sym.contrib.while_loop(
             lambda i, _: i < 5, lambda i, s: ([i * s], [i + 1, s + i]), [mx.sym.var("i"), mx.sym.var("s")], 5
         )
-        choice = mx.sym.contrib.cond(
-            mx.sym.var("p") < 1, lambda: mx.sym.exp(self.data), lambda: mx.sym.sin(self.data)
-        )
+        choice = mx.sym.contrib.cond(mx.sym.var("p") < 1, lambda: mx.sym.exp(self.data), lambda: mx.sym.sin(self.data))
         assert_lossless(mx.sym.Group([step[0][0], choice]).tojson())
 
     def test_versions_of_auxiliary_states(self):
@@ -277,11 +288,11 @@ class TestText:
             ("x = null\ny = relu(x:z)\nreturn y", "line 2: a number expected"),
             ("x = null\ny = relu(x) k=\nreturn y", "line 2: a name expected"),
             ("x = null\ny = relu(x) {\nz = null\nreturn z\nreturn y", "line 5: '}' expected after a subgraph"),
-            ("x = null @lebal=\"a\"\nreturn x", "line 1: 'label' expected"),
+            ('x = null @lebal="a"\nreturn x', "line 1: 'label' expected"),
             ("graph {\nreturn x", "line 1: .*not JSON"),
             ('x = "\\q"\nreturn x', "line 1: .*not JSON"),
         ],
-    )  # fmt: skip
+    )
     def test_what_cannot_be_read(self, text, message):
         with pytest.raises(FormatError, match=message):
             read_text(text)

@@ -14,9 +14,7 @@ from mxq.thresholds import Range, Threshold, Thresholds
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 RANGES = st.tuples(FINITE, FINITE).map(lambda p: Range(min(p), max(p)))
-THRESHOLDS = st.builds(
-    Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text()
-)  # fmt: skip
+THRESHOLDS = st.builds(Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text())
 
 
 class TestRange:

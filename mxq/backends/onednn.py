@@ -15,7 +15,7 @@ _OTHER_ACTIVATIONS = PostOp(
     "Activation",
     {"act_type": ("sigmoid", "tanh", "softrelu")},
     int8=False,
-    reason="the int8 kernels apply post-ops to the scaled integers, which is right for relu only",
+    reason="the int8 convolution applies it to the scaled integers instead of the values",
 )
 _CLIP = PostOp(
     "clip",
@@ -69,7 +69,8 @@ FULLY_CONNECTED = OpSpec(
     calibrated=True,
     post_ops=(
         _RELU,
-        _OTHER_ACTIVATIONS,
+        PostOp("Activation", {"act_type": ("sigmoid", "softrelu")}, unsigned=True),
+        PostOp("Activation", {"act_type": ("tanh",)}),
         PostOp(
             "LeakyReLU",
             {"act_type": ("leaky",)},

@@ -33,7 +33,7 @@ class _Bound:
         self._args = {k: to_ndarray(params[k]) for k in arguments if k in params}
         self._auxs = {k: to_ndarray(params[k]) for k in states if k in params}
         self._needed = [name for name in model.inputs if name in arguments]
-        self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self._shapes: dict[str, tuple[tuple[int, ...], Any]] | None = None
         self._executor: Any = None
 
     def __call__(self, feeds: Mapping[str, Array]) -> Sequence[Array]:

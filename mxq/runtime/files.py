@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mxq.errors import FormatError
 from mxq.ir import Model
 from mxq.runtime.mxnet import mx, mxnet_says, to_arrays, to_symbol
 from mxq.runtime.networks import from_prefix
@@ -17,24 +16,18 @@ BLOCK_ATTRIBUTE = "mxq_report"
 
 
 def write_pair(model: Model, prefix: Path) -> tuple[Path, Path]:
-    """Writes ``prefix-symbol.json`` and ``prefix-0000.params``; each appears whole or not at all.
+    """Writes ``prefix-symbol.json`` and ``prefix-0000.params``, in that order of the result.
 
     Raises:
-        FormatError: the directory does not exist or cannot be written.
+        RuntimeFailure: MXNet refuses the graph, or cannot write (`mxq.api.save` looks after directories).
     """
     symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
     table = {f"arg:{k}": v for k, v in to_arrays(model.args).items()}
     table |= {f"aux:{k}": v for k, v in to_arrays(model.auxs).items()}
     sym = to_symbol(model.graph)
-    try:
-        with tempfile.TemporaryDirectory(dir=prefix.parent, prefix=".mxq-") as folder:
-            temporary = Path(folder)
-            sym.save(str(temporary / "symbol"))
-            mx.nd.save(str(temporary / "params"), table)
-            (temporary / "params").replace(params)
-            (temporary / "symbol").replace(symbol)
-    except OSError as error:
-        raise FormatError(f"cannot write {str(symbol)!r}: {error.strerror}") from error
+    with mxnet_says(f"MXNet cannot write {str(prefix)!r}"):
+        sym.save(str(symbol))
+        mx.nd.save(str(params), table)
     return symbol, params
 
 

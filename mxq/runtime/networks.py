@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 from mxq.errors import FormatError, QuantizeError
-from mxq.ir import Array, Model
+from mxq.ir import Array, Graph, Model, Node
 from mxq.runtime.mxnet import mx, mxnet_says, sentence, to_numpy
 from mxq.serde import read_symbol
 
 Net: TypeAlias = Any
 """A HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair."""
+
+TRAINING_HEADS: Final = MappingProxyType(
+    {
+        "SoftmaxOutput": "softmax",
+        "LinearRegressionOutput": "_copy",
+        "MAERegressionOutput": "_copy",
+        "SVMOutput": "_copy",
+        "LogisticRegressionOutput": "sigmoid",
+    }
+)
+"""Operators that take a label, and what they compute in inference."""
 
 
 def load_model(net: Net, epoch: int | None = None) -> Model:
@@ -47,7 +60,7 @@ def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str
         sym = _load_symbol(Path(sym))
     if not isinstance(sym, mx.sym.Symbol):
         raise QuantizeError(f"sym is a {type(sym).__name__}; allowed: a Symbol, or the path of its JSON file")
-    graph = read_symbol(sym.tojson(), "the symbol")
+    graph = _without_labels(read_symbol(sym.tojson(), "the symbol"))
     wanted = {n.name for n in graph.variables}
     aux_names = set(sym.list_auxiliary_states())
     values = {**(arg_params or {}), **(aux_params or {})}
@@ -62,6 +75,22 @@ def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str
         raise FormatError(f"the parameters lack the auxiliary state {missing[0]!r} ({len(missing)} missing in all)")
     _check_weights(model)
     return model
+
+
+def _without_labels(graph: Graph) -> Graph:
+    """Training heads as what they compute in inference on the CPU, so that no label has to be fed.
+
+    ``SoftmaxOutput`` normalises axis 1 with multi_output, else the last one (``mkldnn_softmax_output.cc``); the
+    regression outputs pass on their data, the logistic one its sigmoid.
+    """
+    heads = (n for n in graph.operators if n.op in TRAINING_HEADS)
+    changes = {n.name: (_inference_form(n),) for n in heads}
+    return graph.replace(changes) if changes else graph
+
+
+def _inference_form(head: Node) -> Node:
+    axis = {"axis": "1" if head.flag("multi_output") else "-1"} if head.op == "SoftmaxOutput" else {}
+    return replace(head, op=TRAINING_HEADS[head.op], attrs=axis, inputs=head.inputs[:1])
 
 
 def _check_weights(model: Model) -> None:
