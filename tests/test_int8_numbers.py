@@ -9,6 +9,7 @@ import pytest
 from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, quantized, run
 from helpers import assert_close
 
+from mxq.ir import Ref
 from mxq.numerics import fake_quantize, scale, sqnr_db
 
 CHAINS = {
@@ -157,6 +158,8 @@ CHAINS = {
     "fc elu fc": ((fc("f", "data"), 'r = LeakyReLU(f) act_type="elu" slope="1"', fc("g", "r"), "return g"), 35),
     "fc sigmoid fc": ((fc("f", "data"), 'r = Activation(f) act_type="sigmoid"', fc("g", "r"), "return g"), 35),
     "fc tanh fc": ((fc("f", "data"), 'r = Activation(f) act_type="tanh"', fc("g", "r"), "return g"), 35),
+    "fc abs fc": ((fc("f", "data"), "r = abs(f)", fc("g", "r"), "return g"), 35),
+    "fc clip fc": ((fc("f", "data"), 'r = clip(f) a_min="0" a_max="0.5"', fc("g", "r"), "return g"), 35),
     "fc softrelu": ((fc("f", "data"), 'r = Activation(f) act_type="softrelu"', "return r"), 35),
     "fc gelu": ((fc("f", "data"), 'r = LeakyReLU(f) act_type="gelu"', "return r"), 35),
     "fc inner axes": ((fc("f", "data", 'num_hidden="8" flatten="False"'), fc("g", "f"), "return g"), 35),
@@ -178,6 +181,20 @@ def test_int8_is_close_to_float(name):
     found = quantized(model)
     assert_same_outputs(model, found.prepared.fused, rtol=1e-5, atol=1e-5)
     assert sqnr_db(run(model)[0], run(found.model)[0]) > bar
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_report_tells_how_each_tensor_is_coded(name):
+    """Type and range of every int8 tensor, as the kernels hand them out."""
+    found = quantized(build(*CHAINS[name][0]))
+    tensors = dict(found.report.tensors)
+    taps = [Ref(tensor, i) for tensor in tensors for i in range(3)]
+    values = iter(run(found.model, taps=tuple(taps))[len(found.model.graph.heads) :])
+    for tensor, record in tensors.items():
+        codes, low, high = next(values), next(values), next(values)
+        assert codes.dtype == record.dtype, tensor
+        written, held = max(-record.min, record.max), max(-low.item(), high.item())
+        assert held == pytest.approx(written, rel=1e-6), tensor
 
 
 @pytest.mark.parametrize("name", ["residual", "fc relu fc", "concat", "add of two relus", "max pool", "conv leaky"])

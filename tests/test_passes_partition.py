@@ -246,6 +246,7 @@ class TestSettings:
             ({"exclude_layers": "*_conv"}, {"stem_relu", "body_conv"}, "excluded by exclude_layers '*_conv'"),
             ({"exclude_layers": is_conv}, {"stem_relu", "body_conv"}, "excluded by exclude_layers 'is_conv'"),
             ({"exclude_layers_match": "stem"}, {"stem_relu"}, "excluded by exclude_layers_match 'stem'"),
+            ({"exclude_layers_match": "dy_c"}, {"body_conv"}, "excluded by exclude_layers_match 'dy_c'"),
             ({"exclude_operators": "FullyConnected"}, {"out"}, "excluded by exclude_operators 'FullyConnected'"),
             ({"exclude_operators": "Activation"}, {"stem_relu"}, "excluded by exclude_operators 'Activation'"),
             ({"include_layers": "body_*"}, {"stem_relu", "out"}, "not among include_layers"),

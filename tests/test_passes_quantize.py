@@ -71,9 +71,14 @@ class TestNames:
         ):
             quantized(model)
 
-    def test_a_taken_quantizer_name_is_avoided(self):
-        model = build("data_quantize = exp(data)", conv("c", "data"), "a = elemwise_add(c, data_quantize)", "return a")
-        assert sqnr_db(run(model)[0], run(quantized(model).model)[0]) > 30
+    @pytest.mark.parametrize("first", ["data_quantize = exp(data)", conv("c", "data")], ids=["before", "after"])
+    def test_a_taken_quantizer_name_is_avoided(self, first):
+        lines = sorted(["data_quantize = exp(data)", conv("c", "data")], key=lambda line: line != first)
+        model = build(*lines, "a = elemwise_mul(c, data_quantize)", "return a")
+        result = quantized(model).model
+        assert result.graph["data_quantize"].op == "exp"
+        assert result.graph["data_quantize_int8"].op == "_contrib_quantize_v2"
+        assert sqnr_db(run(model)[0], run(result)[0]) > 30
 
     def test_duplicated_operator_names_are_written_back(self):
         net = graph(conv("x", "data"), "y = exp(x)", "return y")

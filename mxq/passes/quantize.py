@@ -14,7 +14,8 @@ Guards, each for a stock kernel that would otherwise fail or compute something e
 * conv + sum writes into its summand's memory with *the summand's type* (``mkldnn_conv.cc``: ``output`` is
   ``inputs[in_sum]``). An s8 summand under a u8 result would saturate at half the range: the written range is
   doubled, so that values stay within 0..127. A u8 summand under an s8 result is converted to s8 first.
-* a u8 range must not have a negative minimum (CHECK in ``mkldnn_conv.cc``): it is written from 0.
+* a u8 range must not have a negative minimum (the CHECK of a convolution that reads it, ``mkldnn_conv.cc``): it is
+  written from 0.
 * a range of zero width makes scales infinite: it is written as [0, 1].
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
 """
