@@ -13,8 +13,9 @@ For a candidate that keeps ``i`` bins on each side of zero (``i`` from half the 
 
 The divergence is flat and jagged around its minimum (the last group grows and shrinks with ``i``), so the least is
 often a matter of chance, while what is clipped is lost for certain. Of all candidates within `EntropyParams.tolerance`
-of the least divergence the *largest* is taken: on real networks that costs ResNets about 0.4 dB of output SQNR and
-gains up to 1 dB elsewhere (``benchmarks/accuracy.py``; the default was chosen on those networks). ``tolerance=0`` is the sources' rule, the smallest of equals.
+of the least divergence the *largest* is taken. On real networks that costs ResNets about 0.4 dB of output SQNR and
+gains up to 1 dB elsewhere (``benchmarks/accuracy.py``; the default was chosen on those networks). ``tolerance=0`` is
+the sources' rule, the smallest of equals.
 
 Where a group of Q is empty and P is not, Q counts `EPSILON`. MXNet adds that constant to every empty bin and takes
 it off the others; on the same histogram its divergences differ from these by about EPSILON * bins / values, and by
