@@ -46,8 +46,7 @@ class Network:
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
         """Turn (N, H, W, 3) uint8 RGB images into network input, (N, 3, H, W) float32."""
-        scaled = (images.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
-        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+        return scenes.normalise(images, self.mean, self.std)
 
     def write(self, output: Path, quantized: Block, *, with_float: bool) -> None:
         """Write the INT8 pair and, where it is not the user's own already, the float pair beside it."""

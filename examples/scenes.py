@@ -8,7 +8,7 @@ picture `i` does not depend on how many are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -89,9 +89,11 @@ def detection(
     return images, boxes
 
 
-def normalise(images: np.ndarray) -> np.ndarray:
+def normalise(
+    images: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> np.ndarray:
     """Turn (N, H, W, 3) uint8 RGB images into network input, (N, 3, H, W) float32."""
-    scaled = (images.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    scaled = (images.astype(np.float32) - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 

@@ -10,7 +10,10 @@ from mxnet import nd
 
 
 def logits(
-    block: Callable[[nd.NDArray], nd.NDArray], images: np.ndarray, batch_size: int = 64
+    block: Callable[[nd.NDArray], nd.NDArray],
+    images: np.ndarray,
+    batch_size: int = 64,
+    normalise: Callable[[np.ndarray], np.ndarray] = scenes.normalise,
 ) -> np.ndarray:
     """Run a classifier.
 
@@ -18,12 +21,13 @@ def logits(
         block: Gluon block, (N, 3, H, W) float32 normalised images to (N, classes).
         images: (N, H, W, 3) uint8 RGB.
         batch_size: images in one forward pass; the last batch may be smaller.
+        normalise: turns images into the block's input.
 
     Returns:
         (N, classes) float32.
     """
     starts = range(0, len(images), batch_size)
-    batches = (nd.array(scenes.normalise(images[i : i + batch_size])) for i in starts)
+    batches = (nd.array(normalise(images[i : i + batch_size])) for i in starts)
     return np.concatenate([block(batch).asnumpy() for batch in batches])
 
 

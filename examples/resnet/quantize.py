@@ -24,6 +24,7 @@ mxq.use_physical_cores()
 import networks  # noqa: E402
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
+from classify import logits  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -60,9 +61,9 @@ def compare(network: networks.Network, quantized: networks.Block, args: argparse
     answers, rates = [], []
     for name, block in (("float32", network.net), ("INT8", quantized)):
         block.hybridize(static_alloc=True, static_shape=True)
-        tasks.scores(network, block, images[: args.batch_size], args.batch_size)
+        logits(block, images[: args.batch_size], args.batch_size, network.normalise)
         start = time.perf_counter()
-        answers.append(tasks.scores(network, block, images, args.batch_size).argmax(1))
+        answers.append(logits(block, images, args.batch_size, network.normalise).argmax(1))
         rates.append(len(images) / (time.perf_counter() - start))
         right = float(np.mean(answers[-1] == labels))
         print(f"{name:8} top-1 {100 * right:.2f} % of {len(images)} images, {rates[-1]:.0f} images/s")

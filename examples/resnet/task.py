@@ -8,8 +8,7 @@ from pathlib import Path
 import networks
 import numpy as np
 import scenes
-from mxnet import nd
-from networks import EVALUATION_SEED, NEVER_TRAINED_ON, Block, Network
+from networks import EVALUATION_SEED, NEVER_TRAINED_ON, Network
 from PIL import Image
 
 SHIPPED, SIZE, ZOO_SIZE = "resnet_digits", 48, 224
@@ -25,13 +24,6 @@ def load(args: argparse.Namespace) -> Network:
     """The classifier that the command line asks for."""
     own = args.model is None and args.prefix is None
     return networks.load(args, SHIPPED, SIZE if own else ZOO_SIZE)
-
-
-def scores(network: Network, block: Block, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Class scores (N, classes) float32 of (N, size, size, 3) uint8 images."""
-    starts = range(0, len(images), batch_size)
-    batches = (nd.array(network.normalise(images[i : i + batch_size])) for i in starts)
-    return np.concatenate([block(batch).asnumpy() for batch in batches])
 
 
 def calibration_images(network: Network, args: argparse.Namespace, count: int) -> np.ndarray:

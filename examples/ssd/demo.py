@@ -20,6 +20,7 @@ mxq.use_physical_cores()
 
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
+from detect import detections  # noqa: E402
 from draw import side_by_side  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -46,7 +47,7 @@ def main() -> None:
         images = np.stack([np.asarray(picture) for picture in pictures])
     else:
         images = tasks.labelled_images(network, args, args.count)[0]
-    left, right = (tasks.detect(network, block, images, args.batch_size) for block in (network.net, quantized))
+    left, right = (detections(block, images, args.batch_size, network.normalise) for block in (network.net, quantized))
     path = args.picture or args.output / f"{network.name}-demo.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     side_by_side(images, left, right, path, classes=tasks.classes(network), threshold=args.threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scenes
@@ -11,14 +12,19 @@ from mxnet import nd
 
 
 def detections(
-    block: Callable[[nd.NDArray], nd.NDArray], images: np.ndarray, batch_size: int = 32
+    block: Callable[[nd.NDArray], Any],
+    images: np.ndarray,
+    batch_size: int = 32,
+    normalise: Callable[[np.ndarray], np.ndarray] = scenes.normalise,
 ) -> list[np.ndarray]:
     """Run a detector.
 
     Args:
-        block: Gluon block, (N, 3, 300, 300) float32 normalised images to (N, n, 6) detections.
-        images: (N, 300, 300, 3) uint8 RGB.
+        block: Gluon block, (N, 3, side, side) float32 images to (N, n, 6) detections, or to gluoncv's
+            ids, scores and corners in pixels.
+        images: (N, side, side, 3) uint8 RGB.
         batch_size: images in one forward pass; the last batch may be smaller.
+        normalise: turns images into the block's input.
 
     Returns:
         For each image (m, 6) float32, best first: class, score in [0, 1], xmin, ymin, xmax, ymax
@@ -26,9 +32,17 @@ def detections(
     """
     found: list[np.ndarray] = []
     for start in range(0, len(images), batch_size):
-        batch = nd.array(scenes.normalise(images[start : start + batch_size]))
-        found.extend(rows[rows[:, 0] >= 0] for rows in block(batch).asnumpy())
+        result = block(nd.array(normalise(images[start : start + batch_size])))
+        found.extend(rows[rows[:, 0] >= 0] for rows in _rows(result, images.shape[1]))
     return found
+
+
+def _rows(result: Any, side: int) -> np.ndarray:
+    """(N, n, 6) rows from what a network gives: such rows, or gluoncv's ids, scores and corners in pixels."""
+    if isinstance(result, nd.NDArray):
+        return result.asnumpy()
+    ids, scores, corners = (part.asnumpy() for part in result[:3])
+    return np.concatenate([ids, scores, corners / side], axis=2)
 
 
 def mean_ap(

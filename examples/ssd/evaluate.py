@@ -22,6 +22,7 @@ mxq.use_physical_cores()
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
 import voc  # noqa: E402
+from detect import detections  # noqa: E402
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +46,7 @@ def main() -> None:
     for name, block in (("float32", network.net), ("INT8", mxq.load(prefix))):
         block.hybridize(static_alloc=True, static_shape=True)
         start = time.perf_counter()
-        found = tasks.detect(network, block, images, args.batch_size)
+        found = detections(block, images, args.batch_size, network.normalise)
         seconds = time.perf_counter() - start
         voc07, area = (
             voc.mean_ap(found, boxes, len(names), difficult=difficult, eleven_point=e) for e in (True, False)

@@ -25,6 +25,7 @@ mxq.use_physical_cores()
 import networks  # noqa: E402
 import task as tasks  # noqa: E402
 import voc  # noqa: E402
+from detect import detections  # noqa: E402
 from mxnet import gluon  # noqa: E402
 
 
@@ -72,9 +73,9 @@ def compare(network: networks.Network, quantized: networks.Block, args: argparse
     rates = {}
     for name, block in (("float32", network.net), ("INT8", quantized)):
         block.hybridize(static_alloc=True, static_shape=True)
-        tasks.detect(network, block, images[: args.batch_size], args.batch_size)
+        detections(block, images[: args.batch_size], args.batch_size, network.normalise)
         start = time.perf_counter()
-        found = tasks.detect(network, block, images, args.batch_size)
+        found = detections(block, images, args.batch_size, network.normalise)
         rates[name] = len(images) / (time.perf_counter() - start)
         score = voc.mean_ap(found, boxes, len(tasks.classes(network)), difficult=difficult).mean
         print(f"{name:8} mAP@0.5 {score:.4f} on {len(images)} images, {rates[name]:.0f} images/s")

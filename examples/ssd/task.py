@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import networks
 import numpy as np
 import scenes
 import voc
-from mxnet import nd
-from networks import EVALUATION_SEED, NEVER_TRAINED_ON, Block, Network
+from networks import EVALUATION_SEED, NEVER_TRAINED_ON, Network
 
 SHIPPED, SIZE = "ssd_vgg16_digits", 300
 
@@ -32,34 +30,6 @@ def load(args: argparse.Namespace) -> Network:
 def classes(network: Network) -> tuple[str, ...]:
     """Names of the classes."""
     return scenes.CLASSES if network.digits else voc.CLASSES
-
-
-def detect(network: Network, block: Block, images: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Run a detector.
-
-    Args:
-        network: how the input is prepared.
-        block: the float network or its INT8 form.
-        images: (N, size, size, 3) uint8 RGB.
-        batch_size: images in one forward pass; the last batch may be smaller.
-
-    Returns:
-        For each image (m, 6) float32, best first: class, score in [0, 1], xmin, ymin, xmax, ymax as
-        fractions of the side.
-    """
-    found: list[np.ndarray] = []
-    for start in range(0, len(images), batch_size):
-        result = block(nd.array(network.normalise(images[start : start + batch_size])))
-        found.extend(rows[rows[:, 0] >= 0] for rows in _rows(result, network.size))
-    return found
-
-
-def _rows(result: Any, size: int) -> np.ndarray:
-    """(N, m, 6) rows from what a network gives: such rows, or gluoncv's ids, scores and corners in pixels."""
-    if isinstance(result, nd.NDArray):
-        return result.asnumpy()
-    ids, scores, corners = (part.asnumpy() for part in result[:3])
-    return np.concatenate([ids, scores, corners / size], axis=2)
 
 
 def calibration_images(network: Network, args: argparse.Namespace, count: int) -> np.ndarray:
