@@ -19,7 +19,9 @@ CORE = [
     "numpy>=1.26.4,<2; python_version >= '3.12'",  # the last before 2; mxq.compat puts np.bool back
     "scipy>=1.10,<1.16; python_version < '3.12'",
     "scipy>=1.13,<1.18; python_version >= '3.12'",
+    "numba>=0.60,<0.69",  # a newer one may ask for numpy 2
     "pillow>=10.1",
+    "pyyaml>=6.0",
     "rich>=13.8",
     "tqdm>=4.64",
     "typer>=0.12",
@@ -30,10 +32,14 @@ LEARN = [
     "scikit-learn>=1.5,<1.10; python_version >= '3.12'",
 ]
 
+PLOT = ["matplotlib>=3.8,<3.11"]
+
+DISTRIBUTED = ["distributed>=2024.8"]  # Dask's scheduler and workers; its core asks for no numpy
+
 EXAMPLES = [
     *LEARN,
+    *PLOT,
     "gluoncv==0.10.5.post0",
-    "matplotlib>=3.8,<3.11",
     "opencv-python>=4.8,<4.12",  # 4.12 needs numpy 2
     "pandas>=2.1,<3; python_version < '3.12'",
     "pandas>=2.2.3,<3; python_version >= '3.12'",
@@ -41,10 +47,13 @@ EXAMPLES = [
 
 TEST = [
     *LEARN,
+    *PLOT,
+    *DISTRIBUTED,
     "hypothesis>=6.100",
     "mypy>=1.13,<3",
     "pytest>=8.2",
     "ruff>=0.17,<0.18",  # a newer one has more rules
+    "types-pyyaml>=6.0",
 ]
 
 
@@ -74,7 +83,7 @@ setup(
     package_data={"mxq": ["py.typed"], "mxq.report": ["*.html", "*.css", "*.js"]},
     python_requires=">=3.10,<3.14",
     install_requires=CORE,
-    extras_require={"examples": EXAMPLES, "test": TEST},
+    extras_require={"distributed": DISTRIBUTED, "examples": EXAMPLES, "plot": PLOT, "test": TEST},
     entry_points={"console_scripts": ["mxq = mxq.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -234,12 +234,13 @@ def _calibrated(
     if calib_data is not None:
         calib_data = feeds(calib_data, prepared.fused.inputs, config.budget, batch_size=batch_size)
     calibrated = pipeline.calibrate(prepared, calib_data, runtime.MxnetRunner())
-    if calibrated.examples:
+    data = calibrated.statistics
+    if data.examples:
         asked = config.num_calib_examples or "the default, 5 % of the data and 32 to 1024"
         _say(
             logger,
-            f"calibrated {len(calibrated.thresholds)} tensors ({config.calib_mode}) on {calibrated.examples} examples "
-            f"in {calibrated.batches} batches (num_calib_examples: {asked})",
+            f"calibrated {len(calibrated.thresholds)} tensors ({config.calib_mode}) on {data.examples} examples in "
+            f"{data.batches} batches (num_calib_examples: {asked})",
         )
     for warning in calibrated.warnings:
         _say(logger, warning)

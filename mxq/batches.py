@@ -17,6 +17,7 @@ input name (other names ignored), or a DataBatch. Floats become float32; integer
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
@@ -51,6 +52,13 @@ class _Source:
     batch_size: int | None = None
     once: bool = False
     names: tuple[str, ...] | None = None  # of the arrays of a DataIter's batch
+    open_at: Callable[[int], Iterator[object]] | None = None  # a pass that starts at a batch
+
+    def after(self, raw: Iterator[object], batches: int) -> Iterator[object]:
+        """The pass ``raw``, of which one batch has been read, where so many have."""
+        if self.open_at is not None:
+            return self.open_at(batches)
+        return itertools.islice(raw, batches - 1, None)
 
 
 class Feeds:
@@ -71,6 +79,7 @@ class Feeds:
         self._available = source.examples
         self._batch_size = source.batch_size
         self._started = False
+        self._leap = (0, 0)
         self.examples = 0
         self.batches = 0
         self.warnings: tuple[str, ...] = ()
@@ -91,6 +100,14 @@ class Feeds:
         needed = -(-planned // self._batch_size)
         return needed if known is None else min(needed, known)
 
+    def resumed(self, batches: int, examples: int) -> Iterator[Feed]:
+        """A pass that gives the first batch, then those after the first ``batches``, which held ``examples``.
+
+        A source that can start anywhere (`mxq.images.Source`) does not read what is left out.
+        """
+        self._leap = (batches, examples)
+        return iter(self)
+
     def __iter__(self) -> Iterator[Feed]:
         """One pass over the data.
 
@@ -107,6 +124,7 @@ class Feeds:
     def _pass(self) -> Iterator[Feed]:
         raw: Iterator[object] | None = None
         ranks: dict[str, int] = {}
+        (batches, examples), self._leap = self._leap, (0, 0)
         while (planned := self.planned) is None or self.examples < planned:
             where = f"calibration batch {self.batches + 1}"
             try:
@@ -125,6 +143,9 @@ class Feeds:
             self.examples += keep
             self.batches += 1
             yield feed if keep == size else {name: array[:keep] for name, array in feed.items()}
+            if self.batches == 1 and batches:
+                raw = self._source.after(raw, batches)
+                self.batches, self.examples = batches, examples
         if self.batches == 0:
             raise DataError("calibration data holds no batch; at least one is needed")
         self._compare()
@@ -219,6 +240,7 @@ def _source(data: Any, batch_size: int) -> _Source:
         examples=_length(getattr(data, "dataset", getattr(data, "_dataset", None))),
         batches=_length(data),
         once=isinstance(data, Iterator),
+        open_at=getattr(data, "starting_at", None),
     )
 
 

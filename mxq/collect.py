@@ -1,67 +1,85 @@
-"""Calibration proper: runs a model over batches and folds an observer over each tensor of interest."""
+"""Calibration proper: runs a model over batches and folds an observer over each tensor of interest.
+
+Tensors are looked at one by one while the network makes them, so memory is that of a plain run and 64 KiB a tensor,
+whatever the number of batches. A `Checkpoint` keeps the statistics on disk; started again, `collect` goes on after
+the last batch that is in them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 
 from tqdm import tqdm
 
+from mxq.batches import Feeds
 from mxq.errors import CalibrationError, DataError
-from mxq.ir import Array, Executable, Model, Ref, Runner
+from mxq.ir import Array, Model, Ref, Runner, Watched
 from mxq.observers import Observer
-from mxq.thresholds import Threshold, Thresholds
+from mxq.statistics import Statistics, Stretch
+
+EVERY_BATCHES: Final = 4
+EVERY_SECONDS: Final = 1.0
+"""A checkpoint is written after so many batches, unless the last one is younger than that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """One tensor's observer and the state it has reached."""
+@dataclass
+class Checkpoint:
+    """A file of statistics, written while they grow.
 
-    observer: Observer[Any]
-    state: Any
+    Attributes:
+        path: the file.
+        network: the fingerprint of the network, written into the file and compared with what it holds.
+        data: what the data is called; one name for what is the same each time.
+        clock: seconds.
+    """
 
+    path: Path
+    network: Mapping[str, object] = field(default_factory=dict)
+    data: str = ""
+    clock: Callable[[], float] = time.monotonic
+    _written: float = field(default=0.0, init=False)
 
-@dataclass(frozen=True)
-class Statistics:
-    """What calibration has seen: tensor name (``str(Ref)``) -> `Observation`, and how much data that was."""
-
-    table: Mapping[str, Observation] = field(default_factory=dict)
-    examples: int = 0
-    batches: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "table", MappingProxyType(dict(self.table)))
-
-    def thresholds(self, dtype: str | Mapping[str, str] = "auto") -> Thresholds:
-        """The range of every tensor, with its provenance. Reading has no effect; read again with another dtype.
+    def open(self, kinds: Mapping[str, str]) -> Statistics | None:
+        """What the file holds already; None where there is no file. Finds out now whether it can be written.
 
         Args:
-            dtype: "auto", "int8" or "uint8" for all tensors, or by tensor name ("auto" where a name is missing).
+            kinds: tensor -> the statistic to collect.
 
         Raises:
-            CalibrationError: a tensor had no values.
-            ConfigError: another dtype.
+            CalibrationError: it is of another network, other tensors or other data.
+            FormatError: it is no file of statistics, or cannot be written.
         """
-        by_name = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.table, dtype)
-        return Thresholds({name: self._threshold(name, by_name.get(name, "auto")) for name in self.table})
-
-    def _threshold(self, name: str, dtype: str) -> Threshold:
-        observer, state = self.table[name].observer, self.table[name].state
+        self._written = self.clock()
+        if not self.path.exists():
+            Statistics(network=self.network).save(self.path)
+            self.path.unlink()
+            return None
+        found = Statistics.load(self.path)
         try:
-            found = observer.range(state, dtype)
+            found.check(self.network, kinds)
         except CalibrationError as error:
-            raise CalibrationError(f"tensor {name!r}: {error}") from error
-        return Threshold(
-            range=found,
-            observer=observer.name,
-            examples=self.examples,
-            batches=self.batches,
-            observed=observer.observed(state),
-            note=observer.note(state),
-        )
+            raise CalibrationError(f"{self.path}: {error}") from None
+        if len(found.stretches) != 1 or found.stretches[0].name != self.data:
+            held = ", ".join(repr(s.name) for s in found.stretches)
+            raise CalibrationError(
+                f"{self.path} holds statistics of {held}, this run is on {self.data!r}; give another file, then merge"
+            )
+        return found
+
+    def due(self, batches: int) -> bool:
+        """Whether to write after so many batches."""
+        return batches % EVERY_BATCHES == 0 and self.clock() - self._written >= EVERY_SECONDS
+
+    def save(self, statistics: Statistics) -> None:
+        """Writes them."""
+        statistics.save(self.path)
+        self._written = self.clock()
 
 
 def collect(
@@ -71,6 +89,7 @@ def collect(
     observers: Mapping[Ref, Observer[Any]],
     *,
     progress: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> Statistics:
     """Runs ``model`` over all ``feeds`` and shows each tensor to its observer.
 
@@ -78,73 +97,131 @@ def collect(
         runner: what runs the model.
         model: the graph whose tensors are observed.
         feeds: batches ``{input name: (n, ...) array}``, see `mxq.batches.feeds`.
-        observers: tensor -> its observer. An input of the model is taken from the feeds, a head from the heads.
+        observers: tensor -> its observer. An input of the model is taken from the feeds.
         progress: whether to show a bar, which stays silent where stderr is no terminal.
+        checkpoint: where to keep the statistics meanwhile. Ended in any way, they are on disk up to the last batch or
+            nearly; called again with the same, it continues there and ends with the same result.
 
     Returns:
         The states after all batches.
 
     Raises:
         DataError: no batches, or a tensor holds NaN or Inf; the message names tensor and batch.
-        CalibrationError: an observed tensor is a parameter.
+        CalibrationError: an observed tensor is a parameter; the checkpoint is of something else.
         GraphError: the graph has no such node.
     """
-    tapped = _Taps.of(runner, model, observers)
-    states = {ref: observer.empty() for ref, observer in observers.items()}
-    examples = batches = 0
+    start = checkpoint.open({str(ref): o.statistic for ref, o in observers.items()}) if checkpoint else None
+    if start is not None and start.complete:
+        return start
+    fold = _Fold.of(runner, model, observers, start, checkpoint)
     total = operator.length_hint(feeds) or None
-    bar = tqdm(feeds, "calibrate", total, unit="batch", leave=False, disable=None if progress else True)
-    with bar:
-        for feed in bar:
-            batches += 1
-            examples += len(next(iter(feed.values())))
-            for ref, value in tapped.values(feed):
-                states[ref] = _updated(observers[ref], states[ref], value, f"{str(ref)!r} in batch {batches}")
-    if batches == 0:
-        raise DataError("calibration data holds no batch; at least one is needed")
-    table = {str(ref): Observation(observers[ref], state) for ref, state in states.items()}
-    return Statistics(table, examples, batches)
-
-
-def _updated(observer: Observer[Any], state: Any, value: Array, where: str) -> Any:
+    bar = tqdm(total=total, desc="calibrate", unit="batch", leave=False, disable=None if progress else True)
     try:
-        return observer.update(state, value)
-    except DataError as error:
-        raise DataError(f"tensor {where} of the calibration data: {error}") from error
+        with bar:
+            bar.update(fold.stretch.batches)
+            for feed in fold.remaining(feeds):
+                fold.add(feed)
+                bar.update()
+                if checkpoint is not None and checkpoint.due(fold.stretch.batches):
+                    checkpoint.save(fold.statistics)
+    except BaseException:
+        if checkpoint is not None and fold.stretch.batches:
+            checkpoint.save(fold.statistics)
+        raise
+    if fold.stretch.batches == 0:
+        raise DataError("calibration data holds no batch; at least one is needed")
+    fold.stretch = replace(fold.stretch, complete=True)
+    if checkpoint is not None:
+        checkpoint.save(fold.statistics)
+    return fold.statistics
 
 
-@dataclass(frozen=True, slots=True)
-class _Taps:
-    """Where each observed tensor is found: an input's name, or an index into what the executable returns."""
+@dataclass
+class _Fold:
+    """The states so far. Those of a batch count once all of it has been seen."""
 
-    executable: Executable | None
-    inputs: Mapping[Ref, str]
-    outputs: Mapping[Ref, int]
+    observers: Mapping[Ref, Observer[Any]]
+    inputs: tuple[Ref, ...]
+    watched: Watched | None
+    states: dict[Ref, Any]
+    stretch: Stretch
+    network: Mapping[str, object]
 
     @staticmethod
-    def of(runner: Runner, model: Model, refs: Iterable[Ref]) -> _Taps:
-        heads = {(h.name, h.output): index for index, h in reversed(list(enumerate(model.graph.heads)))}
-        inputs: dict[Ref, str] = {}
-        outputs: dict[Ref, int] = {}
-        taps: list[Ref] = []
-        for ref in refs:
-            if model.graph[ref.name].is_variable:
-                if ref.name not in model.inputs:
-                    raise CalibrationError(f"tensor {str(ref)!r} is a parameter; allowed: inputs and operator outputs")
-                inputs[ref] = ref.name
-            elif (ref.name, ref.output) in heads:  # a tensor returned twice does not bind in MXNet
-                outputs[ref] = heads[ref.name, ref.output]
-            else:
-                outputs[ref] = len(model.graph.heads) + len(taps)
-                taps.append(ref)
-        executable = runner.compile(model, tuple(taps)) if outputs else None
-        return _Taps(executable, inputs, outputs)
+    def of(
+        runner: Runner,
+        model: Model,
+        observers: Mapping[Ref, Observer[Any]],
+        start: Statistics | None,
+        checkpoint: Checkpoint | None,
+    ) -> _Fold:
+        for ref in observers:
+            if model.graph[ref.name].is_variable and ref.name not in model.inputs:
+                raise CalibrationError(f"tensor {str(ref)!r} is a parameter; allowed: inputs and operator outputs")
+        inputs = tuple(ref for ref in observers if ref.name in model.inputs)
+        made = [ref for ref in observers if ref.name not in model.inputs]
+        states = {ref: start.states[str(ref)] if start else o.empty() for ref, o in observers.items()}
+        named = Stretch(name=checkpoint.data) if checkpoint else Stretch()
+        return _Fold(
+            observers=observers,
+            inputs=inputs,
+            watched=runner.watch(model, made) if made else None,
+            states=states,
+            stretch=start.stretches[0] if start else named,
+            network=checkpoint.network if checkpoint else {},
+        )
 
-    def values(self, feed: Mapping[str, Array]) -> Iterable[tuple[Ref, Array]]:
-        """Each observed tensor's value for one feed, one at a time: what runs lazily need not hold them all."""
-        for ref, name in self.inputs.items():
-            yield ref, feed[name]
-        if self.executable is not None:
-            results = self.executable(feed)
-            for ref, index in self.outputs.items():
-                yield ref, results[index]
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics({str(ref): state for ref, state in self.states.items()}, (self.stretch,), self.network)
+
+    def remaining(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+        """The batches that are not in the states yet.
+
+        Raises:
+            CalibrationError: the first batch is not the one that the statistics began with.
+        """
+        done, examples = self.stretch.batches, self.stretch.examples
+        if done and isinstance(feeds, Feeds):
+            feeds = feeds.resumed(done, examples)
+        elif done:
+            feeds = (feed for number, feed in enumerate(feeds) if number == 0 or number >= done)
+        for number, feed in enumerate(feeds):
+            if number == 0:
+                first = _checksum(feed)
+                if done and first != self.stretch.first:
+                    raise CalibrationError(
+                        f"the first batch of {self.stretch.name!r} has changed since the statistics were begun (sha256 "
+                        f"{self.stretch.first[:12]}, now {first[:12]}): other data, order, batch size or preparation"
+                    )
+                self.stretch = replace(self.stretch, first=first)
+            if number or not done:
+                yield feed
+
+    def add(self, feed: Mapping[str, Array]) -> None:
+        """One more batch."""
+        states = dict(self.states)
+
+        def visit(ref: Ref, value: Array) -> None:
+            try:
+                states[ref] = self.observers[ref].update(states[ref], value)
+            except DataError as error:
+                where = f"tensor {str(ref)!r} in batch {self.stretch.batches + 1}"
+                raise DataError(f"{where} of the calibration data: {error}") from error
+
+        for ref in self.inputs:
+            visit(ref, feed[ref.name])
+        if self.watched is not None:
+            self.watched(feed, visit)
+        self.states = states
+        examples = self.stretch.examples + len(next(iter(feed.values())))
+        self.stretch = replace(self.stretch, examples=examples, batches=self.stretch.batches + 1)
+
+
+def _checksum(feed: Mapping[str, Array]) -> str:
+    """The sha256 of a batch."""
+    digest = hashlib.sha256()
+    for name, array in sorted(feed.items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

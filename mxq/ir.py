@@ -7,7 +7,7 @@ returns a new `Model`, or the same object where nothing changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -264,9 +264,23 @@ class Executable(Protocol):
     def __call__(self, feeds: Mapping[str, Array]) -> Sequence[Array]: ...
 
 
+class Watched(Protocol):
+    """A model bound to be looked into: shows each watched tensor to ``visit`` while it exists, then forgets it.
+
+    The array is valid only during the call; it holds the tensor's values in an order of the runner's choice, as (n,).
+    What ``visit`` raises ends the run and is raised.
+    """
+
+    def __call__(self, feeds: Mapping[str, Array], visit: Callable[[Ref, Array], None]) -> None: ...
+
+
 class Runner(Protocol):
     """What runs a model. `mxq.runtime` implements it with MXNet; tests may with numpy."""
 
     def compile(self, model: Model, taps: Sequence[Ref] = ()) -> Executable:
         """Binds ``model``; the executable returns its heads, then the tensors named by ``taps``."""
+        ...
+
+    def watch(self, model: Model, refs: Sequence[Ref]) -> Watched:
+        """Binds ``model`` so that the outputs ``refs`` of its operators are seen as they are made."""
         ...

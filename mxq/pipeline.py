@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mxq import observers
 from mxq.batches import Feeds, feeds
-from mxq.collect import collect
+from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError
 from mxq.ir import Model, Ref, Runner
@@ -26,6 +26,7 @@ from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report
 from mxq.rewrite import Trace, run_pass
 from mxq.serde import write_text
+from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
 
 
@@ -52,12 +53,11 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Ranges of all planned tensors, and the data they come from."""
+    """Ranges of all planned tensors, and the ``statistics`` of the data they come from, where there is data."""
 
     thresholds: Thresholds
-    examples: int = 0
-    batches: int = 0
-    warnings: tuple[str, ...] = field(default_factory=tuple)
+    statistics: Statistics = field(default_factory=Statistics)
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(model: Model, trace: Trace | None = None) -> Model:
@@ -85,51 +85,111 @@ def plan(model: Model, config: QuantConfig) -> Prepared:
         QuantizeError: the network is int8 already.
         ConfigError: a pattern of ``config`` matches nothing, or its calibrator is unknown.
     """
-    _known_observer("calib_mode", config.calib_mode)
+    _check_observers(config)
     trace = Trace()
     fused = run_pass(FUSE_INT8, prepare(model, trace), trace)
     return Prepared(model, fused, partition(fused, config, trace=trace), config, trace)
 
 
-def _known_observer(field_name: str, name: str) -> None:
-    if name != NONE and name not in observers.names():
-        allowed = ", ".join(map(repr, (*observers.names(), NONE)))
-        raise ConfigError(f"{field_name} is {name!r}; allowed: {allowed}")
+def _check_observers(config: QuantConfig) -> None:
+    asked = [("calib_mode", config.calib_mode), ("weight_calib_mode", config.weight_calib_mode)]
+    for pattern, layer in config.overrides.items():
+        asked += [(f"overrides {pattern!r}: calib_mode", layer.calib_mode or NONE)]
+        asked += [(f"overrides {pattern!r}: weight_calib_mode", layer.weight_calib_mode or config.weight_calib_mode)]
+    for setting, spec in asked:
+        if spec == NONE and "weight" not in setting:
+            continue
+        try:
+            observer = observers.get(spec)
+        except ConfigError as error:
+            raise ConfigError(f"{setting} is {spec!r}: {error}") from None
+        if "weight" in setting and observer.ordered:
+            raise ConfigError(f"{setting} is {spec!r}, which averages over batches; allowed: an observer without order")
 
 
-def calibrate(prepared: Prepared, calib_data: object, runner: Runner, *, progress: bool = True) -> Calibrated:
+def wanted(prepared: Prepared) -> dict[Ref, observers.Observer[Any]]:
+    """The observer of every planned tensor whose range is not given by hand."""
+    config, choices = prepared.config, LayerChoices.of(prepared.fused.graph, prepared.config)
+    if config.calib_mode == NONE:
+        return {}
+    fixed = _fixed(prepared.plan, choices)
+    refs = [r for r in prepared.plan.observe if str(r) not in fixed]
+    return {r: observers.get(choices.calib_mode(r.name) or config.calib_mode) for r in refs}
+
+
+def calibrate(
+    prepared: Prepared,
+    calib_data: object,
+    runner: Runner,
+    *,
+    progress: bool = True,
+    checkpoint: Checkpoint | None = None,
+) -> Calibrated:
     """Runs the fused float network over ``calib_data`` and finds a range for each planned tensor.
+
+    Args:
+        prepared: from `plan`.
+        calib_data: see `mxq.batches.feeds`; it may be None where no range needs data.
+        runner: what runs the network.
+        progress: whether to show a bar.
+        checkpoint: where to keep the statistics. Then histograms are collected whatever the observers need, so that
+            other observers can be asked later. Data is not needed where the file is complete.
 
     Raises:
         DataError: the data is missing, empty, or does not fit the network's inputs.
+        CalibrationError: the checkpoint is of something else.
     """
-    config = prepared.config
-    if config.calib_mode == NONE:
-        return Calibrated(Thresholds())
-    choices = LayerChoices.of(prepared.fused.graph, config)
-    fixed = _fixed(prepared.plan, choices)
-    wanted = {r: _observer(r, config, choices) for r in prepared.plan.observe if str(r) not in fixed}
-    if not wanted:
-        return Calibrated(Thresholds(fixed))
+    config, asked = prepared.config, wanted(prepared)
+    if not asked:
+        return ranges(prepared, Statistics())
+    if checkpoint is not None:
+        asked = {ref: observers.collector(observer) for ref, observer in asked.items()}
     if calib_data is None:
         raise DataError(
             f"calib_data is None, but calib_mode {config.calib_mode!r} needs data; give some, or calib_mode='none'"
         )
     batches = calib_data if isinstance(calib_data, Feeds) else feeds(calib_data, prepared.fused.inputs, config.budget)
-    statistics = collect(runner, prepared.fused, batches, wanted, progress=progress)
-    found = statistics.thresholds({str(r): _asked_dtype(r, prepared) for r in wanted})
-    return Calibrated(Thresholds({**found, **fixed}), statistics.examples, statistics.batches, tuple(batches.warnings))
+    statistics = collect(runner, prepared.fused, batches, asked, progress=progress, checkpoint=checkpoint)
+    found = ranges(prepared, statistics)
+    return replace(found, warnings=(*batches.warnings, *found.warnings))
+
+
+def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
+    """A range for each planned tensor from statistics collected before; the network does not run.
+
+    Raises:
+        CalibrationError: the statistics are of another network, lack a tensor, or do not serve its observer.
+    """
+    choices = LayerChoices.of(prepared.fused.graph, prepared.config)
+    if prepared.config.calib_mode == NONE:
+        return Calibrated(Thresholds())
+    asked = wanted(prepared)
+    if asked and statistics.network:
+        statistics.check_network(fingerprint(prepared.source))
+    dtypes = {str(r): _asked_dtype(r, prepared) for r in asked}
+    found = dict(statistics.thresholds({str(r): observer for r, observer in asked.items()}, dtypes))
+    for ref in asked:
+        source = choices.source(ref.name, "calib_mode") or "calib_mode"
+        found[str(ref)] = replace(found[str(ref)], source=source)
+    fixed = _fixed(prepared.plan, choices)
+    return Calibrated(Thresholds({**found, **fixed}), statistics, _oddities(found))
+
+
+def _oddities(found: Mapping[str, Threshold]) -> tuple[str, ...]:
+    """A sentence for tensors that held but one value: a sign of broken data or a dead layer."""
+    sentences = []
+    for note in ("all zero", "constant"):
+        names = [name for name, threshold in found.items() if threshold.note == note]
+        if names:
+            more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+            listed = ", ".join(map(repr, names[:3]))
+            sentences.append(f"{listed}{more}: {note} in all of the calibration data; are data and preparation right?")
+    return tuple(sentences)
 
 
 def _fixed(plan: Plan, choices: LayerChoices) -> dict[str, Threshold]:
-    given = {str(r): choices.threshold(r.name) for r in plan.observe}
-    return {name: Threshold(Range(*pair), "fixed") for name, pair in given.items() if pair is not None}
-
-
-def _observer(ref: Ref, config: QuantConfig, choices: LayerChoices) -> observers.Observer[Any]:
-    name = choices.calib_mode(ref.name) or config.calib_mode
-    _known_observer("overrides: calib_mode", name)
-    return observers.get(name)
+    given = {str(r): (choices.threshold(r.name), choices.source(r.name, "threshold")) for r in plan.observe}
+    return {name: Threshold(Range(*pair), "fixed", source=why) for name, (pair, why) in given.items() if pair}
 
 
 def _asked_dtype(ref: Ref, prepared: Prepared) -> str:
@@ -167,8 +227,8 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         summary={
             "int8": int8,
             "float": len(decided.decisions) - int8,
-            "calibration_examples": calibrated.examples,
-            "calibration_batches": calibrated.batches,
+            "calibration_examples": calibrated.statistics.examples,
+            "calibration_batches": calibrated.statistics.batches,
             "warnings": list(calibrated.warnings),
         },
     )

@@ -40,12 +40,22 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """What one calibrator, by its spec, would have chosen, and its expected error (see `mxq.observers.auto`)."""
+
+    observer: str
+    range: Range
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class Threshold:
     """One tensor's range and where it came from.
 
-    ``observer`` names the calibrator ("naive", "entropy", "fixed", ...), ``examples`` and ``batches`` say how
-    much data it saw, ``observed`` is the plain minimum and maximum of that data, ``note`` anything worth
-    reporting (the tensor was constant, clipped by hand, ...).
+    ``observer`` is the spec of the calibrator ("naive", "percentile:99.9", "fixed", ...), ``source`` says what asked
+    for it ("calib_mode", "overrides 'stage1_*'", ...), ``examples`` and ``batches`` say how much data it saw,
+    ``observed`` is the plain minimum and maximum of that data, ``note`` anything worth reporting (the tensor was
+    constant, clipped by hand, ...). Where "auto" chose, ``candidates`` are what it chose from, the best first.
     """
 
     range: Range
@@ -54,6 +64,8 @@ class Threshold:
     batches: int = 0
     observed: Range | None = None
     note: str = ""
+    source: str = ""
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,4 +124,10 @@ class Thresholds(Mapping[str, Threshold]):
 def _threshold(entry: Mapping[str, Any]) -> Threshold:
     fields = dict(entry)
     observed = fields.pop("observed", None)
-    return Threshold(range=Range(**fields.pop("range")), observed=Range(**observed) if observed else None, **fields)
+    candidates = tuple(Candidate(**{**c, "range": Range(**c["range"])}) for c in fields.pop("candidates", ()))
+    return Threshold(
+        range=Range(**fields.pop("range")),
+        observed=Range(**observed) if observed else None,
+        candidates=candidates,
+        **fields,
+    )

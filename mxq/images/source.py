@@ -47,8 +47,12 @@ class Source:
         return (self.examples + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        return self.starting_at(0)
+
+    def starting_at(self, batch: int) -> Iterator[Mapping[str, Array]]:
+        """The batches from number ``batch`` on; those before are not read."""
         numbers = range(self.examples) if self.picked is None else self.picked
-        for start in range(0, self.examples, self.batch_size):
+        for start in range(batch * self.batch_size, self.examples, self.batch_size):
             yield self.read(numbers[start : start + self.batch_size])
 
     def take(self, count: int) -> Source:

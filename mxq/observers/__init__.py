@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from mxq.observers.base import Extent, Observer, get, names, register
-from mxq.observers.entropy import EntropyObserver, EntropyParams
-from mxq.observers.histogram import HistogramObserver, HistogramState
-from mxq.observers.minmax import NaiveObserver, NaiveParams
+from typing import Any, Final
 
-register(NaiveObserver())
-register(EntropyObserver())
+from mxq.observers.auto import AutoObserver, AutoParams
+from mxq.observers.base import ALIASES, Arrays, Extent, Observer, State, get, names, register, spec_of
+from mxq.observers.entropy import EntropyObserver, EntropyParams
+from mxq.observers.fixed import FixedObserver, FixedParams
+from mxq.observers.histogram import HistogramObserver, HistogramState
+from mxq.observers.kernels import in_parallel
+from mxq.observers.minmax import ExtentObserver, NaiveObserver, NaiveParams
+from mxq.observers.moments import MeanStdObserver, MeanStdParams, NormObserver, NormParams
+from mxq.observers.moving import MovingObserver, MovingParams, MovingState
+from mxq.observers.mse import MseObserver, MseParams
+from mxq.observers.percentile import PercentileObserver, PercentileParams
+
+_ALL: Final[tuple[Observer[Any], ...]] = (
+    NaiveObserver(),
+    MovingObserver(),
+    PercentileObserver(),
+    EntropyObserver(),
+    MseObserver(),
+    NormObserver(),
+    MeanStdObserver(),
+    FixedObserver(),
+    AutoObserver(),
+)
+for _observer in _ALL:
+    register(_observer)
+
+STATES: Final[dict[str, Any]] = {state.kind: state for state in (Extent, HistogramState, MovingState)}
+"""Kind of state, as a file names it -> its class."""
+
+
+_OF_HISTOGRAMS: Final[Observer[Any]] = MseObserver()
+
+
+def collector(observer: Observer[Any]) -> Observer[Any]:
+    """What to collect so that ``observer``, and others later, can be asked: a histogram, unless order matters."""
+    return observer if observer.ordered else _OF_HISTOGRAMS
+
 
 __all__ = [
+    "ALIASES",
+    "STATES",
+    "Arrays",
+    "AutoObserver",
+    "AutoParams",
     "EntropyObserver",
     "EntropyParams",
     "Extent",
+    "ExtentObserver",
+    "FixedObserver",
+    "FixedParams",
     "HistogramObserver",
     "HistogramState",
+    "MeanStdObserver",
+    "MeanStdParams",
+    "MovingObserver",
+    "MovingParams",
+    "MovingState",
+    "MseObserver",
+    "MseParams",
     "NaiveObserver",
     "NaiveParams",
+    "NormObserver",
+    "NormParams",
     "Observer",
+    "PercentileObserver",
+    "PercentileParams",
+    "State",
+    "collector",
     "get",
+    "in_parallel",
     "names",
     "register",
+    "spec_of",
 ]

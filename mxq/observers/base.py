@@ -8,22 +8,29 @@ An observer is a pure fold over the batches of one tensor::
     threshold = observer.range(state, "auto")
 
 A state is a frozen dataclass whose arrays are read-only: reading changes nothing, and two states of disjoint
-data `merge` into the state of all of it. Adding an observer takes a parameter dataclass, a class and `register`;
-one that works from a histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `range` alone.
+data `merge` into the state of all of it. Many observers share a kind of state, so what one pass collected answers
+for all of them. Adding an observer takes a parameter dataclass, a class and `register`; one that works from a
+histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `threshold` alone.
+
+In settings an observer is a *spec*: its name, then parameters in order or by name, ``percentile:99.9``,
+``entropy:tolerance=0``; see `get`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxq.errors import CalibrationError, ConfigError, DataError, one_of
-from mxq.thresholds import Range
+from mxq.errors import CalibrationError, ConfigError, DataError, FormatError, one_of
+from mxq.observers import kernels
+from mxq.thresholds import Candidate, Range
 
+Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 S = TypeVar("S")
 
@@ -34,6 +41,25 @@ ALL_ZERO_RANGE: Final = Range(0.0, 1.0)
 `quantize_v2` codes as 127 (it multiplies by infinity), so a unit range stands in."""
 
 
+class State(Protocol):
+    """What an observer keeps of one tensor: at most 64 KiB, whatever the number of values."""
+
+    kind: ClassVar[str]
+    """What a file calls its class; see `mxq.observers.STATES`."""
+
+    @property
+    def statistic(self) -> str:
+        """What it is: the ``statistic`` of the observers that collect it."""
+        ...
+
+    @property
+    def extent(self) -> Extent: ...
+
+    def to_arrays(self) -> Arrays:
+        """Everything in the state as arrays of numbers, for a file."""
+        ...
+
+
 class Observer(Protocol[S]):
     """Finds the range of one tensor from its batches; ``S`` is its state."""
 
@@ -41,7 +67,21 @@ class Observer(Protocol[S]):
     """What the registry and the provenance call it."""
 
     ordered: ClassVar[bool]
-    """Whether the order of updates matters (a moving average); such states must not be merged out of order."""
+    """Whether the order of updates matters (a moving average); such states merge in the order of their data only."""
+
+    @property
+    def params(self) -> Any:
+        """A frozen dataclass of numbers; the observer's class takes it as ``params=``."""
+        ...
+
+    @property
+    def statistic(self) -> str:
+        """What it collects; observers of the same statistic can use each other's states."""
+        ...
+
+    def reads(self, statistic: str) -> bool:
+        """Whether `range` can answer from a state of that statistic."""
+        ...
 
     def empty(self) -> S:
         """The state before any data."""
@@ -77,6 +117,10 @@ class Observer(Protocol[S]):
         """
         ...
 
+    def candidates(self, state: S, dtype: str) -> tuple[Candidate, ...]:
+        """For an observer that chooses among others: what each would have found, the choice first; else nothing."""
+        ...
+
     def observed(self, state: S) -> Range | None:
         """The plain minimum and maximum; None before any data."""
         ...
@@ -90,27 +134,58 @@ class Observer(Protocol[S]):
 class Extent:
     """How many values were seen and between which bounds (exact, in activation units)."""
 
+    kind: ClassVar[str] = "extent"
+    statistic: ClassVar[str] = kind
     count: int = 0
     min: float = math.inf
     max: float = -math.inf
 
     def update(self, x: Floats) -> Extent:
-        """The extent of these values and those of ``x`` (any shape, float32).
+        """The extent of these values and those of ``x`` ((n,) float32, contiguous).
 
         Raises:
             DataError: ``x`` holds NaN or Inf.
         """
         if x.size == 0:
             return self
-        with np.errstate(invalid="ignore"):
-            low, high = float(x.min()), float(x.max())
-        if not (math.isfinite(low) and math.isfinite(high)):  # NaN propagates through min and max
+        found = kernels.in_parallel(kernels.extremes, [piece.view(np.int32) for piece in kernels.pieces(x)])
+        low = kernels.key_value(min(key for key, _ in found)) + 0.0  # + 0.0 makes -0.0 into 0.0
+        high = kernels.key_value(max(key for _, key in found)) + 0.0
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise _not_finite(x)
-        return self.merge(Extent(x.size, low + 0.0, high + 0.0))  # + 0.0 makes -0.0 into 0.0
+        return self.merge(Extent(x.size, low, high))
 
     def merge(self, other: Extent) -> Extent:
         """The extent of both."""
         return Extent(self.count + other.count, min(self.min, other.min), max(self.max, other.max))
+
+    @property
+    def extent(self) -> Extent:
+        return self
+
+    @property
+    def bounds(self) -> Floats:
+        """(min, max) as (2,) float32, which is what they were."""
+        return np.array([self.min, self.max], np.float32)
+
+    def to_arrays(self) -> Arrays:
+        return {"count": np.array(self.count, np.int64), "bounds": self.bounds}
+
+    @staticmethod
+    def from_arrays(arrays: Arrays) -> Extent:
+        return Extent.from_bounds(int(arrays["count"]), arrays["bounds"])
+
+    @staticmethod
+    def from_bounds(count: int, bounds: NDArray[Any]) -> Extent:
+        """The extent of ``count`` values between ``bounds``, (2,) float32.
+
+        Raises:
+            FormatError: there is no such extent.
+        """
+        low, high = (float(b) for b in bounds)
+        if count < 0 or (count > 0 and not -math.inf < low <= high < math.inf):
+            raise damaged(f"{count} values between {low} and {high}")
+        return Extent(count, low, high) if count else Extent()
 
     @property
     def range(self) -> Range | None:
@@ -163,7 +238,14 @@ def _not_finite(x: Floats) -> DataError:
     return DataError(f"{nans + infinite} of {x.size} values are not finite ({nans} NaN, {infinite} Inf)")
 
 
+def damaged(found: str) -> FormatError:
+    """The error for a state that no observer wrote."""
+    return FormatError(f"statistics are damaged: {found}")
+
+
 _REGISTRY: Final[dict[str, Observer[Any]]] = {}
+ALIASES: Final = {"minmax": "naive", "kl": "entropy"}
+"""Other names in use for the same observers."""
 
 
 def register(observer: Observer[Any]) -> None:
@@ -176,15 +258,55 @@ def register(observer: Observer[Any]) -> None:
         raise ConfigError(f"an observer named {observer.name!r} exists already; known: {', '.join(names())}")
 
 
-def get(name: str) -> Observer[Any]:
-    """The observer called ``name`` with default parameters.
+def get(spec: str) -> Observer[Any]:
+    """The observer that ``spec`` names: "entropy", "percentile:99.9", "entropy:levels=127,tolerance=0".
 
     Raises:
-        ConfigError: there is none; the message lists those known.
+        ConfigError: no such observer or parameter, or a value that is not allowed; the message lists those known.
     """
+    name, _, settings = spec.strip().partition(":")
+    name = ALIASES.get(name.strip(), name.strip())
     if name not in _REGISTRY:
-        raise one_of("observer", name, names())
-    return _REGISTRY[name]
+        raise one_of("observer", name, (*names(), *ALIASES))
+    known = _REGISTRY[name]
+    if not settings.strip():
+        if isinstance(known, NeedsParams):
+            raise ConfigError(f"observer {name!r} needs parameters: {known.needs}")
+        return known
+    return type(known)(params=_params(name, type(known.params), settings))  # type: ignore[call-arg]
+
+
+class NeedsParams:
+    """An observer without sensible defaults; ``needs`` shows how it is written."""
+
+    needs: ClassVar[str]
+
+
+def _params(name: str, kind: type[Any], settings: str) -> Any:
+    """Parameters from "1,tolerance=0": in order, then by name."""
+    known = {f.name: f for f in fields(kind)}
+    found: dict[str, int | float] = {}
+    for place, part in enumerate(settings.split(",")):
+        key, equals, text = part.partition("=")
+        key, text = (key.strip(), text) if equals else (next(iter([*known][place:]), str(place + 1)), key)
+        if key not in known or key in found:
+            allowed = ", ".join(known) or "none"
+            raise ConfigError(f"observer {name!r} has no parameter {key!r} or it is given twice; allowed: {allowed}")
+        try:
+            found[key] = int(text) if known[key].type in ("int", int) else float(text)
+        except ValueError:
+            raise ConfigError(f"observer {name!r}: {key} is {text.strip()!r}; allowed: a number") from None
+    return kind(**found)
+
+
+def spec_of(observer: Observer[Any]) -> str:
+    """The spec from which `get` makes an equal observer, without parameters that have their default values."""
+    given = []
+    for f in fields(observer.params):
+        value = getattr(observer.params, f.name)
+        if value != f.default:
+            given.append(f"{f.name}={value!r}")
+    return f"{observer.name}:{','.join(given)}" if given else observer.name
 
 
 def names() -> tuple[str, ...]:

@@ -36,7 +36,6 @@ from numpy.typing import NDArray
 
 from mxq.errors import ConfigError
 from mxq.observers.histogram import Counts, HistogramObserver, HistogramState
-from mxq.thresholds import Range
 
 Reals = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -71,21 +70,12 @@ class EntropyObserver(HistogramObserver):
     name: ClassVar[str] = "entropy"
     params: EntropyParams = EntropyParams()
 
-    def range(self, state: HistogramState, dtype: str) -> Range:
-        """(0, threshold) for a non-negative tensor with "auto" or "uint8", else (-threshold, threshold).
-
-        The threshold is an upper edge of a bin, and never beyond the largest absolute value observed.
-        """
-        seen = state.extent.usable(dtype)
-        if not state.extent.absmax:
-            return seen
-        unsigned = state.extent.unsigned(dtype)
-        bound = seen.absmax
-        if not self._sparse(state):
-            levels = 2 * self.params.levels + 1 if unsigned else self.params.levels
-            kept = _best_candidate(state.cropped(), levels, self.params.tolerance)
-            bound = min((kept + 1) * state.width, bound)
-        return Range(0.0 if unsigned else -bound, bound)
+    def threshold(self, state: HistogramState, dtype: str) -> float:
+        """An upper edge of a bin."""
+        if self._sparse(state):
+            return state.extent.absmax
+        levels = 2 * self.params.levels + 1 if dtype == "uint8" else self.params.levels
+        return (_best_candidate(state.cropped(), levels, self.params.tolerance) + 1) * state.width
 
     def note(self, state: HistogramState) -> str:
         sparse = state.extent.count and self._sparse(state)

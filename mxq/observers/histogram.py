@@ -8,6 +8,9 @@ So the state depends on the values alone: batch by batch, at once, in any order,
 
 Multiplying by a power of two is exact in float32; where it underflows, the bin is 0 either way (rounding down
 instead of towards zero would tell -1e-40 from 0, or not, by the order of arrival).
+
+A state is 64 KiB: 8191 counts and the two bounds as float32, from which the number of values and the bins' width
+follow.
 """
 
 from __future__ import annotations
@@ -15,15 +18,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxq.observers.base import Extent, Floats, flat
-from mxq.thresholds import Range
+from mxq.observers import kernels
+from mxq.observers.base import Arrays, Extent, Floats, damaged, flat
+from mxq.thresholds import Candidate, Range
 
 Counts = NDArray[np.int64]
+Reals = NDArray[np.float64]
 
 BITS: Final = 12
 HALF: Final = 2**BITS - 1
@@ -31,9 +36,6 @@ HALF: Final = 2**BITS - 1
 
 MIN_EXPONENT: Final = -100
 """Where growth starts: values below 2^-100 share few bins, and 2^(12 + 100) still fits float32."""
-
-CHUNK: Final = 1 << 16
-"""Values per step: the temporaries (0.8 MB) stay in the second-level cache."""
 
 
 def _no_counts() -> Counts:
@@ -52,9 +54,15 @@ class HistogramState:
     ``counts``: (8191,) int64, read-only, the middle bin at index `HALF`; their sum is ``extent.count``.
     """
 
-    exponent: int = MIN_EXPONENT
+    kind: ClassVar[str] = "histogram"
+    statistic: ClassVar[str] = kind
     counts: Counts = field(default_factory=_no_counts)
     extent: Extent = field(default_factory=Extent)
+
+    @property
+    def exponent(self) -> int:
+        """The smallest k with every absolute value below ``2^k``, but at least `MIN_EXPONENT`."""
+        return max(MIN_EXPONENT, _exponent(self.extent.absmax))
 
     @property
     def width(self) -> float:
@@ -62,33 +70,96 @@ class HistogramState:
         return math.ldexp(1.0, self.exponent - BITS)
 
     def update(self, x: Floats) -> HistogramState:
-        """The state with the values of ``x`` added: (n,) float32, contiguous."""
-        extent = self.extent.update(x)
-        if extent is self.extent:
+        """The state with the values of ``x`` added: (n,) float32, contiguous.
+
+        Raises:
+            DataError: ``x`` holds NaN or Inf.
+        """
+        if x.size == 0:
             return self
-        exponent = max(self.exponent, _exponent(extent.absmax))
-        counts = _widened(self.counts, exponent - self.exponent)
-        _add(counts, x, exponent)
-        return HistogramState(exponent, _frozen(counts), extent)
+        exponent = self.exponent
+        found = _counted(x, exponent)
+        if found is None:  # a value beyond the bins, or one that is no number
+            exponent = max(exponent, _exponent(Extent().update(x).absmax))
+            found = _counted(x, exponent)
+        if found is None:
+            raise AssertionError(f"values beyond 2^{exponent}, their own extent")
+        counts, extent = found
+        wide = _widened(self.counts, exponent - self.exponent)
+        return HistogramState(_frozen(wide + counts), self.extent.merge(extent))
 
     def merge(self, other: HistogramState) -> HistogramState:
         """The state of the data of both."""
+        extent = self.extent.merge(other.extent)
         exponent = max(self.exponent, other.exponent)
         counts = _widened(self.counts, exponent - self.exponent) + _widened(other.counts, exponent - other.exponent)
-        return HistogramState(exponent, _frozen(counts), self.extent.merge(other.extent))
+        return HistogramState(_frozen(counts), extent)
 
     def cropped(self) -> Counts:
         """The counts without the empty bins beyond the largest absolute value: (2 n + 1,) int64, symmetric."""
         last = min(int(self.extent.absmax / self.width), HALF)
         return self.counts[HALF - last : HALF + last + 1]
 
+    def magnitudes(self) -> Counts:
+        """Counts by absolute value: (4096,) int64; entry 0 is [0, width), entry i is [i width, (i + 1) width)."""
+        folded = self.counts[HALF:].copy()
+        folded[1:] += self.counts[HALF - 1 :: -1]
+        return folded
+
+    def centres(self) -> Reals:
+        """The middle of every bin, (8191,) float64, in activation units; 0 for the middle one."""
+        index = np.arange(-HALF, HALF + 1)
+        centres: Reals = (index + 0.5 * np.sign(index)) * self.width
+        return centres
+
+    def filled(self) -> tuple[Reals, Reals]:
+        """Edges (n, 2) and counts (n,), float64, of the bins that hold something, cut to the extent.
+
+        Zeros are a value of their own (ReLU makes many), coded without an error in any range: the middle bin counts as
+        being at zero.
+        """
+        index = np.flatnonzero(self.counts) - HALF
+        edges = np.stack([index - (index < 0), index + (index > 0)], axis=1) * self.width
+        edges = np.clip(edges, self.extent.min, self.extent.max)
+        narrow = edges[:, 1] - edges[:, 0] < 1e-6 * self.width  # the only value of a bin, at its edge
+        edges[narrow] = edges[narrow, :1] + np.array([-0.5e-6, 0.5e-6]) * self.width
+        return edges, self.counts[index + HALF].astype(np.float64)
+
+    def expected_errors(self, thresholds: Reals, dtype: str) -> Reals:
+        """Mean squared error of quantizing to ``dtype`` ("int8", "uint8") with each threshold; see `kernels`.
+
+        Args:
+            thresholds: (m,) float64 > 0, in activation units.
+            dtype: of the codes.
+        """
+        edges, counts = self.filled()
+        lowest, highest = (0, 255) if dtype == "uint8" else (-128, 127)
+        found: Reals = kernels.expected_errors(edges, counts, np.asarray(thresholds, np.float64), lowest, highest)
+        return found
+
+    def to_arrays(self) -> Arrays:
+        return {"counts": self.counts, "bounds": self.extent.bounds}
+
+    @staticmethod
+    def from_arrays(arrays: Arrays) -> HistogramState:
+        counts = np.array(arrays["counts"], np.int64)
+        bounds = arrays["bounds"]
+        if counts.shape != (2 * HALF + 1,) or counts.min() < 0:
+            raise damaged(f"counts of shape {counts.shape}, the smallest {counts.min(initial=0)}")
+        return HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
+
 
 @dataclass(frozen=True)
 class HistogramObserver(ABC):
-    """An observer whose state is a `HistogramState`; a subclass names itself and chooses the range."""
+    """An observer whose state is a `HistogramState`; a subclass names itself and finds a threshold."""
 
     name: ClassVar[str]
     ordered: ClassVar[bool] = False
+    statistic: ClassVar[str] = HistogramState.statistic
+    params: Any = None
+
+    def reads(self, statistic: str) -> bool:
+        return statistic == self.statistic
 
     def empty(self) -> HistogramState:
         return HistogramState()
@@ -99,9 +170,31 @@ class HistogramObserver(ABC):
     def merge(self, a: HistogramState, b: HistogramState) -> HistogramState:
         return a.merge(b)
 
-    @abstractmethod
     def range(self, state: HistogramState, dtype: str) -> Range:
-        """See `mxq.observers.base.Observer.range`."""
+        """(0, threshold) for a non-negative tensor with "auto" or "uint8", else (-threshold, threshold).
+
+        The threshold is never beyond the largest absolute value observed, which it is where all values are equal.
+        """
+        seen = state.extent.usable(dtype)
+        if not state.extent.absmax:
+            return seen
+        unsigned = state.extent.unsigned(dtype)
+        bound = seen.absmax
+        if state.extent.min != state.extent.max:
+            bound = min(self.threshold(state, "uint8" if unsigned else "int8"), bound)
+        return Range(0.0 if unsigned else -bound, bound)
+
+    @abstractmethod
+    def threshold(self, state: HistogramState, dtype: str) -> float:
+        """The largest absolute value to represent, > 0, in activation units.
+
+        Args:
+            state: of at least two different values.
+            dtype: "int8" or "uint8".
+        """
+
+    def candidates(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
+        return ()
 
     def observed(self, state: HistogramState) -> Range | None:
         return state.extent.range
@@ -116,9 +209,9 @@ def _exponent(absmax: float) -> int:
 
 
 def _widened(counts: Counts, steps: int) -> Counts:
-    """A fresh copy whose bins are ``2^steps`` times as wide."""
+    """The counts in bins ``2^steps`` times as wide."""
     if steps == 0:
-        return counts.copy()
+        return counts
     joined = 1 << min(steps, BITS)
     positive = counts[HALF:].reshape(-1, joined).sum(axis=1)
     negative = counts[HALF::-1].reshape(-1, joined).sum(axis=1)
@@ -130,16 +223,18 @@ def _widened(counts: Counts, steps: int) -> Counts:
     return wide
 
 
-def _add(counts: Counts, x: Floats, exponent: int) -> None:
-    """Counts the values of ``x`` (all below 2^exponent) into ``counts``, in place."""
+def _counted(x: Floats, exponent: int) -> tuple[Counts, Extent] | None:
+    """Counts of ``x`` in bins for ``2^exponent``, and its extent; None where a value does not fit."""
     factor = np.float32(math.ldexp(1.0, BITS - exponent))
-    scaled = np.empty(min(CHUNK, x.size), dtype=np.float32)
-    index = np.empty(scaled.shape, dtype=np.intp)
-    for start in range(0, x.size, CHUNK):
-        part = x[start : start + CHUNK]
-        n = part.size
-        with np.errstate(under="ignore"):
-            np.multiply(part, factor, out=scaled[:n])
-        index[:n] = scaled[:n]  # truncates
-        index[:n] += HALF
-        counts += np.bincount(index[:n], minlength=counts.size)
+
+    def one(piece: Floats) -> tuple[Counts, Extent] | None:
+        lanes = np.zeros((kernels.LANES, 2 * HALF + 1), np.int64)
+        low, high, inside = kernels.count(piece, factor, np.int32(HALF), lanes)
+        return (lanes.sum(axis=0), Extent(piece.size, float(low) + 0.0, float(high) + 0.0)) if inside else None
+
+    total: tuple[Counts, Extent] | None = None
+    for found in kernels.in_parallel(one, kernels.pieces(x)):
+        if found is None:
+            return None
+        total = found if total is None else (total[0] + found[0], total[1].merge(found[1]))
+    return total

@@ -1,14 +1,19 @@
-"""The "naive" observer: the smallest and the largest value seen, as MXNet's ``calib_mode='naive'``."""
+"""The "naive" observer, also called "minmax": the smallest and the largest value seen.
+
+Formula: ``[min(x), max(x)]``. Sources: ``calib_mode='naive'`` of MXNet (``_LayerOutputMinMaxCollector`` in
+``python/mxnet/contrib/quantization.py``); "max" in Wu et al., "Integer quantization for deep learning inference"
+(arXiv:2004.09602), section 3.4; "MinMax" in Li et al., "MQBench" (arXiv:2111.03759), appendix C.1.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from numpy.typing import ArrayLike
 
-from mxq.observers.base import Extent, flat
-from mxq.thresholds import Range
+from mxq.observers.base import Extent, State, flat
+from mxq.thresholds import Candidate, Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +22,16 @@ class NaiveParams:
 
 
 @dataclass(frozen=True)
-class NaiveObserver:
-    """Covers every value seen, so nothing of the calibration data saturates and outliers cost resolution.
+class ExtentObserver:
+    """An observer whose state is an `Extent`, which every other state holds too; a subclass writes `range`."""
 
-    The range is the observed (min, max) as it is, for any dtype: a non-negative tensor keeps its minimum >= 0
-    (from which the kernel chooses uint8), a signed one both bounds (the kernel uses the larger).
-    """
-
-    name: ClassVar[str] = "naive"
+    name: ClassVar[str]
     ordered: ClassVar[bool] = False
-    params: NaiveParams = NaiveParams()
+    statistic: ClassVar[str] = Extent.statistic
+    params: Any = None
+
+    def reads(self, statistic: str) -> bool:
+        return True
 
     def empty(self) -> Extent:
         return Extent()
@@ -37,11 +42,26 @@ class NaiveObserver:
     def merge(self, a: Extent, b: Extent) -> Extent:
         return a.merge(b)
 
-    def range(self, state: Extent, dtype: str) -> Range:
-        return state.usable(dtype)
+    def candidates(self, state: Any, dtype: str) -> tuple[Candidate, ...]:
+        return ()
 
-    def observed(self, state: Extent) -> Range | None:
-        return state.range
+    def observed(self, state: State) -> Range | None:
+        return state.extent.range
 
-    def note(self, state: Extent) -> str:
-        return state.note
+    def note(self, state: State) -> str:
+        return state.extent.note
+
+
+@dataclass(frozen=True)
+class NaiveObserver(ExtentObserver):
+    """Covers every value seen, so nothing of the calibration data saturates and outliers cost resolution.
+
+    The range is the observed (min, max) as it is, for any dtype: a non-negative tensor keeps its minimum >= 0
+    (from which the kernel chooses uint8), a signed one both bounds (the kernel uses the larger).
+    """
+
+    name: ClassVar[str] = "naive"
+    params: NaiveParams = NaiveParams()
+
+    def range(self, state: State, dtype: str) -> Range:
+        return state.extent.usable(dtype)

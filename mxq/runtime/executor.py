@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Executable, Graph, Model, Ref
+from mxq.ir import Array, Executable, Graph, Model, Ref, Watched
 from mxq.runtime.files import to_block
+from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 
 
@@ -23,6 +25,11 @@ class MxnetRunner:
         heads = (*model.graph.heads, *taps)
         graph = Graph(model.graph.nodes, heads, model.graph.attrs)
         return _Bound(to_symbol(graph), model)
+
+    def watch(self, model: Model, refs: Sequence[Ref]) -> Watched:
+        """Binds ``model``; see `Runner` and `mxq.runtime.monitor`."""
+        nodes = tuple(replace(n, label="") for n in model.graph.nodes)  # labels may repeat, names do not
+        return _WatchedBound(to_symbol(Graph(nodes, model.graph.heads, model.graph.attrs)), model, refs)
 
 
 class _Bound:
@@ -54,10 +61,28 @@ class _Bound:
 
     def _bind(self, arrays: Mapping[str, Array]) -> None:
         inputs = {name: to_ndarray(value) for name, value in arrays.items()}
+        self._executor = None  # its memory goes before the next one's comes
         with _as_written():
             self._executor = self._sym.bind(
                 mx.cpu(), {**self._args, **inputs}, aux_states=self._auxs, grad_req="null"
             )
+
+
+class _WatchedBound(_Bound):
+    def __init__(self, sym: Any, model: Model, refs: Sequence[Ref]) -> None:
+        super().__init__(sym, model)
+        self._monitor = Monitor(sym, refs)
+
+    def _bind(self, arrays: Mapping[str, Array]) -> None:
+        super()._bind(arrays)
+        self._monitor.install(self._executor)
+
+    def __call__(self, feeds: Mapping[str, Array], visit: Callable[[Ref, Array], None]) -> None:  # type: ignore[override]
+        with self._monitor.showing(visit):
+            outputs = self.forward(feeds)
+            with mxnet_says("MXNet failed while it ran the network"):
+                for output in outputs:
+                    output.wait_to_read()
 
 
 @contextmanager
@@ -68,7 +93,11 @@ def _as_written() -> Iterator[None]:
     ``cifar_resnet20_v2`` of gluoncv is 30 % off. A reference must not be. The backend "default" fuses only operators
     that were named to it, here none; "NONE" does the same with a line on stderr for every bind.
     """
-    wanted = {"MXNET_SUBGRAPH_BACKEND": "default", "MXNET_SUBGRAPH_VERBOSE": "0"}
+    wanted = {
+        "MXNET_SUBGRAPH_BACKEND": "default",
+        "MXNET_SUBGRAPH_VERBOSE": "0",
+        "MXNET_ELIMINATE_COMMON_EXPR": "0",  # an operator that went would not be seen
+    }
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
     try:

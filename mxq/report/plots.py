@@ -1,0 +1,300 @@
+"""The histogram of one tensor with the threshold of every calibrator on it, counts on a log scale.
+
+After figure 2 of H. Wu et al., "Integer quantization for deep learning inference: principles and empirical
+evaluation" (2020): a threshold trades the values that it clips for the resolution of the rest, and the picture
+shows both. Thresholds stand where the kernels clip: at the largest absolute value of a range, on both sides of a
+tensor with negative values.
+
+matplotlib is an optional dependency (``mxq[plot]``), used through its objects: no display, no global state.
+"""
+# ruff: noqa: PLC0415 - matplotlib is optional
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxq.errors import ConfigError, DataError, FormatError
+from mxq.observers.histogram import HALF, Counts, HistogramState
+from mxq.thresholds import Range
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+BARS: Final = 256
+"""Bars on the whole axis, about."""
+
+SAME: Final = 0.005
+"""Thresholds closer than this share of the larger are drawn as one."""
+
+SUFFIXES: Final = (".png", ".svg", ".pdf")
+
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of M. Okabe and K. Ito, "Color universal design" (2008), without the yellow, which is faint on white."""
+
+_DASHES: Final = ((5.0, 2.0), (2.0, 1.5), (7.0, 2.0, 1.5, 2.0))
+_KEPT, _CLIPPED, _INK, _FAINT, _GRID = "#AEB6C0", "#D3D9E0", "#22272E", "#6B7480", "#E6E9ED"
+_INCHES, _DPI = (10.0, 6.0), 100
+_FLOOR = 0.5  # bottom of the log scale: one value is a visible bar
+_LEGEND_CHARS, _TITLE_CHARS = 28, 82
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A calibrator's range, in activation units; ``chosen`` marks the one the network was quantized with."""
+
+    name: str
+    range: Range
+    chosen: bool = False
+
+
+def heading(tensor: str, examples: int, dtype: str) -> str:
+    """A title for `figure`: what the tensor is called, how much data it saw, and its type in the network."""
+    return f"{tensor}: {examples:,} example{'' if examples == 1 else 's'}, {dtype}"
+
+
+def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
+    """The plot of one tensor, 1000 x 600 pixels.
+
+    Bars beyond the chosen threshold are pale, and triangles on the axis mark the observed minimum and maximum.
+    The legend gives each threshold and the share of all values that it clips.
+
+    Args:
+        title: drawn as it is; see `heading`.
+        state: the values, at least one.
+        lines: a calibrator's place decides its colour, so one order for all tensors makes their plots alike.
+
+    Raises:
+        ConfigError: matplotlib is missing, or more than one line is chosen.
+        DataError: no values were observed.
+    """
+    _require_matplotlib()
+    chosen = [line.name for line in lines if line.chosen]
+    if len(chosen) > 1:
+        raise ConfigError(f"{len(chosen)} lines are chosen ({', '.join(chosen)}); allowed: one or none")
+    if not state.extent.count:
+        raise DataError("the histogram is empty, so there is nothing to plot; at least one batch is needed")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=_INCHES, dpi=_DPI, facecolor="white")
+    drawn.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    FigureCanvasAgg(drawn)
+    wrapped = textwrap.fill(title, _TITLE_CHARS)
+    drawn.suptitle(wrapped, x=0.012, ha="left", fontsize=13, color=_INK, parse_math=False)
+    axes = drawn.add_subplot()
+    signed = state.extent.min < 0
+    limit = max([state.extent.absmax, *(covered(line.range, signed)[1] for line in lines)]) or 1.0
+    _bars(axes, state, limit, next((line for line in lines if line.chosen), None))
+    _frame(axes, limit, signed)
+    handles = [_threshold(axes, state, group, lines) for group in grouped(lines, signed)]
+    handles.append(_observed(axes, state))
+    legend = axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        frameon=False,
+        fontsize=10,
+        labelspacing=0.9,
+        labelcolor=_INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return drawn
+
+
+def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes ``figure`` as png, svg or pdf, which the suffix of ``path`` decides. It appears whole or not at all.
+
+    Raises:
+        ConfigError: another suffix.
+        FormatError: the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    draft = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(draft, format=target.suffix[1:].lower())
+        draft.replace(target)
+    except OSError as error:
+        raise FormatError(f"plot {target} cannot be written: {error.strerror or error}") from None
+    finally:
+        if draft.exists():
+            draft.unlink()
+    return target
+
+
+def covered(interval: Range, signed: bool) -> tuple[float, float]:
+    """What the kernels represent of ``interval``, in activation units: lowest and highest value, 0 between them.
+
+    A tensor without negative values counts from 0, uint8 (a range from 0 up) as well, int8 alike on both sides.
+    """
+    return (-interval.absmax if signed and interval.min < 0 else 0.0, interval.absmax)
+
+
+def clipped(state: HistogramState, interval: Range) -> float:
+    """The share of all values that lie outside what ``interval`` represents, 0 to 1.
+
+    Exact where a bound is the edge of a bin; inside a bin, its values count as evenly spread. Those of the middle
+    bin count as 0, which is never clipped.
+    """
+    low, high = covered(interval, state.extent.min < 0)
+    above = _beyond(state.counts[HALF + 1 :], high / state.width, state.extent.max / state.width)
+    below = _beyond(state.counts[HALF - 1 :: -1], -low / state.width, -state.extent.min / state.width)
+    return (above + below) / state.extent.count
+
+
+def coarse(state: HistogramState, span: float) -> tuple[NDArray[np.float64], Counts]:
+    """Whole bins joined into wider ones, about `BARS` of them on an axis of ``span`` activation units.
+
+    Returns:
+        edges: (n + 1,) float64, in activation units, evenly spaced: from 0, or symmetric where values are negative.
+        counts: (n,) int64, whose sum is that of ``state.counts``.
+    """
+    signed = state.extent.min < 0
+    joined = max(math.ceil(span / BARS / state.width), 1)
+    joined += joined % 2 if signed else 0  # 0 is at the centre of a bar, as it is of the middle bin
+    step = min(joined, 2 * (HALF + 1))  # that puts all of them in the bar at 0
+    kept = state.cropped()
+    last = len(kept) // 2
+    offset = np.arange(-last, last + 1)
+    bar = np.sign(offset) * ((np.abs(offset) + (step // 2 if signed else 0)) // step)
+    low, high = (int(bar[0]) if signed else 0), int(bar[-1])
+    counts = np.zeros(high - low + 1, dtype=np.int64)
+    np.add.at(counts, np.maximum(bar - low, 0), kept)
+    edges: NDArray[np.float64] = (np.arange(low, high + 2) - (0.5 if signed else 0.0)) * (joined * state.width)
+    return edges, counts
+
+
+def grouped(lines: Sequence[Line], signed: bool) -> list[list[Line]]:
+    """Lines that coincide (see `SAME`) together, by threshold; in a group the chosen line first, then as given."""
+    groups: list[list[Line]] = []
+    for line in sorted(lines, key=lambda one: covered(one.range, signed)[::-1]):
+        low, high = covered(line.range, signed)
+        first = covered(groups[-1][0].range, signed) if groups else (np.inf, np.inf)
+        if max(high - first[1], abs(low - first[0])) <= SAME * high:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
+    return [sorted(group, key=lambda one: (not one.chosen, lines.index(one))) for group in groups]
+
+
+def _require_matplotlib() -> None:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ConfigError("plots need matplotlib: pip install 'mxq[plot]'") from None
+
+
+def _beyond(side: Counts, bound: float, last: float) -> float:
+    """How many values of one side lie beyond ``bound``.
+
+    Args:
+        side: (4095,) int64, counts outwards from the middle bin.
+        bound: 0 or more, in bins.
+        last: the outermost value of the side, in bins; negative where the side is empty.
+    """
+    if bound >= last:
+        return 0.0
+    edges = np.minimum(np.arange(1, len(side) + 2), last)
+    outside = np.append(side[::-1].cumsum()[::-1], 0)
+    return float(np.interp(bound, edges, outside))
+
+
+def _bars(axes: Axes, state: HistogramState, limit: float, chosen: Line | None) -> None:
+    """The histogram, pale where the chosen line clips."""
+    from matplotlib.patches import Rectangle
+
+    signed = state.extent.min < 0
+    edges, counts = coarse(state, 2 * limit if signed else limit)
+    heights = np.maximum(counts, _FLOOR)
+    axes.stairs(heights, edges, baseline=_FLOOR, fill=True, color=_CLIPPED if chosen else _KEPT, zorder=2)
+    if chosen:
+        low, high = covered(chosen.range, signed)
+        low = edges[0] if low <= state.extent.min else low  # a bar may stand out beyond its largest value
+        high = edges[-1] if high >= state.extent.max else high
+        kept = axes.stairs(heights, edges, baseline=_FLOOR, fill=True, color=_KEPT, zorder=2)
+        kept.set_clip_path(Rectangle((low, 0), high - low, 1, transform=axes.get_xaxis_transform()))
+    axes.set_yscale("log")
+    axes.set_ylim(_FLOOR, 3 * counts.max())
+    axes.set_ylabel(f"values per bar ({edges[1] - edges[0]:.2g} wide)", color=_FAINT)
+
+
+def _frame(axes: Axes, limit: float, signed: bool) -> None:
+    """The axes: light, without a box."""
+    axes.set_xlim(-1.03 * limit if signed else 0.0, 1.03 * limit)
+    axes.set_xlabel("value, in activation units", color=_FAINT)
+    axes.set_axisbelow(True)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.tick_params(which="both", color=_GRID, labelcolor=_INK, labelsize=10)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")  # one on the left would hide the bar at 0
+        spine.set_color(_FAINT)
+
+
+def _threshold(axes: Axes, state: HistogramState, group: Sequence[Line], lines: Sequence[Line]) -> Line2D:
+    """Draws a group at its first line's threshold and returns its row of the legend."""
+    from matplotlib.lines import Line2D
+
+    signed = state.extent.min < 0
+    lead = group[0]
+    place = lines.index(lead)
+    look: dict[str, Any] = {
+        "color": PALETTE[place % len(PALETTE)],
+        "linewidth": 2.6 if lead.chosen else 1.6,
+        "linestyle": "-" if lead.chosen else (0.0, _DASHES[place // len(PALETTE) % len(_DASHES)]),
+    }
+    low, high = covered(lead.range, signed)
+    for bound in (low, high) if signed else (high,):
+        axes.axvline(bound, zorder=4 if lead.chosen else 3, **look)
+    ascending = sorted((line.range for line in group), key=lambda one: one.absmax)
+    values = _between(_number(one.absmax) for one in ascending)
+    shares = _between(_percent(clipped(state, one)) for one in ascending)
+    text = f"{'±' if low else ''}{values}, clips {shares} %"
+    names = ", ".join(line.name + (" (chosen)" if line.chosen else "") for line in group)
+    return Line2D([], [], label=f"{textwrap.fill(names, _LEGEND_CHARS)}\n{text}", **look)
+
+
+def _observed(axes: Axes, state: HistogramState) -> Line2D:
+    """Marks the observed minimum and maximum on the axis and returns their row of the legend."""
+    extent = state.extent
+    (marks,) = axes.plot(
+        [extent.min, extent.max],
+        [0, 0],
+        transform=axes.get_xaxis_transform(),
+        linestyle="",
+        marker="^",
+        markersize=7,
+        color=_FAINT,
+        clip_on=False,
+        zorder=5,
+        label=f"observed\n{_number(extent.min)} .. {_number(extent.max)}, {extent.count:,} values",
+    )
+    return marks
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "\u2212")  # the minus sign of the axis
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g}" if share == 0 or share >= 1e-5 else "< 0.001"
+
+
+def _between(texts: Iterable[str]) -> str:
+    """One text where all are the same, else the first and the last."""
+    distinct = list(dict.fromkeys(texts))
+    return distinct[0] if len(distinct) == 1 else f"{distinct[0]} .. {distinct[-1]}"
