@@ -30,7 +30,8 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
 
 if TYPE_CHECKING:
-    from mxq.api import QuantizedModel, calibrate, load, quantize_model, quantize_net, save
+    from mxq.api import QuantizedModel, calibrate, load, plot, quantize_model, quantize_net, save
+    from mxq.statistics import Statistics
 
 prepare()
 
@@ -47,21 +48,32 @@ __all__ = [
     "QuantizedModel",
     "Range",
     "RuntimeFailure",
+    "Statistics",
     "Threshold",
     "Thresholds",
     "__version__",
     "calibrate",
     "load",
+    "plot",
     "quantize_model",
     "quantize_net",
     "save",
     "use_physical_cores",
 ]
 
-_LAZY = ("QuantizedModel", "calibrate", "load", "quantize_model", "quantize_net", "save")
+_LAZY = {
+    "QuantizedModel": "mxq.api",
+    "Statistics": "mxq.statistics",
+    "calibrate": "mxq.api",
+    "load": "mxq.api",
+    "plot": "mxq.api",
+    "quantize_model": "mxq.api",
+    "quantize_net": "mxq.api",
+    "save": "mxq.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module("mxq.api"), name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mxq' has no attribute {name!r}")

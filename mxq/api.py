@@ -6,17 +6,19 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mxq import pipeline, runtime
 from mxq.batches import feeds
+from mxq.collect import Checkpoint
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.ir import Model
 from mxq.plan import Report
-from mxq.report import record
+from mxq.report import plots, record
+from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
 
 
@@ -41,6 +43,7 @@ def quantize_net(
     *,
     config: QuantConfig | None = None,
     thresholds: Thresholds | None = None,
+    statistics: Statistics | str | Path | None = None,
     batch_size: int = 32,
     ctx: Any = None,
     logger: logging.Logger | None = None,
@@ -55,6 +58,8 @@ def quantize_net(
             dictionary of them by input name, or a list or generator of batches. Labels are ignored.
         config: a `QuantConfig`; ``options`` change single fields of it.
         thresholds: ranges found earlier by `calibrate`, instead of ``calib_data``.
+        statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read, instead of
+            ``calib_data``: ranges follow from it without running the network.
         batch_size: how whole arrays are cut.
         ctx: the CPU, if anything; there is no other int8 backend.
         logger: receives what mxq says; by default it goes to stderr.
@@ -68,7 +73,8 @@ def quantize_net(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    quantized = _quantize(net, calib_data, _config(config, options), thresholds, batch_size, ctx, logger)
+    given = _Given(calib_data, thresholds, statistics, batch_size)
+    quantized = _quantize(net, given, _config(config, options), ctx, logger)
     return _block(quantized.model, quantized.report)
 
 
@@ -80,6 +86,7 @@ def quantize_model(
     *,
     config: QuantConfig | None = None,
     thresholds: Thresholds | None = None,
+    statistics: Statistics | str | Path | None = None,
     batch_size: int = 32,
     data_names: Iterable[str] | None = None,
     label_names: Iterable[str] | None = None,
@@ -108,16 +115,16 @@ def quantize_model(
     unknown = sorted(set(data_names or ()) - set(model.inputs))
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
-    return QuantizedModel.of(
-        _quantize(model, calib_data, _config(config, options), thresholds, batch_size, ctx, logger)
-    )
+    given = _Given(calib_data, thresholds, statistics, batch_size)
+    return QuantizedModel.of(_quantize(model, given, _config(config, options), ctx, logger))
 
 
 def calibrate(
     net: runtime.Net,
-    calib_data: object,
+    calib_data: object = None,
     *,
     config: QuantConfig | None = None,
+    stats: str | Path | None = None,
     batch_size: int = 32,
     logger: logging.Logger | None = None,
     **options: Any,
@@ -126,12 +133,48 @@ def calibrate(
 
     Args:
         net, calib_data, config, batch_size, logger, **options: as for `quantize_net`.
+        stats: a file to keep the statistics in, written every few batches. Ended in any way and called again with the
+            same data, it goes on where it was and ends with the same result. Without ``calib_data`` the file is read,
+            so that other calibrators can be asked without running the network again.
 
     Returns:
         Tensor name -> range with its provenance.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
     prepared = pipeline.plan(runtime.load_model(net), _config(config, options))
-    return _calibrated(prepared, calib_data, None, batch_size, logger).thresholds
+    if calib_data is None and stats is not None:
+        return _calibrated(prepared, _Given(statistics=stats), logger).thresholds
+    kept = None if stats is None else Checkpoint(Path(stats), pipeline.fingerprint(prepared.source))
+    return _calibrated(prepared, _Given(calib_data, batch_size=batch_size), logger, kept).thresholds
+
+
+def plot(
+    statistics: Statistics | str | Path,
+    tensor: str,
+    path: str | Path,
+    *,
+    calib_mode: str | None = None,
+    dtype: str = "auto",
+) -> Path:
+    """Draws a tensor's histogram, on a log scale, with the threshold of every calibrator on it.
+
+    Args:
+        statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read.
+        tensor: its name in the fused network; the command ``mxq plot FILE`` lists them.
+        path: the picture, .png, .svg or .pdf.
+        calib_mode: the calibrator to mark as chosen; by default the one of the least expected error.
+        dtype: "auto", "int8" or "uint8".
+
+    Returns:
+        ``path``.
+
+    Raises:
+        MxqError: no such tensor or calibrator, no histogram of it, or matplotlib is missing.
+    """
+    found = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    return plots.draw(found, tensor, path, calib_mode, dtype)
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
@@ -202,19 +245,23 @@ def _config(config: QuantConfig | None, options: Mapping[str, Any]) -> QuantConf
     return replace(config or QuantConfig(), **given)
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What ranges are to come from: ranges, statistics or data, the first that is there."""
+
+    calib_data: object = None
+    thresholds: Thresholds | None = None
+    statistics: Statistics | str | Path | None = None
+    batch_size: int = 32
+
+
 def _quantize(
-    net: runtime.Net | Model,
-    calib_data: object,
-    config: QuantConfig,
-    thresholds: Thresholds | None,
-    batch_size: int,
-    ctx: Any,
-    logger: logging.Logger | None,
+    net: runtime.Net | Model, given: _Given, config: QuantConfig, ctx: Any, logger: logging.Logger | None
 ) -> pipeline.Quantized:
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
     prepared = pipeline.plan(runtime.load_model(net), config)
-    calibrated = _calibrated(prepared, calib_data, thresholds, batch_size, logger)
+    calibrated = _calibrated(prepared, given, logger)
     quantized = pipeline.quantize(prepared, calibrated, runtime.versions())
     summary = quantized.report.summary
     _say(logger, f"{summary['int8']} of {len(quantized.report.plan.decisions)} operators are int8")
@@ -223,17 +270,19 @@ def _quantize(
 
 def _calibrated(
     prepared: pipeline.Prepared,
-    calib_data: object,
-    thresholds: Thresholds | None,
-    batch_size: int,
+    given: _Given,
     logger: logging.Logger | None,
+    checkpoint: Checkpoint | None = None,
 ) -> pipeline.Calibrated:
-    if thresholds is not None:
-        return pipeline.Calibrated(thresholds)
-    config = prepared.config
+    if given.thresholds is not None:
+        return pipeline.Calibrated(given.thresholds)
+    config, calib_data = prepared.config, given.calib_data
+    if given.statistics is not None:
+        found = given.statistics
+        return pipeline.ranges(prepared, found if isinstance(found, Statistics) else Statistics.load(found))
     if calib_data is not None:
-        calib_data = feeds(calib_data, prepared.fused.inputs, config.budget, batch_size=batch_size)
-    calibrated = pipeline.calibrate(prepared, calib_data, runtime.MxnetRunner())
+        calib_data = feeds(calib_data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
+    calibrated = pipeline.calibrate(prepared, calib_data, runtime.MxnetRunner(), checkpoint=checkpoint)
     data = calibrated.statistics
     if data.examples:
         asked = config.num_calib_examples or "the default, 5 % of the data and 32 to 1024"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any, TypeAlias
 
 from mxq.errors import ConfigError, one_of
@@ -17,7 +17,10 @@ GRANULARITIES = ("channel-wise",)
 MODES = ("smart", "full")
 
 Selector: TypeAlias = str | Callable[[Node], bool]
-"""A shell pattern over node names ("stage1_*", "*conv0*"; case matters) or a predicate over nodes."""
+"""A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
+("op:Convolution", "op:*Pooling"), or a predicate over nodes."""
+OP = "op:"
+_PREDICATE = "<predicate "
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +74,47 @@ class LayerConfig:
     """What one layer does differently; None leaves the network's setting.
 
     ``quantize=False`` leaves it in float. ``calib_mode``, ``dtype`` and ``threshold`` (a pair, activation
-    units) apply to the layer's *output* tensor.
+    units) apply to the layer's *output* tensor, ``weight_calib_mode`` to its own weight.
     """
 
     quantize: bool | None = None
     calib_mode: str | None = None
+    weight_calib_mode: str | None = None
     dtype: str | None = None
     threshold: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if not (self.quantize is None or isinstance(self.quantize, bool)):  # 0 is not False: `is` decides later
+            raise one_of("overrides: quantize", self.quantize, (True, False, None))
+        for name in ("calib_mode", "weight_calib_mode"):
+            if getattr(self, name) is not None:
+                _check_calibrator(name, getattr(self, name), "overrides: ")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise one_of("overrides: dtype", self.dtype, DTYPES)
-        if self.threshold is not None and not _is_interval(self.threshold):
-            raise ConfigError(f"overrides: threshold is {self.threshold!r}; allowed: (min, max), finite, min <= max")
-        if self.quantize not in (None, True, False):
-            raise one_of("overrides: quantize", self.quantize, (True, False, None))
+        if self.threshold is not None:
+            object.__setattr__(self, "threshold", _interval(self.threshold))
 
 
-def _is_interval(value: Any) -> bool:
-    try:
-        low, high = map(float, value)
-    except (TypeError, ValueError):
-        return False
-    return math.isfinite(low) and math.isfinite(high) and low <= high
+def _interval(value: Any) -> tuple[float, float]:
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else ()
+    if pair and all(isinstance(v, Real) and not isinstance(v, bool) for v in pair):
+        try:
+            low, high = map(float, pair)
+        except OverflowError:  # an integer of more than 308 digits
+            low, high = math.inf, math.inf
+        if math.isfinite(low) and math.isfinite(high) and low <= high:
+            return low, high
+    raise ConfigError(f"overrides: threshold is {value!r}; allowed: (min, max), finite, min <= max")
+
+
+def _check_calibrator(name: str, value: Any, where: str = "") -> None:
+    """Only that it is text: which calibrators and parameters there are is known where they are used."""
+    if not isinstance(value, str) or not value.strip():
+        none = ", or 'none'" if name == "calib_mode" else ""
+        raise ConfigError(
+            f"{where}{name} is {value!r}; allowed: the name of an observer{none}, "
+            "where it has parameters with those, such as 'percentile:99.99'"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,22 +122,28 @@ class QuantConfig:
     """Everything about how to quantize. Names shared with `mxnet.contrib.quantization.quantize_net` mean the same.
 
     Attributes:
-        calib_mode: an observer's name ("naive", "entropy"), or "none": ranges are found at run time.
+        calib_mode: how ranges are found, an observer's name and its parameters: "naive", "percentile:99.99",
+            "ema_minmax:momentum=0.9"; or "none": at run time.
+        weight_calib_mode: how weights are clipped, each output channel to the range that an observer finds for
+            it; "naive" keeps them as they are.
         quantized_dtype: activations as "int8", "uint8" (needs non-negative tensors), or "auto", u8 where the
             calibrated range has no negative part.
         quantize_mode: "smart" quantizes convolutions, fully connected layers and what lies between them;
             "full" everything that has an int8 kernel.
         quantize_granularity: "channel-wise", a scale for each output channel of a weight. (MXNet's other choice,
             "tensor-wise", concerns fully connected layers only, is less accurate and no faster; it is not offered.)
-        exclude_layers: names or shell patterns of nodes to leave in float, or predicates over nodes.
+        exclude_layers: names or shell patterns of nodes to leave in float, op types ("op:*Pooling"), or predicates
+            over nodes.
         exclude_layers_match: plain substrings of node names, as in MXNet.
         exclude_operators: op types to leave in float, e.g. "FullyConnected".
         include_layers: where given, only these are quantized.
-        overrides: pattern -> `LayerConfig`; later patterns win.
+        overrides: pattern -> `LayerConfig`; later patterns win. A pattern is one over names, or "op:" and one over
+            op types.
         num_calib_examples: count or percentage, see `Budget`.
     """
 
     calib_mode: str = "naive"
+    weight_calib_mode: str = "naive"
     quantized_dtype: str = "auto"
     quantize_mode: str = "smart"
     quantize_granularity: str = "channel-wise"
@@ -137,9 +164,11 @@ class QuantConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise one_of(name, getattr(self, name), allowed)
-        if not isinstance(self.calib_mode, str):
-            raise ConfigError(f"calib_mode is {self.calib_mode!r}; allowed: the name of an observer, or 'none'")
-        Budget.parse(self.num_calib_examples)
+        for name in ("calib_mode", "weight_calib_mode"):
+            _check_calibrator(name, getattr(self, name))
+        count = Budget.parse(self.num_calib_examples).count
+        if count is not None and not isinstance(self.num_calib_examples, str):
+            object.__setattr__(self, "num_calib_examples", count)  # a plain int also where it was a numpy one
         if not isinstance(self.overrides, Mapping):
             raise ConfigError(f"overrides is {self.overrides!r}; allowed: a mapping of patterns to settings")
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
@@ -154,18 +183,53 @@ class QuantConfig:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["overrides"] = {k: asdict(v) for k, v in self.overrides.items()}
         for name in ("exclude_layers", "include_layers"):
-            data[name] = [s if isinstance(s, str) else f"<predicate {selector_name(s)}>" for s in data[name]]
+            data[name] = [s if isinstance(s, str) else f"{_PREDICATE}{selector_name(s)}>" for s in data[name]]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
 
+    @staticmethod
+    def from_json(data: Any) -> QuantConfig:
+        """Reads what `to_json` wrote; fields that are missing have their defaults.
 
-def _layer_config(pattern: str, value: Any) -> LayerConfig:
+        Raises:
+            ConfigError: an unknown field, a value that is not allowed, or a predicate, which is code.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"settings are {data!r}; allowed: a mapping of fields to values")
+        allowed = [f.name for f in fields(QuantConfig)]
+        unknown = [name for name in data if name not in allowed]
+        if unknown:
+            raise ConfigError(f"unknown field {unknown[0]!r}; allowed: {', '.join(allowed)}")
+        config = QuantConfig(**data)
+        for name in ("exclude_layers", "include_layers"):
+            for selector in getattr(config, name):
+                if callable(selector) or selector.startswith(_PREDICATE):
+                    raise ConfigError(
+                        f"{name} holds {selector_name(selector)!r}; a predicate is code and cannot be written or read; "
+                        "allowed: names and patterns"
+                    )
+        return config
+
+
+def _layer_config(pattern: Any, value: Any) -> LayerConfig:
+    if not isinstance(pattern, str):
+        raise ConfigError(f"overrides: pattern is {pattern!r}; allowed: text, a name or pattern, or {OP!r} and a type")
     if isinstance(value, LayerConfig):
         return value
     allowed = [f.name for f in fields(LayerConfig)]
-    unknown = [k for k in value if k not in allowed] if isinstance(value, Mapping) else [value]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"overrides: {pattern!r} is {value!r}; allowed: a mapping of {', '.join(allowed)}")
+    unknown = [k for k in value if k not in allowed]
     if unknown:
         raise ConfigError(f"overrides: {pattern!r} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
-    return LayerConfig(**value)
+    try:
+        return LayerConfig(**value)
+    except ConfigError as error:
+        raise ConfigError(f"of {pattern!r} in {error}") from None
+
+
+def by_op(selector: Selector) -> bool:
+    """Whether ``selector`` is a pattern over op types, not over names."""
+    return isinstance(selector, str) and selector.startswith(OP)
 
 
 def selector_name(selector: Selector) -> str:
@@ -174,22 +238,36 @@ def selector_name(selector: Selector) -> str:
 
 
 def selects(selector: Selector, node: Node) -> bool:
-    """Whether ``selector`` chooses ``node``: a predicate's answer, or its whole name matched as a shell pattern."""
+    """Whether ``selector`` chooses ``node``.
+
+    A predicate answers itself. A pattern must match the whole name, or after `OP` the whole op type; a name that
+    holds characters of patterns ("block[0]") matches itself too.
+    """
     if callable(selector):
         return bool(selector(node))
-    return re.fullmatch(fnmatch.translate(selector), node.name) is not None
+    if by_op(selector):
+        return fnmatch.fnmatchcase(node.op, selector.removeprefix(OP))
+    return selector == node.name or fnmatch.fnmatchcase(node.name, selector)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    predicates = name in ("exclude_layers", "include_layers")
+    allowed = "names, patterns or predicates" if predicates else "plain text, one or a list"
+
+    def fits(item: Any) -> bool:
+        return isinstance(item, str) or (predicates and callable(item))
+
     if value is None:
         return ()
-    if isinstance(value, str) or callable(value):
+    if fits(value):
         return (value,)
+    if isinstance(value, Mapping):
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
     try:
         items = tuple(value)
     except TypeError:
-        raise ConfigError(f"{name} is {value!r}; allowed: names, patterns or predicates") from None
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}") from None
     for item in items:
-        if not (isinstance(item, str) or callable(item)):
-            raise ConfigError(f"{name} holds {item!r}; allowed: names, patterns or predicates")
+        if not fits(item):
+            raise ConfigError(f"{name} holds {item!r}; allowed: {allowed}")
     return items

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mxq import observers
+from mxq.backends import MXNET_191
 from mxq.batches import Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
-from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError
+from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, one_of
 from mxq.ir import Model, Ref, Runner
 from mxq.passes import FOLD_BN, FUSE_FLOAT, FUSE_INT8, SIMPLIFY, partition, quantize_graph, shift_summands
 from mxq.passes.overrides import LayerChoices
@@ -28,6 +29,7 @@ from mxq.rewrite import Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.weights import Asked, clip_weights
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,27 @@ def plan(model: Model, config: QuantConfig) -> Prepared:
 
 
 def _check_observers(config: QuantConfig) -> None:
-    asked = [("calib_mode", config.calib_mode), ("weight_calib_mode", config.weight_calib_mode)]
+    """Every calibrator that is asked for exists and can do what it is asked for."""
+    _check_observer("calib_mode", config.calib_mode, none=True)
+    _check_observer("weight_calib_mode", config.weight_calib_mode)
     for pattern, layer in config.overrides.items():
-        asked += [(f"overrides {pattern!r}: calib_mode", layer.calib_mode or NONE)]
-        asked += [(f"overrides {pattern!r}: weight_calib_mode", layer.weight_calib_mode or config.weight_calib_mode)]
-    for setting, spec in asked:
-        if spec == NONE and "weight" not in setting:
-            continue
-        try:
-            observer = observers.get(spec)
-        except ConfigError as error:
-            raise ConfigError(f"{setting} is {spec!r}: {error}") from None
-        if "weight" in setting and observer.ordered:
-            raise ConfigError(f"{setting} is {spec!r}, which averages over batches; allowed: an observer without order")
+        for name in ("calib_mode", "weight_calib_mode"):
+            if (asked := getattr(layer, name)) is not None:
+                _check_observer(f"overrides {pattern!r}: {name}", asked)
+
+
+def _check_observer(setting: str, spec: str, *, none: bool = False) -> None:
+    if none and spec == NONE:
+        return
+    known = (*observers.names(), *observers.ALIASES)
+    if spec.partition(":")[0].strip() not in known:
+        raise one_of(setting, spec, (*known, NONE) if none else known)
+    try:
+        observer = observers.get(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    if observer.ordered and setting.endswith("weight_calib_mode"):
+        raise ConfigError(f"{setting} is {spec!r}, an average over batches; a weight is the same in all of them")
 
 
 def wanted(prepared: Prepared) -> dict[Ref, observers.Observer[Any]]:
@@ -171,8 +181,9 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
     for ref in asked:
         source = choices.source(ref.name, "calib_mode") or "calib_mode"
         found[str(ref)] = replace(found[str(ref)], source=source)
-    fixed = _fixed(prepared.plan, choices)
-    return Calibrated(Thresholds({**found, **fixed}), statistics, _oddities(found))
+    found |= _fixed(prepared.plan, choices)
+    in_order = {str(r): found[str(r)] for r in prepared.plan.observe}
+    return Calibrated(Thresholds(in_order), statistics, _oddities(in_order))
 
 
 def _oddities(found: Mapping[str, Threshold]) -> tuple[str, ...]:
@@ -214,11 +225,13 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
     if prepared.config.calib_mode != NONE:
         choices = LayerChoices.of(fused.graph, prepared.config)
         fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
+    fused, weights = clip_weights(fused, _asked_of_weights(prepared))
     model, tensors = quantize_graph(fused, decided, thresholds, prepared.config)
     int8 = len(decided.quantized)
     report = Report(
         plan=decided,
         tensors=tensors,
+        weights=weights,
         thresholds=thresholds.to_json(),
         config=prepared.config.to_json(),
         versions=versions or {},
@@ -233,6 +246,20 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         },
     )
     return Quantized(model, report, prepared, thresholds)
+
+
+def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:
+    """What is to look at the weight of each int8 layer."""
+    config, choices = prepared.config, LayerChoices.of(prepared.fused.graph, prepared.config)
+    found = {}
+    for node in prepared.fused.graph.operators:
+        spec = MXNET_191.find(node.op)
+        if node.name in prepared.plan.quantized and spec is not None and spec.role == "compute":
+            names = (node.name, node.inputs[1].name)  # an override may name the layer or its weight
+            chosen = next(filter(None, map(choices.weight_calib_mode, names)), config.weight_calib_mode)
+            sources = (choices.source(name, "weight_calib_mode") for name in names)
+            found[node.name] = Asked(chosen, next(filter(None, sources), "weight_calib_mode"))
+    return found
 
 
 def fingerprint(model: Model) -> dict[str, object]:

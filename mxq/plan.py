@@ -61,6 +61,20 @@ class TensorRecord:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class WeightRecord:
+    """What became of a weight: the ``observer`` that chose its channels' ranges, and what asked for it (``source``).
+
+    ``clipped_channels`` of its ``channels`` lost something, ``clipped_share`` of all its values (0..1) were clipped.
+    """
+
+    observer: str
+    source: str
+    channels: int
+    clipped_channels: int
+    clipped_share: float
+
+
 @dataclass(frozen=True)
 class Report:
     """The record that goes beside a quantized pair as ``prefix-mxq.json``; all fields are JSON-ready but the plan.
@@ -68,6 +82,7 @@ class Report:
     Attributes:
         plan: every decision.
         tensors: name of each int8 tensor -> `TensorRecord`.
+        weights: name of each layer whose weight was looked at -> `WeightRecord`.
         thresholds: `Thresholds.to_json`.
         config: `QuantConfig.to_json`.
         versions: mxq, mxnet, numpy, python.
@@ -78,6 +93,7 @@ class Report:
 
     plan: Plan
     tensors: Mapping[str, TensorRecord] = field(default_factory=dict)
+    weights: Mapping[str, WeightRecord] = field(default_factory=dict)
     thresholds: Mapping[str, object] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

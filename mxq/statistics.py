@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,10 +21,16 @@ import numpy as np
 
 from mxq import observers
 from mxq.errors import CalibrationError, FormatError
+from mxq.files import replacing
 from mxq.observers import Observer, State
 from mxq.thresholds import Threshold, Thresholds
 
 FORMAT: Final = "mxq-statistics/1"
+
+_DAMAGE: Final = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError),  # no archive, or one that zipfile cannot read
+    *(ValueError, LookupError, TypeError, AttributeError),  # an archive of something else
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class Statistics:
             name, first = min(twice)
             raise CalibrationError(f"both hold the data {name!r} (first batch {first[:12]}), which would count twice")
         states = {name: _merged(state, after.states[name]) for name, state in self.states.items()}
-        return replace(self, states=states, stretches=self.stretches + after.stretches)
+        return Statistics(states, self.stretches + after.stretches, self.network or after.network)
 
     def check(self, network: Mapping[str, object], kinds: Mapping[str, str]) -> None:
         """Refuses what cannot go together with these statistics.
@@ -178,7 +185,6 @@ class Statistics:
         Raises:
             FormatError: the folder does not exist or cannot be written.
         """
-        target = Path(path)
         about = {
             "format": FORMAT,
             "network": dict(self.network),
@@ -190,17 +196,10 @@ class Statistics:
             for number, state in enumerate(self.states.values())
             for key, value in state.to_arrays().items()
         }
-        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with draft.open("wb") as stream:
-                np.savez(stream, about=np.array(json.dumps(about)), **arrays)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(target)
-        except OSError as error:
-            raise FormatError(f"cannot write {str(target)!r}: {error.strerror}") from error
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path) as draft, draft.open("wb") as stream:
+            np.savez(stream, about=np.array(json.dumps(about)), **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
 
     @staticmethod
     def load(path: str | Path) -> Statistics:
@@ -210,17 +209,19 @@ class Statistics:
             FormatError: no such file, another format, or damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            # Opened here, because np.load leaves a file open that is no archive.
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 about = _about(archive)
                 states = {t["name"]: _state(number, t["kind"], archive) for number, t in enumerate(about["tensors"])}
                 stretches = tuple(Stretch(**s) for s in about["stretches"])
+                network = dict(about["network"])
         except FileNotFoundError:
             raise FormatError(f"no file {str(path)!r}") from None
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise FormatError(f"{path} is damaged, or no statistics of mxq: {error}") from None
-        return Statistics(states, stretches, about["network"])
+        return Statistics(states, stretches, network)
 
 
 def _about(archive: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
-    ("errors", "version", "compat", "machine", "numerics"),
+    ("errors", "files", "version", "compat", "machine", "numerics"),
     ("ir",),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
@@ -28,6 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
 SIDEWAYS = {  # the only imports within a level, (importer, imported); together they must be free of circles
     ("compat", "errors"),
     ("compat", "machine"),
+    ("files", "errors"),
     ("machine", "errors"),
     ("numerics", "errors"),
 }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from mxq.config import Budget, LayerConfig, QuantConfig, selector_name, selects
+from mxq.config import Budget, LayerConfig, QuantConfig, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import Node
 
@@ -49,15 +50,35 @@ class TestLayerConfig:
             LayerConfig(dtype="int4")
 
     @pytest.mark.parametrize(
-        "threshold", [(1, 0), (float("nan"), 1), (0, float("inf")), (1,), (0, 1, 2), 5, "ab", ("x", 1)]
-    )
+        "threshold",
+        [
+            (1, 0), (float("nan"), 1), (0, float("inf")), (1,), (0, 1, 2), (), 5, "ab", "12", ("x", 1), ("1", "2"),
+            (False, True), (0, 10**400), {0: 1, 1: 2}, {0, 1}, [[0], [1]],
+        ],
+    )  # fmt: skip
     def test_threshold(self, threshold):
         with pytest.raises(ConfigError, match=r"overrides: threshold is .*; allowed: .min, max"):
             LayerConfig(threshold=threshold)
 
-    def test_quantize(self):
-        with pytest.raises(ConfigError, match="overrides: quantize is 'no'; allowed: True, False, None"):
-            LayerConfig(quantize="no")
+    @pytest.mark.parametrize("threshold", [(-1, 2), [-1, 2.0], (np.float32(-1), np.int64(2))])
+    def test_a_threshold_becomes_a_pair_of_plain_floats(self, threshold):
+        found = LayerConfig(threshold=threshold).threshold
+        assert found == (-1.0, 2.0)
+        assert isinstance(found, tuple)
+        assert {type(v) for v in found} == {float}
+
+    @pytest.mark.parametrize("value", ["no", 0, 1, 1.0, []])
+    def test_quantize(self, value):
+        with pytest.raises(ConfigError, match=r"overrides: quantize is .*; allowed: True, False, None"):
+            LayerConfig(quantize=value)
+
+    @pytest.mark.parametrize("field", ["calib_mode", "weight_calib_mode"])
+    def test_a_calibrator_is_text(self, field):
+        assert getattr(LayerConfig(**{field: "percentile:99.99"}), field) == "percentile:99.99"
+        assert getattr(LayerConfig(), field) is None
+        for wrong in (3, "", " ", ["naive"]):
+            with pytest.raises(ConfigError, match=rf"overrides: {field} is .*; allowed: the name of an observer"):
+                LayerConfig(**{field: wrong})
 
 
 class TestQuantConfig:
@@ -77,17 +98,38 @@ class TestQuantConfig:
         with pytest.raises(ValueError, match="quantize_mode"):
             QuantConfig(quantize_mode="x")
 
-    def test_calib_mode_is_a_name(self):
-        with pytest.raises(ConfigError, match="calib_mode is None"):
-            QuantConfig(calib_mode=None)
+    @pytest.mark.parametrize("value", [None, 3, "", "\t ", ["naive"], {"naive": 1}])
+    def test_a_calibrator_is_text(self, value):
+        with pytest.raises(ConfigError, match=r"^calib_mode is .*; allowed: the name of an observer, or 'none'"):
+            QuantConfig(calib_mode=value)
+        with pytest.raises(ConfigError, match=r"^weight_calib_mode is .*; allowed: the name of an observer, where"):
+            QuantConfig(weight_calib_mode=value)
+
+    @pytest.mark.parametrize("spec", ["none", "percentile:99.99", "ema_minmax:momentum=0.9,bins=10", "fixed:0,6"])
+    def test_calibrators_are_known_elsewhere(self, spec):
+        config = QuantConfig(calib_mode=spec, weight_calib_mode=spec)
+        assert (config.calib_mode, config.weight_calib_mode) == (spec, spec)
+
+    @pytest.mark.parametrize(("given", "kept"), [(np.int64(7), 7), (7.0, 7), ("7", "7"), ("5%", "5%"), (None, None)])
+    def test_a_count_is_a_plain_int(self, given, kept):
+        found = QuantConfig(num_calib_examples=given).num_calib_examples
+        assert found == kept
+        assert type(found) is type(kept)
 
     @pytest.mark.parametrize("field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"])
     def test_selectors_become_tuples(self, field):
+        allowed = "names, patterns or predicates" if field.endswith("layers") else "plain text, one or a list"
         assert getattr(QuantConfig(**{field: None}), field) == ()
         assert getattr(QuantConfig(**{field: "conv0"}), field) == ("conv0",)
         assert getattr(QuantConfig(**{field: ["a", "b"]}), field) == ("a", "b")
-        for wrong in (3, [3], ["a", None]):
-            with pytest.raises(ConfigError, match=f"{field} (is|holds) .*; allowed: names, patterns or predicates"):
+        for wrong in (3, [3], ["a", None], {"a": 1}):
+            with pytest.raises(ConfigError, match=f"{field} (is|holds) .*; allowed: {allowed}"):
+                QuantConfig(**{field: wrong})
+
+    @pytest.mark.parametrize("field", ["exclude_layers_match", "exclude_operators"])
+    def test_a_predicate_where_text_is_wanted(self, field):
+        for wrong in (callable, [callable]):
+            with pytest.raises(ConfigError, match=f"{field} (is|holds) .*; allowed: plain text"):
                 QuantConfig(**{field: wrong})
 
     def test_overrides_are_typed(self):
@@ -97,8 +139,15 @@ class TestQuantConfig:
     @pytest.mark.parametrize(
         ("overrides", "message"),
         [
-            ({"a": {"bits": 4}}, "'a' has 'bits'; allowed: quantize, calib_mode, dtype, threshold"),
-            ({"a": "int8"}, "'a' has 'int8'"),
+            (
+                {"a": {"bits": 4}},
+                "overrides: 'a' has 'bits'; allowed: quantize, calib_mode, weight_calib_mode, dtype, threshold",
+            ),
+            ({"a": "int8"}, "overrides: 'a' is 'int8'; allowed: a mapping of quantize, calib_mode, "),
+            ({"a": None}, "overrides: 'a' is None; allowed: a mapping of quantize"),
+            ({"a": {}, "b": {"dtype": 8}}, "of 'b' in overrides: dtype is 8; allowed: 'auto', 'int8', 'uint8'"),
+            ({1: {}}, "overrides: pattern is 1; allowed: text, a name or pattern, or 'op:' and a type"),
+            ({callable: {}}, "overrides: pattern is <built-in function callable>; allowed: text"),
             ([("a", {})], "allowed: a mapping"),
             (None, "allowed: a mapping"),
         ],
@@ -115,9 +164,78 @@ class TestQuantConfig:
         data = json.loads(json.dumps(config.to_json()))
         assert data["exclude_layers"] == ["a", "<predicate stem>"]
         assert data["overrides"] == {
-            "b": {"quantize": None, "calib_mode": None, "dtype": None, "threshold": [0.0, 1.0]}
+            "b": {
+                "quantize": None,
+                "calib_mode": None,
+                "weight_calib_mode": None,
+                "dtype": None,
+                "threshold": [0.0, 1.0],
+            }
         }
-        assert data["calib_mode"] == "naive"
+        assert data["calib_mode"] == data["weight_calib_mode"] == "naive"
+
+
+def stem(node: Node) -> bool:
+    return True
+
+
+class TestFromJson:
+    def test_the_way_there_and_back(self):
+        config = QuantConfig(
+            calib_mode="percentile:99.99",
+            weight_calib_mode="mse",
+            quantized_dtype="int8",
+            quantize_mode="full",
+            exclude_layers=("a", "op:*Pooling"),
+            exclude_layers_match="b",
+            exclude_operators="Flatten",
+            include_layers="c*",
+            overrides={"z": {"threshold": (-1, 2)}, "a": {"quantize": False, "weight_calib_mode": "naive"}},
+            num_calib_examples="5%",
+        )
+        found = QuantConfig.from_json(json.loads(json.dumps(config.to_json())))
+        assert found == config
+        assert list(found.overrides) == ["z", "a"]  # in order: a later one wins
+
+    def test_what_is_missing_has_its_default(self):
+        assert QuantConfig.from_json({}) == QuantConfig()
+        assert QuantConfig.from_json({"quantize_mode": "full"}) == QuantConfig(quantize_mode="full")
+        assert QuantConfig.from_json({"num_calib_examples": None, "exclude_layers": None}) == QuantConfig()
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ([], r"^settings are \[\]; allowed: a mapping"),
+            ("naive", "^settings are 'naive'; allowed: a mapping"),
+            (None, "^settings are None; allowed: a mapping"),
+            ({"calib_mod": "naive"}, "^unknown field 'calib_mod'; allowed: calib_mode, weight_calib_mode, quantized_"),
+            ({3: 1}, "^unknown field 3; allowed: calib_mode"),
+            ({"calib_mode": 3}, "^calib_mode is 3; allowed"),
+            ({"calib_mode": None}, "^calib_mode is None; allowed"),
+            ({"weight_calib_mode": ["naive"]}, r"^weight_calib_mode is \['naive'\]; allowed"),
+            ({"quantized_dtype": ["int8"]}, r"^quantized_dtype is \['int8'\]; allowed: 'auto', 'int8', 'uint8'"),
+            ({"quantize_mode": None}, "^quantize_mode is None; allowed: 'smart', 'full'"),
+            ({"exclude_layers": {"a": None}}, "^exclude_layers is .*; allowed: names, patterns"),
+            ({"exclude_layers": [["a"]]}, r"^exclude_layers holds \['a'\]; allowed: names, patterns"),
+            ({"exclude_operators": 1}, "^exclude_operators is 1; allowed"),
+            ({"num_calib_examples": [5]}, r"^num_calib_examples is \[5\]; allowed"),
+            ({"num_calib_examples": True}, "^num_calib_examples is True; allowed"),
+            ({"overrides": ["a"]}, r"^overrides is \['a'\]; allowed: a mapping"),
+            ({"overrides": {"a": {"threshold": [1]}}}, r"^of 'a' in overrides: threshold is \[1\]; allowed: .min, max"),
+            ({"overrides": {"a": {"quantize": "yes"}}}, "^of 'a' in overrides: quantize is 'yes'; allowed: True"),
+        ],
+    )
+    def test_what_is_refused(self, data, message):
+        with pytest.raises(ConfigError, match=message):
+            QuantConfig.from_json(data)
+
+    @pytest.mark.parametrize("field", ["exclude_layers", "include_layers"])
+    def test_a_predicate_does_not_come_back_as_a_pattern(self, field):
+        data = QuantConfig(**{field: ("a", stem)}).to_json()
+        with pytest.raises(ConfigError, match=f"{field} holds '<predicate stem>'; a predicate is code and cannot be"):
+            QuantConfig.from_json(data)
+        with pytest.raises(ConfigError, match=f"{field} holds 'stem'; a predicate is code and cannot be"):
+            QuantConfig.from_json({field: [stem]})
 
 
 class TestSelectors:
@@ -132,10 +250,33 @@ class TestSelectors:
             ("conv?", "conv0", True),
             ("conv[0-2]", "conv3", False),
             ("a.b", "axb", False),
+            ("op:conv0", "conv0", False),
+            ("block[0]", "block[0]", True),  # a name that looks like a pattern is itself too
+            ("block[0]", "block0", True),
+            ("conv0\n", "conv0", False),
+            ("conv0", "conv0\n", False),
         ],
     )
     def test_patterns_match_whole_names(self, pattern, name, wanted):
         assert selects(pattern, Node(name, "Convolution")) is wanted
+
+    @pytest.mark.parametrize(
+        ("pattern", "op", "wanted"),
+        [
+            ("op:Convolution", "Convolution", True),
+            ("op:Conv", "Convolution", False),
+            ("op:convolution", "Convolution", False),
+            ("op:*Pooling", "Pooling", True),
+            ("op:elemwise_*", "elemwise_add", True),
+            ("op:*", "relu", True),
+            ("op:", "relu", False),
+            ("Convolution", "Convolution", False),
+            ("*", "Convolution", True),
+        ],
+    )
+    def test_op_patterns_match_whole_types(self, pattern, op, wanted):
+        assert selects(pattern, Node("x", op)) is wanted
+        assert by_op(pattern) is pattern.startswith("op:")
 
     def test_predicates(self):
         def is_conv(node: Node) -> bool:
@@ -144,3 +285,4 @@ class TestSelectors:
         assert selects(is_conv, Node("x", "Convolution"))
         assert not selects(is_conv, Node("x", "relu"))
         assert selector_name(is_conv) == "is_conv"
+        assert not by_op(is_conv)

@@ -249,7 +249,20 @@ class TestSettings:
             ({"exclude_layers_match": "dy_c"}, {"body_conv"}, "excluded by exclude_layers_match 'dy_c'"),
             ({"exclude_operators": "FullyConnected"}, {"out"}, "excluded by exclude_operators 'FullyConnected'"),
             ({"exclude_operators": "Activation"}, {"stem_relu"}, "excluded by exclude_operators 'Activation'"),
+            (
+                {"exclude_layers": "op:Convolution"},
+                {"stem_relu", "body_conv"},
+                "excluded by exclude_layers 'op:Convolution'",
+            ),
+            ({"exclude_layers": "op:Activ*"}, {"stem_relu"}, "excluded by exclude_layers 'op:Activ*'"),
             ({"include_layers": "body_*"}, {"stem_relu", "out"}, "not among include_layers"),
+            ({"include_layers": "op:Convolution"}, {"out"}, "not among include_layers"),
+            ({"include_layers": "op:Activation"}, {"body_conv", "out"}, "not among include_layers"),
+            (
+                {"overrides": {"op:Conv*": {"quantize": False}}},
+                {"stem_relu", "body_conv"},
+                "left in float by overrides 'op:Conv*'",
+            ),
             (
                 {"overrides": {"body_conv": LayerConfig(quantize=False)}},
                 {"body_conv"},
@@ -273,9 +286,25 @@ class TestSettings:
         back = {"overrides": {"stem_relu": {"quantize": True}}}
         assert planned(small(), **include, exclude_layers="stem_*", **back)["stem_relu"].int8
 
+    def test_what_overrides_put_back_says_so(self):
+        plan = planned(
+            small(), exclude_layers="*", overrides={"op:Pooling": {"quantize": True}, "*v": {"quantize": True}}
+        )
+        assert plan.quantized == {"stem_relu", "pool", "body_conv"}
+        assert plan["stem_relu"].reason == plan["body_conv"].reason == "int8 kernel, asked for by overrides '*v'"
+        assert plan["pool"].reason == "carries int8 between int8 layers, asked for by overrides 'op:Pooling'"
+        assert plan["out"].reason == "excluded by exclude_layers '*'"
+
     def test_later_overrides_win(self):
         plan = planned(small(), overrides={"*": {"quantize": False}, "out": {"quantize": True}})
         assert plan.quantized == {"out"}
+        plan = planned(small(), overrides={"out": {"quantize": True}, "op:FullyConnected": {"quantize": False}})
+        assert plan["out"].reason == "left in float by overrides 'op:FullyConnected'"
+
+    @pytest.mark.parametrize("options", [{"exclude_layers": "op:_sg*"}, {"overrides": {"op:_sg_mkldnn_conv": {}}}])
+    def test_the_ops_are_those_before_fusion(self, options):
+        with pytest.raises(ConfigError, match=r"matches none of .* op types"):
+            planned(small(), **options)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -287,6 +316,15 @@ class TestSettings:
             ({"overrides": {"outt": {}}}, "overrides: 'outt' matches none .* close ones: out"),
             ({"exclude_layers": lambda node: False}, "exclude_layers: '<lambda>' matches none"),
             ({"exclude_layers": "data"}, "exclude_layers: 'data' matches none"),
+            (
+                {"exclude_layers": "op:convolution"},
+                "exclude_layers: 'op:convolution' matches none of 6 op types; close ones: op:Convolution",
+            ),
+            ({"include_layers": "op:*Poolin"}, "include_layers: 'op:.Poolin' matches none .* close ones: op:Pooling"),
+            ({"overrides": {"op:Conv2D": {}}}, "overrides: 'op:Conv2D' matches none .* close ones: op:Convolution"),
+            ({"overrides": {"op:": {}}}, "overrides: 'op:' matches none of 6 op types; close ones: op:"),
+            ({"overrides": {"Convolution": {}}}, "overrides: 'Convolution' matches none of .* names"),
+            ({"exclude_layers": "op:null"}, "exclude_layers: 'op:null' matches none"),
         ],
     )
     def test_what_matches_nothing_is_an_error(self, options, message):

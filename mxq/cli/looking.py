@@ -20,6 +20,7 @@ from mxq.cli.options import (
     Json,
     Prefix,
     QuantizeMode,
+    Recipe,
     config_of,
     option,
     prefix_of,
@@ -35,7 +36,8 @@ def inspect(
     exclude: Exclude = None,
     include: Include = None,
     exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = "smart",
+    quantize_mode: QuantizeMode = None,
+    recipe: Recipe = None,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +45,7 @@ def inspect(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    report, known = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
+    report, known = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode, recipe=recipe))
     broken = record.check(prefix) if known else ()
     sizes = sizes_of(prefix)
     if as_json:
@@ -68,7 +70,8 @@ def explain(
     exclude: Exclude = None,
     include: Include = None,
     exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = "smart",
+    quantize_mode: QuantizeMode = None,
+    recipe: Recipe = None,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +79,7 @@ def explain(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    report, _ = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode))
+    report, _ = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode, recipe=recipe))
     made = record.find(report, node)
     about = record.explain(report, made)
     if as_json:

@@ -3,42 +3,42 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import open_data, sizes_of, start_mxnet
+from mxq.cli.networks import calibrated_ranges, sizes_of
 from mxq.cli.options import (
     DATA,
     BatchSize,
+    CalibMode,
     Color,
     Crop,
+    Dtype,
     Epoch,
     Exclude,
     ExcludeOp,
     Include,
     Json,
     Mean,
+    NumCalibExamples,
     Prefix,
     PreprocessFile,
     QuantizeMode,
+    Recipe,
     Resize,
     Scale,
     ShortSide,
+    Stats,
     Std,
+    WeightCalibMode,
     config_of,
     option,
     prefix_of,
     preprocess_of,
 )
 from mxq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxq.batches import Feeds
-    from mxq.images import Preprocess
-    from mxq.pipeline import Prepared
 
 BATCH = 16
 
@@ -50,32 +50,17 @@ def quantize(
         Path, option(metavar="PREFIX", help="Where to write: OUT-symbol.json, OUT-0000.params and OUT-mxq.json.")
     ],
     data: Annotated[Path | None, option(metavar="PATH", help=DATA)] = None,
-    calib_mode: Annotated[
-        str,
-        option(
-            metavar="MODE",
-            show=True,
-            help="How ranges are chosen: naive, entropy, ..., or none: at run time, without data.",
-        ),
-    ] = "naive",
-    dtype: Annotated[
-        str,
-        option(
-            metavar="auto|int8|uint8", show=True, help="Type of activations; auto: unsigned where nothing is negative."
-        ),
-    ] = "auto",
-    num_calib_examples: Annotated[
-        str | None,
-        option(
-            metavar="N|P%",
-            help="How much of the data to calibrate on, spread evenly over it; by default 5%, at least 32 examples.",
-        ),
-    ] = None,
+    stats: Stats = None,
+    calib_mode: CalibMode = None,
+    weight_calib_mode: WeightCalibMode = None,
+    dtype: Dtype = None,
+    num_calib_examples: NumCalibExamples = None,
+    recipe: Recipe = None,
     batch_size: BatchSize = BATCH,
     exclude: Exclude = None,
     include: Include = None,
     exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = "smart",
+    quantize_mode: QuantizeMode = None,
     preprocess: PreprocessFile = None,
     mean: Mean = None,
     std: Std = None,
@@ -93,9 +78,13 @@ def quantize(
         raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
     if not out.parent.is_dir():  # found out now, not after calibration
         raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
-    if data is None and calib_mode != "none":
-        raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz (or --calib-mode none)")
-    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples)
+    config = config_of(
+        exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe, weight_calib_mode
+    )
+    if data is None and stats is None and config.calib_mode != "none":
+        raise ConfigError(
+            "--data is missing; allowed: a folder of images, .npy or .npz (or --stats FILE, or --calib-mode none)"
+        )
     settings = preprocess_of(
         prefix,
         preprocess,
@@ -107,13 +96,10 @@ def quantize(
         crop=crop,
         resize=resize,
     )
-    runner = start_mxnet()
+    prepared, calibrated = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
     from mxq import pipeline, runtime
     from mxq.report import record, tables
 
-    prepared = pipeline.plan(runtime.load_model(prefix, epoch), config)
-    batches = None if data is None else calibration_data(data, prepared, settings, batch_size)
-    calibrated = pipeline.calibrate(prepared, batches, runner, progress=sys.stderr.isatty())
     done = pipeline.quantize(prepared, calibrated, runtime.versions())
     pair = runtime.write_pair(done.model, out)
     files = (*pair, record.write(out, done.report, pair))
@@ -126,14 +112,3 @@ def quantize(
     show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))
     for warning in calibrated.warnings:
         say(f"mxq: {warning}")
-
-
-def calibration_data(path: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> Feeds:
-    """As much of the data as the configuration asks for, spread evenly over it."""
-    from mxq.batches import feeds
-    from mxq.config import Budget
-
-    everything = open_data(path, prepared.source, settings, batch_size)
-    source = everything.take(prepared.config.budget.examples(everything.examples) or everything.examples)
-    say(f"calibrating on {source.examples} of {source.description}")
-    return feeds(source, prepared.fused.inputs, Budget(count=source.examples))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,7 @@ Exclude = Annotated[
         "--exclude",
         metavar="PATTERN",
         panel=_LAYERS,
-        help='Leave these nodes in float: a name or a pattern such as "stage1_*". May be repeated.',
+        help='Leave these nodes in float: a name, a pattern such as "stage1_*", or "op:*Pooling". May be repeated.',
     ),
 ]
 Include = Annotated[
@@ -57,12 +58,47 @@ ExcludeOp = Annotated[
     option("--exclude-op", metavar="OP", panel=_LAYERS, help="Leave operators of this type in float. May be repeated."),
 ]
 QuantizeMode = Annotated[
-    str,
+    str | None,
     option(
         metavar="smart|full",
         panel=_LAYERS,
-        show=True,
-        help="smart: layers and what lies between them; full: all that has an int8 kernel.",
+        help="smart, the default: layers and what lies between them; full: all that has an int8 kernel.",
+    ),
+]
+Recipe = Annotated[
+    Path | None,
+    option("--recipe", metavar="FILE", help="YAML file with the settings, see mxq.recipe; options here override it."),
+]
+CalibMode = Annotated[
+    str | None,
+    option(
+        metavar="MODE",
+        help="How ranges are chosen: naive (the default), entropy, percentile:99.99, mse, auto, ..., or none: at run "
+        "time, without data.",
+    ),
+]
+WeightCalibMode = Annotated[
+    str | None,
+    option(metavar="MODE", help="How weights are clipped, per channel; naive, the default: not at all."),
+]
+Dtype = Annotated[
+    str | None,
+    option(
+        metavar="auto|int8|uint8", help="Type of activations; auto, the default: unsigned where nothing is negative."
+    ),
+]
+NumCalibExamples = Annotated[
+    str | None,
+    option(
+        metavar="N|P%",
+        help="How much of the data to calibrate on, spread evenly over it; by default 5%, at least 32 examples.",
+    ),
+]
+Stats = Annotated[
+    Path | None,
+    option(
+        metavar="FILE",
+        help="Keep the statistics in this file, every few batches; run again after any end, it goes on from there.",
     ),
 ]
 PreprocessFile = Annotated[
@@ -97,22 +133,35 @@ def config_of(
     exclude: Sequence[str] | None,
     include: Sequence[str] | None,
     exclude_op: Sequence[str] | None,
-    quantize_mode: str,
-    calib_mode: str = "naive",
-    dtype: str = "auto",
+    quantize_mode: str | None,
+    calib_mode: str | None = None,
+    dtype: str | None = None,
     num_calib_examples: str | None = None,
+    recipe: Path | None = None,
+    weight_calib_mode: str | None = None,
 ) -> QuantConfig:
-    from mxq.config import QuantConfig
+    """The settings of ``recipe``, or the defaults, with what was given as options on top; None was not given.
 
-    return QuantConfig(
-        calib_mode=calib_mode,
-        quantized_dtype=dtype,
-        quantize_mode=quantize_mode,
-        exclude_layers=tuple(exclude or ()),
-        include_layers=tuple(include or ()),
-        exclude_operators=tuple(exclude_op or ()),
-        num_calib_examples=num_calib_examples,
-    )
+    Lists of nodes and op types add to those of the recipe.
+    """
+    from mxq.config import QuantConfig
+    from mxq.recipe import read
+
+    base = QuantConfig() if recipe is None else read(recipe)
+    given = {
+        "calib_mode": calib_mode,
+        "weight_calib_mode": weight_calib_mode,
+        "quantized_dtype": dtype,
+        "quantize_mode": quantize_mode,
+        "num_calib_examples": num_calib_examples,
+    }
+    added = {
+        "exclude_layers": (*base.exclude_layers, *(exclude or ())),
+        "include_layers": (*base.include_layers, *(include or ())),
+        "exclude_operators": (*base.exclude_operators, *(exclude_op or ())),
+    }
+    changes: dict[str, Any] = {**added, **{k: v for k, v in given.items() if v is not None}}
+    return replace(base, **changes)
 
 
 def preprocess_of(prefix: Path, file: Path | None, **given: str | float | None) -> Preprocess:

@@ -46,9 +46,10 @@ class AutoObserver(HistogramObserver):
         return self._ranked(state, dtype)[0].range.absmax
 
     def candidates(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
-        if not state.extent.count or state.extent.min == state.extent.max:
+        extent = state.extent
+        if not extent.count or extent.usable(dtype).min == extent.max:
             return ()
-        return self._ranked(state, "uint8" if state.extent.unsigned(dtype) else "int8")
+        return self._ranked(state, "uint8" if extent.unsigned(dtype) else "int8")
 
     def _ranked(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
         """All candidates, the least error first; of equals the wider range."""

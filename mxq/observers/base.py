@@ -148,9 +148,7 @@ class Extent:
         """
         if x.size == 0:
             return self
-        found = kernels.in_parallel(kernels.extremes, [piece.view(np.int32) for piece in kernels.pieces(x)])
-        low = kernels.key_value(min(key for key, _ in found)) + 0.0  # + 0.0 makes -0.0 into 0.0
-        high = kernels.key_value(max(key for _, key in found)) + 0.0
+        low, high = kernels.extremes(x)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise _not_finite(x)
         return self.merge(Extent(x.size, low, high))
@@ -292,21 +290,27 @@ def _params(name: str, kind: type[Any], settings: str) -> Any:
         if key not in known or key in found:
             allowed = ", ".join(known) or "none"
             raise ConfigError(f"observer {name!r} has no parameter {key!r} or it is given twice; allowed: {allowed}")
+        whole = known[key].type in ("int", int)
         try:
-            found[key] = int(text) if known[key].type in ("int", int) else float(text)
+            found[key] = int(text) if whole else float(text)
         except ValueError:
-            raise ConfigError(f"observer {name!r}: {key} is {text.strip()!r}; allowed: a number") from None
+            found[key] = math.nan
+        if math.isnan(found[key]):
+            allowed = "a whole number" if whole else "a number"
+            raise ConfigError(f"observer {name!r}: {key} is {text.strip()!r}; allowed: {allowed}")
     return kind(**found)
 
 
 def spec_of(observer: Observer[Any]) -> str:
     """The spec from which `get` makes an equal observer, without parameters that have their default values."""
-    given = []
-    for f in fields(observer.params):
-        value = getattr(observer.params, f.name)
-        if value != f.default:
-            given.append(f"{f.name}={value!r}")
-    return f"{observer.name}:{','.join(given)}" if given else observer.name
+    known = fields(observer.params)
+    values = {f.name: getattr(observer.params, f.name) for f in known}
+    given = {f.name: values[f.name] for f in known if values[f.name] != f.default}
+    if not given:
+        return observer.name
+    in_order = [*given] == [*values][: len(given)]
+    settings = (f"{value!r}" if in_order else f"{name}={value!r}" for name, value in given.items())
+    return f"{observer.name}:{','.join(settings)}"
 
 
 def names() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -75,18 +76,12 @@ class HistogramState:
         Raises:
             DataError: ``x`` holds NaN or Inf.
         """
-        if x.size == 0:
+        extent = self.extent.update(x)
+        if extent is self.extent:
             return self
-        exponent = self.exponent
-        found = _counted(x, exponent)
-        if found is None:  # a value beyond the bins, or one that is no number
-            exponent = max(exponent, _exponent(Extent().update(x).absmax))
-            found = _counted(x, exponent)
-        if found is None:
-            raise AssertionError(f"values beyond 2^{exponent}, their own extent")
-        counts, extent = found
-        wide = _widened(self.counts, exponent - self.exponent)
-        return HistogramState(_frozen(wide + counts), self.extent.merge(extent))
+        exponent = max(self.exponent, _exponent(extent.absmax))
+        counts = _widened(self.counts, exponent - self.exponent) + _counted(x, exponent)
+        return HistogramState(_frozen(counts), extent)
 
     def merge(self, other: HistogramState) -> HistogramState:
         """The state of the data of both."""
@@ -223,18 +218,13 @@ def _widened(counts: Counts, steps: int) -> Counts:
     return wide
 
 
-def _counted(x: Floats, exponent: int) -> tuple[Counts, Extent] | None:
-    """Counts of ``x`` in bins for ``2^exponent``, and its extent; None where a value does not fit."""
+def _counted(x: Floats, exponent: int) -> Counts:
+    """Counts of ``x``, all of it below ``2^exponent``, in bins for that."""
     factor = np.float32(math.ldexp(1.0, BITS - exponent))
 
-    def one(piece: Floats) -> tuple[Counts, Extent] | None:
+    def one(piece: Floats) -> Counts:
         lanes = np.zeros((kernels.LANES, 2 * HALF + 1), np.int64)
-        low, high, inside = kernels.count(piece, factor, np.int32(HALF), lanes)
-        return (lanes.sum(axis=0), Extent(piece.size, float(low) + 0.0, float(high) + 0.0)) if inside else None
+        kernels.count(piece, factor, HALF, lanes)
+        return np.asarray(lanes.sum(axis=0), np.int64)
 
-    total: tuple[Counts, Extent] | None = None
-    for found in kernels.in_parallel(one, kernels.pieces(x)):
-        if found is None:
-            return None
-        total = found if total is None else (total[0] + found[0], total[1].merge(found[1]))
-    return total
+    return reduce(np.add, kernels.in_parallel(one, kernels.pieces(x)))

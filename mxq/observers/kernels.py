@@ -8,6 +8,7 @@ looked at.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -30,8 +31,12 @@ B = TypeVar("B")
 PIECE: Final = 1 << 16
 """Values below which splitting an array costs more than a second core saves."""
 
+THREADS: Final = "mxq-observe"
+"""What the threads are called."""
+
 LANES: Final = 4
-"""Counters per bin: neighbouring values are often equal, and increments of one counter wait for each other."""
+
+SIGN: Final = 0x80000000
 
 
 def _compiled(function: F) -> F:
@@ -42,35 +47,47 @@ def _compiled(function: F) -> F:
 
 
 @_compiled
-def extremes(codes: NDArray[np.int32]) -> tuple[np.int32, np.int32]:
-    """Smallest and largest key (see `key_value`) of float32 values, whose bits are given as (n,) int32, n > 0."""
-    low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-    for code in codes:
-        key = code ^ ((code >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        low = min(low, key)
-        high = max(high, key)
-    return low, high
+def _extremes(signed: NDArray[np.int32], unsigned: NDArray[np.uint32]) -> tuple[int, int, int]:
+    """The largest of the bits of float32 values read as int32, the largest and the smallest read as uint32."""
+    highest, top, lowest = signed[0], unsigned[0], unsigned[0]
+    for i in range(signed.size):
+        highest = max(highest, signed[i])
+        top = max(top, unsigned[i])
+        lowest = min(lowest, unsigned[i])
+    return highest, top, lowest
+
+
+def extremes(x: Floats) -> tuple[float, float]:
+    """The smallest and the largest of (n,) float32 values, n > 0; one of them is NaN or Inf where any value is.
+
+    Integers can be compared many at a time, floats (because of NaN) cannot. Read as int32, positive floats sort like
+    their values, above all negative ones; read as uint32, negative ones stand above all positive ones, the largest
+    magnitude on top.
+    """
+    found = in_parallel(lambda piece: _extremes(piece.view(np.int32), piece.view(np.uint32)), pieces(x))
+    highest, top = max(f[0] for f in found), max(f[1] for f in found)
+    lowest = min(f[2] for f in found)
+    bits = np.array([top if top >= SIGN else lowest, highest if highest >= 0 else lowest], np.uint32)
+    low, high = bits.view(np.float32).tolist()
+    return low + 0.0, high + 0.0  # which makes -0.0 into 0.0
 
 
 @_compiled
-def count(x: Floats, factor: np.float32, half: np.int32, counts: Counts) -> tuple[np.float32, np.float32, bool]:
-    """Counts ``trunc(x * factor) + half`` into ``counts`` (LANES, 2 half + 1), in place.
+def count(x: Floats, factor: np.float32, half: int, lanes: Counts) -> None:
+    """Counts ``trunc(x * factor) + half`` into ``lanes`` (4, 2 half + 1), in place; all of ``x`` (n,) must fit.
 
-    Returns:
-        The smallest and the largest value, and whether all lay inside; it stops at the first that does not (or is
-        NaN), and then ``counts`` is worthless.
+    Neighbouring values are often equal, and increments of one counter wait for each other, so four take turns.
+    Unsigned indices spare the check for negative ones.
     """
-    low, high = np.float32(np.inf), np.float32(-np.inf)
-    limit = np.float32(half + 1)
-    for i in range(x.size):
-        value = x[i]
-        scaled = value * factor
-        if not (-limit < scaled < limit):
-            return low, high, False
-        low = min(low, value)
-        high = max(high, value)
-        counts[i & (LANES - 1), np.int32(scaled) + half] += 1
-    return low, high, True
+    first, second, third, fourth = lanes[0], lanes[1], lanes[2], lanes[3]
+    whole = x.size // 4 * 4
+    for i in range(0, whole, 4):
+        first[np.uint64(np.int64(x[i] * factor) + half)] += 1
+        second[np.uint64(np.int64(x[i + 1] * factor) + half)] += 1
+        third[np.uint64(np.int64(x[i + 2] * factor) + half)] += 1
+        fourth[np.uint64(np.int64(x[i + 3] * factor) + half)] += 1
+    for i in range(whole, x.size):
+        first[np.uint64(np.int64(x[i] * factor) + half)] += 1
 
 
 @_compiled
@@ -120,14 +137,17 @@ def _pool() -> tuple[ThreadPoolExecutor | None, int]:
     """Threads as MXNet uses: as many as OMP_NUM_THREADS says, else one for each core."""
     asked = machine.check_omp_num_threads(os.environ)
     workers = asked or machine.recommended_threads(machine.detect())
-    return (ThreadPoolExecutor(workers, "mxq-observe") if workers > 1 else None), workers
+    return (ThreadPoolExecutor(workers, THREADS) if workers > 1 else None), workers
 
 
 def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """``[function(item) for item in items]``, on all threads; the first error is raised."""
     pool, _ = _pool()
     work = list(items)
-    return [function(item) for item in work] if pool is None or len(work) < 2 else list(pool.map(function, work))
+    nested = threading.current_thread().name.startswith(THREADS)  # it could wait for itself
+    if pool is None or nested or len(work) < 2:
+        return [function(item) for item in work]
+    return list(pool.map(function, work))
 
 
 def pieces(x: Floats) -> Sequence[Floats]:
@@ -136,9 +156,3 @@ def pieces(x: Floats) -> Sequence[Floats]:
     parts = min(workers, max(1, x.size // PIECE))
     ends = [x.size * k // parts for k in range(parts + 1)]
     return [x[a:b] for a, b in pairwise(ends)]
-
-
-def key_value(key: int | np.int32) -> float:
-    """The float32 whose key is ``key``: its bits, with those of negative numbers turned round so that keys sort."""
-    code = np.array([key if key >= 0 else key ^ 0x7FFFFFFF], np.int32)
-    return float(code.view(np.float32)[0])

@@ -72,6 +72,8 @@ class MovingState:
             raise damaged(f"moving averages {values}")
         first, total = (values[0].item(), values[1].item()), (values[2].item(), values[3].item())
         momentum, batches = float(arrays["momentum"]), int(arrays["batches"])
+        if not (0 <= momentum < 1 and batches >= 0):
+            raise damaged(f"moving averages of {batches} batches with momentum {momentum}")
         return MovingState(momentum, batches, first, total, Extent.from_arrays(arrays))
 
 
@@ -117,9 +119,11 @@ class MovingObserver:
         return a.merge(b)
 
     def range(self, state: MovingState, dtype: str) -> Range:
-        """A tensor that was never negative keeps a minimum >= 0."""
+        """The minimum is >= 0 where no value was negative, and only there, whatever the averages."""
         seen = state.extent.usable(dtype)
         low, high = (min(max(average, seen.min), seen.max) for average in state.averages)
+        if low >= 0 > seen.min:
+            low = max(seen.min, -high)
         found = Range(low, high)
         return found if found.absmax and math.isfinite(found.absmax) else seen
 

@@ -41,7 +41,7 @@ class MseObserver(HistogramObserver):
 
     def threshold(self, state: HistogramState, dtype: str) -> float:
         absmax = state.extent.absmax
-        coarse = np.geomspace(absmax * FINEST, absmax, self.params.steps)
+        coarse: Reals = absmax * np.geomspace(FINEST, 1, self.params.steps)  # exact for absmax times a power of two
         best = int(np.argmin(state.expected_errors(coarse, dtype)))
         around = coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)]
         fine: Reals = np.append(np.linspace(*around, self.params.steps // 4), coarse[best])

@@ -1,44 +1,95 @@
-"""Per-layer settings resolved against a graph: which `LayerConfig` each node has."""
+"""Per-layer settings resolved against a graph: what each node has, and which pattern said so."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 from mxq.config import LayerConfig, QuantConfig, selects
 from mxq.ir import Graph, Node
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The ``value`` of one field of a `LayerConfig`, and the ``source`` that set it: "overrides 'stage1_*'"."""
+
+    value: object
+    source: str
+
+
 @dataclass(frozen=True)
 class LayerChoices:
-    """Node name -> the fields that overrides set for it, later patterns winning field by field."""
+    """Node name -> the fields that overrides set for it, later patterns winning field by field.
 
-    table: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    ``calib_mode`` and ``threshold`` are two ways to say the same, so a later one of either replaces both.
+    """
+
+    table: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: Graph, config: QuantConfig) -> LayerChoices:
         """Resolves ``config.overrides``; a pattern applies to a fused node through any of its members."""
-        table: dict[str, dict[str, object]] = {}
+        table: dict[str, dict[str, Setting]] = {}
         for node in graph:
+            seen = tuple(views(node))
             for pattern, layer in config.overrides.items():
-                if any(selects(pattern, Node(name, node.op)) for name in dict.fromkeys((*node.origins, node.name))):
-                    table.setdefault(node.name, {}).update(_set_fields(layer))
+                if any(selects(pattern, view) for view in seen):
+                    _apply(layer, override_source(pattern), table.setdefault(node.name, {}))
         return LayerChoices(table)
-
-    def dtype(self, node: str) -> str:
-        """The activation type asked for a node's output; empty where nothing was."""
-        return str(self.table.get(node, {}).get("dtype", ""))
 
     def calib_mode(self, node: str) -> str:
         """The observer asked for a node's output; empty where nothing was."""
-        return str(self.table.get(node, {}).get("calib_mode", ""))
+        return str(self._value(node, "calib_mode") or "")
+
+    def weight_calib_mode(self, node: str) -> str:
+        """The observer asked for a layer's own weight; empty where nothing was."""
+        return str(self._value(node, "weight_calib_mode") or "")
+
+    def dtype(self, node: str) -> str:
+        """The activation type asked for a node's output; empty where nothing was."""
+        return str(self._value(node, "dtype") or "")
 
     def threshold(self, node: str) -> tuple[float, float] | None:
         """The range given for a node's output by hand."""
-        found = self.table.get(node, {}).get("threshold")
+        found = self._value(node, "threshold")
         return (float(found[0]), float(found[1])) if isinstance(found, tuple) else None
 
+    def source(self, node: str, field: str) -> str:
+        """What set a ``field`` of `LayerConfig` for a node, such as "overrides 'stage1_*'"; empty where nothing did."""
+        found = self.table.get(node, {}).get(field)
+        return "" if found is None else found.source
 
-def _set_fields(layer: LayerConfig) -> dict[str, object]:
-    values = {name: getattr(layer, name) for name in ("quantize", "calib_mode", "dtype", "threshold")}
-    return {k: v for k, v in values.items() if v is not None}
+    def _value(self, node: str, field: str) -> object:
+        found = self.table.get(node, {}).get(field)
+        return None if found is None else found.value
+
+
+def override_source(pattern: str) -> str:
+    """How a setting that ``overrides`` made is called in reports."""
+    return f"overrides {pattern!r}"
+
+
+def _apply(layer: LayerConfig, source: str, settings: dict[str, Setting]) -> None:
+    values = {f.name: getattr(layer, f.name) for f in fields(LayerConfig)}
+    if layer.calib_mode is not None or layer.threshold is not None:
+        settings.pop("calib_mode", None)
+        settings.pop("threshold", None)
+    settings.update({name: Setting(value, source) for name, value in values.items() if value is not None})
+
+
+def views(node: Node) -> Iterator[Node]:
+    """The original nodes that ``node`` stands for, as selectors see them: each with its own op, attributes and inputs.
+
+    A node that was folded into another, as BatchNorm is, has only its name left; the rest is the other's.
+    """
+    for member in dict.fromkeys((*node.origins, node.name)):
+        yield _view(member, node)
+
+
+def _view(member: str, node: Node) -> Node:
+    for sub in node.subgraphs:
+        outside = dict(zip((v.name for v in sub.variables), node.inputs, strict=False))
+        for inner in sub.operators:
+            if member in (inner.name, *inner.origins):
+                return replace(inner, name=member, inputs=tuple(outside.get(r.name, r) for r in inner.inputs))
+    return replace(node, name=member)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
-from mxq.config import QuantConfig, Selector, selector_name, selects
+from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import Graph, Model, Node, Ref
+from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.plan import Decision, Plan
 from mxq.rewrite import Trace
 
@@ -22,16 +23,14 @@ NONE = "none"
 """The ``calib_mode`` in which ranges are found at run time."""
 
 
-def partition(
-    model: Model, config: QuantConfig, backend: BackendSpec = MXNET_191, trace: Trace | None = None
-) -> Plan:
+def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_191, trace: Trace | None = None) -> Plan:
     """Decides for every operator of a fused float ``model``.
 
     Raises:
         ConfigError: a pattern of ``config`` matches no node; the message names close ones.
     """
     graph = model.graph
-    chosen = _choices(graph, config)
+    chosen, choices = _choices(graph, config), LayerChoices.of(graph, config)
     reasons: dict[str, str] = {}
     specs: dict[str, OpSpec] = {}
     for node in graph.operators:
@@ -49,7 +48,7 @@ def partition(
             op=chain(node),
             members=node.origins,
             int8=node.name not in reasons,
-            reason=reasons.get(node.name) or _why_int8(specs[node.name]),
+            reason=reasons.get(node.name) or _why_int8(specs[node.name], choices.source(node.name, "quantize")),
         )
         for node in graph.operators
     )
@@ -97,7 +96,7 @@ def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
     for pattern, layer in config.overrides.items():
         for name in _hits(graph, "overrides", pattern, inputs=True):
             if layer.quantize is False:
-                reasons[name] = f"left in float by overrides {pattern!r}"
+                reasons[name] = f"left in float by {override_source(pattern)}"
             elif layer.quantize:
                 reasons.pop(name, None)
     return reasons
@@ -123,10 +122,11 @@ def _hits(graph: Graph, field: str, selector: Selector, *, inputs: bool = False)
     Raises:
         ConfigError: there is none.
     """
-    members = {m: n for n in (graph.nodes if inputs else graph.operators) for m in _members(n)}
-    found = {node.name for m, node in members.items() if selects(selector, _as_node(m, node))}
+    seen = [(v, n.name) for n in (graph.nodes if inputs else graph.operators) for v in views(n)]
+    found = {name for view, name in seen if selects(selector, view)}
     if not found:
-        raise no_match(field, selector, members)
+        types = sorted({OP + view.op for view, _ in seen if not view.is_variable})
+        raise no_match(field, selector, types if by_op(selector) else [view.name for view, _ in seen])
     return found
 
 
@@ -143,26 +143,13 @@ def _with_op(graph: Graph, op: str) -> set[str]:
     return found
 
 
-def _members(node: Node) -> Iterable[str]:
-    return dict.fromkeys((*node.origins, node.name))
-
-
-def _as_node(member: str, node: Node) -> Node:
-    """What a predicate sees for an original node: its own op, attributes and inputs, also where it has been fused."""
-    for sub in node.subgraphs:
-        outside = dict(zip((v.name for v in sub.variables), node.inputs, strict=False))
-        for inner in sub.operators:
-            if member in (inner.name, *inner.origins):
-                return replace(inner, name=member, inputs=tuple(outside.get(r.name, r) for r in inner.inputs))
-    return replace(node, name=member)
-
-
 def no_match(field: str, selector: Selector, candidates: Iterable[str]) -> ConfigError:
     """The error for a pattern that matches nothing; names close candidates."""
-    known = list(candidates)
+    known = list(dict.fromkeys(candidates))
     close = difflib.get_close_matches(selector_name(selector).strip("*"), known, n=3, cutoff=0.4) or known[:3]
+    kind = "op types" if by_op(selector) else "names"
     return ConfigError(
-        f"{field}: {selector_name(selector)!r} matches none of {len(known)} names; close ones: {', '.join(close)}"
+        f"{field}: {selector_name(selector)!r} matches none of {len(known)} {kind}; close ones: {', '.join(close)}"
     )
 
 
@@ -219,8 +206,9 @@ def _computes(specs: Mapping[str, OpSpec], name: str) -> bool:
     return name in specs and specs[name].role == "compute"
 
 
-def _why_int8(spec: OpSpec) -> str:
-    return "int8 kernel" if spec.role == "compute" else "carries int8 between int8 layers"
+def _why_int8(spec: OpSpec, asked_by: str) -> str:
+    why = "int8 kernel" if spec.role == "compute" else "carries int8 between int8 layers"
+    return f"{why}, asked for by {asked_by}" if asked_by else why
 
 
 def _observed(graph: Graph, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:

@@ -11,6 +11,7 @@ matplotlib is an optional dependency (``mxq[plot]``), used through its objects: 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import os
@@ -23,8 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mxq.errors import ConfigError, DataError, FormatError
+from mxq import observers
+from mxq.errors import ConfigError, DataError
+from mxq.files import replacing
+from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
+from mxq.statistics import Statistics
 from mxq.thresholds import Range
 
 if TYPE_CHECKING:
@@ -115,6 +120,37 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
     return drawn
 
 
+def draw(
+    statistics: Statistics, tensor: str, path: str | os.PathLike[str], chosen: str | None = None, dtype: str = "auto"
+) -> Path:
+    """Draws one tensor of ``statistics`` with every calibrator's threshold, and writes the picture.
+
+    Args:
+        statistics: with histograms, as `mxq.calibrate` keeps them with ``stats=``.
+        tensor: its name.
+        path: see `write`.
+        chosen: spec of the calibrator to mark; by default the one that "auto" chooses.
+        dtype: "auto", "int8" or "uint8".
+
+    Raises:
+        ConfigError: no such tensor, calibrator or dtype.
+        CalibrationError: the statistics hold no histogram of it.
+    """
+    if tensor not in statistics.states:
+        close = difflib.get_close_matches(tensor, statistics.states, n=3, cutoff=0.4) or [*statistics.states][:3]
+        raise ConfigError(f"no tensor {tensor!r} among {len(statistics.states)}; close ones: {', '.join(close)}")
+    best = statistics.thresholds({tensor: observers.get("auto")}, dtype)[tensor]
+    marked = best.observer if chosen is None else observers.spec_of(observers.get(chosen))
+    specs = dict.fromkeys((*SPECS, *([marked] if chosen else [])))
+    found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
+    lines = [Line(spec, interval, spec == marked) for spec, interval in found.items()]
+    state = statistics.states[tensor]
+    if not isinstance(state, HistogramState):
+        raise AssertionError(f"{state.statistic} was read as a histogram")
+    coded = "int8" if best.range.min < 0 else "uint8"
+    return write(figure(heading(tensor, statistics.examples, coded), state, lines), path)
+
+
 def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes ``figure`` as png, svg or pdf, which the suffix of ``path`` decides. It appears whole or not at all.
 
@@ -125,15 +161,8 @@ def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
-    draft = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with replacing(target) as draft:
         figure.savefig(draft, format=target.suffix[1:].lower())
-        draft.replace(target)
-    except OSError as error:
-        raise FormatError(f"plot {target} cannot be written: {error.strerror or error}") from None
-    finally:
-        if draft.exists():
-            draft.unlink()
     return target
 
 

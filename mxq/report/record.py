@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mxq.errors import ConfigError, FormatError
+from mxq.files import write_json
 from mxq.ir import Ref
-from mxq.plan import Decision, Plan, Report, TensorRecord
+from mxq.plan import Decision, Plan, Report, TensorRecord, WeightRecord
 
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
@@ -43,12 +44,14 @@ class Explanation:
     Attributes:
         coded: the node's int8 tensor; None where it has none.
         calibrated: the entry in the thresholds: range, observer, observed, examples.
+        weight: what became of its weight; None where nothing looked at it.
         refusals: (rule, reason) of each rule that refused the node or one of its members.
     """
 
     decision: Decision
     coded: TensorRecord | None
     calibrated: Mapping[str, Any] | None
+    weight: WeightRecord | None
     refusals: tuple[tuple[str, str], ...]
 
 
@@ -80,6 +83,7 @@ def explain(report: Report, decision: Decision) -> Explanation:
         decision,
         tensor_of(report, decision.node),
         tensors.get(decision.node) if isinstance(tensors, Mapping) else None,
+        next((report.weights[m] for m in (decision.node, *decision.members) if m in report.weights), None),
         tuple(refusals),
     )
 
@@ -106,6 +110,7 @@ def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[
         "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
         "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
         "tensors": {name: asdict(t) for name, t in report.tensors.items()},
+        "weights": {name: asdict(w) for name, w in report.weights.items()},
         "thresholds": dict(report.thresholds),
         "trace": [dict(step) for step in report.trace],
     }
@@ -126,6 +131,7 @@ def from_json(data: Any) -> Report:
         return Report(
             plan=Plan(decisions, tuple(Ref(*ref) for ref in data["observe"])),
             tensors={name: TensorRecord(**entry) for name, entry in data["tensors"].items()},
+            weights={name: WeightRecord(**entry) for name, entry in data.get("weights", {}).items()},
             trace=tuple(dict(step) for step in data["trace"]),
             **{name: dict(data[name]) for name in _TABLES},
         )
@@ -141,16 +147,8 @@ def write(prefix: str | os.PathLike[str], report: Report, files: Iterable[str | 
     Raises:
         FormatError: the report holds something that JSON has no word for, such as NaN.
     """
-    target = path_of(prefix)
     checksums = {Path(f).name: checksum(f) for f in files}
-    try:
-        text = json.dumps(to_json(report, checksums), indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"the report for {target} cannot be written as JSON: {error}") from None
-    draft = target.with_name(f"{target.name}.{os.getpid()}.part")
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(target)
-    return target
+    return write_json(path_of(prefix), to_json(report, checksums))
 
 
 def read(prefix: str | os.PathLike[str]) -> Report:

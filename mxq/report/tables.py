@@ -15,6 +15,7 @@ from rich.text import Text
 from mxq.bench import Benchmark
 from mxq.plan import Decision, Report, TensorRecord
 from mxq.report.record import Explanation, tensor_of
+from mxq.thresholds import Thresholds
 from mxq.verify import Layer, Output, Verification
 
 SHORT_OPS = {
@@ -110,6 +111,11 @@ def explanation(about: Explanation) -> RenderableType:
             rows.append(("note", about.coded.note))
     if about.calibrated is not None:
         rows.append(("calibrated", _threshold(about.calibrated)))
+        rows += [("instead of", _candidate(c)) for c in about.calibrated.get("candidates", ())[1:4]]
+    if about.weight is not None:
+        w = about.weight
+        clipped = f"{w.clipped_channels} of {w.channels} channels, {percent(w.clipped_share)} of its values"
+        rows.append(("weight", f"clipped by {w.observer} ({w.source}): {clipped}"))
     parts: list[RenderableType] = [facts(rows)]
     if about.refusals:
         table = _table("rules that refused", ("rule", "reason"))
@@ -117,6 +123,26 @@ def explanation(about: Explanation) -> RenderableType:
             table.add_row(Text(rule), Text(reason))
         parts.append(table)
     return _spaced(*parts)
+
+
+def calibration(found: Thresholds) -> RenderableType:
+    """The range of every tensor, which calibrator found it and what asked for that, beside what was observed."""
+    rows = [(name, t, t.source if t.source != "calib_mode" else "", t.note) for name, t in found.items()]
+    titles = ("asked for by", "note")
+    extra = [title for title, place in zip(titles, (2, 3), strict=True) if any(r[place] for r in rows)]
+    table = _table("", ("tensor", ">observed", ">range", ">share", "calibrator", *extra))
+    for name, threshold, source, note in rows:
+        seen = threshold.observed
+        share = f"{100 * threshold.range.absmax / seen.absmax:.1f} %" if seen is not None and seen.absmax else "-"
+        table.add_row(
+            Text(name),
+            "-" if seen is None else _interval(seen.min, seen.max),
+            _interval(threshold.range.min, threshold.range.max),
+            share,
+            Text(threshold.observer),
+            *(Text(cell) for title, cell in zip(titles, (source, note), strict=True) if title in extra),
+        )
+    return table
 
 
 def verification(found: Verification) -> RenderableType:
@@ -247,7 +273,14 @@ def _threshold(entry: Mapping[str, Any]) -> str:
     text = f"{_interval(found['min'], found['max'])} by {entry['observer']} over {entry['examples']} examples"
     if observed and observed != found:
         text += f" (seen {_interval(observed['min'], observed['max'])})"
+    text += f", asked for by {entry['source']}" if entry.get("source") else ""
     return f"{text}; {entry['note']}" if entry.get("note") else text
+
+
+def _candidate(entry: Mapping[str, Any]) -> str:
+    """A line about what another calibrator would have chosen."""
+    found = entry["range"]
+    return f"{_interval(found['min'], found['max'])} by {entry['observer']}, expected error {entry['error']:.4g}"
 
 
 def _ms(seconds: float) -> str:

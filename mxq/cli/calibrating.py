@@ -1,0 +1,174 @@
+"""``mxq calibrate``, ``mxq merge-stats`` and ``mxq plot``: statistics of a network's tensors, kept in a file."""
+
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mxq.cli.app import command
+from mxq.cli.console import megabytes, print_json, say, show
+from mxq.cli.networks import calibrated_ranges
+from mxq.cli.options import (
+    DATA,
+    BatchSize,
+    CalibMode,
+    Color,
+    Crop,
+    Dtype,
+    Epoch,
+    Exclude,
+    ExcludeOp,
+    Include,
+    Json,
+    Mean,
+    NumCalibExamples,
+    Prefix,
+    PreprocessFile,
+    QuantizeMode,
+    Recipe,
+    Resize,
+    Scale,
+    ShortSide,
+    Stats,
+    Std,
+    config_of,
+    option,
+    prefix_of,
+    preprocess_of,
+)
+from mxq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxq.statistics import Statistics
+
+BATCH = 16
+STATS = "A file of statistics."
+
+
+@command
+def calibrate(
+    prefix: Prefix,
+    data: Annotated[
+        Path | None, option(metavar="PATH", help=f"{DATA} Without it, the statistics are read as they are.")
+    ] = None,
+    stats: Stats = None,
+    out: Annotated[
+        Path | None, option(metavar="FILE", help="Write the ranges as JSON, for thresholds= in Python.")
+    ] = None,
+    calib_mode: CalibMode = None,
+    dtype: Dtype = None,
+    num_calib_examples: NumCalibExamples = None,
+    batch_size: BatchSize = BATCH,
+    recipe: Recipe = None,
+    exclude: Exclude = None,
+    include: Include = None,
+    exclude_op: ExcludeOp = None,
+    quantize_mode: QuantizeMode = None,
+    preprocess: PreprocessFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    short_side: ShortSide = None,
+    crop: Crop = None,
+    resize: Resize = None,
+    color: Color = None,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Find the ranges of a network's tensors; with --stats, stop and go on at any time, and ask again later."""
+    prefix = prefix_of(prefix)
+    if data is None and stats is None:
+        raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz, or --stats with a file")
+    config = config_of(
+        exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe
+    )
+    settings = preprocess_of(
+        prefix,
+        preprocess,
+        mean=mean,
+        std=std,
+        scale=scale,
+        color=color,
+        short_side=short_side,
+        crop=crop,
+        resize=resize,
+    )
+    from mxq.files import write_json
+    from mxq.report import tables
+
+    _, found = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
+    if out is not None:
+        write_json(out, found.thresholds.to_json())
+    if as_json:
+        print_json({**found.thresholds.to_json(), "examples": found.statistics.examples, "warnings": found.warnings})
+    else:
+        show(tables.calibration(found.thresholds), tables.facts(_data_rows(found.statistics, stats)))
+    for warning in found.warnings:
+        say(f"mxq: {warning}")
+
+
+@command
+def merge_stats(
+    parts: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of statistics, in the data's order.")],
+    out: Annotated[Path, option(metavar="FILE", help="Where to write the statistics of all data.")],
+    as_json: Json = False,
+) -> None:
+    """Merge statistics of one network that were collected on different data."""
+    from mxq import statistics
+
+    if len(parts) < 2:
+        raise ConfigError(f"merge-stats got {len(parts)} file; allowed: two or more")
+    repeated = next((p for p in parts if parts.count(p) > 1), None)
+    if repeated is not None:
+        raise ConfigError(f"merge-stats got {str(repeated)!r} twice; its data would count twice")
+    loaded = {str(path): statistics.Statistics.load(path) for path in parts}
+    total = statistics.merge(loaded)
+    total.save(out)
+    for name, part in loaded.items():
+        if not part.complete:
+            say(f"mxq: {name} is not complete: {part.examples} examples so far")
+    if as_json:
+        stretches = [asdict(s) for s in total.stretches]
+        print_json({"examples": total.examples, "batches": total.batches, "stretches": stretches})
+    else:
+        from mxq.report import tables
+
+        show(tables.facts(_data_rows(total, out)))
+
+
+@command
+def plot(
+    stats: Annotated[Path, typer.Argument(metavar="STATS", help=STATS, show_default=False)],
+    tensor: Annotated[
+        str | None, option("--tensor", metavar="NAME", help="Which tensor; without it, they are listed.")
+    ] = None,
+    out: Annotated[
+        Path | None, option(metavar="FILE", help="Picture to write: .png, .svg or .pdf; NAME.png by default.")
+    ] = None,
+    calib_mode: Annotated[
+        str | None,
+        option(metavar="MODE", help="Calibrator to mark as chosen; by default the one of the least expected error."),
+    ] = None,
+    dtype: Dtype = None,
+) -> None:
+    """Draw a tensor's histogram with the threshold of every calibrator on it."""
+    from mxq.report import plots
+    from mxq.statistics import Statistics
+
+    statistics = Statistics.load(stats)
+    if tensor is None:
+        typer.echo("\n".join(statistics.states))
+        return
+    target = out or Path(f"{tensor.replace('/', '_')}.png")
+    typer.echo(str(plots.draw(statistics, tensor, target, calib_mode, dtype or "auto")))
+
+
+def _data_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:
+    rows = [("examples", f"{statistics.examples:,} in {statistics.batches:,} batches")]
+    if path is not None and path.is_file():
+        rows.append(("statistics", f"{path} ({megabytes(path.stat().st_size)}, {len(statistics.states)} tensors)"))
+    return rows

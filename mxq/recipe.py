@@ -1,0 +1,166 @@
+"""Recipes: a `QuantConfig` as YAML, to keep beside a network and give to ``mxq quantize --recipe``.
+
+A recipe holds the fields of `QuantConfig` under their names; what it leaves out has its default. A complete one::
+
+    format: mxq-recipe/1
+    calib_mode: percentile:99.99      # of every tensor, unless `overrides` say otherwise
+    weight_calib_mode: naive          # weights are not clipped
+    quantized_dtype: auto             # int8, or uint8 where nothing is negative
+    quantize_mode: smart              # or full: all that has an int8 kernel
+    quantize_granularity: channel-wise
+    num_calib_examples: 5%            # or a count
+    exclude_layers: [stem_conv0, "op:*Pooling"]   # names, patterns of names, patterns of op types
+    exclude_layers_match: [shortcut]  # plain parts of names
+    exclude_operators: [Flatten]
+    include_layers: []                # where given, only these are quantized
+    overrides:                        # pattern -> settings; later ones win
+      op:Convolution: {calib_mode: entropy, weight_calib_mode: "percentile:99.9"}
+      stage1_*: {dtype: int8}
+      data: {threshold: [-2.1, 2.6]}
+      output_fc: {quantize: false}
+
+Text that starts with ``*`` or another sign of YAML, or reads as a number, stands in quotes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.reader import ReaderError
+
+from mxq.config import QuantConfig
+from mxq.errors import ConfigError, FormatError
+from mxq.files import write_text
+
+FORMAT = "mxq-recipe/1"
+_FLOAT = "tag:yaml.org,2002:float"
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""1e-3: a number to all but YAML 1.1, which reads text."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML's own keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+            if (key.tag, key.value) in lines:
+                problem = f"the key {key.value!r} was given before, in line {lines[key.tag, key.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[key.tag, key.value] = key.start_mark.line + 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: mappings over several lines, lists in one."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = True) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style)
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """In double quotes, with escapes, where PyYAML would break the text at NEL and add blanks to it."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, None if data.isprintable() else '"')
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _each in (_Loader, _Dumper):
+    _each.add_implicit_resolver(_FLOAT, re.compile(f"^(?:{_EXPONENT.pattern})$"), list("-+0123456789"))
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def dumps(config: QuantConfig) -> str:
+    """The recipe of ``config``, without the fields that have their defaults.
+
+    Raises:
+        ConfigError: it holds a predicate.
+    """
+    data = config.to_json()
+    QuantConfig.from_json(data)  # what cannot be read is not written
+    defaults = QuantConfig().to_json()
+    changed = {name: value for name, value in data.items() if value != defaults[name]}
+    if "overrides" in changed:
+        layers = changed["overrides"].items()
+        changed["overrides"] = {p: {k: v for k, v in layer.items() if v is not None} for p, layer in layers}
+    document = {"format": FORMAT, **changed}
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)
+
+
+def loads(text: str, source: str = "recipe") -> QuantConfig:
+    """Reads a recipe; ``source`` is what messages call it.
+
+    Raises:
+        FormatError: not YAML, or not a recipe of this format.
+        ConfigError: an unknown field, or a value that is not allowed.
+    """
+    data = _mapping(text, source)
+    found = data.pop("format", None)
+    if found != FORMAT:
+        raise FormatError(f"{source} has format {found!r}; this version reads {FORMAT!r}")
+    try:
+        return QuantConfig.from_json(data)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def read(path: str | os.PathLike[str]) -> QuantConfig:
+    """Reads the recipe in a file.
+
+    Raises:
+        FormatError: no such file, not YAML, or not a recipe of this format.
+        ConfigError: an unknown field, or a value that is not allowed.
+    """
+    name = os.fspath(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise FormatError(f"{name} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return loads(text, name)
+
+
+def write(config: QuantConfig, path: str | os.PathLike[str]) -> Path:
+    """Writes the recipe of ``config``; the file appears whole or not at all.
+
+    Raises:
+        ConfigError: it holds a predicate.
+        FormatError: the folder does not exist or cannot be written.
+    """
+    return write_text(path, dumps(config))
+
+
+def _mapping(text: str, source: str) -> dict[Any, Any]:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            return dict(loader.construct_document(node))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the date 2020-13-01, 5,000 digits
+        raise FormatError(f"{source}{_problem(error, text)}") from None
+    line = 1 if node is None else node.start_mark.line + 1
+    found = "nothing" if node is None else repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list"
+    raise FormatError(f"{source}, line {line}: found {found}; a recipe is a mapping that begins with format: {FORMAT}")
+
+
+def _problem(error: Exception, text: str) -> str:
+    """Where and what, to go after the name of the file."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f", line {mark.line + 1}"
+        words = ", ".join(filter(None, (error.context, error.problem)))
+        hint = "; a pattern that starts with * stands in quotes" if "undefined alias" in words else ""
+        return f"{line} cannot be read as YAML: {words}{hint}"
+    if isinstance(error, ReaderError):
+        line = f", line {text.count(chr(10), 0, error.position) + 1}"
+        return f"{line} cannot be read as YAML: it has the character {chr(error.character)!r}"
+    reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+    return f" cannot be read as YAML: {reason}"
