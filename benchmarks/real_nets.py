@@ -115,10 +115,10 @@ def by_mxq(task: Task, **options: Any) -> Model:
     return from_symbol(*result)
 
 
-def by_contrib(task: Task, calib_mode: str) -> Model:
+def by_contrib(task: Task, calib_mode: str, batch: int = 10) -> Model:
     """The network fused and quantized by ``mxnet.contrib.quantization`` (smart, auto) on the same images."""
     name = task.model.inputs[0]
-    data = io.NDArrayIter({name: task.calibration}, batch_size=10)
+    data = io.NDArrayIter({name: task.calibration}, batch_size=batch)
     result = contrib.quantize_model_mkldnn(
         to_symbol(task.model.graph),
         to_arrays(task.model.args),

@@ -174,7 +174,7 @@ def plot(
         MxqError: no such tensor or calibrator, no histogram of it, or matplotlib is missing.
     """
     found = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    return plots.draw(found, tensor, path, calib_mode, dtype)
+    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype), path)
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:

@@ -98,7 +98,8 @@ class Thresholds(Mapping[str, Threshold]):
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, ``{"format": ..., "tensors": {name: {...}}}``."""
-        return {"format": FORMAT, "tensors": {k: asdict(v) for k, v in sorted(self.table.items())}}
+        tensors = {k: {**asdict(v), "candidates": [asdict(c) for c in v.candidates]} for k, v in self.table.items()}
+        return {"format": FORMAT, "tensors": dict(sorted(tensors.items()))}
 
     @staticmethod
     def from_json(data: Any) -> Thresholds:

@@ -17,7 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
-    ("passes", "weights", "tune", "runtime", "collect"),
+    ("passes", "weights", "tune", "runtime", "collect", "evaluation"),
     ("pipeline", "report"),
     ("distributed",),
     ("api",),

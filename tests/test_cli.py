@@ -328,7 +328,7 @@ class TestCommand:
         text = run("--help").stdout
         places = [text.index(f" {name} ", text.index("Commands")) for name in ORDER]
         assert places == sorted(places)
-        assert {c.callback.__name__ for c in app.registered_commands if c.callback} == set(ORDER)
+        assert {c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback} == set(ORDER)
 
     @pytest.mark.parametrize("name", ORDER)
     def test_each_command_has_help(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,8 +163,9 @@ class TestPlan:
         assert all(r.name in prepared.fused.graph for r in prepared.plan.observe)
 
     def test_an_unknown_mode_is_refused_before_anything_runs(self) -> None:
-        with pytest.raises(ConfigError, match="calib_mode is 'percentile'; allowed: 'entropy', 'naive', 'none'"):
-            planned(calib_mode="percentile")
+        allowed = "'auto', 'ema_minmax', 'entropy', 'fixed', .*'naive', .*'none'"
+        with pytest.raises(ConfigError, match=f"calib_mode is 'median'; allowed: {allowed}"):
+            planned(calib_mode="median")
 
 
 class TestCalibrate:
@@ -176,8 +178,8 @@ class TestCalibrate:
         for ref, value in zip(refs, values, strict=True):
             got = found.thresholds.range(str(ref))
             assert (got.min, got.max) == (float(value.min()), float(value.max()))
-        assert found.examples == len(X)
-        assert found.batches == 1
+        assert found.statistics.examples == len(X)
+        assert found.statistics.batches == 1
 
     def test_mode_none_reads_no_data(self) -> None:
         def never() -> Any:
@@ -193,13 +195,13 @@ class TestCalibrate:
     def test_a_fixed_threshold_is_taken_as_it_is(self) -> None:
         prepared = planned(overrides={"data": LayerConfig(threshold=(-2.0, 1.5))})
         found = calibrated(prepared).thresholds
-        assert found["data"] == Threshold(Range(-2.0, 1.5), "fixed")
+        assert found["data"] == Threshold(Range(-2.0, 1.5), "fixed", source="overrides 'data'")
         assert {t.observer for name, t in found.items() if name != "data"} == {"naive"}
 
     def test_where_all_are_fixed_no_data_is_needed(self) -> None:
         found = calibrated(planned(overrides={"*": LayerConfig(threshold=(-3.0, 3.0))}), None)
         assert {t.observer for t in found.thresholds.values()} == {"fixed"}
-        assert found.examples == 0
+        assert found.statistics.examples == 0
 
     def test_a_layer_may_have_its_own_mode(self) -> None:
         own = planned(overrides={"data": LayerConfig(calib_mode="entropy")})
@@ -207,16 +209,16 @@ class TestCalibrate:
         assert found["data"].observer == "entropy"
         assert {t.observer for name, t in found.items() if name != "data"} == {"naive"}
         everywhere = calibrated(planned(calib_mode="entropy")).thresholds
-        assert found["data"] == everywhere["data"]
+        assert found["data"] == replace(everywhere["data"], source="overrides 'data'")
 
     def test_an_unknown_mode_of_a_layer(self) -> None:
-        with pytest.raises(ConfigError, match="overrides: calib_mode is 'kl'; allowed: 'entropy', 'naive', 'none'"):
-            calibrated(planned(overrides={"data": LayerConfig(calib_mode="kl")}))
+        with pytest.raises(ConfigError, match=r"overrides 'data': calib_mode is 'median'; allowed: 'auto', .*'naive'"):
+            calibrated(planned(overrides={"data": LayerConfig(calib_mode="median")}))
 
     def test_the_budget_is_kept(self) -> None:
         prepared = pipeline.plan(residual(), QuantConfig(num_calib_examples=1))
         found = calibrated(prepared)
-        assert found.examples == 1
+        assert found.statistics.examples == 1
         assert found.thresholds.range("data") == Range(float(X[0].min()), float(X[0].max()))
 
     def test_warnings_of_the_data_are_passed_on(self) -> None:

@@ -154,6 +154,7 @@ def plot(
         option(metavar="MODE", help="Calibrator to mark as chosen; by default the one of the least expected error."),
     ] = None,
     dtype: Dtype = None,
+    as_json: Json = False,
 ) -> None:
     """Draw a tensor's histogram with the threshold of every calibrator on it."""
     from mxq.report import plots
@@ -161,10 +162,15 @@ def plot(
 
     statistics = Statistics.load(stats)
     if tensor is None:
-        typer.echo("\n".join(statistics.states))
+        print_json({"tensors": [*statistics.states]}) if as_json else typer.echo("\n".join(statistics.states))
         return
-    target = out or Path(f"{tensor.replace('/', '_')}.png")
-    typer.echo(str(plots.draw(statistics, tensor, target, calib_mode, dtype or "auto")))
+    lines = plots.compared(statistics, tensor, calib_mode, dtype or "auto")
+    written = plots.draw(statistics, tensor, lines, out or Path(f"{tensor.replace('/', '_')}.png"))
+    if as_json:
+        found = {x.name: {**asdict(x.range), "chosen": x.chosen} for x in lines}
+        print_json({"tensor": tensor, "file": str(written), "calibrators": found})
+    else:
+        typer.echo(str(written))
 
 
 def _data_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:

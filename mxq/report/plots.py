@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq import observers
-from mxq.errors import ConfigError, DataError
+from mxq.errors import CalibrationError, ConfigError, DataError
 from mxq.files import replacing
 from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
@@ -120,15 +120,12 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
     return drawn
 
 
-def draw(
-    statistics: Statistics, tensor: str, path: str | os.PathLike[str], chosen: str | None = None, dtype: str = "auto"
-) -> Path:
-    """Draws one tensor of ``statistics`` with every calibrator's threshold, and writes the picture.
+def compared(statistics: Statistics, tensor: str, chosen: str | None = None, dtype: str = "auto") -> tuple[Line, ...]:
+    """What every calibrator finds for one tensor of ``statistics``.
 
     Args:
         statistics: with histograms, as `mxq.calibrate` keeps them with ``stats=``.
         tensor: its name.
-        path: see `write`.
         chosen: spec of the calibrator to mark; by default the one that "auto" chooses.
         dtype: "auto", "int8" or "uint8".
 
@@ -143,12 +140,16 @@ def draw(
     marked = best.observer if chosen is None else observers.spec_of(observers.get(chosen))
     specs = dict.fromkeys((*SPECS, *([marked] if chosen else [])))
     found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
-    lines = [Line(spec, interval, spec == marked) for spec, interval in found.items()]
+    return tuple(Line(spec, interval, spec == marked) for spec, interval in found.items())
+
+
+def draw(statistics: Statistics, tensor: str, lines: Sequence[Line], path: str | os.PathLike[str]) -> Path:
+    """Draws one tensor of ``statistics`` with the thresholds of `compared`, and writes the picture; see `write`."""
     state = statistics.states[tensor]
     if not isinstance(state, HistogramState):
-        raise AssertionError(f"{state.statistic} was read as a histogram")
-    coded = "int8" if best.range.min < 0 else "uint8"
-    return write(figure(heading(tensor, statistics.examples, coded), state, lines), path)
+        raise CalibrationError(f"tensor {tensor!r}: the statistics hold its {state.statistic}, a plot needs a histogram")
+    signed = any(line.range.min < 0 for line in lines)
+    return write(figure(heading(tensor, statistics.examples, "int8" if signed else "uint8"), state, lines), path)
 
 
 def write(figure: Figure, path: str | os.PathLike[str]) -> Path:

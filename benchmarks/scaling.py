@@ -1,0 +1,128 @@
+"""How calibration on workers scales: one worker against two, what a result weighs, and what the client can take.
+
+    MXQ_DATA=... python benchmarks/scaling.py [NET] [--per-partition 50] [--repeats 3]
+
+Three tables: examples per second with one thread in one worker, two in one, one in each of two (medians of interleaved
+repeats, pictures decoded on the way); bytes and merge time of one partition's statistics; how many such results
+per second the client receives and merges when the workers have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+import mxq  # isort: skip  (before mxnet)
+
+mxq.use_physical_cores()
+
+from mxq import distributed, pipeline  # noqa: E402
+from mxq.config import QuantConfig  # noqa: E402
+from mxq.distributed import Partitions  # noqa: E402
+from mxq.distributed.engine import Run  # noqa: E402
+from mxq.distributed.tasks import Collecting, Job, Seen, merged  # noqa: E402
+from mxq.images import read_preprocess  # noqa: E402
+from mxq.runtime import MxnetRunner, load_model  # noqa: E402
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SETUPS = ((1, 1), (1, 2), (2, 1))
+"""(workers, threads of each)"""
+
+
+@dataclass(frozen=True)
+class Same:
+    """A task that takes no time: the same statistics from every partition."""
+
+    seen: Seen
+
+    def __call__(self, runner: Any, model: Any, key: str, batches: Any) -> Seen:
+        return self.seen
+
+
+def nothing(number: int) -> int:
+    return number
+
+
+def examples_per_second(prepared: pipeline.Prepared, data: Partitions, client: Client) -> float:
+    """Of one calibration, the time to send the network included."""
+    started = time.perf_counter()
+    found = distributed.calibrate(prepared, data, MxnetRunner(), client)
+    return found.statistics.examples / (time.perf_counter() - started)
+
+
+def results_per_second(prepared: pipeline.Prepared, seen: Seen, client: Client, count: int) -> float:
+    """Results of ``count`` partitions that come to the client and are merged there."""
+    observers = pipeline.wanted(prepared)
+    run = Run(Job(prepared.fused, Same(seen), nothing), Partitions.of(nothing, range(count)), client)
+    total, started = seen.states, 0.0
+    for number, (_, part) in enumerate(run.results(run.partitions.keys, MxnetRunner(), ordered=False)):
+        started = started or time.perf_counter()  # the first has waited for the network to be sent
+        total = merged(observers, total, part.states) if number else total
+    return (count - 1) / (time.perf_counter() - started)
+
+
+def merge_seconds(prepared: pipeline.Prepared, seen: Seen) -> float:
+    """Median time of one merge."""
+    observers, times, total = pipeline.wanted(prepared), [], seen.states
+    for _ in range(50):
+        started = time.perf_counter()
+        total = merged(observers, total, seen.states)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", nargs="?", default="resnet18_pqf")
+    parser.add_argument("--per-partition", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    root = Path(os.environ["MXQ_DATA"])
+    pair = root / "models" / args.net / args.net
+    prepared = pipeline.plan(load_model(pair), QuantConfig(calib_mode="entropy"))
+    settings = read_preprocess(pair.with_name("preprocess.json"))
+    data = Partitions.images(root / "imagenet", prepared.fused.inputs, settings, 10, args.per_partition)
+    console, speeds = Console(width=120), {setup: [] for setup in SETUPS}
+    with ExitStack() as stack:
+        clients = {}
+        for workers, threads in SETUPS:
+            os.environ["OMP_NUM_THREADS"] = str(workers * threads)
+            clients[workers, threads] = stack.enter_context(distributed.local_client(workers))
+        for repeat in range(args.repeats + 1):
+            for setup, client in clients.items():
+                speed = examples_per_second(prepared, data, client)
+                speeds[setup] += [speed] if repeat else []  # the first imports MXNet
+        asked = pipeline.wanted(prepared)
+        first = Partitions(data.name, data.items[:1], data.load)
+        run = Run(Job(prepared.fused, Collecting(asked), data.load), first)
+        ((_, seen),) = run.results(first.keys, MxnetRunner(), ordered=False)
+        received = results_per_second(prepared, seen, clients[2, 1], 200)
+    table = Table(
+        "workers", "threads each", "examples/s", "range", "x the first", title=f"{args.net}, {len(data)} partitions"
+    )
+    base = statistics.median(speeds[SETUPS[0]])
+    for (workers, threads), found in speeds.items():
+        middle = statistics.median(found)
+        spread = f"{min(found):.1f}-{max(found):.1f}"
+        table.add_row(str(workers), str(threads), f"{middle:.1f}", spread, f"{middle / base:.2f}")
+    console.print(table)
+    size, seconds = len(pickle.dumps(seen)), merge_seconds(prepared, seen)
+    console.print(f"a result: {len(seen.states)} tensors, {size / 2**20:.2f} MiB; merged in {1000 * seconds:.2f} ms")
+    console.print(f"the client takes {received:.0f} results/s, {received * size / 2**20:.0f} MiB/s")
+
+
+if __name__ == "__main__":
+    main()
