@@ -146,7 +146,11 @@ def calibrate(
     prepared = pipeline.plan(runtime.load_model(net), _config(config, options))
     if calib_data is None and stats is not None:
         return _calibrated(prepared, _Given(statistics=stats), logger).thresholds
-    kept = None if stats is None else Checkpoint(Path(stats), pipeline.fingerprint(prepared.source))
+    kept = None
+    if stats is not None:
+        asked = prepared.config.num_calib_examples or "by default"
+        name = f"calib_data, num_calib_examples {asked}"
+        kept = Checkpoint(Path(stats), pipeline.fingerprint(prepared.source), name)
     return _calibrated(prepared, _Given(calib_data, batch_size=batch_size), logger, kept).thresholds
 
 

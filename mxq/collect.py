@@ -61,6 +61,8 @@ class Checkpoint:
             self.path.unlink()
             return None
         found = Statistics.load(self.path)
+        if not found.stretches:  # of a run killed while it tried whether it could write
+            return None
         try:
             found.check(self.network, kinds)
         except CalibrationError as error:
@@ -112,6 +114,9 @@ def collect(
     """
     start = checkpoint.open({str(ref): o.statistic for ref, o in observers.items()}) if checkpoint else None
     if start is not None and start.complete:
+        for feed in feeds:
+            _check_first(start.stretches[0], feed)
+            break
         return start
     fold = _Fold.of(runner, model, observers, start, checkpoint)
     total = operator.length_hint(feeds) or None
@@ -188,13 +193,9 @@ class _Fold:
             feeds = (feed for number, feed in enumerate(feeds) if number == 0 or number >= done)
         for number, feed in enumerate(feeds):
             if number == 0:
-                first = _checksum(feed)
-                if done and first != self.stretch.first:
-                    raise CalibrationError(
-                        f"the first batch of {self.stretch.name!r} has changed since the statistics were begun (sha256 "
-                        f"{self.stretch.first[:12]}, now {first[:12]}): other data, order, batch size or preparation"
-                    )
-                self.stretch = replace(self.stretch, first=first)
+                if done:
+                    _check_first(self.stretch, feed)
+                self.stretch = replace(self.stretch, first=_checksum(feed))
             if number or not done:
                 yield feed
 
@@ -213,9 +214,19 @@ class _Fold:
             visit(ref, feed[ref.name])
         if self.watched is not None:
             self.watched(feed, visit)
-        self.states = states
         examples = self.stretch.examples + len(next(iter(feed.values())))
-        self.stretch = replace(self.stretch, examples=examples, batches=self.stretch.batches + 1)
+        stretch = replace(self.stretch, examples=examples, batches=self.stretch.batches + 1)
+        self.states, self.stretch = states, stretch  # both or, where an interrupt comes, neither
+
+
+def _check_first(stretch: Stretch, feed: Mapping[str, Array]) -> None:
+    """Refuses data that does not begin as the one seen before."""
+    first = _checksum(feed)
+    if first != stretch.first:
+        raise CalibrationError(
+            f"the first batch of {stretch.name!r} has changed since the statistics were begun (sha256 "
+            f"{stretch.first[:12]}, now {first[:12]}): other data, order, batch size or preparation"
+        )
 
 
 def _checksum(feed: Mapping[str, Array]) -> str:

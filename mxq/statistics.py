@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -209,8 +209,7 @@ class Statistics:
             FormatError: no such file, another format, or damaged.
         """
         try:
-            # Opened here, because np.load leaves a file open that is no archive.
-            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            with Path(path).open("rb") as stream, _archive(stream) as archive:
                 about = _about(archive)
                 states = {t["name"]: _state(number, t["kind"], archive) for number, t in enumerate(about["tensors"])}
                 stretches = tuple(Stretch(**s) for s in about["stretches"])
@@ -222,6 +221,13 @@ class Statistics:
         except _DAMAGE as error:
             raise FormatError(f"{path} is damaged, or no statistics of mxq: {error}") from None
         return Statistics(states, stretches, network)
+
+
+def _archive(stream: BinaryIO) -> Any:
+    if not zipfile.is_zipfile(stream):  # which np.load would take for something pickled
+        raise FormatError("no statistics of mxq, or cut short")
+    stream.seek(0)
+    return np.load(stream, allow_pickle=False)
 
 
 def _about(archive: Any) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def draw(statistics: Statistics, tensor: str, lines: Sequence[Line], path: str |
     """Draws one tensor of ``statistics`` with the thresholds of `compared`, and writes the picture; see `write`."""
     state = statistics.states[tensor]
     if not isinstance(state, HistogramState):
-        raise CalibrationError(f"tensor {tensor!r}: the statistics hold its {state.statistic}, a plot needs a histogram")
+        raise CalibrationError(f"tensor {tensor!r}: the statistics hold its {state.statistic}, not a histogram")
     signed = any(line.range.min < 0 for line in lines)
     return write(figure(heading(tensor, statistics.examples, "int8" if signed else "uint8"), state, lines), path)
 
