@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from mxq.cli import app
 from mxq.cli.app import ORDER
 from mxq.report import record
+from mxq.statistics import Statistics
 
 CLASSES = 7
 SIDE = 16
@@ -361,3 +362,122 @@ class TestCommand:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "mxq", "--help"], capture_output=True, check=True, timeout=60)
         assert time.perf_counter() - start < 5  # alone on a machine it takes a third of a second
+
+
+class TestCalibrate:
+    """Statistics in a file: kept while they grow, asked again, merged, drawn."""
+
+    def test_ranges_and_their_statistics(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        out = tmp_path / "ranges.json"
+        found = data_of("calibrate", nets / "tiny", "--stats", stats, "--out", out, "--calib-mode", "percentile:99.9")
+        assert json.loads(out.read_text())["tensors"] == found["tensors"]
+        assert found["examples"] == 32
+        relu = found["tensors"]["relu0"]
+        assert (relu["observer"], relu["source"], relu["examples"]) == ("percentile:99.9", "calib_mode", 32)
+        assert 0 < relu["range"]["max"] < relu["observed"]["max"]
+        table = run("calibrate", nets / "tiny", "--stats", stats).stdout
+        assert "relu0" in table
+        assert "32 in 4 batches" in table
+
+    def test_one_pass_serves_every_calibrator(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        fresh = ("--data", nets / "pictures", "--batch-size", "8", *PICTURES)
+        for mode in ("naive", "entropy", "mse", "auto"):
+            kept = data_of("calibrate", nets / "tiny", "--stats", stats, "--calib-mode", mode)
+            assert kept["tensors"] == data_of("calibrate", nets / "tiny", *fresh, "--calib-mode", mode)["tensors"]
+        out = tmp_path / "q"
+        run("quantize", nets / "tiny", "--stats", stats, "--calib-mode", "auto", "--out", out)
+        entry = record.read(out).thresholds["tensors"]["relu0"]
+        assert entry["observer"] == entry["candidates"][0]["observer"]
+        assert len(entry["candidates"]) > 5
+        assert "instead of" in run("explain", out, "--node", "relu0").stdout
+
+    def test_killed_and_started_again(self, nets: Path, tmp_path: Path) -> None:
+        """SIGKILL at a moment when something is on disk; the second run ends with what one run gives."""
+        command = ("calibrate", nets / "tiny", "--data", nets / "pictures", "--num-calib-examples", "40")
+        options = ("--batch-size", "1", *PICTURES)
+        whole, broken = tmp_path / "whole.stats", tmp_path / "broken.stats"
+        wanted = data_of(*command, *options, "--stats", whole)
+        slow = (
+            "import time; from mxq.images.preprocess import Preprocess; from mxq import collect; "
+            "collect.EVERY_SECONDS = 0.0; prepare = Preprocess.__call__; "
+            "Preprocess.__call__ = lambda self, image: (time.sleep(0.1), prepare(self, image))[1]; "
+            "from mxq.cli import main; main()"
+        )
+        args = [str(a) for a in (*command, *options, "--stats", broken)]
+        process = subprocess.Popen([sys.executable, "-c", slow, *args], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not broken.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        begun = Statistics.load(broken)
+        assert 0 < begun.batches < 40
+        assert not begun.complete
+        listed = run("calibrate", nets / "tiny", "--stats", broken)
+        assert f"is not complete: {begun.examples} examples so far" in listed.stderr
+        assert data_of(*command, *options, "--stats", broken) == wanted
+        assert broken.read_bytes() == whole.read_bytes()
+
+    def test_other_data_is_refused(self, nets: Path, stats: Path) -> None:
+        settings = ("--data", nets / "pictures", "--stats", stats, *PICTURES)
+        again = run("calibrate", nets / "tiny", *settings, "--batch-size", "7", code=2)
+        assert "the first batch of '32 of 40 examples in pictures' has changed" in again.stderr
+        more = run("calibrate", nets / "tiny", *settings, "--num-calib-examples", "40", code=2)
+        assert "this run is on '40 of 40 examples in pictures'" in more.stderr
+
+    def test_merge(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        rest, both, out = tmp_path / "rest", tmp_path / "both.stats", tmp_path / "other.stats"
+        rest.mkdir()
+        for i in range(5):
+            (rest / f"{i}.png").write_bytes((nets / "pictures" / f"{i:02}.png").read_bytes())
+        run("calibrate", nets / "tiny", "--data", rest, "--stats", out, *PICTURES)
+        found = data_of("merge-stats", stats, out, "--out", both)
+        assert found["examples"] == 37
+        assert [s["name"] for s in found["stretches"]] == ["32 of 40 examples in pictures", "5 of 5 examples in rest"]
+        a, b, merged = (Statistics.load(p).states["relu0"] for p in (stats, out, both))
+        np.testing.assert_array_equal(a.merge(b).counts, merged.counts)
+        assert "twice" in run("merge-stats", stats, stats, "--out", both, code=2).stderr
+        assert "would count twice" in run("merge-stats", both, stats, "--out", tmp_path / "x", code=2).stderr
+        assert "allowed: two or more" in run("merge-stats", stats, "--out", both, code=2).stderr
+
+    def test_plot(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        assert run("plot", stats).stdout.split() == ["data", "relu0", "relu1"]
+        picture = tmp_path / "relu0.png"
+        found = data_of("plot", stats, "--tensor", "relu0", "--out", picture, "--calib-mode", "percentile:99.5")
+        with Image.open(picture) as drawn:
+            assert drawn.size == (1000, 600)
+        assert [name for name, x in found["calibrators"].items() if x["chosen"]] == ["percentile:99.5"]
+        assert "no tensor 'rel0' among 3; close ones: relu0" in run("plot", stats, "--tensor", "rel0", code=2).stderr
+
+    def test_recipe(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(
+            "format: mxq-recipe/1\ncalib_mode: mse\noverrides:\n  op:Activation: {calib_mode: 'fixed:0,3'}\n"
+            "  conv1: {weight_calib_mode: mse}\n  op:FullyConnected: {quantize: false}\n"
+        )
+        out = tmp_path / "q"
+        run("quantize", nets / "tiny", "--stats", stats, "--recipe", recipe, "--out", out, "--calib-mode", "entropy")
+        report = record.read(out)
+        tensors = report.thresholds["tensors"]
+        assert {n: (t["observer"], t["source"]) for n, t in tensors.items()} == {
+            "data": ("entropy", "calib_mode"),
+            "relu0": ("fixed:0.0,3.0", "overrides 'op:Activation'"),
+            "relu1": ("fixed:0.0,3.0", "overrides 'op:Activation'"),
+        }
+        assert report.weights["relu1"].source == "overrides 'conv1'"
+        assert "overrides 'op:FullyConnected'" in report.plan["fc"].reason
+        recipe.write_text("format: mxq-recipe/1\ncalib_mod: mse\n")
+        refused = run("inspect", nets / "tiny", "--recipe", recipe, code=2)
+        assert "unknown field 'calib_mod'" in refused.stderr
+
+    def test_neither_data_nor_statistics(self, nets: Path) -> None:
+        assert "--data is missing" in run("calibrate", nets / "tiny", code=2).stderr
+
+
+@pytest.fixture(scope="module")
+def stats(nets: Path) -> Path:
+    """Statistics of the network on 32 pictures, in batches of 8."""
+    path = nets / "tiny.stats"
+    settings = ("--data", nets / "pictures", "--batch-size", "8", *PICTURES)
+    run("calibrate", nets / "tiny", *settings, "--stats", path)
+    return path
