@@ -30,7 +30,8 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
 
 if TYPE_CHECKING:
-    from mxq.api import QuantizedModel, calibrate, load, plot, quantize_model, quantize_net, save
+    from mxq.api import QuantizedModel, calibrate, evaluate, load, plot, quantize_model, quantize_net, save
+    from mxq.distributed import Partitions
     from mxq.statistics import Statistics
 
 prepare()
@@ -43,6 +44,7 @@ __all__ = [
     "GraphError",
     "LayerConfig",
     "MxqError",
+    "Partitions",
     "QuantConfig",
     "QuantizeError",
     "QuantizedModel",
@@ -53,6 +55,7 @@ __all__ = [
     "Thresholds",
     "__version__",
     "calibrate",
+    "evaluate",
     "load",
     "plot",
     "quantize_model",
@@ -62,6 +65,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Partitions": "mxq.distributed",
+    "evaluate": "mxq.api",
     "QuantizedModel": "mxq.api",
     "Statistics": "mxq.statistics",
     "calibrate": "mxq.api",

@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mxq import pipeline, runtime
+from mxq import distributed, pipeline, runtime
 from mxq.batches import feeds
 from mxq.collect import Checkpoint
 from mxq.config import QuantConfig
+from mxq.distributed import Partitions
 from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.evaluation import Evaluation, Function, Metric
 from mxq.ir import Model
 from mxq.plan import Report
 from mxq.report import plots, record
@@ -125,6 +127,7 @@ def calibrate(
     *,
     config: QuantConfig | None = None,
     stats: str | Path | None = None,
+    client: Any = None,
     batch_size: int = 32,
     logger: logging.Logger | None = None,
     **options: Any,
@@ -136,6 +139,8 @@ def calibrate(
         stats: a file to keep the statistics in, written every few batches. Ended in any way and called again with the
             same data, it goes on where it was and ends with the same result. Without ``calib_data`` the file is read,
             so that other calibrators can be asked without running the network again.
+        client: a Dask client; ``calib_data`` must be `Partitions`, which its workers read and run. The result is that
+            of one process.
 
     Returns:
         Tensor name -> range with its provenance.
@@ -144,14 +149,49 @@ def calibrate(
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
     prepared = pipeline.plan(runtime.load_model(net), _config(config, options))
+    given = _Given(calib_data, batch_size=batch_size, client=client)
     if calib_data is None and stats is not None:
-        return _calibrated(prepared, _Given(statistics=stats), logger).thresholds
-    kept = None
-    if stats is not None:
-        asked = prepared.config.num_calib_examples or "by default"
-        name = f"calib_data, num_calib_examples {asked}"
-        kept = Checkpoint(Path(stats), pipeline.fingerprint(prepared.source), name)
-    return _calibrated(prepared, _Given(calib_data, batch_size=batch_size), logger, kept).thresholds
+        given = _Given(statistics=stats)
+    return _calibrated(prepared, given, logger, None if stats is None else Path(stats)).thresholds
+
+
+def evaluate(
+    net: runtime.Net,
+    data: object,
+    *,
+    metric: Metric[Any] | Function | None = None,
+    labels: Any = None,
+    client: Any = None,
+    batch_size: int = 32,
+) -> Evaluation:
+    """Accuracy, or another measure, of a network, float or int8, over labelled data.
+
+    Args:
+        net: as for `quantize_net`.
+        data: as ``calib_data`` of `quantize_net`, all of it, with labels: after the inputs in a batch, or as
+            ``labels``. Or `Partitions` whose batches have them.
+        metric: by default the shares of examples whose label is the first output's best class ("top1") or among its
+            best five ("top5"). A function from a batch's outputs and labels to numbers by name is averaged over
+            examples; what needs a state has the methods of `mxq.evaluation.Metric`.
+        labels: (examples, ...), where they are not in the data.
+        client: a Dask client, for `Partitions`. The result is that of one process.
+        batch_size: how whole arrays are cut.
+
+    Returns:
+        The number of examples, and the numbers by name.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    return distributed.evaluate(
+        runtime.load_model(net),
+        data,
+        runtime.MxnetRunner(),
+        metric=metric,
+        labels=labels,
+        client=client,
+        batch_size=batch_size,
+    )
 
 
 def plot(
@@ -251,12 +291,13 @@ def _config(config: QuantConfig | None, options: Mapping[str, Any]) -> QuantConf
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What ranges are to come from: ranges, statistics or data, the first that is there."""
+    """What ranges are to come from: ranges, statistics or data, the first that is there; data on a ``client``."""
 
     calib_data: object = None
     thresholds: Thresholds | None = None
     statistics: Statistics | str | Path | None = None
     batch_size: int = 32
+    client: Any = None
 
 
 def _quantize(
@@ -276,18 +317,15 @@ def _calibrated(
     prepared: pipeline.Prepared,
     given: _Given,
     logger: logging.Logger | None,
-    checkpoint: Checkpoint | None = None,
+    stats: Path | None = None,
 ) -> pipeline.Calibrated:
     if given.thresholds is not None:
         return pipeline.Calibrated(given.thresholds)
-    config, calib_data = prepared.config, given.calib_data
     if given.statistics is not None:
         found = given.statistics
         return pipeline.ranges(prepared, found if isinstance(found, Statistics) else Statistics.load(found))
-    if calib_data is not None:
-        calib_data = feeds(calib_data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
-    calibrated = pipeline.calibrate(prepared, calib_data, runtime.MxnetRunner(), checkpoint=checkpoint)
-    data = calibrated.statistics
+    calibrated = _run(prepared, given, stats)
+    config, data = prepared.config, calibrated.statistics
     if data.examples:
         asked = config.num_calib_examples or "the default, 5 % of the data and 32 to 1024"
         _say(
@@ -298,6 +336,20 @@ def _calibrated(
     for warning in calibrated.warnings:
         _say(logger, warning)
     return calibrated
+
+
+def _run(prepared: pipeline.Prepared, given: _Given, stats: Path | None) -> pipeline.Calibrated:
+    """Calibrates on data; keeps the statistics in the file ``stats``."""
+    config, data, runner = prepared.config, given.calib_data, runtime.MxnetRunner()
+    if given.client is not None or isinstance(data, Partitions):
+        return distributed.calibrate(prepared, data, runner, given.client, stats=stats)
+    kept = None
+    if stats is not None:
+        name = f"calib_data, num_calib_examples {config.num_calib_examples or 'by default'}"
+        kept = Checkpoint(stats, pipeline.fingerprint(prepared.source), name)
+    if data is not None:
+        data = feeds(data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
+    return pipeline.calibrate(prepared, data, runner, checkpoint=kept)
 
 
 def _block(model: Model, report: Report) -> Any:

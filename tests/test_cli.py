@@ -364,6 +364,22 @@ class TestCommand:
         assert time.perf_counter() - start < 5  # alone on a machine it takes a third of a second
 
 
+class TestEvaluate:
+    def test_accuracy_is_that_of_verify(self, nets: Path, int8: Path) -> None:
+        data = ("--data", nets / "pictures", *PICTURES)
+        both = data_of("verify", nets / "tiny", int8, *data)["accuracy"]
+        for prefix, kind in ((nets / "tiny", "float"), (int8, "int8")):
+            found = data_of("evaluate", prefix, *data)
+            assert found["examples"] == 40
+            assert found["metrics"] == {k: both[f"{kind}_{k}"] for k in ("top1", "top5")}
+        assert "top1" in run("evaluate", int8, *data, "--num-examples", "10").stdout
+
+    def test_no_labels(self, nets: Path, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.zeros((4, 3, SIDE, SIDE), np.float32))
+        refused = run("evaluate", nets / "tiny", "--data", tmp_path / "x.npy", code=2)
+        assert "has no labels; allowed" in refused.stderr
+
+
 class TestCalibrate:
     """Statistics in a file: kept while they grow, asked again, merged, drawn."""
 
@@ -469,6 +485,24 @@ class TestCalibrate:
         recipe.write_text("format: mxq-recipe/1\ncalib_mod: mse\n")
         refused = run("inspect", nets / "tiny", "--recipe", recipe, code=2)
         assert "unknown field 'calib_mod'" in refused.stderr
+
+    @pytest.mark.slow
+    def test_workers_find_the_same(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        pytest.importorskip("distributed")
+        shared = tmp_path / "shared.stats"
+        command = ("calibrate", str(nets / "tiny"), "--data", str(nets / "pictures"), "--batch-size", "8", *PICTURES)
+        options = ("--workers", "2", "--stats", str(shared), "--json")
+        program = [sys.executable, "-m", "mxq"]
+        done = subprocess.run([*program, *command, *options], capture_output=True, text=True, check=True)
+        alone = data_of("calibrate", nets / "tiny", "--stats", stats)["tensors"]
+        found = json.loads(done.stdout)["tensors"]
+        assert {n: t["range"] for n, t in found.items()} == {n: t["range"] for n, t in alone.items()}
+        a, b = (Statistics.load(path).states["relu1"] for path in (stats, shared))
+        np.testing.assert_array_equal(a.counts, b.counts)
+
+    def test_one_cluster_at_a_time(self, nets: Path) -> None:
+        both = ("--data", nets / "pictures", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+        assert "--workers is 2 beside --scheduler" in run("calibrate", nets / "tiny", *both, *PICTURES, code=2).stderr
 
     def test_neither_data_nor_statistics(self, nets: Path) -> None:
         assert "--data is missing" in run("calibrate", nets / "tiny", code=2).stderr

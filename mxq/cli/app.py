@@ -16,7 +16,7 @@ from mxq.cli.options import option
 from mxq.errors import MxqError
 
 FAILED, REFUSED = 1, 2
-ORDER = ("quantize", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "bench", "doctor")
+ORDER = ("quantize", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "evaluate", "bench", "doctor")
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 _Function = TypeVar("_Function", bound=Callable[..., None])
 

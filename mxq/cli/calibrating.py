@@ -11,7 +11,7 @@ import typer
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import calibrated_ranges
+from mxq.cli.networks import calibrated_ranges, cluster
 from mxq.cli.options import (
     DATA,
     BatchSize,
@@ -32,9 +32,11 @@ from mxq.cli.options import (
     Recipe,
     Resize,
     Scale,
+    Scheduler,
     ShortSide,
     Stats,
     Std,
+    Workers,
     config_of,
     option,
     prefix_of,
@@ -56,6 +58,8 @@ def calibrate(
         Path | None, option(metavar="PATH", help=f"{DATA} Without it, the statistics are read as they are.")
     ] = None,
     stats: Stats = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out: Annotated[
         Path | None, option(metavar="FILE", help="Write the ranges as JSON, for thresholds= in Python.")
     ] = None,
@@ -100,7 +104,8 @@ def calibrate(
     from mxq.files import write_json
     from mxq.report import tables
 
-    _, found = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
+    with cluster(workers, scheduler) as client:
+        _, found = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats, client)
     if out is not None:
         write_json(out, found.thresholds.to_json())
     if as_json:

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxq.cli.console import say
-from mxq.errors import QuantizeError
+from mxq.errors import ConfigError, QuantizeError
 
 if TYPE_CHECKING:
-    from mxq.batches import Feeds
     from mxq.config import QuantConfig
+    from mxq.distributed import Partitions
     from mxq.images import Preprocess, Source
     from mxq.ir import Model
     from mxq.pipeline import Calibrated, Prepared
     from mxq.plan import Report
     from mxq.runtime import MxnetRunner
+
+PARTITION = 1024
+"""Examples to a partition, at most."""
 
 
 def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
@@ -49,11 +55,17 @@ def calibrated_ranges(
     batch_size: int,
     epoch: int | None,
     stats: Path | None,
+    client: Any = None,
 ) -> tuple[Prepared, Calibrated]:
-    """Plans a network and finds its ranges: on ``data``, with its statistics kept in ``stats``, or from those alone."""
+    """Plans a network and finds its ranges: on ``data``, with its statistics kept in ``stats``, or from those alone.
+
+    With a ``client`` of Dask, its workers share the data.
+    """
     runner = start_mxnet()
-    from mxq import pipeline, runtime
+    from mxq import distributed, pipeline, runtime
+    from mxq.batches import feeds
     from mxq.collect import Checkpoint
+    from mxq.config import Budget
     from mxq.statistics import Statistics
 
     prepared = pipeline.plan(runtime.load_model(prefix, epoch), config)
@@ -64,28 +76,55 @@ def calibrated_ranges(
         return prepared, pipeline.ranges(prepared, found)
     if data is None:
         return prepared, pipeline.calibrate(prepared, None, runner)
-    batches, name = _calibration_data(data, prepared, settings, batch_size)
-    kept = None if stats is None else Checkpoint(stats, pipeline.fingerprint(prepared.source), name)
+    everything = open_data(data, prepared.source, settings, batch_size)
+    count = config.budget.examples(everything.examples) or everything.examples
+    say(f"calibrating on {count} of {everything.description}")
+    shown = sys.stderr.isatty()
     try:
-        return prepared, pipeline.calibrate(
-            prepared, batches, runner, progress=sys.stderr.isatty(), checkpoint=kept
-        )
+        if client is not None:
+            parts = partitions(data, prepared.source, settings, batch_size, count, client)
+            whole = replace(prepared, config=replace(config, num_calib_examples=None))  # the parts are what it allows
+            return prepared, distributed.calibrate(whole, parts, runner, client, progress=shown, stats=stats)
+        name = f"{count} of {everything.examples} examples in {data.name}"
+        kept = None if stats is None else Checkpoint(stats, pipeline.fingerprint(prepared.source), name)
+        batches = feeds(everything.take(count), prepared.fused.inputs, Budget(count=count))
+        return prepared, pipeline.calibrate(prepared, batches, runner, progress=shown, checkpoint=kept)
     except KeyboardInterrupt:
-        if kept is not None and kept.path.exists():
-            say(f"mxq: interrupted; {kept.path} holds what was seen, the same command goes on from there")
+        if stats is not None and stats.exists():
+            say(f"mxq: interrupted; {stats} holds what was seen, the same command goes on from there")
         raise
 
 
-def _calibration_data(path: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> tuple[Feeds, str]:
-    """As much of the data as the configuration asks for, spread evenly over it, and what it is called."""
-    from mxq.batches import feeds
-    from mxq.config import Budget
+@contextmanager
+def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """The Dask client that ``--workers`` or ``--scheduler`` asks for; None where neither does."""
+    if workers is not None and scheduler is not None:
+        raise ConfigError(f"--workers is {workers} beside --scheduler {scheduler!r}; allowed: one of them")
+    if workers is None and scheduler is None:
+        yield None
+        return
+    from mxq import distributed
 
-    everything = open_data(path, prepared.source, settings, batch_size)
-    source = everything.take(prepared.config.budget.examples(everything.examples) or everything.examples)
-    say(f"calibrating on {source.examples} of {source.description}")
-    name = f"{source.examples} of {everything.examples} examples in {path.name}"
-    return feeds(source, prepared.fused.inputs, Budget(count=source.examples)), name
+    with distributed.local_client(workers) if workers else distributed.connect(str(scheduler)) as client:
+        yield client
+
+
+def partitions(
+    data: Path,
+    model: Model,
+    settings: Preprocess,
+    batch_size: int,
+    count: int,
+    client: Any,
+    labels: Path | None = None,
+) -> Partitions:
+    """``count`` of the examples in parts of whole batches: several for each worker, so that all end together."""
+    from mxq.distributed import Partitions
+
+    batches = -(-count // batch_size)
+    each = max(1, min(PARTITION // batch_size, -(-batches // (4 * max(1, len(client.nthreads()))))))
+    size = each * batch_size
+    return Partitions.images(data, model.inputs, settings, batch_size, size, labels=labels, examples=count)
 
 
 def sizes_of(prefix: Path) -> dict[str, int]:

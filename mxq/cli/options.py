@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PREPROCESS_FILE = "preprocess.json"
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4}\.params|-mxq\.json)$")
-_LAYERS, _PICTURES = "Which layers", "From pictures to inputs"
+_LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
@@ -100,6 +100,14 @@ Stats = Annotated[
         metavar="FILE",
         help="Keep the statistics in this file, every few batches; run again after any end, it goes on from there.",
     ),
+]
+Workers = Annotated[
+    int | None,
+    option("--workers", min=1, metavar="N", panel=_WORKERS, help="Share the work among N processes on this machine."),
+]
+Scheduler = Annotated[
+    str | None,
+    option("--scheduler", metavar="ADDRESS", panel=_WORKERS, help="Or among the workers of this Dask scheduler."),
 ]
 PreprocessFile = Annotated[
     Path | None,

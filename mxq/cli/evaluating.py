@@ -1,0 +1,96 @@
+"""``mxq evaluate``: the accuracy of one network."""
+
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from mxq.cli.app import command
+from mxq.cli.console import print_json, say, show
+from mxq.cli.networks import cluster, open_data, partitions, start_mxnet
+from mxq.cli.options import (
+    DATA,
+    BatchSize,
+    Color,
+    Crop,
+    Epoch,
+    Json,
+    Mean,
+    Prefix,
+    PreprocessFile,
+    Resize,
+    Scale,
+    Scheduler,
+    ShortSide,
+    Std,
+    Workers,
+    option,
+    prefix_of,
+    preprocess_of,
+)
+from mxq.errors import DataError
+
+BATCH = 16
+
+
+@command
+def evaluate(
+    prefix: Prefix,
+    data: Annotated[Path, option(metavar="PATH", help=DATA)],
+    labels: Annotated[
+        Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
+    ] = None,
+    num_examples: Annotated[
+        int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
+    ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    batch_size: BatchSize = BATCH,
+    preprocess: PreprocessFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    short_side: ShortSide = None,
+    crop: Crop = None,
+    resize: Resize = None,
+    color: Color = None,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the accuracy of a classifier, float or INT8, on labelled data."""
+    prefix = prefix_of(prefix)
+    settings = preprocess_of(
+        prefix,
+        preprocess,
+        mean=mean,
+        std=std,
+        scale=scale,
+        color=color,
+        short_side=short_side,
+        crop=crop,
+        resize=resize,
+    )
+    runner = start_mxnet()
+    from mxq import distributed, runtime
+    from mxq.report import tables
+
+    model = runtime.load_model(prefix, epoch)
+    source = open_data(data, model, settings, batch_size, labels)
+    if source.labels is None:
+        raise DataError(f"{data} has no labels; allowed: a folder with labels.csv (or --labels), an .npz with labels")
+    count = min(num_examples or source.examples, source.examples)
+    say(f"evaluating on {count} of {source.description}")
+    with cluster(workers, scheduler) as client:
+        parts = None if client is None else partitions(data, model, settings, batch_size, count, client, labels)
+        found = distributed.evaluate(
+            model, parts or source.take(count), runner, client=client, progress=sys.stderr.isatty()
+        )
+    for warning in found.warnings:
+        say(f"mxq: {warning}")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        rows = [(name, tables.percent(value)) for name, value in found.metrics.items()]
+        show(tables.facts([("examples", f"{found.examples:,}"), *rows]))
