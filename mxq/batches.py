@@ -17,7 +17,6 @@ input name (other names ignored), or a DataBatch. Floats become float32; integer
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
@@ -58,7 +57,10 @@ class _Source:
         """The pass ``raw``, of which one batch has been read, where so many have."""
         if self.open_at is not None:
             return self.open_at(batches)
-        return itertools.islice(raw, batches - 1, None)
+        for number in range(1, batches):
+            if next(raw, _END) is _END:
+                raise DataError(f"calibration data ends after {number} batches; {batches} were seen before")
+        return raw
 
 
 class Feeds:
@@ -79,7 +81,6 @@ class Feeds:
         self._available = source.examples
         self._batch_size = source.batch_size
         self._started = False
-        self._leap = (0, 0)
         self.examples = 0
         self.batches = 0
         self.warnings: tuple[str, ...] = ()
@@ -104,9 +105,11 @@ class Feeds:
         """A pass that gives the first batch, then those after the first ``batches``, which held ``examples``.
 
         A source that can start anywhere (`mxq.images.Source`) does not read what is left out.
+
+        Raises:
+            DataError: as by iterating; also where the data ends before.
         """
-        self._leap = (batches, examples)
-        return iter(self)
+        return self._begin(batches, examples)
 
     def __iter__(self) -> Iterator[Feed]:
         """One pass over the data.
@@ -115,16 +118,18 @@ class Feeds:
             DataError: a batch does not fit the inputs, reading it failed (the cause is chained), there was no
                 batch, or a generator is read a second time.
         """
+        return self._begin()
+
+    def _begin(self, batches: int = 0, examples: int = 0) -> Iterator[Feed]:
         if self._started and self._source.once:
             raise DataError("calibration data is a generator, which can be read only once; give a list of batches")
         self._started = True
         self.examples, self.batches, self.warnings = 0, 0, ()
-        return self._pass()
+        return self._pass(batches, examples)
 
-    def _pass(self) -> Iterator[Feed]:
+    def _pass(self, batches: int, examples: int) -> Iterator[Feed]:
         raw: Iterator[object] | None = None
         ranks: dict[str, int] = {}
-        (batches, examples), self._leap = self._leap, (0, 0)
         while (planned := self.planned) is None or self.examples < planned:
             where = f"calibration batch {self.batches + 1}"
             try:

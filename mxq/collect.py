@@ -7,6 +7,7 @@ the last batch that is in them.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import operator
 import time
@@ -56,6 +57,8 @@ class Checkpoint:
             FormatError: it is no file of statistics, or cannot be written.
         """
         self._written = self.clock()
+        for draft in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # of a run killed while it wrote
+            draft.unlink(missing_ok=True)
         if not self.path.exists():
             Statistics(network=self.network).save(self.path)
             self.path.unlink()

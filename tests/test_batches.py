@@ -188,6 +188,80 @@ def test_too_few_examples_are_a_warning(form: str) -> None:
     assert got.warnings == ("500 calibration examples were asked for, the data held 100",)
 
 
+# ------------------------------------------------------------------------------------------------ resumed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [10, 37, 40, 100])
+@pytest.mark.parametrize("done", [1, 2, 4])
+def test_a_resumed_pass_gives_the_first_batch_and_those_not_yet_seen(form: str, count: int, done: int) -> None:
+    def anew() -> Feeds:
+        return feeds(FORMS[form](), ["data"], Budget(count=count), batch_size=10)
+
+    whole, got = list(anew()), anew()
+    resumed = list(got.resumed(done, min(10 * done, count)))
+    for found, expected in zip(resumed, [whole[0], *whole[done:]], strict=True):
+        np.testing.assert_array_equal(found["data"], expected["data"])
+    assert (got.examples, got.batches) == (count, max(done, len(whole)))
+    assert got.warnings == ()
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "generator"])
+def test_the_pass_after_a_resumed_one_is_whole_again(form: str) -> None:
+    got = feeds(FORMS[form](), ["data"], Budget(count=45), batch_size=10)
+    list(got.resumed(3, 30))
+    np.testing.assert_array_equal(joined(got), X[:45])
+    assert (got.examples, got.batches) == (45, 5)
+
+
+class Startable(Loader):
+    """Starts at any batch, as `mxq.images.Source` does; drawing one that was left out fails."""
+
+    def __init__(self, batches: list[Any], untouchable: range) -> None:
+        super().__init__(batches)
+        self.untouchable = untouchable
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.starting_at(0)
+
+    def starting_at(self, batch: int) -> Iterator[Any]:
+        for number in range(batch, len(self.batches)):
+            assert number not in self.untouchable
+            self.drawn += 1
+            yield self.batches[number]
+
+
+def test_what_is_left_out_is_not_read_where_that_can_be_helped() -> None:
+    loader = Startable(cut(X), range(1, 7))
+    assert len(list(feeds(loader, ["data"], ALL).resumed(7, 70))) == 4
+    assert loader.drawn == 4
+    plain = Loader(cut(X))
+    assert len(list(feeds(plain, ["data"], ALL).resumed(7, 70))) == 4
+    assert plain.drawn == 10
+
+
+def test_batches_after_a_resumption_keep_their_numbers() -> None:
+    got = feeds([*cut(X)[:6], np.array(["a"])], ["data"], ALL)
+    with pytest.raises(
+        DataError, match=r"^calibration batch 7: input 'data' has dtype <U1; allowed: floats and integers$"
+    ):
+        list(got.resumed(4, 40))
+
+
+def test_too_few_examples_are_a_warning_also_after_a_resumption() -> None:
+    got = feeds(cut(X), ["data"], Budget(count=500))
+    assert len(list(got.resumed(4, 40))) == 7
+    assert got.warnings == ("500 calibration examples were asked for, the data held 100",)
+
+
+def test_a_data_iter_is_reset_for_a_resumption() -> None:
+    got = feeds(OldIter(), ["data"], ALL)
+    for _ in range(2):
+        first, last = got.resumed(1, 8)
+        np.testing.assert_array_equal(first["data"], X[:8])
+        np.testing.assert_array_equal(last["data"], X[8:12])  # padded with four
+
+
 # ------------------------------------------------------------------------------------------------ several inputs
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mxq.batches import feeds
+from mxq.config import Budget
 from mxq.errors import ConfigError, DataError, FormatError
 from mxq.images import Preprocess, open_source, read_preprocess
 
@@ -200,6 +202,28 @@ class TestFolder:
         assert again.labels is not None
         same(again.labels, [0, 5])
         same(next(iter(again))["data"][:, 2, 0, 0], [7, 12])
+
+    @pytest.mark.parametrize("picked", [10, 7])
+    def test_it_starts_at_any_batch(self, tmp_path: Path, picked: int) -> None:
+        source = open_source(folder(tmp_path, 10), batch_size=3).take(picked)
+        whole = [b["data"] for b in source]
+        for start in range(len(source) + 2):
+            rest = [b["data"] for b in source.starting_at(start)]
+            assert len(rest) == max(len(source) - start, 0)
+            for found, expected in zip(rest, whole[start:], strict=True):
+                same(found, expected)
+
+    def test_what_comes_before_the_start_is_not_read(self, tmp_path: Path) -> None:
+        source = open_source(folder(tmp_path, 8), batch_size=2)
+        wanted = [b["data"] for b in source]
+        got = feeds(source, ["data"], Budget(percent=100.0))
+        for i in range(2, 6):
+            (tmp_path / f"{i:02}.png").unlink()
+        for found, expected in zip(got.resumed(3, 6), [wanted[0], wanted[3]], strict=True):
+            same(found["data"], expected)
+        assert (got.examples, got.batches) == (8, 4)
+        with pytest.raises(DataError, match=r"02.png cannot be read"):
+            list(got)
 
     def test_sizes_that_differ(self, tmp_path: Path) -> None:
         folder(tmp_path, 1)

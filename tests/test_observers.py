@@ -1,9 +1,10 @@
-"""Observers: folds that keep their laws, and the entropy search against two independent oracles."""
+"""Observers: folds that keep their laws, the specs that name them, and the entropy search against two oracles."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import re
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Any, ClassVar
 
@@ -16,12 +17,37 @@ from hypothesis.extra.numpy import arrays
 from mxq import observers
 from mxq.compat import prepare
 from mxq.errors import CalibrationError, ConfigError, DataError
-from mxq.observers import EntropyObserver, EntropyParams, HistogramState, NaiveObserver, base
+from mxq.observers import (
+    AutoObserver,
+    AutoParams,
+    EntropyObserver,
+    EntropyParams,
+    Extent,
+    FixedObserver,
+    FixedParams,
+    HistogramState,
+    MeanStdObserver,
+    MeanStdParams,
+    MovingObserver,
+    MovingParams,
+    MovingState,
+    MseObserver,
+    MseParams,
+    NaiveObserver,
+    NaiveParams,
+    NormObserver,
+    NormParams,
+    PercentileObserver,
+    PercentileParams,
+    base,
+)
 from mxq.observers.entropy import EPSILON, divergences
-from mxq.observers.histogram import CHUNK, HALF, MIN_EXPONENT
 from mxq.thresholds import Range
 
-NAMES = ("entropy", "naive")
+NAMES = ("auto", "ema_minmax", "entropy", "fixed", "mean_std", "mse", "naive", "norm", "percentile")
+FINDERS = tuple(name for name in NAMES if name != "fixed")
+"""Those that take their range from the data."""
+UNORDERED = tuple(name for name in FINDERS if name != "ema_minmax")
 DTYPES = ("auto", "int8", "uint8")
 
 floats = st.one_of(
@@ -30,6 +56,11 @@ floats = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 4.0, -4.0, 2.0**-110, 2.0**-149, -(2.0**-149), 2.0**127, -(2.0**127)]),
 )
 batches = st.lists(arrays(np.float32, st.integers(0, 20), elements=floats), min_size=1, max_size=6)
+
+
+def exactly(message: str) -> str:
+    """A pattern that matches this message and no longer one."""
+    return f"^{re.escape(message)}$"
 
 
 def fold(observer: Any, data: Any) -> Any:
@@ -43,13 +74,15 @@ def bits(state: Any) -> tuple[Any, ...]:
     """Everything in a state, comparable bit for bit (min and max as text, to tell -0.0 from 0.0)."""
     if isinstance(state, HistogramState):
         return (state.exponent, state.counts.tobytes(), *bits(state.extent))
+    if isinstance(state, MovingState):
+        return (state.momentum, state.batches, repr(state.first), repr(state.sum), *bits(state.extent))
     return (state.count, repr(state.min), repr(state.max))
 
 
 # ------------------------------------------------------------------------------------------------ all observers
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNORDERED)
 @settings(deadline=None)
 @given(data=batches, cut=st.integers(0, 6), seed=st.integers(0, 100))
 def test_any_split_order_and_merge_give_the_same_bits(name: str, data: list[Any], cut: int, seed: int) -> None:
@@ -63,7 +96,7 @@ def test_any_split_order_and_merge_give_the_same_bits(name: str, data: list[Any]
     assert bits(observer.merge(right, left)) == once
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 @settings(deadline=None)
 @given(data=batches)
 def test_reading_and_updating_change_no_state(name: str, data: list[Any]) -> None:
@@ -74,13 +107,13 @@ def test_reading_and_updating_change_no_state(name: str, data: list[Any]) -> Non
     observer.merge(state, state)
     observer.observed(state)
     observer.note(state)
-    if state.extent.count if isinstance(state, HistogramState) else state.count:
+    if state.extent.count:
         first = [observer.range(state, dtype) for dtype in DTYPES]
         assert [observer.range(state, dtype) for dtype in DTYPES] == first
     assert bits(state) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 @settings(deadline=None)
 @given(data=batches, dtype=st.sampled_from(DTYPES))
 def test_every_range_is_usable(name: str, data: list[Any], dtype: str) -> None:
@@ -98,7 +131,7 @@ def test_every_range_is_usable(name: str, data: list[Any], dtype: str) -> None:
     assert observer.observed(state) == Range(float(x.min()), float(x.max()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_zero_batches_are_an_error(name: str) -> None:
     observer = observers.get(name)
     for state in (observer.empty(), observer.update(observer.empty(), np.zeros((0, 3), np.float32))):
@@ -107,7 +140,7 @@ def test_zero_batches_are_an_error(name: str) -> None:
             observer.range(state, "auto")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_all_zero_is_answered_honestly(name: str) -> None:
     observer = observers.get(name)
     state = fold(observer, [np.zeros((2, 3), np.float32)])
@@ -116,7 +149,7 @@ def test_all_zero_is_answered_honestly(name: str) -> None:
     assert observer.range(state, "auto") == Range(0, 1)  # not (0, 0), which the stock kernel codes as 127
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", UNORDERED)
 def test_an_all_zero_first_batch_leaves_no_trace(name: str) -> None:
     observer = observers.get(name)
     x = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
@@ -125,7 +158,7 @@ def test_an_all_zero_first_batch_leaves_no_trace(name: str) -> None:
     assert observer.note(fold(observer, [zero, x])) == ""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 @pytest.mark.parametrize("value", [3.0, -3.0, 1e-30, -1e-43, 2.0**-100, 3e38])
 def test_a_constant(name: str, value: float) -> None:
     observer = observers.get(name)
@@ -134,7 +167,7 @@ def test_a_constant(name: str, value: float) -> None:
     assert observer.range(state, "auto").absmax == abs(np.float32(value))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_nan_and_inf_are_counted(name: str) -> None:
     observer = observers.get(name)
     x = np.ones((4, 5), np.float32)
@@ -145,7 +178,7 @@ def test_nan_and_inf_are_counted(name: str) -> None:
         observer.update(observer.empty(), np.float64([1e300]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_unknown_dtypes_are_refused(name: str) -> None:
     observer = observers.get(name)
     state = fold(observer, [np.float32([1, 2])])
@@ -155,7 +188,7 @@ def test_unknown_dtypes_are_refused(name: str) -> None:
         observer.update(state, np.array(["a"]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_layout_and_type_of_the_array_do_not_matter(name: str) -> None:
     observer = observers.get(name)
     x = np.arange(-300, 300, dtype=np.int32).reshape(20, 30)
@@ -164,7 +197,7 @@ def test_layout_and_type_of_the_array_do_not_matter(name: str) -> None:
         assert bits(fold(observer, [same])) == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FINDERS)
 def test_minus_zero_is_zero_in_any_order(name: str) -> None:
     observer = observers.get(name)
     for data in ([[-0.0], [0.0]], [[0.0], [-0.0]], [[-0.0, 1.0]], [[-1.0, -0.0]]):
@@ -177,7 +210,9 @@ def test_states_are_frozen() -> None:
     with pytest.raises(ValueError, match="read-only"):
         state.counts[0] = 1
     with pytest.raises(FrozenInstanceError):
-        state.exponent = 3
+        state.extent = Extent()
+    with pytest.raises(FrozenInstanceError):
+        state.extent.count = 3
     with pytest.raises(ValueError, match="read-only"):
         EntropyObserver().empty().counts[0] = 1
 
@@ -185,14 +220,17 @@ def test_states_are_frozen() -> None:
 # ------------------------------------------------------------------------------------------------ registry
 
 
+KNOWN = ", ".join(f"'{name}'" for name in (*NAMES, "minmax", "kl"))
+
+
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", {name: observers.get(name) for name in NAMES})
+    monkeypatch.setattr(base, "_REGISTRY", {name: observers.get(name) for name in ("entropy", "naive")})
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ConfigError, match="observer is 'minmax'; allowed: 'entropy', 'naive'"):
-        observers.get("minmax")
+    with pytest.raises(ConfigError, match=exactly(f"observer is 'best'; allowed: {KNOWN}")):
+        observers.get("best")
     assert observers.names() == NAMES
 
 
@@ -211,8 +249,202 @@ def test_registering() -> None:
     class Impostor(NaiveObserver):
         name: ClassVar[str] = "naive"
 
-    with pytest.raises(ConfigError, match="'naive' exists already"):
+    with pytest.raises(
+        ConfigError, match=exactly("an observer named 'naive' exists already; known: entropy, half, naive")
+    ):
         observers.register(Impostor())
+
+
+# ------------------------------------------------------------------------------------------------ specs
+
+
+def test_defaults_are_what_the_docs_say() -> None:
+    assert {name: observers.get(name).params for name in FINDERS} == {
+        "auto": AutoParams(),
+        "ema_minmax": MovingParams(momentum=0.9),
+        "entropy": EntropyParams(levels=255, tolerance=0.25),
+        "mean_std": MeanStdParams(k=3.0),
+        "mse": MseParams(steps=96),
+        "naive": NaiveParams(),
+        "norm": NormParams(p=2.0),
+        "percentile": PercentileParams(percentile=99.99),
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("minmax", NaiveObserver()),
+        ("kl", EntropyObserver()),
+        ("kl:127", EntropyObserver(EntropyParams(127))),
+        ("percentile:99.9", PercentileObserver(PercentileParams(99.9))),
+        ("percentile:percentile=99.9", PercentileObserver(PercentileParams(99.9))),
+        (" percentile : percentile = 99.9 ", PercentileObserver(PercentileParams(99.9))),
+        ("percentile:", PercentileObserver()),
+        ("percentile:1e2", PercentileObserver(PercentileParams(100))),
+        ("entropy:127,0", EntropyObserver(EntropyParams(127, 0))),
+        ("entropy:127,tolerance=0", EntropyObserver(EntropyParams(127, 0))),
+        ("entropy:tolerance=0,levels=127", EntropyObserver(EntropyParams(127, 0))),
+        ("ema_minmax:0.5", MovingObserver(MovingParams(0.5))),
+        ("mse:256", MseObserver(MseParams(256))),
+        ("norm:1", NormObserver(NormParams(1))),
+        ("mean_std:2.6", MeanStdObserver(MeanStdParams(2.6))),
+        ("fixed:-1,2.5", FixedObserver(FixedParams(-1, 2.5))),
+        ("fixed:min=0,max=6", FixedObserver(FixedParams(0, 6))),
+        ("fixed:max=6,min=0", FixedObserver(FixedParams(0, 6))),
+    ],
+)
+def test_specs(spec: str, expected: Any) -> None:
+    assert observers.get(spec) == expected
+    assert type(observers.get(spec)) is type(expected)
+
+
+def test_a_spec_leaves_the_registered_observer_alone() -> None:
+    assert observers.get("percentile:50") != observers.get("percentile")
+    assert observers.get("percentile") == PercentileObserver()
+
+
+def unknown(name: str, key: str, allowed: str) -> str:
+    return f"observer {name!r} has no parameter {key!r} or it is given twice; allowed: {allowed}"
+
+
+def unreadable(name: str, key: str, text: str, allowed: str = "a number") -> str:
+    return f"observer {name!r}: {key} is {text!r}; allowed: {allowed}"
+
+
+def unfixed(low: str, high: str) -> str:
+    return f"fixed range is [{low}, {high}]; allowed: finite, MIN <= 0 <= MAX, not empty"
+
+
+NO_RANGE = "observer 'fixed' needs parameters: fixed:MIN,MAX"
+REFUSED = {
+    "": f"observer is ''; allowed: {KNOWN}",
+    ":1": f"observer is ''; allowed: {KNOWN}",
+    "Naive": f"observer is 'Naive'; allowed: {KNOWN}",
+    "percentile99": f"observer is 'percentile99'; allowed: {KNOWN}",
+    "naive:1": unknown("naive", "1", "none"),
+    "minmax:1": unknown("naive", "1", "none"),
+    "auto:mse": unknown("auto", "1", "none"),
+    "percentile:q=99": unknown("percentile", "q", "percentile"),
+    "percentile:99,98": unknown("percentile", "2", "percentile"),
+    "percentile:99,": unknown("percentile", "2", "percentile"),
+    "percentile:a=b=c": unknown("percentile", "a", "percentile"),
+    "entropy:=9": unknown("entropy", "", "levels, tolerance"),
+    "entropy:255,0,1": unknown("entropy", "3", "levels, tolerance"),
+    "entropy:255,levels=9": unknown("entropy", "levels", "levels, tolerance"),
+    "entropy:tolerance=0,0": unknown("entropy", "tolerance", "levels, tolerance"),
+    "fixed:1,2,3": unknown("fixed", "3", "min, max"),
+    "percentile:high": unreadable("percentile", "percentile", "high"),
+    "percentile:percentile=": unreadable("percentile", "percentile", ""),
+    "percentile:nan": unreadable("percentile", "percentile", "nan"),
+    "fixed:nan,nan": unreadable("fixed", "min", "nan"),
+    "entropy:127.0": unreadable("entropy", "levels", "127.0", "a whole number"),
+    "mse:1e3": unreadable("mse", "steps", "1e3", "a whole number"),
+    "percentile:49.9": "percentile is 49.9; allowed: 50 to 100, such as 99.99",
+    "percentile:100.1": "percentile is 100.1; allowed: 50 to 100, such as 99.99",
+    "percentile:inf": "percentile is inf; allowed: 50 to 100, such as 99.99",
+    "entropy:4": "levels is 4; allowed: odd numbers from 3",
+    "entropy:tolerance=-1": "tolerance is -1.0; allowed: 0 or more",
+    "mse:7": "steps is 7; allowed: 8 to 4096",
+    "mse:4097": "steps is 4097; allowed: 8 to 4096",
+    "norm:0.5": "p is 0.5; allowed: 1 or more",
+    "norm:inf": "p is inf; allowed: 1 or more",
+    "mean_std:0": "k is 0.0; allowed: more than 0",
+    "mean_std:inf": "k is inf; allowed: more than 0",
+    "ema_minmax:1": "momentum is 1.0; allowed: 0 <= momentum < 1",
+    "ema_minmax:-0.1": "momentum is -0.1; allowed: 0 <= momentum < 1",
+    "fixed": NO_RANGE,
+    "fixed: ": NO_RANGE,
+    "fixed:3": unfixed("3.0", "nan"),
+    "fixed:max=3": unfixed("nan", "3.0"),
+    "fixed:0,0": unfixed("0.0", "0.0"),
+    "fixed:1,2": unfixed("1.0", "2.0"),
+    "fixed:-2,-1": unfixed("-2.0", "-1.0"),
+    "fixed:2,-1": unfixed("2.0", "-1.0"),
+    "fixed:-inf,1": unfixed("-inf", "1.0"),
+}
+
+
+@pytest.mark.parametrize("spec", REFUSED)
+def test_specs_that_are_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match=exactly(REFUSED[spec])):
+        observers.get(spec)
+
+
+def between(low: float, high: float, **options: bool) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, allow_infinity=False, **options)
+
+
+LARGEST = np.finfo(np.float64).max
+ANY = st.one_of(
+    st.builds(AutoObserver),
+    st.builds(NaiveObserver),
+    st.builds(MovingObserver, st.builds(MovingParams, between(0, 1, exclude_max=True))),
+    st.builds(PercentileObserver, st.builds(PercentileParams, between(50, 100))),
+    st.builds(
+        EntropyObserver, st.builds(EntropyParams, st.integers(1, 10**6).map(lambda n: 2 * n + 1), between(0, LARGEST))
+    ),
+    st.builds(MseObserver, st.builds(MseParams, st.integers(8, 4096))),
+    st.builds(NormObserver, st.builds(NormParams, between(1, LARGEST))),
+    st.builds(MeanStdObserver, st.builds(MeanStdParams, between(0, LARGEST, exclude_min=True))),
+    st.builds(FixedObserver, st.builds(FixedParams, between(-LARGEST, 0), between(0, LARGEST, exclude_min=True))),
+)
+
+
+@given(ANY)
+def test_spec_of_round_trip(observer: Any) -> None:
+    spec = observers.spec_of(observer)
+    assert observers.get(spec) == observer
+    assert type(observers.get(spec)) is type(observer)
+    assert observers.spec_of(observers.get(spec)) == spec
+    defaults = observer == type(observer)()
+    assert (spec == observer.name) == defaults
+
+
+def test_specs_name_only_what_differs_from_the_defaults() -> None:
+    assert observers.spec_of(EntropyObserver()) == "entropy"
+    assert observers.spec_of(EntropyObserver(EntropyParams(127))) == "entropy:127"
+    assert observers.spec_of(EntropyObserver(EntropyParams(127, 0.5))) == "entropy:127,0.5"
+    assert observers.spec_of(EntropyObserver(EntropyParams(tolerance=0.0))) == "entropy:tolerance=0.0"
+    assert observers.spec_of(FixedObserver(FixedParams(0, 6))) == "fixed:0,6"
+
+
+# ------------------------------------------------------------------------------------------------ who reads what
+
+
+def test_which_statistics_serve_which_observer() -> None:
+    everything = ["extent", "histogram", "moving(0.9)", "moving(0.5)"]
+    served = {
+        spec: [s for s in everything if observers.get(spec).reads(s)]
+        for spec in (*FINDERS, "ema_minmax:0.5", "fixed:0,1")
+    }
+    assert served == {
+        **{spec: ["histogram"] for spec in ("auto", "entropy", "mean_std", "mse", "norm", "percentile")},
+        "naive": everything,
+        "fixed:0,1": everything,
+        "ema_minmax": ["moving(0.9)"],
+        "ema_minmax:0.5": ["moving(0.5)"],
+    }
+
+
+@given(ANY)
+def test_every_observer_reads_what_it_collects_and_what_stands_in_for_it(observer: Any) -> None:
+    assert observer.reads(observer.statistic)
+    assert observer.empty().statistic == observer.statistic
+    assert observer.reads(observers.collector(observer).statistic)
+    assert observers.STATES[observer.empty().kind] is type(observer.empty())
+
+
+@pytest.mark.parametrize("name", ["naive", "fixed:-3,5"])
+def test_the_extent_may_be_read_off_any_state(name: str) -> None:
+    observer = observers.get(name)
+    data = [[-1.5, 2.0], [3.0]]
+    own = fold(observer, data)
+    for other in ("entropy", "ema_minmax"):
+        state = fold(observers.get(other), data)
+        assert observer.range(state, "auto") == observer.range(own, "auto")
+        assert observer.observed(state) == observer.observed(own) == Range(-1.5, 3.0)
+        assert observer.note(state) == observer.note(own) == ""
 
 
 # ------------------------------------------------------------------------------------------------ naive
@@ -224,55 +456,6 @@ def test_naive_reports_what_it_saw(dtype: str) -> None:
     assert naive.range(fold(naive, [[-1.5, 2.0], [3.0]]), dtype) == Range(-1.5, 3.0)
     assert naive.range(fold(naive, [[0.5, 2.0]]), dtype) == Range(0.5, 2.0)
     assert naive.range(fold(naive, [[-0.5, -2.0]]), dtype) == Range(-2.0, -0.5)
-
-
-# ------------------------------------------------------------------------------------------------ histogram
-
-
-def slow_counts(x: np.ndarray, exponent: int) -> np.ndarray:
-    """The definition of the bins, one value at a time, in exact arithmetic."""
-    counts = np.zeros(2 * HALF + 1, np.int64)
-    for value in x.tolist():
-        sign, (mantissa, power) = math.copysign(1, value), math.frexp(abs(value))
-        magnitude = int(math.ldexp(mantissa, min(power + 12 - exponent, 20)))
-        counts[HALF + int(sign) * magnitude] += 1
-    return counts
-
-
-@settings(deadline=None)
-@given(data=batches)
-def test_histogram_counts_by_definition(data: list[Any]) -> None:
-    state = fold(EntropyObserver(), data)
-    x = np.concatenate(data)
-    np.testing.assert_array_equal(state.counts, slow_counts(x, state.exponent))
-    assert state.counts.sum() == state.extent.count == x.size
-    if np.any(x):
-        assert np.abs(x.astype(np.float64)).max() < 2.0**state.exponent
-    assert state.exponent >= MIN_EXPONENT
-
-
-def test_the_range_is_the_smallest_power_of_two_above_the_data() -> None:
-    entropy = EntropyObserver()
-    for value, exponent in ((1.0, 1), (0.999, 0), (-1.0, 1), (1.5, 1), (2.0, 2), (-0.25, -1)):
-        assert fold(entropy, [[value]]).exponent == exponent
-    assert fold(entropy, [[100.0], [1.0]]).exponent == 7  # later, smaller data does not shrink it
-
-
-def test_chunks_lose_nothing() -> None:
-    x = np.random.default_rng(0).standard_normal(2 * CHUNK + 17).astype(np.float32)
-    state = fold(EntropyObserver(), [x])
-    v = np.trunc(x.astype(np.float64) / state.width).astype(int)
-    np.testing.assert_array_equal(state.counts, np.bincount(v + HALF, minlength=2 * HALF + 1))
-
-
-def test_rounding_down_instead_of_towards_zero_would_not_merge() -> None:
-    """Why the middle bin is twice as wide: a denormal keeps its sign in one order of arrival and not in another."""
-    tiny, large = np.float32(-(2.0**-149)), np.float32(2.0**20)
-    early = np.floor(tiny * np.float32(2.0**112)) / 2**132  # counted in bin -1, then widened
-    late = np.floor(tiny * np.float32(2.0 ** (12 - 21)))  # underflows to -0.0
-    assert np.floor(early) != late
-    entropy = EntropyObserver()
-    assert bits(fold(entropy, [[tiny], [large]])) == bits(fold(entropy, [[large], [tiny]]))
 
 
 # ------------------------------------------------------------------------------------------------ entropy
@@ -308,11 +491,25 @@ def samples(kind: str, n: int) -> np.ndarray:
         "uniform": lambda: rng.uniform(-1, 1, n),
         "outliers": lambda: np.concatenate([rng.standard_normal(n - 5), [60, 70, -80, 90, 50]]),
         "relu6": lambda: np.clip(4 * rng.standard_normal(n), 0, 6),
+        "exponential": lambda: rng.exponential(size=n),
+        "student": lambda: rng.standard_t(3, size=n),
+        "bimodal": lambda: np.concatenate([rng.normal(-3, 0.3, n // 2), rng.normal(5, 0.5, n - n // 2)]),
     }[kind]()
     return x.astype(np.float32)
 
 
-KINDS = ("normal", "half-normal", "laplace", "abs-laplace", "uniform", "outliers", "relu6")
+KINDS = (
+    "normal",
+    "half-normal",
+    "laplace",
+    "abs-laplace",
+    "uniform",
+    "outliers",
+    "relu6",
+    "exponential",
+    "student",
+    "bimodal",
+)
 
 
 def levels_of(state: HistogramState) -> int:
@@ -345,7 +542,7 @@ def edges_of(state: HistogramState, bins: int) -> np.ndarray:
     return steps[steps != 0] * state.width
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "student"])  # MXNet smooths its lone values away
 def test_threshold_is_as_good_as_mxnets_on_the_same_histogram(kind: str) -> None:
     """The two differ by smoothing, EPSILON * bins / values * log, here 1e-4 * 8000 / 2e5 * 10 = 4e-5, by float32 sums
     in MXNet, and by its Q leaving out the lowest kept bin (which decides between the few candidates of "outliers").

@@ -10,11 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq.errors import CalibrationError, FormatError
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.thresholds import Candidate, Range, Threshold, Thresholds
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 RANGES = st.tuples(FINITE, FINITE).map(lambda p: Range(min(p), max(p)))
-THRESHOLDS = st.builds(Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text())
+CANDIDATES = st.lists(st.builds(Candidate, st.text(), RANGES, FINITE), max_size=3).map(tuple)
+THRESHOLDS = st.builds(
+    Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text(), st.text(), CANDIDATES
+)
+
+
+ENTRY = {"range": {"min": 0.0, "max": 1.0}, "observer": "naive"}
 
 
 class TestRange:
@@ -44,6 +50,30 @@ class TestThresholds:
         assert Thresholds.from_json(json.dumps(thresholds.to_json())) == thresholds
         assert Thresholds.from_json(thresholds.to_json()) == thresholds
 
+    def test_files_of_older_versions_are_read(self):
+        """They say neither what asked for a range nor what else there was."""
+        entry = {"range": {"min": 0.0, "max": 2.0}, "observer": "naive", "examples": 4, "batches": 1, "note": ""}
+        found = Thresholds.from_json({"format": "mxq-thresholds/1", "tensors": {"a": {**entry, "observed": None}}})
+        assert found["a"] == Threshold(Range(0.0, 2.0), "naive", 4, 1)
+        assert (found["a"].source, found["a"].candidates) == ("", ())
+
+    def test_json_names_candidates_and_source(self):
+        chosen = (Candidate("mse", Range(-1.0, 1.0), 0.25), Candidate("naive", Range(-2.0, 2.0), 0.5))
+        entry = Threshold(Range(-1.0, 1.0), "mse", source="overrides 'conv*'", candidates=chosen)
+        assert json.loads(json.dumps(Thresholds({"a": entry}).to_json()))["tensors"]["a"] == {
+            "range": {"min": -1.0, "max": 1.0},
+            "observer": "mse",
+            "examples": 0,
+            "batches": 0,
+            "observed": None,
+            "note": "",
+            "source": "overrides 'conv*'",
+            "candidates": [
+                {"observer": "mse", "range": {"min": -1.0, "max": 1.0}, "error": 0.25},
+                {"observer": "naive", "range": {"min": -2.0, "max": 2.0}, "error": 0.5},
+            ],
+        }
+
     def test_a_mapping(self):
         thresholds = Thresholds({"a": Threshold(Range(-1.0, 2.0), "naive")})
         assert list(thresholds) == ["a"]
@@ -66,6 +96,9 @@ class TestThresholds:
             ({"format": "mxq-thresholds/1", "tensors": {"a": {"observer": "naive"}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": {"range": {"min": 0}, "observer": "n"}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": 3}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "candidates": 3}}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "candidates": [{"error": 0}]}}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "color": 3}}}, "damaged"),
         ],
     )
     def test_what_is_not_that_format(self, data, message):

@@ -29,7 +29,11 @@ class MxnetRunner:
     def watch(self, model: Model, refs: Sequence[Ref]) -> Watched:
         """Binds ``model``; see `Runner` and `mxq.runtime.monitor`."""
         nodes = tuple(replace(n, label="") for n in model.graph.nodes)  # labels may repeat, names do not
-        return _WatchedBound(to_symbol(Graph(nodes, model.graph.heads, model.graph.attrs)), model, refs)
+        read = {(r.name, r.output) for n in nodes for r in n.inputs if not n.op.endswith("_like")}
+        read |= {(head.name, head.output) for head in model.graph.heads}
+        known = (ref for ref in refs if ref.name in model.graph)  # the monitor refuses others
+        unread = tuple(ref for ref in known if (ref.name, ref.output) not in read)  # MXNet would not compute them
+        return _WatchedBound(to_symbol(Graph(nodes, (*model.graph.heads, *unread), model.graph.attrs)), model, refs)
 
 
 class _Bound:
