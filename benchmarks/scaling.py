@@ -1,6 +1,6 @@
 """How calibration on workers scales: one worker against two, what a result weighs, and what the client can take.
 
-    MXQ_DATA=... python benchmarks/scaling.py [NET] [--per-partition 50] [--repeats 3]
+    MXQ_DATA=... python benchmarks/scaling.py [NET] [--examples 200] [--per-partition 20] [--repeats 3]
 
 Three tables: examples per second with one thread in one worker, two in one, one in each of two (medians of interleaved
 repeats, pictures decoded on the way); bytes and merge time of one partition's statistics; how many such results
@@ -15,10 +15,11 @@ import pickle
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distributed import as_completed
 from rich.console import Console
 from rich.table import Table
 
@@ -41,18 +42,9 @@ SETUPS = ((1, 1), (1, 2), (2, 1))
 """(workers, threads of each)"""
 
 
-@dataclass(frozen=True)
-class Same:
-    """A task that takes no time: the same statistics from every partition."""
-
-    seen: Seen
-
-    def __call__(self, runner: Any, model: Any, key: str, batches: Any) -> Seen:
-        return self.seen
-
-
-def nothing(number: int) -> int:
-    return number
+def same(seen: Seen) -> Seen:
+    """A partition that takes no time."""
+    return seen
 
 
 def examples_per_second(prepared: pipeline.Prepared, data: Partitions, client: Client) -> float:
@@ -63,14 +55,17 @@ def examples_per_second(prepared: pipeline.Prepared, data: Partitions, client: C
 
 
 def results_per_second(prepared: pipeline.Prepared, seen: Seen, client: Client, count: int) -> float:
-    """Results of ``count`` partitions that come to the client and are merged there."""
-    observers = pipeline.wanted(prepared)
-    run = Run(Job(prepared.fused, Same(seen), nothing), Partitions.of(nothing, range(count)), client)
-    total, started = seen.states, 0.0
-    for number, (_, part) in enumerate(run.results(run.partitions.keys, MxnetRunner(), ordered=False)):
-        started = started or time.perf_counter()  # the first has waited for the network to be sent
-        total = merged(observers, total, part.states) if number else total
-    return (count - 1) / (time.perf_counter() - started)
+    """Results that come to the client, 16 under way, and are merged there."""
+    observers, total = pipeline.wanted(prepared), seen.states
+    held = client.scatter(seen, broadcast=True)
+    numbers, completed = iter(range(count)), as_completed(with_results=True, loop=client.loop)
+    completed.update([client.submit(same, held, key=f"same-{n}") for n in islice(numbers, 16)])
+    started = time.perf_counter()
+    for future, part in completed:
+        total = merged(observers, total, part.states)
+        del future
+        completed.update([client.submit(same, held, key=f"same-{n}") for n in islice(numbers, 1)])
+    return count / (time.perf_counter() - started)
 
 
 def merge_seconds(prepared: pipeline.Prepared, seen: Seen) -> float:
@@ -87,14 +82,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("net", nargs="?", default="resnet18_pqf")
-    parser.add_argument("--per-partition", type=int, default=50)
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--per-partition", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     root = Path(os.environ["MXQ_DATA"])
     pair = root / "models" / args.net / args.net
     prepared = pipeline.plan(load_model(pair), QuantConfig(calib_mode="entropy"))
     settings = read_preprocess(pair.with_name("preprocess.json"))
-    data = Partitions.images(root / "imagenet", prepared.fused.inputs, settings, 10, args.per_partition)
+    inputs, folder = prepared.fused.inputs, root / "imagenet"
+    data = Partitions.images(folder, inputs, settings, 10, args.per_partition, examples=args.examples)
     console, speeds = Console(width=120), {setup: [] for setup in SETUPS}
     with ExitStack() as stack:
         clients = {}

@@ -1,0 +1,160 @@
+"""What reads a partition, in the process that needs it: callable, frozen, and small when pickled."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from mxq.errors import DataError
+from mxq.images import Preprocess, Source, open_source
+from mxq.ir import Array
+
+BATCH: Final = 32
+Batch: TypeAlias = list[Array]
+"""The inputs (n, ...) in order, then the labels (n, ...) where there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Batches of file after file, each read by ``load``."""
+
+    load: Callable[[Path], Iterable[Any]]
+
+    def __call__(self, paths: Sequence[Path]) -> Any:
+        if len(paths) == 1:
+            return self.load(paths[0])  # in any form: the caller cuts whole arrays into batches
+        return chain.from_iterable(map(self._batches, paths))
+
+    def _batches(self, path: Path) -> Iterable[Any]:
+        found: Any = self.load(path)
+        if isinstance(found, np.ndarray) or hasattr(found, "asnumpy"):
+            return (found[s] for s in _slices([found]))
+        if isinstance(found, dict):
+            return ({k: v[s] for k, v in found.items()} for s in _slices(found.values()))
+        return ([a[s] for a in found] for s in _slices(found)) if isinstance(found, tuple) else found
+
+
+def _slices(arrays: Iterable[Any]) -> Iterator[slice]:
+    """Where to cut whole arrays into batches, as `mxq.batches` does."""
+    length = min((len(a) for a in arrays), default=0)
+    return (slice(at, at + BATCH) for at in range(0, length, BATCH))
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Spans of the examples of a folder or file.
+
+    Attributes:
+        where, inputs, preprocess, batch_size, labels: as for `mxq.images.open_source`.
+        held: how many examples there were when the partitions were made.
+        used: how many of them are used, spread evenly.
+    """
+
+    where: Path
+    inputs: tuple[str, ...]
+    preprocess: Preprocess
+    batch_size: int
+    labels: Path | None
+    held: int
+    used: int
+
+    def __call__(self, span: tuple[int, int]) -> Iterator[Batch]:
+        source = _opened(self.where, self.inputs, self.preprocess, self.labels)
+        if source.examples != self.held:
+            raise DataError(f"{self.where} holds {source.examples} examples, not the {self.held} that were partitioned")
+        source = source.take(self.used)
+        for start in range(span[0], span[1], self.batch_size):
+            places = range(start, min(start + self.batch_size, span[1]))
+            feed = source.read(places if source.picked is None else [source.picked[i] for i in places])
+            labels = [] if source.labels is None else [source.labels[places.start : places.stop]]
+            yield [*(feed[name] for name in self.inputs), *labels]
+
+
+@lru_cache(maxsize=4)
+def _opened(where: Path, inputs: tuple[str, ...], preprocess: Preprocess, labels: Path | None) -> Source:
+    """A folder is listed once in a process, not for each of its partitions."""
+    return open_source(where, inputs, preprocess, labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Image files, without labels."""
+
+    preprocess: Preprocess
+    batch_size: int
+
+    def __call__(self, paths: Sequence[Path]) -> Iterator[Batch]:
+        for start in range(0, len(paths), self.batch_size):
+            group = paths[start : start + self.batch_size]
+            yield [stacked([picture(path, str(path), self.preprocess) for path in group], list(map(str, group)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Labelled pictures in RecordIO files."""
+
+    preprocess: Preprocess
+    batch_size: int
+
+    def __call__(self, payload: tuple[Path, int, int | None]) -> Iterator[Batch]:
+        from mxq.runtime.recordio import records  # noqa: PLC0415  (MXNet comes after the threads are settled)
+
+        path, first, count = payload
+        found, at = records(path, first, count), first
+        while group := list(islice(found, self.batch_size)):
+            names = [f"record {at + i} of {str(path)!r}" for i in range(len(group))]
+            pixels = [picture(content, name, self.preprocess) for (_, content), name in zip(group, names, strict=True)]
+            labels = stacked([label for label, _ in group], [f"the label of {name}" for name in names])
+            yield [stacked(pixels, names), labels + self.preprocess.label_offset if labels.ndim == 1 else labels]
+            at += len(group)
+
+
+def record_count(index: Path) -> int:
+    """How many records an ``.idx`` file lists: "KEY TAB POSITION" on each line.
+
+    Raises:
+        DataError: no such file, or another one.
+    """
+    try:
+        lines = index.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(index)!r} cannot be read: {error}; without it a shard is one partition") from None
+    odd = next((line for line in lines if len(line.split("\t")) != 2 or not line.split("\t")[1].isdecimal()), None)
+    if odd is not None or not lines:
+        raise DataError(f"{str(index)!r} is no index of records: it has {odd!r}; needed: a key, a tab, a position")
+    return len(lines)
+
+
+def picture(source: Path | bytes, name: str, preprocess: Preprocess) -> Array:
+    """An encoded picture, a file or bytes, as one example (C, H, W) or (H, W, C) float32.
+
+    Raises:
+        DataError: it cannot be read, or does not fit; the message has its ``name``.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return preprocess(image)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise DataError(f"{name} cannot be read as an image: {error}") from None
+
+
+def stacked(parts: Sequence[Array], names: Sequence[str]) -> Array:
+    """Arrays of one shape as (n, ...).
+
+    Raises:
+        DataError: their shapes differ; the message names two.
+    """
+    for name, part in zip(names, parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise DataError(f"{name} has shape {part.shape}, {names[0]} {parts[0].shape}; one shape is needed")
+    return np.stack(parts)
