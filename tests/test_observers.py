@@ -39,7 +39,6 @@ from mxq.observers import (
     NormParams,
     PercentileObserver,
     PercentileParams,
-    base,
 )
 from mxq.observers.entropy import EPSILON, divergences
 from mxq.thresholds import Range
@@ -225,7 +224,7 @@ KNOWN = ", ".join(f"'{name}'" for name in (*NAMES, "minmax", "kl"))
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", {name: observers.get(name) for name in ("entropy", "naive")})
+    monkeypatch.setattr("mxq.observers.registry._REGISTRY", {name: observers.get(name) for name in ("entropy", "naive")})
 
 
 def test_unknown_names_list_the_known() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mxq.observers.auto import AutoObserver, AutoParams
-from mxq.observers.base import ALIASES, Arrays, Extent, Observer, State, get, names, register, spec_of
+from mxq.observers.base import Arrays, Extent, Observer, State
 from mxq.observers.entropy import EntropyObserver, EntropyParams
 from mxq.observers.fixed import FixedObserver, FixedParams
 from mxq.observers.histogram import HistogramObserver, HistogramState
@@ -15,6 +15,7 @@ from mxq.observers.moments import MeanStdObserver, MeanStdParams, NormObserver, 
 from mxq.observers.moving import MovingObserver, MovingParams, MovingState
 from mxq.observers.mse import MseObserver, MseParams
 from mxq.observers.percentile import PercentileObserver, PercentileParams
+from mxq.observers.registry import ALIASES, get, names, register, spec_of
 
 _ALL: Final[tuple[Observer[Any], ...]] = (
     NaiveObserver(),

@@ -12,12 +12,12 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from mxq.observers.base import spec_of
 from mxq.observers.entropy import EntropyObserver
 from mxq.observers.histogram import HistogramObserver, HistogramState
 from mxq.observers.moments import MeanStdObserver, NormObserver
 from mxq.observers.mse import MseObserver
 from mxq.observers.percentile import PercentileObserver, PercentileParams
+from mxq.observers.registry import spec_of
 from mxq.thresholds import Candidate, Range
 
 CANDIDATES: Final[tuple[HistogramObserver, ...]] = (

@@ -1,4 +1,4 @@
-"""The observer protocol, the registry of observers, and `Extent`, the part of a state that all of them keep.
+"""The observer protocol, and `Extent`, the part of a state that all observers keep.
 
 An observer is a pure fold over the batches of one tensor::
 
@@ -9,24 +9,21 @@ An observer is a pure fold over the batches of one tensor::
 
 A state is a frozen dataclass whose arrays are read-only: reading changes nothing, and two states of disjoint
 data `merge` into the state of all of it. Many observers share a kind of state, so what one pass collected answers
-for all of them. Adding an observer takes a parameter dataclass, a class and `register`; one that works from a
-histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `threshold` alone.
-
-In settings an observer is a *spec*: its name, then parameters in order or by name, ``percentile:99.9``,
-``entropy:tolerance=0``; see `get`.
+for all of them. Adding an observer takes a parameter dataclass, a class and `mxq.observers.registry.register`; one that
+works from a histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `threshold` alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxq.errors import CalibrationError, ConfigError, DataError, FormatError, one_of
+from mxq.errors import CalibrationError, DataError, FormatError, one_of
 from mxq.observers import kernels
 from mxq.thresholds import Candidate, Range
 
@@ -239,80 +236,3 @@ def _not_finite(x: Floats) -> DataError:
 def damaged(found: str) -> FormatError:
     """The error for a state that no observer wrote."""
     return FormatError(f"statistics are damaged: {found}")
-
-
-_REGISTRY: Final[dict[str, Observer[Any]]] = {}
-ALIASES: Final = {"minmax": "naive", "kl": "entropy"}
-"""Other names in use for the same observers."""
-
-
-def register(observer: Observer[Any]) -> None:
-    """Makes ``observer``, with its default parameters, known by its name.
-
-    Raises:
-        ConfigError: the name is taken by another observer.
-    """
-    if _REGISTRY.setdefault(observer.name, observer) != observer:
-        raise ConfigError(f"an observer named {observer.name!r} exists already; known: {', '.join(names())}")
-
-
-def get(spec: str) -> Observer[Any]:
-    """The observer that ``spec`` names: "entropy", "percentile:99.9", "entropy:levels=127,tolerance=0".
-
-    Raises:
-        ConfigError: no such observer or parameter, or a value that is not allowed; the message lists those known.
-    """
-    name, _, settings = spec.strip().partition(":")
-    name = ALIASES.get(name.strip(), name.strip())
-    if name not in _REGISTRY:
-        raise one_of("observer", name, (*names(), *ALIASES))
-    known = _REGISTRY[name]
-    if not settings.strip():
-        if isinstance(known, NeedsParams):
-            raise ConfigError(f"observer {name!r} needs parameters: {known.needs}")
-        return known
-    return type(known)(params=_params(name, type(known.params), settings))  # type: ignore[call-arg]
-
-
-class NeedsParams:
-    """An observer without sensible defaults; ``needs`` shows how it is written."""
-
-    needs: ClassVar[str]
-
-
-def _params(name: str, kind: type[Any], settings: str) -> Any:
-    """Parameters from "1,tolerance=0": in order, then by name."""
-    known = {f.name: f for f in fields(kind)}
-    found: dict[str, int | float] = {}
-    for place, part in enumerate(settings.split(",")):
-        key, equals, text = part.partition("=")
-        key, text = (key.strip(), text) if equals else (next(iter([*known][place:]), str(place + 1)), key)
-        if key not in known or key in found:
-            allowed = ", ".join(known) or "none"
-            raise ConfigError(f"observer {name!r} has no parameter {key!r} or it is given twice; allowed: {allowed}")
-        whole = known[key].type in ("int", int)
-        try:
-            found[key] = int(text) if whole else float(text)
-        except ValueError:
-            found[key] = math.nan
-        if math.isnan(found[key]):
-            allowed = "a whole number" if whole else "a number"
-            raise ConfigError(f"observer {name!r}: {key} is {text.strip()!r}; allowed: {allowed}")
-    return kind(**found)
-
-
-def spec_of(observer: Observer[Any]) -> str:
-    """The spec from which `get` makes an equal observer, without parameters that have their default values."""
-    known = fields(observer.params)
-    values = {f.name: getattr(observer.params, f.name) for f in known}
-    given = {f.name: values[f.name] for f in known if values[f.name] != f.default}
-    if not given:
-        return observer.name
-    in_order = [*given] == [*values][: len(given)]
-    settings = (f"{value!r}" if in_order else f"{name}={value!r}" for name, value in given.items())
-    return f"{observer.name}:{','.join(settings)}"
-
-
-def names() -> tuple[str, ...]:
-    """The names of all registered observers, sorted."""
-    return tuple(sorted(_REGISTRY))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mxq.errors import ConfigError
-from mxq.observers.base import NeedsParams, State
+from mxq.observers.base import State
 from mxq.observers.minmax import ExtentObserver
+from mxq.observers.registry import NeedsParams
 from mxq.thresholds import Range
 
 
