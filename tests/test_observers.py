@@ -224,7 +224,8 @@ KNOWN = ", ".join(f"'{name}'" for name in (*NAMES, "minmax", "kl"))
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mxq.observers.registry._REGISTRY", {name: observers.get(name) for name in ("entropy", "naive")})
+    few = {name: observers.get(name) for name in ("entropy", "naive")}
+    monkeypatch.setattr("mxq.observers.registry._REGISTRY", few)
 
 
 def test_unknown_names_list_the_known() -> None:
