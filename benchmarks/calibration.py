@@ -5,8 +5,8 @@
 Time is that of the whole calibration, binding and the search for thresholds included, as a multiple of the plain pass
 of the same round over the same images; medians of interleaved rounds, the first of which does not count. (contrib's
 calibration is what quantizing takes less what it takes with ``calib_mode='none'``.) Memory is the peak of a process of
-its own less that of one that runs the plain pass, the images loaded in both; also for four times as many images, with
-which it must not grow.
+its own less that of one that runs the plain pass, the images loaded in both; for mxq also for four times as many
+images, with which it must not grow. ``--repeats 0`` measures memory alone.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from real_nets import Task, by_contrib, load
@@ -84,15 +84,14 @@ def peak(name: str, args: argparse.Namespace, images: int) -> float:
 def only(args: argparse.Namespace) -> None:
     """Does one thing once and prints the peak memory in MB. 64 images are read over and over, not kept."""
     task = load(args.net, calibration=64, evaluation=64)
-    some, own = task.calibration, 0
-    if args.only.startswith("contrib"):  # wants all of them in one array, which is not its fault
-        images = np.resize(some, (args.images, *some.shape[1:]))
-        own = images.nbytes - some.nbytes
-        method(args.only, replace(task, calibration=images), args.batch)()
+    if args.only.startswith("contrib"):
+        method(args.only, task, args.batch)()
     else:
         starts = [i % 64 for i in range(0, args.images, args.batch)]
-        _streamed(args.only, task, [some[i : i + args.batch] for i in starts])
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - own) / 1e6)  # noqa: T201
+        _streamed(args.only, task, [task.calibration[i : i + args.batch] for i in starts])
+    status = Path("/proc/self/status").read_text()  # the peak that getrusage tells is the parent's, if that was higher
+    peaks = re.findall(r"VmHWM:\s+(\d+)", status)
+    print(float(peaks[0]) * 1024 / 1e6)  # noqa: T201
 
 
 def _streamed(name: str, task: Task, batches: list[np.ndarray]) -> None:
@@ -119,14 +118,19 @@ def main() -> None:
     if args.only:
         only(args)
         return
-    found = times(load(args.net, args.images, max(args.images, 64)), args.batch, args.repeats)
+    found: dict[str, list[float]] = {name: [] for name in METHODS}
+    if args.repeats:
+        found = times(load(args.net, args.images, max(args.images, 64)), args.batch, args.repeats)
     table = Table(f"{args.net}, {args.images} images", "seconds", "x plain pass (p10-p90)", "MB more", "with 4x images")
     base = [peak(PLAIN, args, n) for n in (args.images, 4 * args.images)]
     for name, took in found.items():
-        low, middle, high = np.percentile(np.array(took) / found[PLAIN], (10, 50, 90))
-        more = [peak(name, args, n) - b for n, b in zip((args.images, 4 * args.images), base, strict=True)]
-        ratio = f"{middle:.2f} ({low:.2f}-{high:.2f})"
-        table.add_row(name, f"{np.median(took):.2f}", ratio, *(f"{m:.0f}" for m in more))
+        middle = ratio = "-"
+        if took:
+            low, half, high = np.percentile(np.array(took) / found[PLAIN], (10, 50, 90))
+            middle, ratio = f"{np.median(took):.2f}", f"{half:.2f} ({low:.2f}-{high:.2f})"
+        sizes = (args.images,) if name.startswith("contrib") else (args.images, 4 * args.images)
+        more = [peak(name, args, n) - b for n, b in zip(sizes, base, strict=False)]
+        table.add_row(name, middle, ratio, *(f"{m:.0f}" for m in more))
     console = Console(width=120)
     console.print(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}, batch {args.batch}")
     console.print(table)
