@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,6 +57,7 @@ def local_client(workers: int) -> Iterator[Client]:
                     threads_per_worker=1,
                     processes=True,
                     dashboard_address=":0",
+                    silence_logs=logging.ERROR,  # a worker with MXNet takes its time to end, and is ended; nobody minds
                     env={"OMP_NUM_THREADS": threads},
                     config=settings.merge(settings.config, no_default),
                 )
