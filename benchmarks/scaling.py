@@ -2,8 +2,8 @@
 
     MXQ_DATA=... python benchmarks/scaling.py [NET] [--examples 200] [--per-partition 20] [--repeats 3]
 
-Three tables: examples per second with one thread in one worker, two in one, one in each of two (medians of interleaved
-repeats, pictures decoded on the way); bytes and merge time of one partition's statistics; how many such results
+Printed are: examples per second with one thread in one worker, two in one, one in each of two (medians of interleaved
+repeats, pictures decoded on the way), and the CPU time of an example, which says the same where others use the machine; bytes and merge time of one partition's statistics; how many such results
 per second the client receives and merges when the workers have nothing else to do.
 """
 
@@ -15,6 +15,7 @@ import pickle
 import statistics
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +48,26 @@ def same(seen: Seen) -> Seen:
     return seen
 
 
-def examples_per_second(prepared: pipeline.Prepared, data: Partitions, client: Client) -> float:
-    """Of one calibration, the time to send the network included."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Pass:
+    """One calibration: examples per second; CPU seconds per example, in the workers and in the client."""
+
+    speed: float
+    workers: float
+    client: float
+
+
+def one_pass(prepared: pipeline.Prepared, data: Partitions, client: Client) -> Pass:
+    """Calibrates, the time to send the network included."""
+    started, before = time.perf_counter(), cpu_seconds(client)
     found = distributed.calibrate(prepared, data, MxnetRunner(), client)
-    return found.statistics.examples / (time.perf_counter() - started)
+    took, after, count = time.perf_counter() - started, cpu_seconds(client), found.statistics.examples
+    return Pass(count / took, (after[0] - before[0]) / count, (after[1] - before[1]) / count)
+
+
+def cpu_seconds(client: Client) -> tuple[float, float]:
+    """Of all workers together, and of this process (client and scheduler)."""
+    return sum(client.run(time.process_time).values()), time.process_time()
 
 
 def results_per_second(prepared: pipeline.Prepared, seen: Seen, client: Client, count: int) -> float:
@@ -92,7 +108,7 @@ def main() -> None:
     settings = read_preprocess(pair.with_name("preprocess.json"))
     inputs, folder = prepared.fused.inputs, root / "imagenet"
     data = Partitions.images(folder, inputs, settings, 10, args.per_partition, examples=args.examples)
-    console, speeds = Console(width=120), {setup: [] for setup in SETUPS}
+    console, passes = Console(width=120), {setup: [] for setup in SETUPS}
     with ExitStack() as stack:
         clients = {}
         for workers, threads in SETUPS:
@@ -100,21 +116,32 @@ def main() -> None:
             clients[workers, threads] = stack.enter_context(distributed.local_client(workers))
         for repeat in range(args.repeats + 1):
             for setup, client in clients.items():
-                speed = examples_per_second(prepared, data, client)
-                speeds[setup] += [speed] if repeat else []  # the first imports MXNet
+                found = one_pass(prepared, data, client)
+                passes[setup] += [found] if repeat else []  # the first imports MXNet
         asked = pipeline.wanted(prepared)
         first = Partitions(data.name, data.items[:1], data.load)
         run = Run(Job(prepared.fused, Collecting(asked), data.load), first)
         ((_, seen),) = run.results(first.keys, MxnetRunner(), ordered=False)
         received = results_per_second(prepared, seen, clients[2, 1], 200)
-    table = Table(
-        "workers", "threads each", "examples/s", "range", "x the first", title=f"{args.net}, {len(data)} partitions"
+    columns = (
+        "workers",
+        "threads each",
+        "examples/s",
+        "range",
+        "x the first",
+        "CPU ms per example",
+        "and in the client",
     )
-    base = statistics.median(speeds[SETUPS[0]])
-    for (workers, threads), found in speeds.items():
-        middle = statistics.median(found)
-        spread = f"{min(found):.1f}-{max(found):.1f}"
-        table.add_row(str(workers), str(threads), f"{middle:.1f}", spread, f"{middle / base:.2f}")
+    table = Table(*columns, title=f"{args.net}, {len(data)} partitions of {args.per_partition}")
+    base = statistics.median(p.speed for p in passes[SETUPS[0]])
+    for (workers, threads), found in passes.items():
+        speed, inside, outside = (
+            statistics.median(getattr(p, n) for p in found) for n in ("speed", "workers", "client")
+        )
+        spread = f"{min(p.speed for p in found):.1f}-{max(p.speed for p in found):.1f}"
+        cost = f"{1000 * inside:.1f}", f"{1000 * outside:.1f}"
+        table.add_row(str(workers), str(threads), f"{speed:.1f}", spread, f"{speed / base:.2f}", *cost)
+    console.print(f"load of the machine, 1 minute: {os.getloadavg()[0]:.1f}")
     console.print(table)
     size, seconds = len(pickle.dumps(seen)), merge_seconds(prepared, seen)
     console.print(f"a result: {len(seen.states)} tensors, {size / 2**20:.2f} MiB; merged in {1000 * seconds:.2f} ms")
