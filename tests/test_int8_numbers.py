@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, quantized, run
-from helpers import assert_close
+from helpers import assert_close, exact_sums
 
 from mxq.ir import Ref
 from mxq.numerics import fake_quantize, scale, sqnr_db
@@ -174,6 +174,7 @@ CHAINS = {
 }
 
 
+@exact_sums
 @pytest.mark.parametrize("name", CHAINS)
 def test_int8_is_close_to_float(name):
     lines, bar = CHAINS[name]
@@ -197,6 +198,7 @@ def test_the_report_tells_how_each_tensor_is_coded(name):
         assert held == pytest.approx(written, rel=1e-6), tensor
 
 
+@exact_sums
 @pytest.mark.parametrize("name", ["residual", "fc relu fc", "concat", "add of two relus", "max pool", "conv leaky"])
 def test_int8_is_close_to_float_without_calibration(name):
     model = build(*CHAINS[name][0])

@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from graphs import VERSION, feed_graph, graph
-from helpers import assert_close
+from helpers import assert_close, exact_sums
 
 from mxq.errors import MxqError
 from mxq.ir import Graph, Model
@@ -270,17 +270,20 @@ class TestFullyConnected:
             (SOFTRELU, np.uint8),
         ],
     )
+    @exact_sums
     def test_right_as_int8(self, act, dtype):
         result = fc(act)
         assert result.codes.dtype == dtype
         assert result.sqnr > GOOD
 
+    @exact_sums
     @pytest.mark.parametrize("act", ["", RELU, ELU, GELU, "abs({})", CLIP, SIGMOID, TANH, SOFTRELU, LEAKY])
     def test_right_with_float_output(self, act):
         result = fc(act, to_float=True)
         assert result.got.dtype == np.float32
         assert result.sqnr > GOOD
 
+    @exact_sums
     def test_inner_axes(self):
         assert fc(attrs='num_hidden="12" flatten="False"').sqnr > GOOD
 

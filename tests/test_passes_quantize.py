@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from graphs import CONV1, GOLDENS, RELU, SHAPE, bn, build, conv, fc, feeds, graph, quantized, run
-from helpers import assert_close, assert_golden
+from helpers import assert_close, assert_golden, exact_sums
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -129,6 +129,7 @@ class TestStructure:
         assert_golden(notes + write_text(result.graph), GOLDENS / f"quantize_{name}.txt", update=update_goldens)
         run(result)
 
+    @exact_sums
     def test_run_time_ranges(self, update_goldens):
         model = build(conv("c", "data"), "r = Activation(c) " + RELU, fc("f", "r"), fc("g", "f"), "return g")
         result, records = written(model, {}, calib_mode="none")

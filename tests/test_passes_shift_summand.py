@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, feeds, quantized, reasons, run
-from helpers import assert_close, assert_golden
+from helpers import assert_close, assert_golden, exact_sums
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -77,6 +77,7 @@ def test_the_offset_is_in_the_biases():
         assert_close(result.args[name], prepared.fused.args[name] + sign * offset, rtol=1e-6, atol=1e-6)
 
 
+@exact_sums
 @pytest.mark.parametrize("seed", range(3))
 def test_int8_gains_over_half_the_range(seed):
     lines = (

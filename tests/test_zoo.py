@@ -13,7 +13,7 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from helpers import assert_close
+from helpers import assert_close, exact_sums
 from mxnet.contrib import quantization as contrib
 
 from mxq import pipeline
@@ -149,6 +149,7 @@ def test_fusing_keeps_the_float_output(net: Net) -> None:
     assert_close(run(prepared(net).fused, net), wanted, rtol=FLOAT_RTOL, atol=FLOAT_ATOL * float(np.abs(wanted).max()))
 
 
+@exact_sums
 @pytest.mark.parametrize("net", RUN, ids=str)
 def test_int8_is_close_to_float(net: Net) -> None:
     assert net.bar is not None
@@ -161,6 +162,7 @@ def test_convolutions_are_int8(net: Net) -> None:
     assert [d.reason for d in convolutions if not d.int8] == []
 
 
+@exact_sums
 @pytest.mark.parametrize("net", RUN[:3], ids=str)
 def test_the_gluon_network_itself(net: Net) -> None:
     """`quantize_net` of the block, and the block afterwards as before."""
@@ -190,6 +192,7 @@ def by_contrib(net: Net) -> Model:
     return from_symbol(*result)
 
 
+@exact_sums
 @pytest.mark.filterwarnings("ignore")  # of contrib
 @pytest.mark.parametrize("net", RUN, ids=str)
 def test_no_further_from_float_than_contrib(net: Net) -> None:
