@@ -347,8 +347,10 @@ class TestConcat:
             "from test_kernels import *\n"
             "carried('y = Concat(a, b) num_args=\"2\" dim=\"-1\"', {'a': X, 'b': SIGNED})"
         )
-        done = subprocess.run([sys.executable, "-c", program, *sys.path], capture_output=True, timeout=60, check=False)
-        assert done.returncode != 0
+        command = [sys.executable, "-c", program, *sys.path]
+        # It reads memory that is not its own, which now and then does no visible harm.
+        codes = (subprocess.run(command, capture_output=True, timeout=60, check=False).returncode for _ in range(4))
+        assert any(codes)
 
 
 class TestPooling:
