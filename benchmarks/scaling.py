@@ -3,8 +3,9 @@
     MXQ_DATA=... python benchmarks/scaling.py [NET] [--examples 200] [--per-partition 20] [--repeats 3]
 
 Printed are: examples per second with one thread in one worker, two in one, one in each of two (medians of interleaved
-repeats, pictures decoded on the way), and the CPU time of an example, which says the same where others use the machine; bytes and merge time of one partition's statistics; how many such results
-per second the client receives and merges when the workers have nothing else to do.
+repeats, pictures decoded on the way), and the CPU time of an example, which tells the same where others use the
+machine; bytes and merge time of one partition's statistics; how many such results per second the client receives and
+merges when the workers have nothing else to do.
 """
 
 from __future__ import annotations
