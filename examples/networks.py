@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser, model: str, data: str) -> Non
 def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that say how to quantize."""
     parser.add_argument("--num-calib-batches", type=int, default=5)
-    parser.add_argument("--calib-mode", default="naive", help="naive, entropy or none")
+    parser.add_argument("--calib-mode", default="naive", help="naive, entropy, mse, percentile:99.99, auto, ..., none")
     parser.add_argument("--quantized-dtype", default="auto", help="of the input: auto, int8, uint8")
     parser.add_argument("--exclude-layers", nargs="*", default=[], help="names or shell patterns to leave in float")
 
