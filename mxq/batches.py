@@ -165,10 +165,10 @@ class Feeds:
             return self._in_order(arrays, item.pad or 0)
         if isinstance(item, Mapping):
             return self._by_name(item)
-        if _is_array(item):
+        if is_array(item):
             return self._in_order([item])
         if isinstance(item, list | tuple):
-            return self._in_order(list(_flattened(item)))
+            return self._in_order(list(flattened(item)))
         raise DataError(f"it is {_described(item)}; allowed: {ALLOWED_BATCH}")
 
     def _in_order(self, arrays: Sequence[object], pad: int = 0) -> Feed:
@@ -224,13 +224,22 @@ def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_si
     return Feeds(_source(calib_data, batch_size), inputs, budget)
 
 
+def raw_batches(data: object, batch_size: int) -> Iterator[object]:
+    """One pass over the batches of data in any form that the module's table lists, each as the data has it.
+
+    Raises:
+        DataError: as `feeds`.
+    """
+    return _source(data, batch_size).open()
+
+
 def _source(data: Any, batch_size: int) -> _Source:
-    if _is_array(data):
-        return _whole((data,), tuple, batch_size)
+    if is_array(data):
+        return _whole((data,), lambda parts: next(iter(parts)), batch_size)
     if isinstance(data, Mapping):
         keys = tuple(data)
         return _whole(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size)
-    if isinstance(data, tuple) and data and all(map(_is_array, data)):
+    if isinstance(data, tuple) and data and all(map(is_array, data)):
         return _whole(data, tuple, batch_size)
     if hasattr(data, "provide_data"):
         return _data_iter(data)
@@ -252,7 +261,7 @@ def _source(data: Any, batch_size: int) -> _Source:
 def _whole(arrays: Sequence[Any], pack: Callable[[Iterable[Any]], object], batch_size: int) -> _Source:
     """Whole arrays, cut along the first axis; `pack` makes a batch of their parts."""
     for array in arrays:
-        if not _is_array(array):
+        if not is_array(array):
             raise DataError(f"calibration data holds {_described(array)}; allowed: arrays")
         if not array.shape:
             raise DataError("calibration data has rank 0; allowed: rank 1 or more, the first axis counting examples")
@@ -308,25 +317,27 @@ def _called(step: Callable[[], object]) -> Iterator[object]:
 _END: Final = object()
 
 
-def _is_array(value: object) -> bool:
+def is_array(value: object) -> bool:
+    """Whether it is an array of numpy or of MXNet."""
     return isinstance(value, np.ndarray) or hasattr(value, "asnumpy")
 
 
 def _is_batch_object(value: Any) -> TypeGuard[_DataBatch]:
-    return not _is_array(value) and hasattr(value, "data") and hasattr(value, "pad")
+    return not is_array(value) and hasattr(value, "data") and hasattr(value, "pad")
 
 
-def _flattened(items: Iterable[object]) -> Iterator[object]:
+def flattened(items: Iterable[object]) -> Iterator[object]:
+    """What is in lists and tuples within lists and tuples, in order."""
     for item in items:
         if isinstance(item, list | tuple):
-            yield from _flattened(item)
+            yield from flattened(item)
         else:
             yield item
 
 
 def _array(name: str, value: Any, pad: int) -> Array:
     """``value`` as numpy without its last ``pad`` examples: float32, or an integer type as it is."""
-    if not _is_array(value):
+    if not is_array(value):
         raise DataError(f"input {name!r} is {_described(value)}; allowed: an array")
     array: Array = value if isinstance(value, np.ndarray) else value.asnumpy()
     if array.dtype.kind not in "fiu":
@@ -360,7 +371,7 @@ def _examples_in(item: Any) -> int | None:
         item = list(item.values())
     if isinstance(item, list | tuple):
         return _examples_in(item[0]) if item else None
-    return int(item.shape[0]) if _is_array(item) and item.shape else None
+    return int(item.shape[0]) if is_array(item) and item.shape else None
 
 
 def _length(value: object) -> int | None:

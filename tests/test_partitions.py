@@ -122,6 +122,17 @@ def test_images_by_their_paths(folder: Path) -> None:
         list(found.load(found.items[0][1]))
 
 
+def test_truncated_images_are_refused_whatever_others_allow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a folder: gluoncv makes Pillow fill in what is missing, in the whole process."""
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    photo = folder / "photo.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(photo)
+    photo.write_bytes(photo.read_bytes()[:1000])
+    found = Partitions.images([photo])
+    with pytest.raises(mxq.DataError, match=r"photo\.jpg cannot be read as an image: image file is truncated"):
+        list(found.load(found.items[0][1]))
+
+
 @pytest.fixture
 def shard(folder: Path, tmp_path: Path) -> Path:
     """The pictures of `folder` in a RecordIO file with its index."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,14 +9,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import numpy as np
-from PIL import Image
-
+from mxq.batches import raw_batches
 from mxq.errors import DataError
-from mxq.images import Preprocess, Source, open_source
+from mxq.images import Preprocess, Source, open_source, read_picture, stacked
 from mxq.ir import Array
 
 BATCH: Final = 32
+ONE_SHAPE: Final = "one shape is needed"
 Batch: TypeAlias = list[Array]
 """The inputs (n, ...) in order, then the labels (n, ...) where there are any."""
 
@@ -33,19 +31,8 @@ class Files:
             return self.load(paths[0])  # in any form: the caller cuts whole arrays into batches
         return chain.from_iterable(map(self._batches, paths))
 
-    def _batches(self, path: Path) -> Iterable[Any]:
-        found: Any = self.load(path)
-        if isinstance(found, np.ndarray) or hasattr(found, "asnumpy"):
-            return (found[s] for s in _slices([found]))
-        if isinstance(found, dict):
-            return ({k: v[s] for k, v in found.items()} for s in _slices(found.values()))
-        return ([a[s] for a in found] for s in _slices(found)) if isinstance(found, tuple) else found
-
-
-def _slices(arrays: Iterable[Any]) -> Iterator[slice]:
-    """Where to cut whole arrays into batches, as `mxq.batches` does."""
-    length = min((len(a) for a in arrays), default=0)
-    return (slice(at, at + BATCH) for at in range(0, length, BATCH))
+    def _batches(self, path: Path) -> Iterator[Any]:
+        return raw_batches(self.load(path), BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +81,7 @@ class Pictures:
     def __call__(self, paths: Sequence[Path]) -> Iterator[Batch]:
         for start in range(0, len(paths), self.batch_size):
             group = paths[start : start + self.batch_size]
-            yield [stacked([picture(path, str(path), self.preprocess) for path in group], list(map(str, group)))]
+            yield [stacked([read_picture(path, str(path), self.preprocess) for path in group], list(map(str, group)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +98,9 @@ class Records:
         found, at = records(path, first, count), first
         while group := list(islice(found, self.batch_size)):
             names = [f"record {at + i} of {str(path)!r}" for i in range(len(group))]
-            pixels = [picture(content, name, self.preprocess) for (_, content), name in zip(group, names, strict=True)]
-            labels = stacked([label for label, _ in group], [f"the label of {name}" for name in names])
+            encoded = zip(group, names, strict=True)
+            pixels = [read_picture(content, name, self.preprocess) for (_, content), name in encoded]
+            labels = stacked([label for label, _ in group], [f"the label of {name}" for name in names], ONE_SHAPE)
             yield [stacked(pixels, names), labels + self.preprocess.label_offset if labels.ndim == 1 else labels]
             at += len(group)
 
@@ -132,29 +120,3 @@ def record_count(index: Path) -> int:
         raise DataError(f"{str(index)!r} is no index of records: it has {odd!r}; needed: a key, a tab, a position")
     return len(lines)
 
-
-def picture(source: Path | bytes, name: str, preprocess: Preprocess) -> Array:
-    """An encoded picture, a file or bytes, as one example (C, H, W) or (H, W, C) float32.
-
-    Raises:
-        DataError: it cannot be read, or does not fit; the message has its ``name``.
-    """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return preprocess(image)
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise DataError(f"{name} cannot be read as an image: {error}") from None
-
-
-def stacked(parts: Sequence[Array], names: Sequence[str]) -> Array:
-    """Arrays of one shape as (n, ...).
-
-    Raises:
-        DataError: their shapes differ; the message names two.
-    """
-    for name, part in zip(names, parts, strict=True):
-        if part.shape != parts[0].shape:
-            raise DataError(f"{name} has shape {part.shape}, {names[0]} {parts[0].shape}; one shape is needed")
-    return np.stack(parts)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mxq.batches import is_array
 from mxq.errors import DataError
-from mxq.evaluation.labelled import is_array, is_whole, labelled
+from mxq.evaluation.labelled import is_whole, labelled
 from mxq.evaluation.metrics import Evaluation, Metric
 from mxq.ir import Array, Graph, Model, Runner
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from mxq.batches import Feed, Feeds, feeds
+from mxq.batches import Feed, Feeds, feeds, flattened, is_array
 from mxq.config import Budget
 from mxq.errors import DataError
 from mxq.images import Source
@@ -97,7 +97,7 @@ def _labels_in(item: Any, inputs: Sequence[str]) -> Array | None:
     if isinstance(item, Mapping):
         return next((_numpy(item[k]) for k in LABELS if k in item and k not in inputs), None)
     if isinstance(item, list | tuple):
-        flat = list(_flattened(item))
+        flat = list(flattened(item))
         return _numpy(flat[len(inputs)]) if len(flat) > len(inputs) else None
     if not is_array(item) and getattr(item, "label", None):
         labels = _numpy(item.label[0])
@@ -105,21 +105,9 @@ def _labels_in(item: Any, inputs: Sequence[str]) -> Array | None:
     return None
 
 
-def _flattened(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        if isinstance(item, list | tuple):
-            yield from _flattened(item)
-        else:
-            yield item
-
-
 def is_whole(data: Any) -> bool:
     """Whether it is all examples at once, not batches."""
     return is_array(data) or isinstance(data, Mapping) or (isinstance(data, tuple) and all(map(is_array, data)))
-
-
-def is_array(value: object) -> bool:
-    return isinstance(value, np.ndarray) or hasattr(value, "asnumpy")
 
 
 def _numpy(value: Any) -> Array:

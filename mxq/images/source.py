@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 LABEL_FILE = "labels.csv"
 LABEL_KEYS = ("label", "labels")
 LABEL_COLUMNS = ("label", "index")
+SIZES = "pictures of different sizes need resize, or short_side and crop"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def _folder(where: Path, inputs: Sequence[str], preprocess: Preprocess, labels: 
         raise DataError(f"{where} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
     def read(numbers: Sequence[int]) -> Mapping[str, Array]:
-        return {inputs[0]: _stack([_example(files[i], preprocess) for i in numbers], [files[i].name for i in numbers])}
+        examples = [read_picture(files[i], str(files[i]), preprocess) for i in numbers]
+        return {inputs[0]: stacked(examples, [files[i].name for i in numbers])}
 
     values = None if listed is None else np.asarray(list(listed.values()), np.int64)
     return Source(f"{len(files)} images in {where}", len(files), read, values)
@@ -195,7 +198,7 @@ def _rows(array: Array, numbers: Sequence[int], preprocess: Preprocess) -> Array
     rows = np.asarray(array[list(numbers)])
     if rows.dtype == np.uint8 and rows.ndim in (3, 4) and (rows.ndim == 3 or rows.shape[-1] in (1, 3)):
         images = (Image.fromarray(r[..., 0] if r.ndim == 3 and r.shape[-1] == 1 else r) for r in rows)
-        return _stack([preprocess(image) for image in images], [f"example {i}" for i in numbers])
+        return stacked([preprocess(image) for image in images], [f"example {i}" for i in numbers])
     return rows.astype(np.float32) if rows.dtype.kind in "fub" and rows.dtype != np.float32 else rows
 
 
@@ -210,21 +213,28 @@ def _whole_images() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _example(file: Path, preprocess: Preprocess) -> Array:
+def read_picture(source: Path | bytes, name: str, preprocess: Preprocess) -> Array:
+    """An encoded picture, a file or bytes, as one example (C, H, W) or (H, W, C) float32.
+
+    Raises:
+        DataError: it cannot be read whole, or does not fit; the message has its ``name``.
+    """
     try:
-        with _whole_images(), Image.open(file) as image:
+        with _whole_images(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return preprocess(image)
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise DataError(f"{file} cannot be read as an image: {error}") from None
+        raise DataError(f"{name} cannot be read as an image: {error}") from None
 
 
-def _stack(examples: Sequence[Array], names: Sequence[str]) -> Array:
-    for name, example in zip(names, examples, strict=True):
-        if example.shape != examples[0].shape:
-            raise DataError(
-                f"{name} has shape {example.shape}, {names[0]} {examples[0].shape}; "
-                "pictures of different sizes need resize, or short_side and crop"
-            )
-    return np.stack(examples)
+def stacked(parts: Sequence[Array], names: Sequence[str], needed: str = SIZES) -> Array:
+    """Arrays of one shape as (n, ...).
+
+    Raises:
+        DataError: their shapes differ; the message names two, and says what is ``needed``.
+    """
+    for name, part in zip(names, parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise DataError(f"{name} has shape {part.shape}, {names[0]} {parts[0].shape}; {needed}")
+    return np.stack(parts)
