@@ -346,7 +346,7 @@ def _run(prepared: pipeline.Prepared, given: _Given, stats: Path | None) -> pipe
     kept = None
     if stats is not None:
         name = f"calib_data, num_calib_examples {config.num_calib_examples or 'by default'}"
-        kept = Checkpoint(stats, pipeline.fingerprint(prepared.source), name)
+        kept = Checkpoint(stats, prepared.fingerprint, name)
     if data is not None:
         data = feeds(data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
     return pipeline.calibrate(prepared, data, runner, checkpoint=kept)

@@ -198,9 +198,9 @@ class _Fold:
             if number == 0:
                 if done:
                     _check_first(self.stretch, feed)
+                    continue
                 self.stretch = replace(self.stretch, first=_checksum(feed))
-            if number or not done:
-                yield feed
+            yield feed
 
     def add(self, feed: Mapping[str, Array]) -> None:
         """One more batch."""

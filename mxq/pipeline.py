@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from mxq import observers
@@ -41,6 +42,11 @@ class Prepared:
     plan: Plan
     config: QuantConfig
     trace: Trace
+
+    @cached_property
+    def fingerprint(self) -> dict[str, object]:
+        """The `fingerprint` of the source, which takes a pass over all parameters."""
+        return fingerprint(self.source)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def calibrate(
         runner: what runs the network.
         progress: whether to show a bar.
         checkpoint: where to keep the statistics. Then histograms are collected whatever the observers need, so that
-            other observers can be asked later. Data is not needed where the file is complete.
+            other observers can be asked later.
 
     Raises:
         DataError: the data is missing, empty, or does not fit the network's inputs.
@@ -175,7 +181,7 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
         return Calibrated(Thresholds())
     asked = wanted(prepared)
     if asked and statistics.network:
-        statistics.check_network(fingerprint(prepared.source))
+        statistics.check_network(prepared.fingerprint)
     dtypes = {str(r): _asked_dtype(r, prepared) for r in asked}
     found = dict(statistics.thresholds({str(r): observer for r, observer in asked.items()}, dtypes))
     for ref in asked:
@@ -235,7 +241,7 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         thresholds=thresholds.to_json(),
         config=prepared.config.to_json(),
         versions=versions or {},
-        source=fingerprint(prepared.source),
+        source=prepared.fingerprint,
         trace=prepared.trace.to_json(),
         summary={
             "int8": int8,

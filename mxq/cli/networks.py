@@ -86,7 +86,7 @@ def calibrated_ranges(
             whole = replace(prepared, config=replace(config, num_calib_examples=None))  # the parts are what it allows
             return prepared, distributed.calibrate(whole, parts, runner, client, progress=shown, stats=stats)
         name = f"{count} of {everything.examples} examples in {data.name}"
-        kept = None if stats is None else Checkpoint(stats, pipeline.fingerprint(prepared.source), name)
+        kept = None if stats is None else Checkpoint(stats, prepared.fingerprint, name)
         batches = feeds(everything.take(count), prepared.fused.inputs, Budget(count=count))
         return prepared, pipeline.calibrate(prepared, batches, runner, progress=shown, checkpoint=kept)
     except KeyboardInterrupt:

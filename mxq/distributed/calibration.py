@@ -65,7 +65,7 @@ def calibrate(
         )
     if stats is not None:
         asked = {ref: known.collector(observer) for ref, observer in asked.items()}
-    network = pipeline.fingerprint(prepared.source)
+    network = prepared.fingerprint
     run = Run(Job(prepared.fused, Collecting(asked), partitions.load), partitions, client)
     statistics = collect(run, runner, asked, network=network, progress=progress, stats=stats)
     found = pipeline.ranges(prepared, statistics)
