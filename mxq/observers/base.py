@@ -127,6 +127,25 @@ class Observer(Protocol[S]):
         ...
 
 
+@dataclass(frozen=True)
+class StateObserver:
+    """What observers have in common: what they say of a state beside its range is in the state's extent."""
+
+    ordered: ClassVar[bool] = False
+    params: Any = None
+
+    def candidates(self, state: Any, dtype: str) -> tuple[Candidate, ...]:
+        return ()
+
+    def observed(self, state: Any) -> Range | None:
+        found: Range | None = state.extent.range
+        return found
+
+    def note(self, state: Any) -> str:
+        found: str = state.extent.note
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """How many values were seen and between which bounds (exact, in activation units)."""

@@ -19,14 +19,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.observers import kernels
-from mxq.observers.base import Arrays, Extent, Floats, damaged, flat
-from mxq.thresholds import Candidate, Range
+from mxq.observers.base import Arrays, Extent, Floats, StateObserver, damaged, flat
+from mxq.thresholds import Range
 
 Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]
@@ -145,13 +145,11 @@ class HistogramState:
 
 
 @dataclass(frozen=True)
-class HistogramObserver(ABC):
+class HistogramObserver(StateObserver, ABC):
     """An observer whose state is a `HistogramState`; a subclass names itself and finds a threshold."""
 
     name: ClassVar[str]
-    ordered: ClassVar[bool] = False
     statistic: ClassVar[str] = HistogramState.statistic
-    params: Any = None
 
     def reads(self, statistic: str) -> bool:
         return statistic == self.statistic
@@ -187,15 +185,6 @@ class HistogramObserver(ABC):
             state: of at least two different values.
             dtype: "int8" or "uint8".
         """
-
-    def candidates(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
-        return ()
-
-    def observed(self, state: HistogramState) -> Range | None:
-        return state.extent.range
-
-    def note(self, state: HistogramState) -> str:
-        return state.extent.note
 
 
 def _exponent(absmax: float) -> int:

@@ -8,12 +8,12 @@ Formula: ``[min(x), max(x)]``. Sources: ``calib_mode='naive'`` of MXNet (``_Laye
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from numpy.typing import ArrayLike
 
-from mxq.observers.base import Extent, State, flat
-from mxq.thresholds import Candidate, Range
+from mxq.observers.base import Extent, State, StateObserver, flat
+from mxq.thresholds import Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,11 @@ class NaiveParams:
 
 
 @dataclass(frozen=True)
-class ExtentObserver:
+class ExtentObserver(StateObserver):
     """An observer whose state is an `Extent`, which every other state holds too; a subclass writes `range`."""
 
     name: ClassVar[str]
-    ordered: ClassVar[bool] = False
     statistic: ClassVar[str] = Extent.statistic
-    params: Any = None
 
     def reads(self, statistic: str) -> bool:
         return True
@@ -41,15 +39,6 @@ class ExtentObserver:
 
     def merge(self, a: Extent, b: Extent) -> Extent:
         return a.merge(b)
-
-    def candidates(self, state: Any, dtype: str) -> tuple[Candidate, ...]:
-        return ()
-
-    def observed(self, state: State) -> Range | None:
-        return state.extent.range
-
-    def note(self, state: State) -> str:
-        return state.extent.note
 
 
 @dataclass(frozen=True)

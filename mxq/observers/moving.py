@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
-from mxq.observers.base import Arrays, Extent, State, damaged, flat
-from mxq.thresholds import Candidate, Range
+from mxq.observers.base import Arrays, Extent, StateObserver, damaged, flat
+from mxq.thresholds import Range
 
 Pair = tuple[float, float]
 
@@ -89,7 +89,7 @@ class MovingParams:
 
 
 @dataclass(frozen=True)
-class MovingObserver:
+class MovingObserver(StateObserver):
     """Forgives single batches with outliers; the range is (average min, average max), cut to what was observed."""
 
     name: ClassVar[str] = "ema_minmax"
@@ -126,12 +126,3 @@ class MovingObserver:
             low = max(seen.min, -high)
         found = Range(low, high)
         return found if found.absmax and math.isfinite(found.absmax) else seen
-
-    def candidates(self, state: MovingState, dtype: str) -> tuple[Candidate, ...]:
-        return ()
-
-    def observed(self, state: State) -> Range | None:
-        return state.extent.range
-
-    def note(self, state: State) -> str:
-        return state.extent.note
