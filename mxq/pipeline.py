@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from mxq import observers
@@ -21,12 +21,25 @@ from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, one_of
 from mxq.ir import Model, Ref, Runner
-from mxq.passes import FOLD_BN, FUSE_FLOAT, FUSE_INT8, SIMPLIFY, partition, quantize_graph, shift_summands
+from mxq.passes import (
+    FOLD_BN,
+    FUSE_FLOAT,
+    FUSE_INT8,
+    POOLED_DENSE,
+    REDUCE_STRENGTH,
+    REDUCE_WHAT_IS_LEFT,
+    SIMPLIFY,
+    SPLIT_GROUPS,
+    align_ranges,
+    partition,
+    quantize_graph,
+    shift_summands,
+)
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
@@ -69,7 +82,7 @@ class Calibrated:
 
 
 def prepare(model: Model, trace: Trace | None = None) -> Model:
-    """The float network as inference needs it: simplified, BatchNorm folded, not yet fused.
+    """The float network as inference needs it: simplified, BatchNorm folded, slow operators replaced; not yet fused.
 
     Raises:
         QuantizeError: the network is int8 already.
@@ -78,12 +91,16 @@ def prepare(model: Model, trace: Trace | None = None) -> Model:
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
     trace = trace if trace is not None else Trace()
-    return run_pass(FOLD_BN, run_pass(SIMPLIFY, model, trace), trace)
+    return _run((SIMPLIFY, FOLD_BN, REDUCE_STRENGTH, POOLED_DENSE), model, trace)
 
 
 def fuse_float(model: Model) -> Model:
     """The fastest float form: prepared, and fused for the float kernels."""
-    return run_pass(FUSE_FLOAT, prepare(model))
+    return _run((FUSE_FLOAT, REDUCE_WHAT_IS_LEFT), prepare(model), Trace())
+
+
+def _run(steps: Iterable[Pass], model: Model, trace: Trace) -> Model:
+    return reduce(lambda made, step: run_pass(step, made, trace), steps, model)
 
 
 def plan(model: Model, config: QuantConfig) -> Prepared:
@@ -95,7 +112,7 @@ def plan(model: Model, config: QuantConfig) -> Prepared:
     """
     _check_observers(config)
     trace = Trace()
-    fused = run_pass(FUSE_INT8, prepare(model, trace), trace)
+    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepare(model, trace), trace)
     return Prepared(model, fused, partition(fused, config, trace=trace), config, trace)
 
 
@@ -230,6 +247,7 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
     fused, decided, thresholds = prepared.fused, prepared.plan, calibrated.thresholds
     if prepared.config.calib_mode != NONE:
         choices = LayerChoices.of(fused.graph, prepared.config)
+        thresholds = align_ranges(fused.graph, decided, thresholds, prepared.trace)
         fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
     fused, weights = clip_weights(fused, _asked_of_weights(prepared))
     model, tensors = quantize_graph(fused, decided, thresholds, prepared.config)

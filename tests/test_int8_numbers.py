@@ -71,6 +71,17 @@ CHAINS = {
         ),
         32,
     ),
+    "sum clip": (
+        (
+            conv("c", "data"),
+            conv("d", "c"),
+            "s = elemwise_add(d, c)",
+            'r = clip(s) a_min="0" a_max="0.5"',
+            conv("e", "r"),
+            "return e",
+        ),
+        32,
+    ),
     "add of two relus": (
         (
             conv("c", "data"),
@@ -199,7 +210,9 @@ def test_the_report_tells_how_each_tensor_is_coded(name):
 
 
 @exact_sums
-@pytest.mark.parametrize("name", ["residual", "fc relu fc", "concat", "add of two relus", "max pool", "conv leaky"])
+@pytest.mark.parametrize(
+    "name", ["residual", "fc relu fc", "concat", "add of two relus", "add of s8 and u8", "max pool", "conv leaky"]
+)
 def test_int8_is_close_to_float_without_calibration(name):
     model = build(*CHAINS[name][0])
     found = quantized(model, calib_mode="none")

@@ -82,15 +82,7 @@ def test_after_a_fully_connected_layer(act, in_float, why_not_int8):
     check(chain(act, fc("c", "data")), "fuse_fully_connected_act", FC, in_float, why_not_int8)
 
 
-@pytest.mark.parametrize(
-    ("act", "in_float", "why_not_int8"),
-    [
-        (act, in_float, "the int8 convolution kernel has no clip after a fused sum (mkldnn_conv.cc)")
-        if act in ("clip", "relu6")
-        else (act, in_float, why)
-        for act, in_float, why in AFTER_CONV
-    ],
-)
+@pytest.mark.parametrize(("act", "in_float", "why_not_int8"), AFTER_CONV)
 def test_after_a_sum(act, in_float, why_not_int8):
     check(chain(act, *SUM, layer="s"), "fuse_conv_add_act", CONV, in_float, why_not_int8)
 

@@ -36,6 +36,28 @@ def conv_relu() -> Model:
     return build(conv("c", "data"), "r = Activation(c) " + RELU, "return r")
 
 
+class TestClipAfterASum:
+    """The int8 kernel does not know it: ReLU and a range that ends at the clip's bound stand for it."""
+
+    model = build(conv("c", "data"), "s = elemwise_add(c, data)", 'k = clip(s) a_min="0" a_max="0.5"', "return k")
+
+    def inside(self, model: Model) -> list[str]:
+        return [n.op for n in model.graph["quantized_k"].subgraphs[0].operators]
+
+    def test_is_written_as_relu(self):
+        model, records = written(self.model, {"data": (-1, 1), "k": (0, 0.5)})
+        assert self.inside(model) == ["Convolution", "elemwise_add", "Activation"]
+        assert records["quantized_k"].max == pytest.approx(0.5 * HALF)  # its summand is s8: see the module
+
+    def test_a_wider_range_is_cut_to_the_bound(self):
+        narrow, wide = (written(self.model, {"data": (-1, 1), "k": (0, m)})[1] for m in (0.5, 3.0))
+        assert narrow["quantized_k"].max == wide["quantized_k"].max
+
+    def test_without_a_sum_the_clip_stays(self):
+        model = build(conv("c", "data"), 'k = clip(c) a_min="0" a_max="0.5"', "return k")
+        assert self.inside(written(model, {"data": (-1, 1), "k": (0, 0.5)})[0]) == ["Convolution", "clip"]
+
+
 class TestNames:
     def test_heads_stay_and_new_nodes_are_prefixed(self):
         model = build(conv("c", "data"), "r = Activation(c) " + RELU, conv("d", "r"), "s = sin(d)", "return s, r")

@@ -10,7 +10,7 @@ from helpers import assert_golden
 from mxq.errors import GraphError
 from mxq.ir import Model
 from mxq.passes import SIMPLIFY
-from mxq.passes.simplify import DropIdentity, ExplicitGamma, ReluAsActivation, UseGlobalStats
+from mxq.passes.simplify import AsActivation, DropIdentity, ExplicitGamma, UseGlobalStats
 from mxq.rewrite import Op, Rewrite, Trace, apply_rules, run_pass
 from mxq.serde import write_text
 
@@ -33,8 +33,8 @@ def everything() -> Model:
 def test_all_rules_together(update_goldens):
     model, trace = everything(), Trace()
     result = run_pass(SIMPLIFY, model, trace)
-    fired = {r: trace.fired(r) for r in ("drop_identity", "use_global_stats", "explicit_gamma", "relu_as_activation")}
-    assert fired == {"drop_identity": 4, "use_global_stats": 1, "explicit_gamma": 1, "relu_as_activation": 1}
+    fired = {r: trace.fired(r) for r in ("drop_identity", "use_global_stats", "explicit_gamma", "as_activation")}
+    assert fired == {"drop_identity": 4, "use_global_stats": 1, "explicit_gamma": 1, "as_activation": 1}
     assert_golden(write_text(result.graph), GOLDENS / "simplify.txt", update=update_goldens)
     assert_same_outputs(model, result, **EXACT)
     assert run_pass(SIMPLIFY, result) is result
@@ -152,18 +152,18 @@ class TestExplicitGamma:
             assert_same_outputs(model, apply_rules(model, (Wrong(),)), **EXACT)
 
 
-class TestReluAsActivation:
+class TestAsActivation:
     model = build("r = relu(data)", "return r")
 
     def test_fires(self):
         trace = Trace()
-        result = apply_rules(self.model, (ReluAsActivation(),), trace)
-        assert trace.fired("relu_as_activation") == 1
+        result = apply_rules(self.model, (AsActivation(),), trace)
+        assert trace.fired("as_activation") == 1
         assert op_names(result) == ["Activation"]
         assert_same_outputs(self.model, result, **EXACT)
 
     def test_another_activation_is_noticed(self):
-        class Wrong(ReluAsActivation):
+        class Wrong(AsActivation):
             def build(self, model, match):
                 node = super().build(model, match).changes["r"][0]
                 return Rewrite({"r": (node.with_attrs(act_type="softrelu"),)})

@@ -19,7 +19,7 @@ from mxnet.contrib import quantization as contrib
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.ir import Model
-from mxq.runtime import MxnetRunner, from_symbol, load_model, to_arrays, to_symbol
+from mxq.runtime import MxnetRunner, from_symbol, load_model, serve, to_arrays, to_symbol
 
 try:  # once: a failed import leaves half of gluoncv behind
     from gluoncv import model_zoo
@@ -53,7 +53,7 @@ RUN = (
 )
 SYMBOLS = (
     Net("inceptionv3", 299),
-    Net("se_resnext50_32x4d", 224),
+    Net("resnext101_32x4d", 64),
     Net("ssd_300_vgg16_atrous_voc", 300),
     Net("yolo3_mobilenet1.0_voc", 416),
 )
@@ -160,6 +160,14 @@ def test_int8_is_close_to_float(net: Net) -> None:
 def test_convolutions_are_int8(net: Net) -> None:
     convolutions = [d for d in int8(net).report.plan.decisions if "Convolution" in d.op or "FullyConnected" in d.op]
     assert [d.reason for d in convolutions if not d.int8] == []
+
+
+def test_squeeze_and_excitation_runs_in_static_memory() -> None:
+    """With int8 convolutions over pooled images MXNet ends in "We can't generate TBlob for MKLDNN data"."""
+    net = Net("se_resnext50_32x4d", 64)
+    call = serve(int8(net).model, {model(net).inputs[0]: images(net)})
+    for _ in range(3):
+        call()
 
 
 @exact_sums

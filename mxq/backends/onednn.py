@@ -21,8 +21,7 @@ _CLIP = PostOp(
     "clip",
     {"a_min": ("0",)},
     unsigned=True,
-    after_sum=False,
-    sum_reason="the int8 convolution kernel has no clip after a fused sum (mkldnn_conv.cc)",
+    saturates=True,
 )
 
 CONVOLUTION = OpSpec(
@@ -90,6 +89,7 @@ POOLING = OpSpec(
     float_op="Pooling",
     int8_op="_contrib_quantized_pooling",
     role="carry",
+    exact={"pool_type": ("max", ""), "global_pool": ("False", "0", "")},
     needs=(
         Need("kernel", ranks=(2, 3)),
         Need("pool_type", ("max", "avg"), default="max"),

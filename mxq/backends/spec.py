@@ -66,7 +66,8 @@ class PostOp:
         where: attribute -> values for which the row holds; values compare as numbers where they are.
         unsigned: the kernel writes u8 after it, s8 otherwise.
         int8: the int8 kernel does it too, and right; ``reason`` says why not.
-        after_sum: may follow a fused elemwise_add in int8; ``sum_reason`` says why not.
+        saturates: it bounds the result from above. After a fused elemwise_add, where the int8 kernel does not know
+            it, it is written as ReLU: its calibrated range ends no later, and what lies beyond saturates.
     """
 
     op: str
@@ -74,8 +75,7 @@ class PostOp:
     unsigned: bool = False
     int8: bool = True
     reason: str = ""
-    after_sum: bool = True
-    sum_reason: str = ""
+    saturates: bool = False
 
     def matches(self, node: Node) -> bool:
         return node.op == self.op and all(
@@ -104,6 +104,8 @@ class OpSpec:
         output: see `OutputRule`.
         calibrated: the kernel writes its result in a range that calibration must give.
         s8_only: the kernel takes s8 input only.
+        exact: attribute -> values for which a carry op gives fewer values, and exactly those of float ("" where it
+            is not given): worth int8 wherever its input is, whatever reads it.
         runtime_range: works without calibrated ranges (``calib_mode="none"``).
         with_sum: an elemwise_add may be fused before the post-op.
         post_ops: what may be fused after.
@@ -118,6 +120,7 @@ class OpSpec:
     output: OutputRule = "same"
     calibrated: bool = False
     s8_only: bool = False
+    exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     runtime_range: bool = True
     with_sum: bool = False
     post_ops: tuple[PostOp, ...] = ()
@@ -126,6 +129,10 @@ class OpSpec:
         """The first condition of the int8 (or float) kernel that ``node`` breaks, in words; empty where all hold."""
         needs = (need for need in self.needs if int8 or not need.int8_only)
         return next((b for need in needs if (b := need.broken_by(node))), "")
+
+    def reduces_exactly(self, node: Node) -> bool:
+        """Whether ``exact`` holds for ``node``."""
+        return bool(self.exact) and all(node.attrs.get(a, "") in values for a, values in self.exact.items())
 
     def post_op(self, node: Node) -> PostOp | None:
         """The row for ``node`` as a post-op; the first that matches wins."""

@@ -1,10 +1,27 @@
-"""The passes, one page each: simplify, fold_bn, fuse, partition, quantize."""
+"""The passes, one page each: simplify, fold_bn, reduce_strength, pooled_dense, fuse, partition, quantize."""
 
+from mxq.passes.align_ranges import align_ranges
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
 from mxq.passes.partition import partition
+from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
+from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import SIMPLIFY
+from mxq.passes.split_groups import SPLIT_GROUPS
 
-__all__ = ["FOLD_BN", "FUSE_FLOAT", "FUSE_INT8", "SIMPLIFY", "partition", "quantize_graph", "shift_summands"]
+__all__ = [
+    "FOLD_BN",
+    "FUSE_FLOAT",
+    "FUSE_INT8",
+    "POOLED_DENSE",
+    "REDUCE_STRENGTH",
+    "REDUCE_WHAT_IS_LEFT",
+    "SIMPLIFY",
+    "SPLIT_GROUPS",
+    "align_ranges",
+    "partition",
+    "quantize_graph",
+    "shift_summands",
+]

@@ -56,8 +56,6 @@ class Fuse:
             return Reject(f"the kernel has no post-op {act.op} with {dict(act.attrs)}", (act.name,))
         if self.int8 and not row.int8:
             return Reject(row.reason, (act.name,))
-        if self.int8 and "sum" in match.nodes and not row.after_sum:
-            return Reject(row.sum_reason, (act.name,))
         return None
 
     def build(self, model: Model, match: Match) -> Rewrite:

@@ -185,7 +185,7 @@ def _needs_calibration(node: Node, spec: OpSpec) -> str:
 
 
 def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
-    """Carry nodes that do not lie between two compute nodes, through carry nodes only."""
+    """Carry nodes that do not lie between two compute nodes, through carry nodes only; exact ones may end the way."""
     after: set[str] = set()
     before: set[str] = set()
     for node in graph.operators:
@@ -198,7 +198,7 @@ def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
     return {
         name: "it does not lie between two int8 layers, so converting would cost more than it saves"
         for name, spec in specs.items()
-        if spec.role == "carry" and not (name in after and name in before)
+        if spec.role == "carry" and not (name in after and (name in before or spec.reduces_exactly(graph[name])))
     }
 
 

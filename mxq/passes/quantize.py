@@ -17,7 +17,10 @@ Guards, each for a stock kernel that would otherwise fail or compute something e
 * a u8 range must not have a negative minimum (the CHECK of a convolution that reads it, ``mkldnn_conv.cc``): it is
   written from 0.
 * a range of zero width makes scales infinite: it is written as [0, 1].
+* elemwise_add without a calibrated range scales a u8 summand for 32 bits before it makes it s8, like the other one
+  (``mkldnn_quantized_elemwise_add.cc``): it is converted to s8 first.
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
+* conv + sum has no clip in int8. It is written as ReLU with a range that ends at the clip's bound, where u8 saturates.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
-from mxq.ir import ORIGIN, Model, Node, Ref, toposort
+from mxq.ir import ORIGIN, Graph, Model, Node, Ref, toposort
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
 from mxq.plan import Plan, TensorRecord
@@ -140,7 +143,7 @@ class _Builder:
             )
         return INT8 if wanted == INT8 or found.min < 0 else UINT8
 
-    def _record(self, ref: Ref, dtype: str, *, half: bool = False) -> TensorRecord:
+    def _record(self, ref: Ref, dtype: str, *, half: bool = False, bound: float = np.inf) -> TensorRecord:
         """The range to write for tensor ``ref`` held as ``dtype``."""
         if self.config.calib_mode == NONE:
             return TensorRecord(dtype, note="range found at run time")
@@ -150,6 +153,8 @@ class _Builder:
         if found.absmax < _TINY:
             found = Range(0.0, 1.0)
             notes.append("the calibrated range was zero")
+        if found.max > bound:
+            found = Range(min(found.min, bound), bound)
         if half:
             found = Range(found.min, found.max * HALF)
             notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, which holds 0..127")
@@ -169,6 +174,8 @@ class _Builder:
         if spec is None:
             raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
         tensors = {i: self.as_int8(node.inputs[i]) for i in data_inputs(node, spec)}
+        if node.op == "elemwise_add" and self.config.calib_mode == NONE:
+            tensors = self._of_one_type(node, tensors)
         dtype = self._output_dtype(node, spec, tensors)
         if spec.s8_only and tensors[0].dtype == UINT8:
             self.coded[node.out] = tensors[0]
@@ -181,8 +188,16 @@ class _Builder:
                 tensors[last] = self.as_int8(node.inputs[last], INT8)
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
         ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
-        record = self._record(node.out, dtype, half=half) if self._calibrated(node, spec) else _carried(tensors, dtype)
+        if self._calibrated(node, spec):
+            record = self._record(node.out, dtype, half=half, bound=_bound(node, spec))
+        else:
+            record = _carried(tensors, dtype)
         self._add(node, spec, (*inputs, *ranges), record)
+
+    def _of_one_type(self, node: Node, tensors: Mapping[int, Coded]) -> dict[int, Coded]:
+        """``tensors``, all of them s8 where one is."""
+        mixed = len({t.dtype for t in tensors.values()}) > 1
+        return {i: self.as_int8(node.inputs[i], INT8) if mixed else t for i, t in tensors.items()}
 
     def _output_dtype(self, node: Node, spec: OpSpec, tensors: Mapping[int, Coded]) -> str:
         types = [t.dtype for t in tensors.values()]
@@ -232,7 +247,8 @@ class _Builder:
         if spec.float_op == FULLY_CONNECTED.float_op:
             fused["channel_wise_quantize"] = "True"
         everything = {**node.attrs, ORIGIN: " ".join(node.origins), **fused, **attrs}
-        return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs)
+        inside = tuple(_saturated(node, spec, sub) for sub in node.subgraphs)
+        return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, subgraphs=inside)
 
     def _requantize(self, node: Node, record: TensorRecord) -> Coded:
         """int32 results become 8 bits in a range found at run time."""
@@ -241,6 +257,23 @@ class _Builder:
             name, "_contrib_requantize", {"out_type": record.dtype}, (source.values, source.min, source.max)
         )
         return Coded.of(name, record.dtype)
+
+
+def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:
+    """The subgraph of a fused node with ReLU in place of a clip after a sum, which the int8 kernel does not know."""
+    last = inside.nodes[-1]
+    row = spec.post_op(last)
+    if row is None or not row.saturates or not node.flag("with_sum"):
+        return inside
+    relu = replace(last, op="Activation", attrs={"act_type": "relu"})
+    return Graph((*inside.nodes[:-1], relu), inside.heads, inside.attrs)
+
+
+def _bound(node: Node, spec: OpSpec) -> float:
+    """What the values of ``node`` do not exceed, whatever range is asked for."""
+    last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+    row = spec.post_op(last)
+    return last.number("a_max", np.inf) if row is not None and row.saturates else np.inf
 
 
 def _range(record: TensorRecord) -> Range | None:

@@ -1,0 +1,63 @@
+"""Align ranges: what goes into one int8 Concat is written in one range, so that the Concat only copies.
+
+Before:  conv_a -> [0, 2] ---> Concat -> [0, 5]        conv_b -> [0, 5] -/
+After:   conv_a -> [0, 5] ---> Concat -> [0, 5]        conv_b -> [0, 5] -/
+
+The stock kernel (``mkldnn_quantized_concat.cc``) writes in the widest of its inputs' ranges; every other input is first
+reordered into it. A value of conv_a is rounded to the coarse step either way, but rounded twice without this.
+
+Conditions: the tensor is written in a calibrated range (or quantized from float), and the Concat alone reads it, at
+once or through int8 operators that keep the range (pooling, Flatten, another Concat).
+Formula: range_i := the union of all inputs' ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import reduce
+
+from mxq.backends import MXNET_191, BackendSpec
+from mxq.ir import Graph, Ref
+from mxq.plan import Plan
+from mxq.rewrite import Event, Trace
+from mxq.thresholds import Range, Thresholds
+
+NAME = "align_ranges"
+
+
+def align_ranges(
+    graph: Graph, plan: Plan, thresholds: Thresholds, trace: Trace | None = None, backend: BackendSpec = MXNET_191
+) -> Thresholds:
+    """Thresholds in which all that a Concat joins has one range; those of other tensors are as they were."""
+    table = dict(thresholds)
+    for node in reversed(graph.operators):  # the last of nested ones first: it holds the others' inputs
+        if node.op != "Concat" or node.name not in plan.quantized:
+            continue
+        sources = [s for ref in node.inputs for s in _sources(graph, ref, plan, backend)]
+        if len({r for r, _ in sources}) < 2 or any(str(r) not in table for r, _ in sources):
+            continue
+        union = reduce(Range.union, (table[str(r)].range for r, _ in sources))
+        for ref, alone in sources:
+            found = table[str(ref)]
+            if alone and found.range != union:
+                low, high = found.range.min, found.range.max
+                note = f"from [{low:.6g}, {high:.6g}], to be what {node.name!r} joins it with"
+                table[str(ref)] = replace(found, range=union, note="; ".join(filter(None, (found.note, note))))
+                if trace is not None:
+                    trace.events.append(Event(NAME, NAME, ref.name))
+    return Thresholds(table)
+
+
+def _sources(
+    graph: Graph, ref: Ref, plan: Plan, backend: BackendSpec, *, alone: bool = True
+) -> Iterator[tuple[Ref, bool]]:
+    """The calibrated tensors whose ranges make that of ``ref``, each with whether nothing else reads it."""
+    node = graph[ref.name]
+    alone = alone and len(graph.consumers[ref.name]) == 1 and ref.name not in graph.head_names
+    spec = backend.find(node.op) if node.name in plan.quantized else None
+    if spec is None or spec.calibrated or spec.s8_only:
+        yield ref, alone
+        return
+    for inner in node.inputs:
+        yield from _sources(graph, inner, plan, backend, alone=alone)

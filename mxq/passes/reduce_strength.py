@@ -1,0 +1,255 @@
+"""Reduce strength: operators whose MXNet kernel is slow give way to quicker ones with the same result.
+
+Many of MXNet's own kernels run on one thread or value by value, beside oneDNN's of the same arithmetic. The times are
+of one 1x64x112x112 tensor on two cores (milliseconds before -> after):
+
+Before:  _div_scalar(clip(x + 3, 0, 6), 6)               repeat(repeat(x, s, axis=3), s, axis=2)
+After:   hard_sigmoid(x, 1/6, 1/2)         4.0 -> 0.4    UpSampling(x, s, nearest)          6.0 -> 0.8
+
+Before:  UpSampling(x, s, nearest)                       _contrib_AdaptiveAvgPooling2D(x, 1)
+After:   Deconvolution(x, ones, stride s)  0.8 -> 0.4    Pooling(x, avg, global)            0.9 -> 0.5
+
+Before:  LeakyReLU(x, a, prelu)                          Pooling(LeakyReLU(x, a, prelu), max)
+After:   maximum(x, a * x)                 2.7 -> 1.4    LeakyReLU(Pooling(x, max), a, prelu)
+
+Before:  x / c                                           clip(x, 0, b)   (what no layer took in)
+After:   x * (1/c)                         2.2 -> 1.0    minimum(relu(x), b)                2.7 -> 0.9
+
+Conditions: results inside are read by nothing else. Where a rule needs the shape (N, C, H, W), the nodes before must
+show it (`mxq.passes.shapes`). maximum(x, a x) is PReLU for slopes a <= 1 only, and pooling before it for a >= 0.
+Formula: each is an identity of real numbers. 1/c and hard_sigmoid round elsewhere; the others are exact in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mxq.ir import ORIGIN, VARIABLE, Array, Model, Node, Ref
+from mxq.passes.shapes import image_channels
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite.rule import single_consumer
+
+_SCALED = ("_div_scalar", "_mul_scalar")
+
+
+def inserted(node: Node, suffix: str, model: Model) -> str:
+    """A free name for a node that is made beside ``node``."""
+    name = f"{node.name}_{suffix}"
+    while name in model.graph:
+        name += "0"
+    return name
+
+
+def _joined(match: Match) -> dict[str, str]:
+    return {ORIGIN: " ".join(o for n in match.interior for o in n.origins)}
+
+
+@dataclass(frozen=True)
+class HardSigmoid:
+    """clip(x + c, 0, d) / d is ``hard_sigmoid`` with alpha = 1/d and beta = c/d, the half of hard-swish."""
+
+    name: str = "hard_sigmoid"
+    pattern: Op = Op(
+        _SCALED, (Op(("clip",), (Op(("_plus_scalar",), (Any_("x"),), bind="shift"),), bind="clip"),), bind="scale"
+    )
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        top = match["clip"].number("a_max", 0)
+        if match["clip"].number("a_min", 0) != 0 or not np.isclose(_factor(match["scale"]) * top, 1, rtol=1e-5):
+            return Reject("the clipped value is not scaled to 0..1", (match.root.name,))
+        return single_consumer(model, match)
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        alpha, beta = 1 / match["clip"].number("a_max", 1), match["shift"].number("scalar", 0)
+        attrs = {"alpha": repr(alpha), "beta": repr(alpha * beta), **_joined(match)}
+        root = replace(match.root, op="hard_sigmoid", attrs=attrs, inputs=(match.refs["x"],))
+        return Rewrite({n.name: () for n in match.interior} | {root.name: (root,)})
+
+
+def _factor(node: Node) -> float:
+    scalar = node.number("scalar", 1)
+    return scalar if node.op == "_mul_scalar" else 1 / scalar
+
+
+@dataclass(frozen=True)
+class DivideAsMultiply:
+    """Division by a constant becomes multiplication by its reciprocal."""
+
+    name: str = "divide_as_multiply"
+    pattern: Op = Op(("_div_scalar",), bind="divide")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        scalar, floats = match.root.number("scalar", 0), np.finfo(np.float32)
+        if not (scalar and floats.tiny <= abs(1 / scalar) <= floats.max):
+            return Reject(f"{scalar:g} has no reciprocal in float32", (match.root.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node = match.root
+        attrs = {**node.attrs, "scalar": repr(1 / node.number("scalar", 1))}
+        return Rewrite({node.name: (replace(node, op="_mul_scalar", attrs=attrs),)})
+
+
+@dataclass(frozen=True)
+class GlobalPooling:
+    """Adaptive average pooling to a single value is global pooling, which has float and int8 kernels of oneDNN."""
+
+    name: str = "global_pooling"
+    pattern: Op = Op(("_contrib_AdaptiveAvgPooling2D",), bind="pool")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        if not set(match.root.ints("output_size")) <= {1}:
+            return Reject(f"its output_size is {match.root.attrs.get('output_size')}", (match.root.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        attrs = {"kernel": "(1, 1)", "pool_type": "avg", "global_pool": "True", "pooling_convention": "full"}
+        return Rewrite({match.root.name: (replace(match.root, op="Pooling", attrs=attrs),)})
+
+
+@dataclass(frozen=True)
+class RepeatAsUpSampling:
+    """Rows and columns repeated equally often are nearest-neighbour upsampling."""
+
+    name: str = "repeat_as_upsampling"
+    pattern: Op = Op(("repeat",), (Op(("repeat",), (Any_("x"),), bind="inner"),), bind="outer")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        inner, outer = match["inner"], match["outer"]
+        axes = {int(n.number("axis", 0)) % 4 if n.attrs.get("axis", "None") != "None" else 0 for n in (inner, outer)}
+        if axes != {2, 3} or inner.attrs.get("repeats") != outer.attrs.get("repeats"):
+            return Reject("it does not repeat rows and columns equally often", (outer.name,))
+        if image_channels(model.graph, match.refs["x"]) is None:
+            return Reject("nothing shows that its input is (N, C, H, W)", (outer.name,))
+        return single_consumer(model, match)
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        attrs = {"scale": match.root.attrs["repeats"], "sample_type": "nearest", "num_args": "1", **_joined(match)}
+        root = replace(match.root, op="UpSampling", attrs=attrs, inputs=(match.refs["x"],))
+        return Rewrite({match["inner"].name: (), root.name: (root,)})
+
+
+@dataclass(frozen=True)
+class UpSamplingAsDeconvolution:
+    """Nearest-neighbour upsampling by s is a depthwise transposed convolution with ones, kernel and stride s."""
+
+    name: str = "upsampling_as_deconvolution"
+    pattern: Op = Op(("UpSampling",), (Any_("x"),), bind="up")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        node = match.root
+        if node.attrs.get("sample_type") != "nearest" or len(node.inputs) != 1:
+            return Reject("it is not nearest-neighbour upsampling of one tensor", (node.name,))
+        if image_channels(model.graph, match.refs["x"]) is None:
+            return Reject("its number of channels is not known", (node.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node, channels = match.root, image_channels(model.graph, match.refs["x"]) or 0
+        side, ones = int(node.number("scale", 1)), inserted(node, "ones", model)
+        attrs = {
+            "kernel": f"({side}, {side})", "stride": f"({side}, {side})", "num_filter": str(channels),
+            "num_group": str(channels), "no_bias": "True",
+        }  # fmt: skip
+        root = replace(node, op="Deconvolution", attrs=attrs, inputs=(match.refs["x"], Ref(ones)))
+        weight = np.ones((channels, 1, side, side), np.float32)
+        return Rewrite({node.name: (Node(ones, VARIABLE), root)}, args={ones: weight})
+
+
+def _slopes(model: Model, node: Node) -> Array | None:
+    """The slopes of a PReLU over an image, (C,) or (1,); None where ``node`` is none, or they are no parameter."""
+    if node.op != "LeakyReLU" or node.attrs.get("act_type", "leaky") != "prelu" or len(node.inputs) < 2:
+        return None
+    return model.args.get(node.inputs[1].name)
+
+
+@dataclass(frozen=True)
+class PoolBeforePReLU:
+    """A PReLU that does not fall anywhere may follow max pooling, with a fraction of the values left."""
+
+    name: str = "pool_before_prelu"
+    pattern: Op = Op(("Pooling",), (Op(("LeakyReLU",), (Any_("x"),), bind="act"),), bind="pool")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        slopes = _slopes(model, match["act"])
+        if slopes is None or match["pool"].attrs.get("pool_type", "max") != "max":
+            return NOT_MEANT
+        if slopes.min() < 0:
+            return Reject(f"a slope is {slopes.min():.3g}, so that the greatest value may change", (match.root.name,))
+        return single_consumer(model, match)
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        act, pool = match["act"], match["pool"]
+        first = replace(pool, name=inserted(pool, "first", model), label="", inputs=(match.refs["x"],))
+        first = first.with_attrs(**{ORIGIN: " ".join(pool.origins)})
+        last = replace(act, name=pool.name, label=pool.label, inputs=(first.out, *act.inputs[1:]))
+        last = last.with_attrs(**{ORIGIN: " ".join(act.origins)})
+        return Rewrite({act.name: (), pool.name: (first, last)})
+
+
+@dataclass(frozen=True)
+class PReLUAsMaximum:
+    """PReLU with slopes of at most one is the greater of x and a x."""
+
+    name: str = "prelu_as_maximum"
+    pattern: Op = Op(("LeakyReLU",), (Any_("x"),), bind="act")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        slopes = _slopes(model, match.root)
+        if slopes is None:
+            return NOT_MEANT
+        if slopes.max() > 1:
+            return Reject(f"a slope is {slopes.max():.3g}, above one", (match.root.name,))
+        if image_channels(model.graph, match.refs["x"]) is None:
+            return Reject("nothing shows that its input is (N, C, H, W)", (match.root.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node = match.root
+        slopes = model.args[node.inputs[1].name]
+        name, column = inserted(node, "scaled", model), inserted(node, "slopes", model)
+        scaled = Node(name, "broadcast_mul", {ORIGIN: " ".join(node.origins)}, (match.refs["x"], Ref(column)))
+        root = replace(node, op="_maximum", attrs={}, inputs=(match.refs["x"], scaled.out))
+        return Rewrite(
+            {node.name: (Node(column, VARIABLE), scaled, root)}, args={column: slopes.reshape(1, -1, 1, 1)}
+        )
+
+
+@dataclass(frozen=True)
+class ClipAsMinimum:
+    """A clip from zero that no layer took in is a ReLU and a minimum."""
+
+    name: str = "clip_as_minimum"
+    pattern: Op = Op(("clip",), (Any_("x"),), bind="clip")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return None if match.root.number("a_min", -1) == 0 else Reject("it does not clip at zero", (match.root.name,))
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node = match.root
+        attrs = {"act_type": "relu", ORIGIN: " ".join(node.origins)}
+        relu = Node(inserted(node, "relu", model), "Activation", attrs, node.inputs)
+        root = replace(node, op="_minimum_scalar", attrs={"scalar": node.attrs["a_max"]}, inputs=(relu.out,))
+        return Rewrite({node.name: (relu, root)})
+
+
+BEFORE_FUSION = (
+    HardSigmoid(), GlobalPooling(), RepeatAsUpSampling(), UpSamplingAsDeconvolution(), PoolBeforePReLU(),
+)  # fmt: skip
+AFTER_FUSION = (ClipAsMinimum(), DivideAsMultiply(), PReLUAsMaximum())
+
+
+def _pass(name: str, rules: tuple[Rule, ...]) -> Pass:
+    def run(model: Model, trace: Trace) -> Model:
+        for rule in rules:
+            model = apply_rules(model, (rule,), trace, name)
+        return model
+
+    return Pass(name, run, requires=(FLOAT,), ensures=(FLOAT,))
+
+
+REDUCE_STRENGTH = _pass("reduce_strength", BEFORE_FUSION)
+REDUCE_WHAT_IS_LEFT = _pass("reduce_what_is_left", AFTER_FUSION)

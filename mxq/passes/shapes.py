@@ -1,0 +1,82 @@
+"""What a graph alone says of a tensor's shape, without the size of any input.
+
+Rules that need a number of channels or a spatial size of 1x1 ask here; both follow from the nodes that make a tensor.
+"""
+
+from __future__ import annotations
+
+from mxq.ir import Graph, Node, Ref
+
+ELEMENTWISE = (
+    "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",
+    "_copy", "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_minimum_scalar", "_maximum_scalar",
+    "elemwise_add", "elemwise_sub", "elemwise_mul", "elemwise_div", "_maximum", "_minimum",
+)  # fmt: skip
+"""Operators whose first output has the shape of their first input."""
+
+_SPATIAL = ("Pooling", "UpSampling")
+_LAYERS = ("Convolution", "Deconvolution")
+
+
+def image_channels(graph: Graph, ref: Ref) -> int | None:
+    """The number of channels of ``ref`` where it is known to be (N, C, H, W); None where it is not."""
+    node = graph[ref.name]
+    while ref.output == 0 and node.op in (*ELEMENTWISE, *_SPATIAL):
+        if node.op in _SPATIAL and not _keeps_channels(node):
+            return None
+        ref, node = node.inputs[0], graph[node.inputs[0].name]
+    if ref.output != 0:
+        return None
+    node = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)  # fused or not
+    if node.op in _LAYERS and len(node.ints("kernel")) == 2 and node.attrs.get("layout", "None") in ("None", "NCHW"):
+        return int(node.number("num_filter", 0))
+    if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
+        parts = [image_channels(graph, r) for r in node.inputs]
+        return None if None in parts else sum(p for p in parts if p is not None)
+    return None
+
+
+def _keeps_channels(node: Node) -> bool:
+    if node.op == "UpSampling":
+        return node.attrs.get("sample_type") == "nearest" and len(node.inputs) == 1
+    return node.attrs.get("layout", "None") in ("None", "NCHW")
+
+
+def is_global_pooling(node: Node) -> bool:
+    """Whether ``node`` leaves one value of each channel of an image, (N, C, 1, 1)."""
+    two_axes = node.attrs.get("layout", "None") in ("None", "NCHW") and len(node.ints("kernel")) in (0, 2)
+    return node.op == "Pooling" and node.flag("global_pool") and two_axes
+
+
+def is_pooled(graph: Graph, ref: Ref) -> bool:
+    """Whether ``ref`` is known to be (N, C, 1, 1): a global pooling, and what comes after it point by point."""
+    node = graph[ref.name]
+    while ref.output == 0:
+        if is_global_pooling(node):
+            return image_channels(graph, node.inputs[0]) is not None
+        pointwise = node.op == "Convolution" and is_pointwise(node)
+        if not pointwise and node.op not in ELEMENTWISE and not is_column(node):
+            return False
+        if is_column(node):
+            return True
+        ref, node = node.inputs[0], graph[node.inputs[0].name]
+    return False
+
+
+def is_pointwise(conv: Node) -> bool:
+    """Whether a convolution is a 1x1 one without padding or groups."""
+    return (
+        conv.ints("kernel") == (1, 1)
+        and set(conv.ints("pad")) <= {0}
+        and conv.attrs.get("num_group", "1") == "1"
+        and conv.attrs.get("layout", "None") in ("None", "NCHW")
+    )
+
+
+COLUMN = {"shape": "(0, -1, 1, 1)"}
+"""Attributes of the Reshape that makes (N, C) a pooled image, (N, C, 1, 1)."""
+
+
+def is_column(node: Node) -> bool:
+    """Whether ``node`` is a Reshape of (N, C) to (N, C, 1, 1)."""
+    return node.op == "Reshape" and node.attrs.get("shape") == COLUMN["shape"]

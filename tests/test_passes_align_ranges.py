@@ -1,0 +1,65 @@
+"""One range for what a Concat joins."""
+
+from __future__ import annotations
+
+import numpy as np
+from graphs import RELU, build, conv, quantized, run
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.passes import align_ranges
+from mxq.rewrite import Trace
+from mxq.thresholds import Range, Threshold, Thresholds
+
+CAT = 'k = Concat(a, b) dim="1" num_args="2"'
+
+
+def branches(*more: str) -> tuple[str, ...]:
+    return (conv("p", "data"), "a = Activation(p) " + RELU, conv("q", "data"), "b = Activation(q) " + RELU, *more)
+
+
+def aligned(*lines: str, **ranges: tuple[float, float]) -> tuple[dict[str, Range], Trace]:
+    prepared, trace = pipeline.plan(build(*lines), QuantConfig()), Trace()
+    given = {str(r): Threshold(Range(*ranges.get(r.name, (0, 9))), "naive") for r in prepared.plan.observe}
+    found = align_ranges(prepared.fused.graph, prepared.plan, Thresholds(given), trace)
+    return {name: found[name].range for name in ranges}, trace
+
+
+def test_both_branches_get_the_union():
+    found, trace = aligned(*branches(CAT, conv("z", "k"), "return z"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 5), "b": Range(0, 5)}
+    assert [e.node for e in trace.events] == ["a"]
+
+
+def test_through_pooling_and_a_second_concat():
+    lines = (
+        *branches(CAT, 'm = Pooling(k) kernel="(3, 3)" pad="(1, 1)"', conv("r", "data"), "c = Activation(r) " + RELU),
+        'j = Concat(m, c) dim="1" num_args="2"', conv("z", "j"), "return z",
+    )  # fmt: skip
+    found, _ = aligned(*lines, a=(0, 2), b=(0, 5), c=(0, 7))
+    assert found == {"a": Range(0, 7), "b": Range(0, 7), "c": Range(0, 7)}
+
+
+def test_what_is_read_elsewhere_keeps_its_range_but_counts():
+    found, _ = aligned(*branches(CAT, conv("z", "k"), conv("y", "b"), "return z, y"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 5), "b": Range(0, 5)}
+    found, _ = aligned(*branches(CAT, conv("z", "k"), conv("y", "a"), "return z, y"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 2), "b": Range(0, 5)}
+
+
+def test_a_concat_in_float_changes_nothing():
+    found, trace = aligned(*branches(CAT, "z = exp(k)", conv("p2", "z"), "return p2"), z=(0, 2))
+    assert not trace.events
+    assert found == {"z": Range(0, 2)}
+
+
+def test_the_written_ranges_are_equal_and_the_result_is_no_worse():
+    model = build(*branches(CAT, conv("z", "k"), "return z"))
+    scaled = {**model.args, "p_weight": 0.1 * model.args["p_weight"], "p_bias": 0.1 * model.args["p_bias"]}
+    model = type(model)(model.graph, scaled, model.auxs)
+    found = quantized(model)
+    written = {n: (found.report.tensors[n].min, found.report.tensors[n].max) for n in ("quantized_a", "quantized_b")}
+    assert written["quantized_a"] == written["quantized_b"]
+    assert "to be what 'k' joins it with" in str(found.report.thresholds)
+    wanted, got = run(model)[0], run(found.model)[0]
+    assert np.square(wanted - got).sum() < 1e-2 * np.square(wanted).sum()
