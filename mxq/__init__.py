@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mxq import threads
 from mxq.compat import prepare
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import (
@@ -25,11 +26,12 @@ from mxq.errors import (
     QuantizeError,
     RuntimeFailure,
 )
-from mxq.machine import use_physical_cores
+from mxq.threads import use_physical_cores
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
 
 if TYPE_CHECKING:
+    from mxq import data
     from mxq.api import QuantizedModel, calibrate, evaluate, load, plot, quantize_model, quantize_net, save
     from mxq.distributed import Partitions
     from mxq.statistics import Statistics
@@ -55,12 +57,14 @@ __all__ = [
     "Thresholds",
     "__version__",
     "calibrate",
+    "data",
     "evaluate",
     "load",
     "plot",
     "quantize_model",
     "quantize_net",
     "save",
+    "threads",
     "use_physical_cores",
 ]
 
@@ -78,7 +82,12 @@ _LAZY = {
 }
 
 
+_MODULES = ("data",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mxq.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'mxq' has no attribute {name!r}")

@@ -8,13 +8,14 @@ median of the ratios *within* a round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mxq.errors import ConfigError, one_of
+from mxq.ir import Array, Model
 
 Clock = Callable[[], float]
 
@@ -153,6 +154,22 @@ def summarize(name: str, seconds: Iterable[float], base: Iterable[float], exampl
         low=float(low),
         high=float(high),
     )
+
+
+def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: int) -> dict[str, Array]:
+    """Normal noise of the right shape and type; the kernels' time does not depend on the values.
+
+    Args:
+        model: whose inputs to feed.
+        shapes: input -> shape of one example, without the batch.
+        batch_size: examples to a batch.
+    """
+    rng = np.random.default_rng(0)
+    found = {}
+    for name in model.inputs:
+        noise, dtype = rng.standard_normal((batch_size, *shapes[name])), model.graph[name].input_dtype
+        found[name] = (noise if dtype == "float32" else np.clip(np.abs(32 * noise), 0, 127)).astype(dtype)
+    return found
 
 
 def _once(call: Callable[[], object], calls: int, clock: Clock) -> float:

@@ -1,4 +1,4 @@
-"""What the CPU is and how many threads MXNet should use on it. Imports no MXNet: threads are decided before that.
+"""What the CPU is and how many threads MXNet should use on it; `mxq.threads` acts on that. Imports no MXNet.
 
 MXNet takes half the processors because it supposes that two hyper-threads share each core (``src/engine/openmp.cc``
 of 1.9.1). Where that is not so, it leaves half of the machine idle. `recommended_threads` counts real cores.
@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,19 @@ ISA_KEEPS: Mapping[str, frozenset[str]] = {
 """Values of ``DNNL_MAX_CPU_ISA`` -> the flags that oneDNN 2.4 still uses; values not listed keep VNNI."""
 
 
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A physical core, as far as this process may use it.
+
+    Attributes:
+        cpus: its hyper-threads within the affinity, by the kernel's numbers; never empty.
+        node: the NUMA node that it and its memory belong to, or its socket where the kernel tells no nodes.
+    """
+
+    cpus: tuple[int, ...]
+    node: int = 0
+
+
 @dataclass(frozen=True)
 class Machine:
     """Facts about the CPU, as far as this process may use it.
@@ -51,6 +63,7 @@ class Machine:
         cores: how many physical cores these are.
         quota: CPUs' worth of time that the cgroup grants; None: unlimited.
         memory: bytes this process may use; None: unknown.
+        topology: these cores, node by node; empty: unknown.
     """
 
     model: str
@@ -61,6 +74,7 @@ class Machine:
     cores: int
     quota: float | None = None
     memory: int | None = None
+    topology: tuple[Core, ...] = ()
 
     @property
     def target(self) -> str:
@@ -83,11 +97,15 @@ class Machine:
         return self.cpus / self.cores
 
 
-def detect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Machine:
-    """Describes this machine, from ``/proc`` and ``/sys`` under ``root``."""
+def detect(
+    root: Path = Path("/"), environ: Mapping[str, str] = os.environ, affinity: Iterable[int] | None = None
+) -> Machine:
+    """Describes this machine, from ``/proc`` and ``/sys`` under ``root``; ``affinity`` by default: this process's."""
     cpuinfo = _read(root / "proc/cpuinfo")
-    affinity = _affinity()
-    siblings = {cpu: _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in affinity}
+    cpus = _affinity() if affinity is None else tuple(sorted(affinity))
+    about = root / "sys/devices/system/cpu"
+    siblings = {cpu: _read(about / f"cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    topology = find_cores(cpus, siblings, cpuinfo, _nodes(root, cpus))
     flags = parse_flags(cpuinfo)
     groups = cgroup_directories(_read(root / "proc/self/cgroup"), root / "sys/fs/cgroup")
     limits = [m for m in (parse_limit(_read(d / name)) for d in groups for name in MEMORY_FILES) if m is not None]
@@ -97,10 +115,11 @@ def detect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> M
         architecture=platform.machine(),
         flags=flags,
         usable=usable_flags(flags, environ.get("DNNL_MAX_CPU_ISA", "")),
-        affinity=affinity,
-        cores=count_cores(affinity, siblings, cpuinfo),
+        affinity=cpus,
+        cores=max(len(topology), 1),
         quota=min((q for q in map(_quota, groups) if q is not None), default=None),
         memory=min([*limits, *([installed] if installed else [])], default=None),
+        topology=topology,
     )
 
 
@@ -148,21 +167,35 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     return tuple(cpus)
 
 
-def count_cores(affinity: Iterable[int], siblings: Mapping[int, str], cpuinfo: str = "") -> int:
-    """Physical cores among the CPUs of ``affinity``.
+def cpu_list(cpus: Iterable[int]) -> str:
+    """The kernel's list of ``cpus``, as ``taskset -c`` takes it: (0, 1, 2, 5) is "0-2,5"."""
+    parts: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1].append(cpu)
+        else:
+            parts.append([cpu])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def find_cores(
+    affinity: Iterable[int], siblings: Mapping[int, str], cpuinfo: str = "", nodes: Mapping[int, int] | None = None
+) -> tuple[Core, ...]:
+    """The physical cores that the CPUs of ``affinity`` are of, node by node.
 
     Args:
         affinity: logical CPUs.
         siblings: CPU -> its ``thread_siblings_list``, "" where the kernel tells nothing.
         cpuinfo: text of ``/proc/cpuinfo``, asked for CPUs that ``siblings`` says nothing about. A CPU that
             neither knows counts as a core.
+        nodes: CPU -> its NUMA node; 0 where not listed.
     """
-    pairs = parse_core_ids(cpuinfo)
-    cores: set[object] = set()
+    pairs, threads = parse_core_ids(cpuinfo), dict[object, list[int]]()
     for cpu in affinity:
         listed = parse_cpu_list(siblings.get(cpu, ""))
-        cores.add(listed or pairs.get(cpu, cpu))
-    return max(len(cores), 1)
+        threads.setdefault(listed or pairs.get(cpu, cpu), []).append(cpu)
+    cores = [Core(tuple(sorted(cpus)), (nodes or {}).get(cpus[0], 0)) for cpus in threads.values()]
+    return tuple(sorted(cores, key=lambda core: (core.node, core.cpus)))
 
 
 def parse_core_ids(cpuinfo: str) -> dict[int, str]:
@@ -278,26 +311,6 @@ def apply_threads(environ: MutableMapping[str, str], count: int) -> bool:
     return True
 
 
-def use_physical_cores() -> int:
-    """Lets MXNet run on one thread per physical core; call it before MXNet is imported.
-
-    MXNet on its own halves the CPU count, because it takes every CPU for half a core. What the user set in
-    ``OMP_NUM_THREADS`` stays.
-
-    Returns:
-        The number of threads that MXNet will use.
-
-    Raises:
-        ConfigError: ``OMP_NUM_THREADS`` is not one number, or MXNet has been imported already without it.
-    """
-    best = recommended_threads(detect())
-    asked = check_omp_num_threads(os.environ)
-    if asked is None and "mxnet" in sys.modules:
-        raise ConfigError("use_physical_cores comes too late: import mxnet after it, or set OMP_NUM_THREADS yourself")
-    apply_threads(os.environ, best)
-    return asked if asked is not None else best
-
-
 def advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
     """What is worth changing before measuring or serving, one sentence each; empty where all is well."""
     return [*_thread_advice(machine, environ), *_target_advice(machine, environ)]
@@ -347,6 +360,19 @@ def _affinity() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def _nodes(root: Path, cpus: Iterable[int]) -> dict[int, int]:
+    """CPU -> its NUMA node, or its socket where the kernel tells no nodes."""
+    nodes: dict[int, int] = {}
+    for listing in (root / "sys/devices/system/node").glob("node*/cpulist"):
+        number = int(listing.parent.name.removeprefix("node"))
+        nodes |= dict.fromkeys(parse_cpu_list(_read(listing)), number)
+    if nodes:
+        return nodes
+    about = root / "sys/devices/system/cpu"
+    sockets = {cpu: _number(_read(about / f"cpu{cpu}/topology/physical_package_id")) for cpu in cpus}
+    return {cpu: socket for cpu, socket in sockets.items() if socket is not None}
 
 
 def _quota(directory: Path) -> float | None:

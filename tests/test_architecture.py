@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
     ("errors", "files", "version", "compat", "machine", "numerics"),
-    ("ir",),
+    ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
     ("passes", "weights", "tune", "runtime", "collect", "evaluation"),
+    ("sweep",),
     ("pipeline", "report"),
-    ("distributed",),
+    ("distributed", "data"),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from typer.testing import CliRunner
 
 from mxq.cli import app
 from mxq.cli.app import ORDER
+from mxq.errors import RuntimeFailure
+from mxq.machine import Machine
 from mxq.report import record
 from mxq.statistics import Statistics
+from mxq.sweep import Job, Reading, Setup
 
 CLASSES = 7
 SIDE = 16
@@ -309,6 +313,54 @@ class TestBench:
         text = run("bench", nets / "tiny", "--shape", f"data=3,{SIDE},{SIDE}", "--repeats", "2", "--warmup", "0").stdout
         for word in ("fp32 fused", "vs fp32", f"data 1x3x{SIDE}x{SIDE}", "threads"):
             assert word in text
+
+
+class TestSweep:
+    def test_two_processes(self, nets: Path, int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        cpus = os.sched_getaffinity(0)
+        monkeypatch.setattr("mxq.sweep.setups", lambda machine: (Setup(1, ((min(cpus),), (max(cpus),))),))
+        common = ("bench", nets / "tiny", int8, "--sweep", "--shape", f"3x{SIDE}x{SIDE}", "--warmup", "1")
+        found = data_of(*common, "--batch-size", "2", "--batch-size", "1", "--seconds", "0.05")
+        assert found["complete"]
+        assert found["network"] == str(int8)
+        assert found["shapes"] == {"data": [3, SIDE, SIDE]}
+        assert [(r["instances"], r["batch_size"], r["problem"]) for r in found["rows"]] == [
+            (2, 1, None), (2, 2, None),
+        ]  # fmt: skip
+        assert all(r["reading"]["median_ms"] > 0 and r["reading"]["calls"] >= 3 for r in found["rows"])
+        assert found["best"]["latency"] is None
+        first = f"OMP_NUM_THREADS=1 taskset -c {min(cpus)} python serve.py &"
+        assert found["best"]["throughput"]["commands"][0] == first
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_a_table_and_what_to_type(self, nets: Path, monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
+        def run_setup(job: Job, setup: Setup) -> Iterator[Reading]:
+            if setup.instances > 1:
+                raise KeyboardInterrupt if ended else RuntimeFailure("process on CPU 0: killed by SIGKILL")
+            yield Reading(0.002, 0.0025, 500.0 / setup.threads, 100, 1)
+
+        monkeypatch.setattr(Job, "run", run_setup)
+        monkeypatch.setattr("mxq.machine.detect", lambda: Machine("", "", frozenset(), frozenset(), (0, 1), 2))
+        command = ("bench", nets / "tiny", "--sweep", "--shape", f"3x{SIDE}x{SIDE}", "--batch-size", "1")
+        done = run(*command, code=130 if ended else 0)
+        assert "best latency and throughput" in done.stdout
+        assert "least latency, 2.00 ms at batch 1:\n  OMP_NUM_THREADS=1 taskset -c 0 python serve.py\n" in done.stdout
+        assert ("SIGKILL" in done.stdout) is not ended
+        assert ("mxq: interrupted" in done.stderr) is ended
+
+    def test_nothing_works(self, nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def run_setup(job: Job, setup: Setup) -> Iterator[Reading]:
+            raise RuntimeFailure("process on CPU 0: no memory")
+            yield
+
+        monkeypatch.setattr(Job, "run", run_setup)
+        done = run("bench", nets / "tiny", "--sweep", "--shape", f"3x{SIDE}x{SIDE}", code=2)
+        assert "no combination could be timed: process on CPU 0: no memory" in done.stderr
+        assert "missing-symbol.json" in run("bench", nets / "missing", "--sweep", "--shape", "3x4x4", code=2).stderr
+
+    def test_several_batch_sizes_are_for_a_sweep(self, nets: Path) -> None:
+        refused = run("bench", nets / "tiny", "--batch-size", "1", "--batch-size", "2", code=2)
+        assert "--batch-size is given 2 times; allowed: once, or with --sweep" in refused.stderr
 
 
 class TestDoctor:

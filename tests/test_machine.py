@@ -8,7 +8,7 @@ import pytest
 
 from mxq import machine
 from mxq.errors import ConfigError
-from mxq.machine import Machine
+from mxq.machine import Core, Machine
 
 C5_FLAGS = "fpu sse4_1 avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"  # Skylake; Cascade Lake adds VNNI
 VNNI_FLAGS = f"{C5_FLAGS} avx512_vnni"
@@ -78,22 +78,41 @@ def test_dnnl_max_cpu_isa(max_isa: str, target: str, saturates: bool) -> None:
 )
 def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
     assert machine.parse_cpu_list(text) == cpus
+    assert machine.parse_cpu_list(machine.cpu_list(cpus)) == cpus
+
+
+def test_cpu_lists_are_written_as_the_kernel_does() -> None:
+    assert machine.cpu_list((5, 2, 0, 1, 9, 8, 8)) == "0-2,5,8-9"
 
 
 @pytest.mark.parametrize(
     ("affinity", "siblings", "cpuinfo", "cores"),
     [
-        ((0, 1, 2, 3), C5_SIBLINGS, C5, 2),
-        ((0, 2), C5_SIBLINGS, C5, 1),  # both hyper-threads of one core
-        ((0, 1, 2, 3), C5_SIBLINGS, "", 2),
-        ((0, 1, 2, 3), {}, C5, 2),  # no /sys: core ids of /proc/cpuinfo
-        ((0, 1), {}, AMD, 2),
-        ((0, 1, 2), {}, ARM, 3),  # nothing known: a CPU is a core
-        ((), {}, "", 1),
+        ((0, 1, 2, 3), C5_SIBLINGS, C5, [(0, 2), (1, 3)]),
+        ((0, 2), C5_SIBLINGS, C5, [(0, 2)]),  # both hyper-threads of one core
+        ((1, 2), C5_SIBLINGS, C5, [(1,), (2,)]),  # one of each: what the affinity leaves out is not listed
+        ((0, 1, 2, 3), C5_SIBLINGS, "", [(0, 2), (1, 3)]),
+        ((0, 1, 2, 3), {}, C5, [(0, 2), (1, 3)]),  # no /sys: core ids of /proc/cpuinfo
+        ((0, 1), {}, AMD, [(0,), (1,)]),
+        ((0, 1, 2), {}, ARM, [(0,), (1,), (2,)]),  # nothing known: a CPU is a core
+        ((), {}, "", []),
     ],
 )
-def test_cores(affinity: tuple[int, ...], siblings: dict[int, str], cpuinfo: str, cores: int) -> None:
-    assert machine.count_cores(affinity, siblings, cpuinfo) == cores
+def test_cores(affinity: tuple[int, ...], siblings: dict[int, str], cpuinfo: str, cores: list[tuple[int, ...]]) -> None:
+    assert [core.cpus for core in machine.find_cores(affinity, siblings, cpuinfo)] == cores
+
+
+def test_cores_come_node_by_node(tmp_path: Path) -> None:
+    about = "sys/devices/system"
+    siblings = {f"{about}/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}" for n in range(8)}
+    write(tmp_path, siblings)
+    write(tmp_path, {f"{about}/cpu/cpu{n}/topology/physical_package_id": f"{n % 2}\n" for n in range(8)})
+    by_socket = (Core((0, 4), 0), Core((2, 6), 0), Core((1, 5), 1), Core((3, 7), 1))
+    assert machine.detect(tmp_path, {}, range(8)).topology == by_socket
+    write(tmp_path, {f"{about}/node/node0/cpulist": "0-1,4-5\n", f"{about}/node/node1/cpulist": "2-3,6-7\n"})
+    found = machine.detect(tmp_path, {}, range(1, 8))
+    assert found.topology == (Core((1, 5), 0), Core((4,), 0), Core((2, 6), 1), Core((3, 7), 1))
+    assert (found.cores, found.cpus) == (4, 7)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +197,7 @@ def test_detect_says_what_this_process_may_use() -> None:
     found = machine.detect()
     assert found.affinity == tuple(sorted(os.sched_getaffinity(0)))
     assert 1 <= found.cores <= found.cpus
+    assert sorted(cpu for core in found.topology for cpu in core.cpus) == list(found.affinity)
     assert found.threads_per_core == found.cpus / found.cores
     assert 1 <= machine.recommended_threads(found) <= found.cores
     assert found.target in machine.TARGETS

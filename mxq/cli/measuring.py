@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxq.cli import sweeping
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show
 from mxq.cli.networks import open_data, start_mxnet
 from mxq.cli.options import (
     DATA,
-    BatchSize,
     Color,
     Crop,
     Epoch,
@@ -33,11 +32,12 @@ from mxq.cli.options import (
     preprocess_of,
     shapes_of,
 )
+from mxq.errors import ConfigError
 
 TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without VNNI", "avx2": "AVX2"}
 
 if TYPE_CHECKING:
-    from mxq.ir import Array, Model
+    from mxq.ir import Runner
     from mxq.machine import Machine
 
 BATCH = 16
@@ -97,11 +97,13 @@ def verify(
         crop=crop,
         resize=resize,
     )
-    runner = start_mxnet()
+    runner: Runner = start_mxnet()
     from mxq import runtime
     from mxq import verify as verifying
+    from mxq.data import feeding, input_of
     from mxq.report import tables
 
+    runner = feeding(runner, input_of(int8_prefix))
     models = [runtime.load_model(p) for p in (float_prefix, int8_prefix)]
     source = open_data(data, models[0], settings, batch_size or (LAYER_BATCH if layers else BATCH), labels)
     source = source.take(num_examples or source.examples)
@@ -125,7 +127,14 @@ def bench(
     int8_prefix: Annotated[
         Path | None, typer.Argument(metavar="INT8", help="Prefix of what was made of it.", show_default=False)
     ] = None,
-    batch_size: BatchSize = 1,
+    batch_size: Annotated[
+        list[int] | None,
+        option(
+            min=1,
+            metavar="N",
+            help="Examples to a batch; 1 by default, with --sweep 1 and 16. May be repeated with --sweep.",
+        ),
+    ] = None,
     shape: Annotated[
         list[str] | None,
         option(
@@ -139,24 +148,42 @@ def bench(
     ] = 50,
     warmup: Annotated[int, option(min=0, metavar="N", show=True, help="Rounds before them that do not.")] = 10,
     epoch: Epoch = None,
+    sweep: Annotated[
+        bool,
+        option(
+            "--sweep",
+            help="Instead: try numbers of threads and of processes side by side, with the INT8 network where it is "
+            "given, and say how to start the best.",
+        ),
+    ] = False,
+    seconds: Annotated[
+        float, option(min=0.0, metavar="S", show=True, help="How long --sweep times each combination.")
+    ] = 2.0,
     as_json: Json = False,
 ) -> None:
     """Time the float network, the same with fused kernels, and the INT8 network, in turn."""
     prefix = prefix_of(prefix)
     int8_prefix = None if int8_prefix is None else prefix_of(int8_prefix)
+    if sweep:
+        sweeping.run(prefix, int8_prefix, epoch, batch_size or sweeping.BATCHES, shape, seconds, warmup, as_json)
+        return
+    if batch_size is not None and len(batch_size) > 1:
+        raise ConfigError(f"--batch-size is given {len(batch_size)} times; allowed: once, or with --sweep")
+    batch = batch_size[0] if batch_size else 1
     start_mxnet()
     from mxq import bench as timing
     from mxq import pipeline, runtime
     from mxq.report import tables
 
     model = runtime.load_model(prefix, epoch)
-    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(model)}
+    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(model, runtime.MxnetRunner())}
     if int8_prefix is not None:
         models["int8"] = runtime.load_model(int8_prefix)
-    feeds = random_feeds(model, shapes_of(model, shape, prefix), batch_size)
-    candidates = {name: runtime.serve(m, feeds) for name, m in models.items()}
+    shapes = shapes_of(model, shape, prefix)
+    feeds = timing.random_feeds(model, shapes, batch)
+    candidates = {name: runtime.serve(m, timing.random_feeds(m, shapes, batch)) for name, m in models.items()}
     with progress("timing", warmup + repeats) as step:
-        found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch_size, progress=step)
+        found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch, progress=step)
     threads = os.environ.get("OMP_NUM_THREADS", "?")
     if as_json:
         print_json({"threads": threads, "shapes": {k: list(v.shape) for k, v in feeds.items()}, **found.to_json()})
@@ -229,12 +256,5 @@ def _kernels(machine: Machine) -> str:
 def _cores(machine: Machine) -> str:
     threads = f", {machine.threads_per_core:g} hardware threads each" if machine.cpus != machine.cores else ""
     quota = "" if machine.quota is None else f"; {machine.quota:g} CPUs' time granted"
-    return f"{machine.cores}{threads}{quota}"
-
-
-def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: int) -> dict[str, Array]:
-    """Normal noise of the right shape; the kernels' time does not depend on the values."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal((batch_size, *shapes[name])).astype(np.float32) for name in model.inputs}
+    nodes = len({core.node for core in machine.topology})
+    return f"{machine.cores}{threads}{f' on {nodes} NUMA nodes' if nodes > 1 else ''}{quota}"

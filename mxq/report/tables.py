@@ -15,6 +15,7 @@ from rich.text import Text
 from mxq.bench import Benchmark
 from mxq.plan import Decision, Report, TensorRecord
 from mxq.report.record import Explanation, tensor_of
+from mxq.sweep import Row, Sweep
 from mxq.thresholds import Thresholds
 from mxq.verify import Layer, Output, Verification
 
@@ -54,6 +55,20 @@ def facts(rows: Iterable[tuple[str, str]], title: str = "") -> Table:
     return table
 
 
+def input_rows(report: Report) -> list[tuple[str, str]]:
+    """A row that says what to feed a network that takes integers; none for one that takes floats."""
+    fed = report.input
+    if fed is None:
+        return []
+    settings = fed.preprocess or {}
+    words = {name: settings[name] for name in ("color", "mean", "std", "scale") if name in settings}
+    means = "; ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in words.items())
+    how = f"x = (pixel * scale - mean) / std: {means}" if words else "x as the float network took it"
+    if fed.holds == "pixels":
+        return [("input", f"{fed.name}: {fed.dtype} pixels, 0..255 ({how} is done inside)")]
+    return [("input", f"{fed.name}: {fed.dtype} codes, rint({fed.scale:.6g} * x), {how}")]
+
+
 def decisions(report: Report) -> RenderableType:
     """What is int8 and how it is coded (where that is known yet), then what is not and why."""
     made = [d for d in report.plan.decisions if d.int8]
@@ -62,7 +77,8 @@ def decisions(report: Report) -> RenderableType:
         own = {id(tensor_of(report, d.node)) for d in made}
         for name, record in report.tensors.items():
             if id(record) not in own:
-                coded.add_row(Text(name), Text("quantize", "dim"), *_coding(record))
+                what = "input" if report.input is not None and name == report.input.name else "quantize"
+                coded.add_row(Text(name), Text(what, "dim"), *_coding(record))
         for decision in made:
             coded.add_row(Text(decision.node), Text(short_op(decision.op)), *_coding(tensor_of(report, decision.node)))
     else:
@@ -183,11 +199,27 @@ def benchmark(found: Benchmark, title: str = "") -> Table:
             _ms(t.median),
             _ms(t.minimum),
             _ms(t.p90),
-            f"{t.rate:,.0f}" if t.rate >= 100 else f"{t.rate:.1f}",
+            _rate(t.rate),
             ratio,
             spread,
         )
     return table
+
+
+def sweep(found: Sweep) -> Table:
+    """A line for each setup and batch size; the best are named."""
+    table = _table("", (">threads", ">processes", ">batch", ">median ms", ">p90", ">examples/s", ""))
+    for row in found.rows:
+        r = row.reading
+        cells = ("-",) * 3 if r is None else (_ms(r.median), _ms(r.p90), _rate(r.rate))
+        table.add_row(str(row.setup.threads), str(row.setup.instances), str(row.batch), *cells, _praise(found, row))
+    return table
+
+
+def _praise(found: Sweep, row: Row) -> Text:
+    best = {"latency": found.latency, "throughput": found.throughput}
+    named = " and ".join(name for name, other in best.items() if row is other)
+    return Text(row.problem, "red") if row.problem else Text(f"best {named}" if named else "", "bold green")
 
 
 def percent(share: float) -> str:
@@ -281,6 +313,10 @@ def _candidate(entry: Mapping[str, Any]) -> str:
     """A line about what another calibrator would have chosen."""
     found = entry["range"]
     return f"{_interval(found['min'], found['max'])} by {entry['observer']}, expected error {entry['error']:.4g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _ms(seconds: float) -> str:

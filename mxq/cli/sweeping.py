@@ -1,0 +1,97 @@
+"""``mxq bench --sweep``."""
+
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mxq.cli.console import print_json, progress, say, show
+from mxq.cli.networks import start_mxnet
+from mxq.cli.options import shapes_of
+from mxq.errors import RuntimeFailure
+
+if TYPE_CHECKING:
+    from mxq.machine import Machine
+    from mxq.sweep import Job, Sweep
+
+BATCHES = (1, 16)
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
+
+
+def run(
+    prefix: Path,
+    int8_prefix: Path | None,
+    epoch: int | None,
+    batches: Sequence[int],
+    shape: Sequence[str] | None,
+    seconds: float,
+    warmup: int,
+    as_json: bool,
+) -> None:
+    """Sweeps the INT8 network where it is given, else the float one, and shows what is best."""
+    from mxq import machine as machines
+    from mxq.sweep import setups, sweep
+
+    machine = machines.detect()
+    job = _job(prefix, int8_prefix, epoch, tuple(sorted(set(batches))), shape, seconds, warmup)
+    tried = setups(machine)
+    load, cores = os.getloadavg()[0], machine.cores
+    if load > cores / 2:
+        say(f"mxq: others keep this machine busy (load {load:.1f}, {cores} cores); sweep again when it is quiet")
+    say(f"timing {job.prefix.name}: {len(tried)} combinations of threads and processes")
+    with progress("timing", len(tried) * len(job.batches)) as step:
+        found = sweep(tried, job.batches, job.run, memory=machine.memory, progress=step)
+    if found.complete and found.throughput is None:
+        raise RuntimeFailure(f"no combination could be timed: {found.rows[0].problem}")
+    if as_json:
+        shapes = {name: list(s) for name, s in job.shapes.items()}
+        print_json({"network": str(job.prefix), "shapes": shapes, "seconds": seconds, **found.to_json(machine)})
+    else:
+        _show(found, machine)
+    if not found.complete:
+        say("mxq: interrupted; this was measured before")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _job(
+    prefix: Path,
+    int8_prefix: Path | None,
+    epoch: int | None,
+    batches: tuple[int, ...],
+    shape: Sequence[str] | None,
+    seconds: float,
+    warmup: int,
+) -> Job:
+    """What to time; a network that does not load or run fails here, before there are processes."""
+    start_mxnet(quiet=True)
+    from mxq import runtime
+    from mxq.bench import random_feeds
+    from mxq.sweep import Job
+
+    timed = prefix if int8_prefix is None else int8_prefix
+    model = runtime.load_model(timed, None if int8_prefix is not None else epoch)
+    shapes = shapes_of(model, shape, prefix)
+    runtime.serve(model, random_feeds(model, shapes, batches[0]))()
+    return Job(timed, shapes, batches, seconds, warmup, None if int8_prefix is not None else epoch)
+
+
+def _show(found: Sweep, machine: Machine) -> None:
+    from mxq.report import tables
+    from mxq.threads import launch_lines
+
+    show(tables.sweep(found))
+    soonest, most = found.latency, found.throughput
+    if soonest is None or most is None or soonest.reading is None or most.reading is None:
+        return
+    for row, what in (
+        (soonest, f"least latency, {soonest.reading.median * 1e3:.2f} ms"),
+        (most, f"most throughput, {most.reading.rate:,.1f} examples/s"),
+    ):
+        lines = [f"{what} at batch {row.batch}:", *launch_lines(row.setup.sets, machine)]
+        typer.echo("\n" + "\n  ".join(lines))

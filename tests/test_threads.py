@@ -1,0 +1,180 @@
+"""Which cores are picked for whom, and that MXNet's operators really run on as many threads as were set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mxq import threads
+from mxq.errors import ConfigError
+from mxq.machine import Core, Machine
+
+ROOT = Path(__file__).parents[1]
+SERVER = tuple(Core((n, n + 8), node) for node in (0, 1) for n in range(4 * node, 4 * node + 4))
+"""Two nodes of four cores of two hyper-threads each; the siblings of a core are n and n + 8."""
+
+
+def described(topology: tuple[Core, ...], quota: float | None = None) -> Machine:
+    cpus = tuple(sorted(cpu for core in topology for cpu in core.cpus))
+    return Machine("test", "x86_64", frozenset(), frozenset(), cpus, len(topology), quota, topology=topology)
+
+
+class TestPlan:
+    def test_one_cpu_of_each_core(self) -> None:
+        assert threads.plan(machine=described(SERVER)) == (tuple(range(8)),)
+        cut = tuple(Core((n + 8,) if n else (0, 8)) for n in range(4))  # the affinity leaves some siblings alone
+        assert threads.plan(machine=described(cut)) == ((0, 9, 10, 11),)
+
+    def test_sets_do_not_overlap_and_stay_on_a_node(self) -> None:
+        machine = described(SERVER)
+        assert threads.plan(2, machine=machine) == ((0, 1, 2, 3), (4, 5, 6, 7))
+        assert threads.plan(4, machine=machine) == ((0, 1), (2, 3), (4, 5), (6, 7))
+        assert threads.plan(8, machine=machine) == tuple((n,) for n in range(8))
+        assert threads.plan(2, 3, machine) == ((0, 1, 2), (4, 5, 6))  # not (3, 4, 5), which is of both
+        assert threads.plan(1, 6, machine) == ((0, 1, 2, 3, 4, 5),)
+
+    def test_what_fits_no_node_is_put_together_of_both(self) -> None:
+        three = tuple(Core((n,), n // 3) for n in range(6))
+        assert threads.split(three, 3) == ((0, 1), (3, 4), (2, 5))
+
+    @pytest.mark.parametrize(
+        ("quota", "cpus"), [(8.0, 8), (4.5, (0, 1, 2, 3)), (2.0, (0, 1)), (0.5, (0,)), (6.0, (0, 1, 2, 3, 4, 5))]
+    )
+    def test_the_quota_leaves_one_node_where_that_is_enough(self, quota: float, cpus: tuple[int, ...] | int) -> None:
+        wanted = tuple(range(cpus)) if isinstance(cpus, int) else cpus
+        assert threads.plan(machine=described(SERVER, quota)) == (wanted,)
+
+    def test_the_smallest_node_that_is_enough_is_taken(self) -> None:
+        uneven = (*(Core((n,), 0) for n in range(6)), *(Core((n,), 1) for n in range(6, 9)))
+        assert threads.plan(machine=described(uneven, 3.0)) == ((6, 7, 8),)
+        assert threads.plan(machine=described(uneven, 4.0)) == ((0, 1, 2, 3),)
+        assert threads.plan(machine=described(uneven, 7.0)) == ((0, 1, 2, 3, 4, 5, 6),)
+
+    def test_a_machine_of_unknown_topology(self) -> None:
+        assert threads.plan(machine=Machine("", "", frozenset(), frozenset(), (2, 3, 4, 5), 2)) == ((2, 3),)
+
+    def test_mistakes_are_named(self) -> None:
+        with pytest.raises(ConfigError, match=r"instances is 9; allowed: 1\.\.8, a core for each"):
+            threads.plan(9, machine=described(SERVER))
+        with pytest.raises(ConfigError, match=r"instances is 0; allowed: 1\.\.8"):
+            threads.plan(0, machine=described(SERVER))
+        with pytest.raises(ConfigError, match=r"threads is 3 for 4 instances; allowed: 1\.\.2, 8 cores"):
+            threads.plan(4, 3, described(SERVER))
+
+
+class TestLaunchLines:
+    def test_one_node(self) -> None:
+        machine = described(SERVER[:4])
+        assert threads.launch_lines(threads.plan(machine=machine), machine, "python my.py") == (
+            "OMP_NUM_THREADS=4 taskset -c 0-3 python my.py",
+        )
+
+    def test_several_nodes(self) -> None:
+        machine = described(SERVER)
+        assert threads.launch_lines(threads.plan(2, machine=machine), machine) == (
+            "OMP_NUM_THREADS=4 numactl --physcpubind=0-3 --membind=0 python serve.py &",
+            "OMP_NUM_THREADS=4 numactl --physcpubind=4-7 --membind=1 python serve.py &",
+        )
+        (whole,) = threads.launch_lines(threads.plan(machine=machine), machine)
+        assert whole == "OMP_NUM_THREADS=8 numactl --physcpubind=0-7 --localalloc python serve.py"
+
+
+BUSY = """
+import os, time
+import mxq, mxnet as mx
+
+def spent():
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/schedstat") as stream:
+            found[task] = int(stream.read().split()[0])
+    return found
+
+def busy(side):
+    # How many threads a convolution that has not run before keeps busy.
+    x, w = mx.nd.ones((4, 64, side, side)), mx.nd.ones((64, 64, 3, 3))
+    run = lambda: mx.nd.Convolution(x, w, no_bias=True, kernel=(3, 3), num_filter=64, pad=(1, 1)).wait_to_read()
+    run()
+    before = spent()
+    for _ in range(5):
+        run()
+    took = {task: t - before.get(task, 0) for task, t in spent().items()}
+    return sum(t > max(took.values()) / 5 for t in took.values())
+"""
+
+
+def fresh(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MXNET_"))}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+several = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+
+
+class TestUse:
+    @several
+    @pytest.mark.parametrize("engine", ["", pytest.param("NaiveEngine", marks=pytest.mark.slow)])
+    def test_after_the_import_operators_run_on_as_many_threads(self, engine: str) -> None:
+        code = BUSY + (
+            "print(busy(64), mxq.threads.use(2), busy(65), os.environ['OMP_NUM_THREADS'])\n"
+            "if os.fork() == 0: os._exit(0)\n"
+            "print(busy(66), mxq.threads.use(1), busy(67))\n"
+        )
+        done = fresh(code, OMP_NUM_THREADS="1", **({"MXNET_ENGINE_TYPE": engine} if engine else {}))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["1", "2", "2", "2", "2", "1", "1"]
+
+    @several
+    @pytest.mark.slow
+    def test_every_worker_of_the_engine_is_reached(self) -> None:
+        code = BUSY + "print(mxq.threads.use(1), busy(64), mxq.threads.use(2), busy(65) > 1)"
+        done = fresh(code, MXNET_CPU_WORKER_NTHREADS="2", OMP_NUM_THREADS="2")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[0] == "1"
+        assert done.stdout.split()[2:] == ["2", "True"]
+
+    def test_before_the_import(self) -> None:
+        cpu = min(os.sched_getaffinity(0))
+        code = (
+            "import mxq, os, sys; print(mxq.threads.use(1), os.environ['OMP_NUM_THREADS'], 'mxnet' in sys.modules);"
+            f"mxq.threads.use(cores=[{cpu}]);"
+            "print({c for t in os.listdir('/proc/self/task') for c in os.sched_getaffinity(int(t))})"
+        )
+        done = fresh(code, OMP_NUM_THREADS="2")
+        assert done.stdout.split() == ["1", "1", "False", f"{{{cpu}}}"]
+
+    def test_without_arguments_the_users_choice_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        code = "import mxq; print(mxq.threads.use())"
+        assert fresh(code, OMP_NUM_THREADS="3").stdout.split() == ["3"]
+        assert fresh(code).stdout.split() == [str(len(threads.plan()[0]))]
+
+    def test_engines_that_cannot_be_reached_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import mxnet  # noqa: F401
+
+        monkeypatch.setenv("MXNET_ENGINE_TYPE", "ThreadedEngine")
+        with pytest.raises(ConfigError, match="MXNET_ENGINE_TYPE is 'ThreadedEngine'; allowed: 'ThreadedEnginePerD"):
+            threads.use()
+
+    def test_mistakes_are_named(self) -> None:
+        most = len(os.sched_getaffinity(0))
+        for count in (0, most + 1):
+            with pytest.raises(ConfigError, match=rf"count is {count}; allowed: 1\.\.{most}, the CPUs there are"):
+                threads.use(count)
+        with pytest.raises(ConfigError, match="cores has CPU 4096; allowed: CPUs of this process, "):
+            threads.use(cores=[4096])
+        with pytest.raises(ConfigError, match="cores is empty; allowed"):
+            threads.use(cores=[])
+        cpu = min(os.sched_getaffinity(0))
+        with pytest.raises(ConfigError, match=r"count is 2; allowed: 1\.\.1, the CPUs of cores"):
+            threads.use(2, cores=[cpu])
