@@ -15,6 +15,7 @@ from mxq.ir import Node
 DTYPES = ("auto", "int8", "uint8")
 GRANULARITIES = ("channel-wise",)
 MODES = ("smart", "full")
+INPUT_DTYPES = ("float32", "int8", "uint8")
 
 Selector: TypeAlias = str | Callable[[Node], bool]
 """A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
@@ -140,6 +141,10 @@ class QuantConfig:
         overrides: pattern -> `LayerConfig`; later patterns win. A pattern is one over names, or "op:" and one over
             op types.
         num_calib_examples: count or percentage, see `Budget`.
+        input_dtype: what the network is fed: "float32", as before; "int8", the codes that its first quantization would
+            make; or "uint8", pixels, which it normalises itself. `mxq.data` makes the integers.
+        preprocess: how a picture becomes the float network's input: a `mxq.images.Preprocess` or its fields, as in a
+            ``preprocess.json``. Needed for "uint8"; with "int8" it goes into the record, for `mxq.data`.
     """
 
     calib_mode: str = "naive"
@@ -153,6 +158,8 @@ class QuantConfig:
     include_layers: tuple[Selector, ...] = ()
     overrides: Mapping[str, LayerConfig] = field(default_factory=dict)
     num_calib_examples: int | str | None = None
+    input_dtype: str = "float32"
+    preprocess: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"):
@@ -161,6 +168,7 @@ class QuantConfig:
             ("quantized_dtype", DTYPES),
             ("quantize_mode", MODES),
             ("quantize_granularity", GRANULARITIES),
+            ("input_dtype", INPUT_DTYPES),
         ):
             if getattr(self, name) not in allowed:
                 raise one_of(name, getattr(self, name), allowed)
@@ -173,6 +181,7 @@ class QuantConfig:
             raise ConfigError(f"overrides is {self.overrides!r}; allowed: a mapping of patterns to settings")
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
+        object.__setattr__(self, "preprocess", _settings(self.preprocess))
 
     @property
     def budget(self) -> Budget:
@@ -225,6 +234,16 @@ def _layer_config(pattern: Any, value: Any) -> LayerConfig:
         return LayerConfig(**value)
     except ConfigError as error:
         raise ConfigError(f"of {pattern!r} in {error}") from None
+
+
+def _settings(value: Any) -> dict[str, Any] | None:
+    """``preprocess`` as plain JSON. Which fields there are is known where they are used, as of calibrators."""
+    table = value.to_json() if hasattr(value, "to_json") else value
+    if table is None:
+        return None
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"preprocess is {value!r}; allowed: a mapping of fields such as mean and std, a Preprocess")
+    return {str(k): list(v) if isinstance(v, tuple) else v for k, v in table.items()}
 
 
 def by_op(selector: Selector) -> bool:

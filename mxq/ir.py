@@ -24,6 +24,9 @@ VARIABLE = "null"
 ORIGIN = "__origin__"
 """Attribute of a node that stands for several original ones: their names, in order. MXNet keeps and ignores it."""
 
+INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
+"""Integers that an input may be of, by what ``__dtype__`` of its variable says (``TypeFlag``, mshadow's ``base.h``)."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ref:
@@ -64,6 +67,11 @@ class Node:
     def out(self) -> Ref:
         """The node's first output."""
         return Ref(self.name)
+
+    @property
+    def input_dtype(self) -> str:
+        """The type that a variable declares, such as "int8"; "float32" where it declares none."""
+        return INPUT_TYPES.get(self.attrs.get("__dtype__", ""), "float32")
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from mxq.ir import Ref
 
@@ -75,6 +76,25 @@ class WeightRecord:
     clipped_share: float
 
 
+@dataclass(frozen=True, slots=True)
+class InputRecord:
+    """What a network with an input of integers is to be fed.
+
+    Attributes:
+        name: of the input.
+        dtype: "int8" or "uint8".
+        holds: "pixels", 0..255; or "codes": those of the float network's input x, ``saturate(rint(x * scale))``.
+        scale: codes per unit of x, a float32; None for pixels.
+        preprocess: from a picture to x, the fields of `mxq.images.Preprocess`; None where nobody said.
+    """
+
+    name: str
+    dtype: str
+    holds: str
+    scale: float | None = None
+    preprocess: Mapping[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class Report:
     """The record that goes beside a quantized pair as ``prefix-mxq.json``; all fields are JSON-ready but the plan.
@@ -89,6 +109,7 @@ class Report:
         source: fingerprint of the float network: sha256 of graph and parameters, input names.
         trace: which pass fired which rule how often, with refusals and their reasons.
         summary: counts, e.g. {"int8": 54, "float": 3, "calibration_examples": 64}.
+        input: what to feed a network that takes integers; None where it takes float.
     """
 
     plan: Plan
@@ -100,3 +121,4 @@ class Report:
     source: Mapping[str, object] = field(default_factory=dict)
     trace: tuple[Mapping[str, object], ...] = ()
     summary: Mapping[str, object] = field(default_factory=dict)
+    input: InputRecord | None = None

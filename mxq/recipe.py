@@ -12,6 +12,8 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     exclude_layers: [stem_conv0, "op:*Pooling"]   # names, patterns of names, patterns of op types
     exclude_layers_match: [shortcut]  # plain parts of names
     exclude_operators: [Flatten]
+    input_dtype: float32              # or int8, uint8: what the network is fed (mxq.data)
+    preprocess: {mean: [124, 116, 104], std: [58, 57, 57]}   # from pixels to the float network's input
     include_layers: []                # where given, only these are quantized
     overrides:                        # pattern -> settings; later ones win
       op:Convolution: {calib_mode: entropy, weight_calib_mode: "percentile:99.9"}

@@ -192,6 +192,8 @@ class TestFromJson:
             include_layers="c*",
             overrides={"z": {"threshold": (-1, 2)}, "a": {"quantize": False, "weight_calib_mode": "naive"}},
             num_calib_examples="5%",
+            input_dtype="uint8",
+            preprocess={"mean": (1.0, 2.0, 3.0), "color": "BGR"},
         )
         found = QuantConfig.from_json(json.loads(json.dumps(config.to_json())))
         assert found == config

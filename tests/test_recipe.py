@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mxq import recipe
 from mxq.cli.options import config_of
-from mxq.config import DTYPES, MODES, LayerConfig, QuantConfig
+from mxq.config import DTYPES, INPUT_DTYPES, MODES, LayerConfig, QuantConfig
 from mxq.errors import ConfigError, FormatError
 
 HEAD = f"format: {recipe.FORMAT}\n"
@@ -49,6 +49,8 @@ configs = st.builds(
     include_layers=st.lists(patterns, max_size=4),
     overrides=st.dictionaries(words, layers, max_size=4),
     num_calib_examples=st.none() | st.integers(1, 10**6) | st.sampled_from(["5%", "0.1%", "500", " 12 "]),
+    input_dtype=st.sampled_from(INPUT_DTYPES),
+    preprocess=st.none() | st.dictionaries(words, numbers | st.lists(numbers, max_size=3) | words, max_size=3),
 )
 
 
@@ -313,6 +315,7 @@ class TestOptions:
             ("weight_calib_mode", "weight_calib_mode", "naive"),
             ("dtype", "quantized_dtype", "auto"),
             ("num_calib_examples", "num_calib_examples", "12"),
+            ("input_dtype", "input_dtype", "int8"),
         ],
     )
     def test_one_option_changes_one_field(self, file: Path, option: str, field: str, value: str) -> None:

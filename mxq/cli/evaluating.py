@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import print_json, say, show
@@ -31,6 +31,9 @@ from mxq.cli.options import (
     preprocess_of,
 )
 from mxq.errors import DataError
+
+if TYPE_CHECKING:
+    from mxq.ir import Runner
 
 BATCH = 16
 
@@ -72,10 +75,12 @@ def evaluate(
         crop=crop,
         resize=resize,
     )
-    runner = start_mxnet()
+    runner: Runner = start_mxnet()
     from mxq import distributed, runtime
+    from mxq.data import feeding, input_of
     from mxq.report import tables
 
+    runner = feeding(runner, input_of(prefix))
     model = runtime.load_model(prefix, epoch)
     source = open_data(data, model, settings, batch_size, labels)
     if source.labels is None:

@@ -55,6 +55,7 @@ def inspect(
         state = "quantized by mxq" + _versions(report.versions) if known else "float; this is what quantizing would do"
         rows = [("network", f"{prefix} ({state})"), ("operators", tables.tally(report))]
         rows += [("calibration", _calibration(report))] if known else []
+        rows += tables.input_rows(report)
         rows += [("size", ", ".join(f"{name} {megabytes(size)}" for name, size in sizes.items()))]
         show(tables.facts(rows), tables.decisions(report))
     for mismatch in broken:

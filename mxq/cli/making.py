@@ -3,8 +3,9 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
@@ -20,6 +21,7 @@ from mxq.cli.options import (
     Exclude,
     ExcludeOp,
     Include,
+    InputDtype,
     Json,
     Mean,
     NumCalibExamples,
@@ -40,6 +42,10 @@ from mxq.cli.options import (
 )
 from mxq.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mxq.config import QuantConfig
+    from mxq.images import Preprocess
+
 BATCH = 16
 
 
@@ -54,6 +60,7 @@ def quantize(
     calib_mode: CalibMode = None,
     weight_calib_mode: WeightCalibMode = None,
     dtype: Dtype = None,
+    input_dtype: InputDtype = None,
     num_calib_examples: NumCalibExamples = None,
     recipe: Recipe = None,
     batch_size: BatchSize = BATCH,
@@ -79,7 +86,16 @@ def quantize(
     if not out.parent.is_dir():  # found out now, not after calibration
         raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
     config = config_of(
-        exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe, weight_calib_mode
+        exclude,
+        include,
+        exclude_op,
+        quantize_mode,
+        calib_mode,
+        dtype,
+        num_calib_examples,
+        recipe,
+        weight_calib_mode,
+        input_dtype,
     )
     if data is None and stats is None and config.calib_mode != "none":
         raise ConfigError(
@@ -96,6 +112,7 @@ def quantize(
         crop=crop,
         resize=resize,
     )
+    config = _with_preprocess(config, settings)
     prepared, calibrated = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
     from mxq import pipeline, runtime
     from mxq.report import record, tables
@@ -108,7 +125,26 @@ def quantize(
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
         print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in pair}), **written})
         return
-    rows = [("operators", tables.tally(done.report)), ("size", f"{megabytes(before)} -> {megabytes(after)}")]
+    rows = [("operators", tables.tally(done.report)), *tables.input_rows(done.report)]
+    rows += [("size", f"{megabytes(before)} -> {megabytes(after)}")]
     show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))
     for warning in calibrated.warnings:
         say(f"mxq: {warning}")
+
+
+def _with_preprocess(config: QuantConfig, settings: Preprocess) -> QuantConfig:
+    """The settings by which pictures are read go into the record of a network that takes integers.
+
+    Raises:
+        ConfigError: a recipe has others.
+    """
+    from mxq.images import Preprocess
+
+    if config.input_dtype == "float32":
+        return config
+    if config.preprocess is not None and Preprocess.from_json(config.preprocess, "preprocess") != settings:
+        raise ConfigError(
+            f"preprocess is {config.preprocess} in the recipe, but pictures are read by {settings.to_json()}; allowed: "
+            "the same (--preprocess FILE, or preprocess.json beside the network), or none in the recipe"
+        )
+    return replace(config, preprocess=settings.to_json())

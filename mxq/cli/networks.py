@@ -68,7 +68,7 @@ def calibrated_ranges(
     from mxq.config import Budget
     from mxq.statistics import Statistics
 
-    prepared = pipeline.plan(runtime.load_model(prefix, epoch), config)
+    prepared = pipeline.plan(runtime.load_model(prefix, epoch), config, runner)
     if data is None and stats is not None:
         found = Statistics.load(stats)
         if not found.complete:
@@ -140,12 +140,12 @@ def report_of(prefix: Path, epoch: int | None, config: QuantConfig) -> tuple[Rep
 
     if record.path_of(prefix).is_file():
         return record.read(prefix), True
-    start_mxnet()
+    runner = start_mxnet()
     from mxq import pipeline, runtime
     from mxq.plan import Report
 
     try:
-        prepared = pipeline.plan(runtime.load_model(prefix, epoch), config)
+        prepared = pipeline.plan(runtime.load_model(prefix, epoch), config, runner)
     except QuantizeError as error:
         raise QuantizeError(f"{prefix} has no record {record.path_of(prefix).name} beside it, and {error}") from None
     return Report(prepared.plan, config=config.to_json(), trace=prepared.trace.to_json()), False

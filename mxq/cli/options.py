@@ -87,6 +87,13 @@ Dtype = Annotated[
         metavar="auto|int8|uint8", help="Type of activations; auto, the default: unsigned where nothing is negative."
     ),
 ]
+InputDtype = Annotated[
+    str | None,
+    option(
+        metavar="float32|int8|uint8",
+        help="What the network is fed: floats, the default; int8 codes; or uint8 pixels. mxq.data makes the integers.",
+    ),
+]
 NumCalibExamples = Annotated[
     str | None,
     option(
@@ -147,6 +154,7 @@ def config_of(
     num_calib_examples: str | None = None,
     recipe: Path | None = None,
     weight_calib_mode: str | None = None,
+    input_dtype: str | None = None,
 ) -> QuantConfig:
     """The settings of ``recipe``, or the defaults, with what was given as options on top; None was not given.
 
@@ -162,6 +170,7 @@ def config_of(
         "quantized_dtype": dtype,
         "quantize_mode": quantize_mode,
         "num_calib_examples": num_calib_examples,
+        "input_dtype": input_dtype,
     }
     added = {
         "exclude_layers": (*base.exclude_layers, *(exclude or ())),
@@ -186,13 +195,24 @@ def preprocess_of(prefix: Path, file: Path | None, **given: str | float | None) 
     if file is None and beside.is_file():
         file = beside
         say(f"pictures are prepared by {beside}")
-    settings = read_preprocess(file).to_json() if file is not None else {}
+    settings = read_preprocess(file).to_json() if file is not None else _recorded(prefix)
     changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
     if "resize" in changed:
         settings = {k: v for k, v in settings.items() if k not in ("short_side", "crop")}
     elif "crop" in changed or "short_side" in changed:
         settings.pop("resize", None)
     return Preprocess.from_json({**settings, **changed}, "settings")
+
+
+def _recorded(prefix: Path) -> dict[str, Any]:
+    """The settings in the record of a network that takes integers."""
+    from mxq.data import input_of
+
+    found = input_of(prefix)
+    if found is None or found.preprocess is None:
+        return {}
+    say(f"pictures are prepared as the record of {prefix} says")
+    return dict(found.preprocess)
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -87,6 +87,17 @@ class Preprocess:
         Raises:
             DataError: the crop does not fit.
         """
+        example = self.normalized(self.pixels(image))
+        if self.layout == "NCHW":
+            example = example.transpose(2, 0, 1)
+        return np.ascontiguousarray(example, np.float32)
+
+    def pixels(self, image: Image.Image) -> Array:
+        """One picture as it is before ``mean``, ``std`` and ``scale`` have their say: (H, W, C) uint8, 0..255.
+
+        Raises:
+            DataError: the crop does not fit.
+        """
         image = image.convert("L" if self.color == "GRAY" else "RGB")
         if self.resize:
             image = _resized(image, self.resize)
@@ -95,17 +106,18 @@ class Preprocess:
             image = _resized(image, (round(image.height * ratio), round(image.width * ratio)))
         if self.crop:
             image = _centre(image, self.crop)
-        pixels = np.asarray(image, np.float32).reshape(image.height, image.width, self.channels)
+        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, self.channels)
         if self.rotate180:
             pixels = pixels[::-1, ::-1]
         if self.color == "BGR":
             pixels = pixels[..., ::-1]
-        example = (pixels * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(
-            self.std, np.float32
-        )
-        if self.layout == "NCHW":
-            example = example.transpose(2, 0, 1)
-        return np.ascontiguousarray(example, np.float32)
+        return pixels
+
+    def normalized(self, pixels: Array) -> Array:
+        """``(pixel * scale - mean) / std``: (..., C) of any type becomes (..., C) float32."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        values: Array = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON-ready dictionary, those that say nothing left out."""

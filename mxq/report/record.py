@@ -14,7 +14,7 @@ from typing import Any
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
 from mxq.ir import Ref
-from mxq.plan import Decision, Plan, Report, TensorRecord, WeightRecord
+from mxq.plan import Decision, InputRecord, Plan, Report, TensorRecord, WeightRecord
 
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
@@ -106,6 +106,7 @@ def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[
         "versions": dict(report.versions),
         "config": dict(report.config),
         "source": dict(report.source),
+        "input": None if report.input is None else asdict(report.input),
         "files": dict(checksums or {}),
         "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
         "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
@@ -133,6 +134,7 @@ def from_json(data: Any) -> Report:
             tensors={name: TensorRecord(**entry) for name, entry in data["tensors"].items()},
             weights={name: WeightRecord(**entry) for name, entry in data.get("weights", {}).items()},
             trace=tuple(dict(step) for step in data["trace"]),
+            input=InputRecord(**data["input"]) if data.get("input") else None,
             **{name: dict(data[name]) for name in _TABLES},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -44,6 +44,8 @@ class _Bound:
         self._args = {k: to_ndarray(params[k]) for k in arguments if k in params}
         self._auxs = {k: to_ndarray(params[k]) for k in states if k in params}
         self._needed = [name for name in model.inputs if name in arguments]
+        types = {name: model.graph[name].input_dtype for name in self._needed}
+        self._integers = {name: np.dtype(dtype) for name, dtype in types.items() if dtype != "float32"}
         self._shapes: dict[str, tuple[tuple[int, ...], Any]] | None = None
         self._executor: Any = None
 
@@ -56,6 +58,11 @@ class _Bound:
         if missing:
             raise RuntimeFailure(f"input {missing[0]!r} is not fed; fed: {', '.join(map(repr, feeds)) or 'nothing'}")
         arrays = {name: np.asarray(feeds[name]) for name in self._needed}
+        for name, dtype in self._integers.items():
+            if arrays[name].dtype != dtype:
+                raise RuntimeFailure(
+                    f"input {name!r} takes {dtype}, but {arrays[name].dtype} was fed; mxq.data makes what it takes"
+                )
         shapes = {name: (value.shape, value.dtype) for name, value in arrays.items()}
         with mxnet_says("MXNet cannot run the network on input " + _describe(shapes)):
             if shapes != self._shapes:
