@@ -128,6 +128,7 @@ class Recurrent(nn.HybridBlock):
         return self.classes(self.hidden(F.SequenceLast(F.transpose(self.lstm(x), axes=(1, 0, 2)))))
 
 
+VECTORS = {"gamma": 1.0, "beta": 0.0, "_mean": 0.0, "_var": 1.0, "bias": 0.0}
 OWN: dict[str, Callable[[], nn.HybridBlock]] = {"transformer_encoder": Encoder, "lstm_classifier": Recurrent}
 
 
@@ -149,9 +150,10 @@ def build(name: str) -> Model:
         return load_model(Path(os.environ["MXQ_DATA"]) / "models" / name)
     mx.random.seed(5)
     block = OWN[name]() if name in OWN else model_zoo.get_model(name, pretrained=False, **_untrained(net))
-    for param in block.collect_params().values():
-        if param.name.endswith("gamma"):
-            param.init = mx.init.One()  # some detectors ask for Xavier's, which is for matrices
+    for param in block.collect_params().values():  # some detectors ask for Xavier's also where there is no matrix
+        value = next((v for end, v in VECTORS.items() if param.name.endswith(end)), None)
+        if value is not None:
+            param.init = mx.init.Constant(value)
     block.initialize(mx.init.MSRAPrelu("in", 0.0))
     settle(block, mx.nd.array(examples(net, 1 if net.kind == DETECTOR else 4, seed=2)))
     return load_model(block)

@@ -66,7 +66,8 @@ def quantize_net(
         ctx: the CPU, if anything; there is no other int8 backend.
         logger: receives what mxq says; by default it goes to stderr.
         **options: fields of `QuantConfig`, named as in ``mxnet.contrib.quantization.quantize_net``:
-            ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...
+            ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...; and
+            ``input_dtype`` with ``preprocess``, for a network that is fed integers (`mxq.data`).
 
     Returns:
         A hybridizable SymbolBlock; `save` or its own ``export`` writes the pair that stock MXNet loads. Its
@@ -148,7 +149,7 @@ def calibrate(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    prepared = pipeline.plan(runtime.load_model(net), _config(config, options))
+    prepared = pipeline.plan(runtime.load_model(net), _config(config, options), runtime.MxnetRunner())
     given = _Given(calib_data, batch_size=batch_size, client=client)
     if calib_data is None and stats is not None:
         given = _Given(statistics=stats)
@@ -305,7 +306,7 @@ def _quantize(
 ) -> pipeline.Quantized:
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
-    prepared = pipeline.plan(runtime.load_model(net), config)
+    prepared = pipeline.plan(runtime.load_model(net), config, runtime.MxnetRunner())
     calibrated = _calibrated(prepared, given, logger)
     quantized = pipeline.quantize(prepared, calibrated, runtime.versions())
     summary = quantized.report.summary

@@ -3,7 +3,7 @@
 ::
 
     Model --prepare--> Model --fuse--> fused Model --partition--> Plan
-          --collect--> Thresholds --shift, quantize--> int8 Model (+ Report)
+          --collect--> Thresholds --shift, quantize, integer input--> int8 Model (+ Report)
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, one_of
 from mxq.ir import Model, Ref, Runner
 from mxq.passes import (
+    DETECTION,
     FOLD_BN,
     FUSE_FLOAT,
     FUSE_INT8,
     POOLED_DENSE,
     REDUCE_STRENGTH,
     REDUCE_WHAT_IS_LEFT,
+    SHAPE_ONLY,
     SIMPLIFY,
     SPLIT_GROUPS,
     align_ranges,
+    fold_constants,
     partition,
     quantize_graph,
     shift_summands,
 )
+from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
@@ -81,7 +85,7 @@ class Calibrated:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(model: Model, trace: Trace | None = None) -> Model:
+def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = None) -> Model:
     """The float network as inference needs it: simplified, BatchNorm folded, slow operators replaced; not yet fused.
 
     Raises:
@@ -91,28 +95,31 @@ def prepare(model: Model, trace: Trace | None = None) -> Model:
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
     trace = trace if trace is not None else Trace()
-    return _run((SIMPLIFY, FOLD_BN, REDUCE_STRENGTH, POOLED_DENSE), model, trace)
+    if runner is not None:
+        model = fold_constants(model, runner, trace)
+    return _run((SIMPLIFY, DETECTION, SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, POOLED_DENSE), model, trace)
 
 
-def fuse_float(model: Model) -> Model:
+def fuse_float(model: Model, runner: Runner | None = None) -> Model:
     """The fastest float form: prepared, and fused for the float kernels."""
-    return _run((FUSE_FLOAT, REDUCE_WHAT_IS_LEFT), prepare(model), Trace())
+    return _run((FUSE_FLOAT, REDUCE_WHAT_IS_LEFT), prepare(model, runner=runner), Trace())
 
 
 def _run(steps: Iterable[Pass], model: Model, trace: Trace) -> Model:
     return reduce(lambda made, step: run_pass(step, made, trace), steps, model)
 
 
-def plan(model: Model, config: QuantConfig) -> Prepared:
-    """Everything that happens before calibration.
+def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Prepared:
+    """Everything that happens before calibration; a ``runner`` computes what parameters alone determine.
 
     Raises:
         QuantizeError: the network is int8 already.
         ConfigError: a pattern of ``config`` matches nothing, or its calibrator is unknown.
     """
     _check_observers(config)
+    check_input(model, config)
     trace = Trace()
-    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepare(model, trace), trace)
+    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepare(model, trace, runner), trace)
     return Prepared(model, fused, partition(fused, config, trace=trace), config, trace)
 
 
@@ -250,7 +257,9 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         thresholds = align_ranges(fused.graph, decided, thresholds, prepared.trace)
         fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
     fused, weights = clip_weights(fused, _asked_of_weights(prepared))
-    model, tensors = quantize_graph(fused, decided, thresholds, prepared.config)
+    thresholds, coding = choose_codes(fused, thresholds, prepared.config)
+    model, tensors = quantize_graph(fused, decided, thresholds, coding)
+    model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
     int8 = len(decided.quantized)
     report = Report(
         plan=decided,
@@ -268,6 +277,7 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
             "calibration_batches": calibrated.statistics.batches,
             "warnings": list(calibrated.warnings),
         },
+        input=fed,
     )
     return Quantized(model, report, prepared, thresholds)
 

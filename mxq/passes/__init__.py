@@ -1,26 +1,32 @@
-"""The passes, one page each: simplify, fold_bn, reduce_strength, pooled_dense, fuse, partition, quantize."""
+"""The passes, one page each: simplify, fold_bn, fuse, partition, quantize, and what goes between and after."""
 
 from mxq.passes.align_ranges import align_ranges
+from mxq.passes.constants import fold_constants
+from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
 from mxq.passes.partition import partition
 from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import SIMPLIFY
 from mxq.passes.split_groups import SPLIT_GROUPS
 
 __all__ = [
+    "DETECTION",
     "FOLD_BN",
     "FUSE_FLOAT",
     "FUSE_INT8",
     "POOLED_DENSE",
     "REDUCE_STRENGTH",
     "REDUCE_WHAT_IS_LEFT",
+    "SHAPE_ONLY",
     "SIMPLIFY",
     "SPLIT_GROUPS",
     "align_ranges",
+    "fold_constants",
     "partition",
     "quantize_graph",
     "shift_summands",

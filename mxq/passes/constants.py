@@ -1,0 +1,91 @@
+"""Constants: what parameters alone determine is computed once and becomes a parameter.
+
+Before:  weight -> Reshape -> y          w0, b0, w1, b1 -> Reshape, _rnn_param_concat -> RNN
+After:   parameter -> y                  parameter -> RNN
+
+Conditions: every input of the operator is a parameter or such a constant itself, and it draws nothing at random. Its
+result is float32, takes at most `LARGEST` bytes, and is no output of the network.
+Formula: MXNet itself computes the values, so they are the same bit by bit.
+
+What depends on an input through its size alone, such as anchors cut to a feature map, stays: a graph cannot hold its
+users to one size (``bind`` does not look at ``__shape__``), and after `mxq.passes.shape_only` little is left to gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mxq.ir import VARIABLE, Array, Graph, Model, Node, Runner, toposort
+from mxq.rewrite import Event, Trace
+
+STEP, RULE = "constants", "fold_constant"
+LARGEST = 2**26
+"""Bytes up to which a result is kept: a small parameter tiled to a large one is quicker made than read from a file."""
+
+_SOURCES = ("_arange", "_zeros", "_ones", "_full", "_eye")
+_OTHER = ("random", "sample", "shuffle", "Dropout", "Custom", "BatchNorm", "quantize")
+"""Parts of the names of operators that are not functions of their inputs, or that later passes look for."""
+
+
+def fold_constants(model: Model, runner: Runner, trace: Trace | None = None) -> Model:
+    """Computes once what every batch would compute again; the same object where there is nothing.
+
+    Args:
+        model: a float network.
+        runner: computes the values.
+        trace: receives what was folded, and why not.
+    """
+    trace = trace if trace is not None else Trace()
+    found = _constants(model)
+    wanted = [n for n in found.values() if n.inputs and _is_read_outside(model.graph, n, found)]
+    values = dict(_values(model, runner, wanted, trace))
+    if not values:
+        return model
+    trace.events += [Event(STEP, RULE, name) for name in values]
+    changes = {name: (Node(name, VARIABLE, label=model.graph[name].label),) for name in values}
+    return model.with_graph(model.graph.replace(changes), values)
+
+
+def _constants(model: Model) -> dict[str, Node]:
+    """Operators that compute the same every time, in graph order."""
+    found: dict[str, Node] = {}
+    for node in model.graph.operators:
+        steady = all(ref.name in found or ref.name in model.args for ref in node.inputs)
+        if steady and (node.inputs or node.op in _SOURCES) and not any(part in node.op for part in _OTHER):
+            found[node.name] = node
+    return found
+
+
+def _is_read_outside(graph: Graph, node: Node, inside: Mapping[str, Node]) -> bool:
+    """Whether an operator that is no constant, or the caller, reads ``node``."""
+    return node.name in graph.head_names or any(c.name not in inside for c in graph.consumers[node.name])
+
+
+def _values(model: Model, runner: Runner, wanted: Sequence[Node], trace: Trace) -> Iterator[tuple[str, Array]]:
+    """The results that may be kept, by name."""
+    refusals = {node.name: _use_refusal(model.graph, node) for node in wanted}
+    kept = [node for node in wanted if not refusals[node.name]]
+    if kept:
+        part = model.with_graph(toposort(model.graph.nodes, [n.out for n in kept], model.graph.attrs))
+        made = {node.name: np.array(value) for node, value in zip(kept, runner.compile(part)({}), strict=True)}
+        refusals |= {name: _value_refusal(value) for name, value in made.items()}
+        yield from ((name, value) for name, value in made.items() if not refusals[name])
+    trace.events += [Event(STEP, RULE, name, reason) for name, reason in refusals.items() if reason]
+
+
+def _use_refusal(graph: Graph, node: Node) -> str:
+    if node.name in graph.head_names:
+        return "it is an output of the network"
+    if any(r.output for c in graph.consumers[node.name] for r in c.inputs if r.name == node.name):
+        return "more than its first output is read"
+    return ""
+
+
+def _value_refusal(value: Array) -> str:
+    if value.dtype != np.float32:
+        return f"it is {value.dtype}; parameters are float32"
+    if value.nbytes > LARGEST:
+        return f"it takes {value.nbytes} bytes; {LARGEST} at most are kept"
+    return ""
