@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import mxq  # isort: skip  (before mxnet)
 
@@ -26,16 +27,18 @@ from mxnet.gluon import nn, rnn  # noqa: E402
 from mxq.ir import Array, Model  # noqa: E402
 from mxq.runtime import load_model  # noqa: E402
 
+MTCNN = "mtcnn"
 CLASSIFIER, DETECTOR, DENSE, SEQUENCE = "classifier", "detector", "dense", "sequence"
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network: its ``name`` in the zoo, the shape of one example, and what it is for."""
+    """A network: its ``name`` in the zoo, the shape of one example, what it is for, and its usual ``batch``."""
 
     name: str
     shape: tuple[int, ...]
     kind: str = CLASSIFIER
+    batch: int = 1
 
     def __str__(self) -> str:
         return self.name
@@ -73,9 +76,9 @@ NETS = {
         Net("transformer_encoder", (64, 256), SEQUENCE),
         Net("lstm_classifier", (64, 128), SEQUENCE),
         Net("mtcnn/det1", _image(384)),
-        Net("mtcnn/det2", _image(24)),
-        Net("mtcnn/det3", _image(48)),
-        Net("mtcnn/det4", (15, 24, 24)),
+        Net("mtcnn/det2", _image(24), batch=16),  # the windows that det1 found
+        Net("mtcnn/det3", _image(48), batch=16),
+        Net("mtcnn/det4", (15, 24, 24), batch=16),
     )
 }  # fmt: skip
 """Every network of the coverage table, by name."""
@@ -133,8 +136,13 @@ OWN: dict[str, Callable[[], nn.HybridBlock]] = {"transformer_encoder": Encoder, 
 
 
 def examples(net: Net, count: int, seed: int = 1) -> Array:
-    """Smooth noise of unit variance, (count, *shape) float32: neighbours are alike, as in pictures."""
+    """Smooth noise of unit variance, (count, *shape) float32: neighbours are alike, as in pictures.
+
+    The networks of MTCNN, which are trained, get crops of the picture beside them.
+    """
     rng = np.random.default_rng(seed)
+    if net.name.startswith(MTCNN):
+        return np.stack([_crop(net, rng) for _ in range(count)])
     fine = rng.standard_normal((count, *net.shape)).astype(np.float32)
     if len(net.shape) < 3:
         return fine
@@ -143,10 +151,23 @@ def examples(net: Net, count: int, seed: int = 1) -> Array:
     return 0.3 * fine + 0.95 * coarse.repeat(16, -2).repeat(16, -1)[..., :height, :width]
 
 
+def _crop(net: Net, rng: np.random.Generator) -> Array:
+    """A random part of the picture in the size the network takes, for det4 five of them one after the other."""
+    channels, height, width = net.shape
+    parts = []
+    with Image.open(Path(os.environ["MXQ_DATA"]) / "models" / MTCNN / "test.jpg") as picture:
+        for _ in range(channels // 3):
+            side = rng.uniform(0.1, 0.9) * min(picture.size)
+            left, top = (rng.uniform(0, size - side) for size in picture.size)
+            part = picture.convert("RGB").resize((width, height), box=(left, top, left + side, top + side))
+            parts.append((np.asarray(part, np.float32).transpose(2, 0, 1) - 127.5) / 128)
+    return np.concatenate(parts)
+
+
 def build(name: str) -> Model:
     """The float network ``name`` of `NETS`."""
     net = NETS[name]
-    if name.startswith("mtcnn/"):
+    if name.startswith(MTCNN):
         return load_model(Path(os.environ["MXQ_DATA"]) / "models" / name)
     mx.random.seed(5)
     block = OWN[name]() if name in OWN else model_zoo.get_model(name, pretrained=False, **_untrained(net))

@@ -5,8 +5,8 @@
 Each network runs in a process of its own, so that one that ends MXNet is a line of the table. Weights are random (see
 `zoo`), as are the four calibration examples; the SQNR is that of another example's outputs. Where a network ends in
 boxes or masks, which change place with the slightest noise, it is the least SQNR among the tensors that leave the int8
-part before boxes are chosen. Times are medians of interleaved repeats at batch 1; "fused" is mxq's own float form, with
-all of its passes.
+part before boxes are chosen. Times are medians of interleaved repeats at batch 1 (16 for the later nets of MTCNN);
+"fused" is mxq's own float form, with all of its passes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def measure(net: Net, repeats: int) -> dict[str, Any]:
     prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%"), runner)
     batches = [examples(net, 1, seed) for seed in range(10, 10 + CALIBRATION)]  # some take one example at a time
     made = pipeline.quantize(prepared, pipeline.calibrate(prepared, batches, runner, progress=False))
-    feeds = {model.inputs[0]: examples(net, 1)}
+    feeds = {model.inputs[0]: examples(net, net.batch)}
     networks = {"stock": model, "fused": pipeline.fuse_float(model, runner), "int8": made.model}
     calls = {k: serve(v, feeds) for k, v in networks.items()}
     for call in calls.values():

@@ -27,6 +27,9 @@ ORIGIN = "__origin__"
 INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
 """Integers that an input may be of, by what ``__dtype__`` of its variable says (``TypeFlag``, mshadow's ``base.h``)."""
 
+ROUTE = "__route__"
+"""Attribute of a node that stands for an original one of another kind: what it is and why, in words, for reports."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Ref:

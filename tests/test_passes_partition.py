@@ -169,8 +169,8 @@ class TestModes:
 
     def test_smart_leaves_what_is_at_the_ends(self):
         plan = planned(build(*self.lines))
-        assert plan.quantized == {"e", "d", "p1"}  # p1 leaves a quarter of the values to be made float
-        assert {plan[n].reason for n in ("p0", "f")} == {LONELY}
+        assert plan.quantized == {"p0", "e", "d", "p1"}  # max pooling needs one int8 layer beside it
+        assert plan["f"].reason == LONELY
 
     def test_full_takes_all(self):
         assert planned(build(*self.lines), quantize_mode="full").quantized == {"p0", "e", "d", "p1", "f"}
@@ -185,8 +185,7 @@ class TestModes:
             "return d",
         )
         plan = planned(build(*lines, data=(2, 8, 12, 12)))
-        assert plan.quantized == {"c", "p", "d"}
-        assert plan["q"].reason == LONELY
+        assert plan.quantized == {"c", "p", "q", "d"}
 
     @pytest.mark.parametrize("how", ['pool_type="avg"', 'pool_type="max" global_pool="True"'])
     def test_only_max_pooling_may_end_the_way(self, how):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.ir import ROUTE, Graph, Model, Node, Ref
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.plan import Decision, Plan
 from mxq.rewrite import Trace
@@ -42,13 +42,17 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
             specs[node.name] = spec
     if config.quantize_mode == "smart":
         reasons |= _lonely(graph, specs)
+    why = {
+        n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
+        for n in graph.operators
+    }
     decisions = tuple(
         Decision(
             node=node.name,
             op=chain(node),
             members=node.origins,
             int8=node.name not in reasons,
-            reason=reasons.get(node.name) or _why_int8(specs[node.name], choices.source(node.name, "quantize")),
+            reason="; ".join(filter(None, (why[node.name], node.attrs.get(ROUTE)))),
         )
         for node in graph.operators
     )
@@ -185,7 +189,7 @@ def _needs_calibration(node: Node, spec: OpSpec) -> str:
 
 
 def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
-    """Carry nodes that do not lie between two compute nodes, through carry nodes only; exact ones may end the way."""
+    """Carry nodes that do not lie between two compute nodes, through carry nodes only; exact ones need one."""
     after: set[str] = set()
     before: set[str] = set()
     for node in graph.operators:
@@ -195,10 +199,11 @@ def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
         readers = graph.consumers[node.name]
         if node.name in specs and any(_computes(specs, c.name) or c.name in before for c in readers):
             before.add(node.name)
+    sides = {name: (name in after) + (name in before) for name in specs}
     return {
         name: "it does not lie between two int8 layers, so converting would cost more than it saves"
         for name, spec in specs.items()
-        if spec.role == "carry" and not (name in after and (name in before or spec.reduces_exactly(graph[name])))
+        if spec.role == "carry" and sides[name] < (1 if spec.reduces_exactly(graph[name]) else 2)
     }
 
 

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mxq.ir import ORIGIN, Model, Node
+from mxq.ir import ORIGIN, ROUTE, Model, Node
 from mxq.passes.reduce_strength import inserted
 from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 
+WHY = "a fully connected layer for a 1x1 convolution over a pooled image, which MXNet's memory planning does not stand"
 _POINTWISE = ("Activation", "clip", "hard_sigmoid")
 
 
@@ -48,10 +49,11 @@ class PooledConvolution:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         conv = match.root
-        attrs = {"num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False")}
-        dense = Node(
-            inserted(conv, "dense", model), "FullyConnected", {**attrs, ORIGIN: " ".join(conv.origins)}, conv.inputs
-        )
+        attrs = {
+            "num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False"),
+            ORIGIN: " ".join(conv.origins), ROUTE: WHY,
+        }  # fmt: skip
+        dense = Node(inserted(conv, "dense", model), "FullyConnected", attrs, conv.inputs)
         column = Node(conv.name, "Reshape", COLUMN, (dense.out,), label=conv.label)
         weight = conv.inputs[1].name
         value = model.args[weight]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.ir import ORIGIN, VARIABLE, Array, Model, Node, Ref
+from mxq.ir import ORIGIN, ROUTE, VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -29,6 +29,8 @@ VECTOR = 8
 """float32 values in an AVX2 register; the kernels for groups need as many channels in each."""
 PART = 32
 """Channels of a part, at least: fewer leave the kernels' blocks half empty."""
+
+WHY = "a dense part of a grouped convolution, whose int8 kernel scales weights by other channels' maxima"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class SplitGroups:
             a, made = _part(model, first, i, first.inputs[0], rows)
             relu = _named(replace(between, inputs=(a[-1].out,)), i)
             b, dense = _part(model, grouped, i, relu.out, slice(i * outside, (i + 1) * outside))
+            b = (*b[:-1], b[-1].with_attrs(**{ROUTE: WHY}))
             weight = b[-1].inputs[1].name
             dense[weight] = block_diagonal(dense[weight], each)
             ends.append(_named(replace(act, inputs=(b[-1].out,)), i))
