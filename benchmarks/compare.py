@@ -1,0 +1,333 @@
+"""Speed of mxq's int8 beside float32, ``mxnet.contrib.quantization``, OpenVINO and ONNX Runtime, in one run.
+
+    python benchmarks/peers/make_env.py                     # once: the environment of OpenVINO and ONNX Runtime
+    python benchmarks/compare.py [NET ...] [--batch-sizes 1 16] [--json FILE] [--chart FILE.png]
+    python benchmarks/compare.py --from FILE --chart FILE.png
+
+NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike.
+
+Every candidate is a process of its own with the same number of threads, its input in memory. The processes take turns:
+one call that is not timed, then those that are, by the process' own clock; the others sleep (see `peers/client.py`).
+All quantize with the same calibration images. What fails, fails alone: the table says why, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from compare_report import BASE, LABELS, OURS, Figure, Row, Run, chart, failures, show
+from peers.client import Failure, Server, read_outputs, run, short
+from rich.console import Console
+
+import mxq
+from mxq import machine
+from mxq.bench import bench
+from mxq.numerics import sqnr_db
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE / "peers"
+NETS = (
+    "resnet18_v1", "resnet50_v1", "resnet50_v2", "mobilenet1.0", "mobilenetv2_1.0", "squeezenet1.1", "densenet121",
+    "inceptionv3", "vgg16", "se_resnext50_32x4d", "ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc",
+)  # fmt: skip
+MXNET = ("float32", "fused", "contrib", "mxq")
+WARMUP = 2
+Peaks = dict[str, dict[str, float]]
+"""Operations per second: "int8" or "float32" -> stack of `roofline.py` -> figure."""
+PATIENCE = 1800.0
+"""Seconds that a step (building, quantizing) may take."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was asked for, beside the networks."""
+
+    candidates: tuple[str, ...]
+    batches: tuple[int, ...]
+    repeats: int
+    threads: int
+    images: int
+    python: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of all processes."""
+        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "MXNET_SUBGRAPH_VERBOSE": "0"}
+
+
+class Network:
+    """The steps of one network; each runs once, and its failure is kept for all who ask again."""
+
+    def __init__(self, name: str, folder: Path, options: Options) -> None:
+        self.name, self.folder, self._options = name, folder, options
+        self._done: dict[str, Failure | None] = {}
+
+    def build(self) -> None:
+        """The float network, as files in the folder."""
+        counts = map(str, (self._options.images, *self._options.batches))
+        self._step("build", sys.executable, "mxnet_nets.py", "build", self.name, str(self.folder), *counts)
+
+    def serve(self, candidate: str, batch: int) -> Server:
+        """Quantizes where that is not done yet, and starts the server.
+
+        Raises:
+            Failure: one of these steps fails.
+        """
+        where = (str(self.folder), str(batch))
+        if candidate in MXNET:
+            if candidate != "float32":
+                self._step(candidate, sys.executable, "mxnet_nets.py", "quantize", candidate, str(self.folder))
+            command = [sys.executable, str(PEERS / "mxnet_nets.py"), "serve", candidate, *where]
+        else:
+            python = str(self._options.python)
+            if not self._options.python.exists():
+                raise Failure("no environment; python benchmarks/peers/make_env.py builds it")
+            self._step(f"export-{batch}", python, "onnx_export.py", *where)
+            self._step(f"{candidate}-{batch}", python, f"{candidate}_int8.py", "quantize", *where)
+            command = [python, str(PEERS / f"{candidate}_int8.py"), "serve", *where]
+        return Server(candidate, command, self._options.env, self.folder / f"serve-{candidate}-{batch}.log")
+
+    def _step(self, name: str, python: str, script: str, *arguments: str) -> None:
+        if name not in self._done:
+            try:
+                log = self.folder / f"{name}.log"
+                run([python, str(PEERS / script), *arguments], self._options.env, log, PATIENCE)
+                self._done[name] = None
+            except Failure as failure:
+                self._done[name] = Failure(f"{name.partition('-')[0]}: {failure}")
+        kept = self._done[name]
+        if kept:
+            raise kept
+
+
+class Stopwatch:
+    """A clock that only the servers' own times move, so that `mxq.bench.bench` sees nothing else."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def turn(self, server: Server, calls: int) -> None:
+        """One turn of ``server``.
+
+        Raises:
+            Died: it failed.
+        """
+        try:
+            self.now += server.time(calls)
+        except Failure as failure:
+            raise Died(server, failure) from failure
+
+
+class Died(Exception):
+    """A server failed in its turn."""
+
+    def __init__(self, server: Server, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.server = server
+
+
+def measure(servers: list[Server], row: Row, repeats: int) -> None:
+    """Times the servers in turns and writes what they took into ``row``; starts again without one that dies.
+
+    A KeyboardInterrupt leaves the rounds that all have completed.
+    """
+    alive = list(servers)
+    calls = max(1, 4 // row.batch)
+    while alive:
+        for server in alive:
+            server.seconds.clear()
+        watch = Stopwatch()
+        try:
+            turns = {s.name: lambda s=s, w=watch: w.turn(s, calls) for s in alive}
+            bench(turns, repeats=repeats, warmup=WARMUP, examples=row.batch, clock=watch)
+        except Died as died:
+            row.figures[died.server.name].failure = str(died)
+            alive.remove(died.server)
+            continue
+        finally:
+            rounds = min((len(s.seconds) for s in alive), default=0)
+            for server in alive:
+                row.figures[server.name].seconds = server.seconds[WARMUP:rounds]
+        return
+
+
+def compare(net: Network, row: Row, options: Options) -> None:
+    """Fills ``row``."""
+    try:
+        net.build()
+        macs = json.loads((net.folder / "macs.json").read_text(encoding="utf-8"))
+        row.macs = row.batch * sum(macs.values())
+    except Failure as failure:
+        row.figures = {name: Figure(failure=str(failure)) for name in options.candidates}
+        return
+    with _servers() as servers:
+        for name in options.candidates:
+            figure = row.figures[name] = Figure()
+            try:
+                server = net.serve(name, row.batch)
+                servers.append(server)
+                figure.about = server.about
+                figure.sqnr_db = agreement(net.folder, row.batch, server)
+            except Failure as failure:
+                figure.failure = str(failure)
+        share = net.folder / "int8.json"
+        row.int8_share = json.loads(share.read_text(encoding="utf-8")) if share.exists() else None
+        measure([s for s in servers if not row.figures[s.name].failure], row, options.repeats)
+        for server in servers:
+            if server.overhead:
+                row.figures[server.name].about["round_trip_overhead_us"] = round(1e6 * median(server.overhead))
+
+
+@contextmanager
+def _servers() -> Iterator[list[Server]]:
+    servers: list[Server] = []
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            server.close()
+
+
+def agreement(folder: Path, batch: int, server: Server) -> list[float | None]:
+    """SQNR in dB of each output against float32 MXNet's on the same input; None for another shape."""
+    wanted = read_outputs(folder / f"reference-{batch}.npz")
+    found = server.outputs(folder / f"{server.name}-{batch}-outputs.npz")
+    pairs = zip(wanted, found, strict=False)
+    return [sqnr_db(a, b) if a.shape == b.shape else None for a, b in pairs]
+
+
+def peaks(options: Options, console: Console) -> Peaks:
+    """The machine's peaks, by `roofline.py` in a process of its own; none where that fails."""
+    with tempfile.TemporaryDirectory(prefix="mxq-roofline-") as folder:
+        path = Path(folder) / "peaks.json"
+        command = [sys.executable, str(HERE / "roofline.py"), "--json", str(path)]
+        try:
+            run(command, options.env, Path(folder) / "log", PATIENCE)
+        except Failure as failure:
+            console.print(f"roofline.py fails: {failure}", markup=False)
+            return {}
+        found: Peaks = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def best(first: Peaks, second: Peaks) -> Peaks:
+    """The larger figure of each stack."""
+    return {
+        kind: {
+            stack: max(found.get(kind, {}).get(stack, 0.0) for found in (first, second))
+            for stack in {**first.get(kind, {}), **second.get(kind, {})}
+        }
+        for kind in {**first, **second}
+    }
+
+
+def compare_all(names: Sequence[str], options: Options, result: Run) -> Iterator[Row]:
+    """Adds one row after the other to ``result``, and yields each when it is done."""
+    with tempfile.TemporaryDirectory(prefix="mxq-compare-") as scratch:
+        for name in names:
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                net = Network(name, Path(folder), options)
+                for batch in options.batches:
+                    row = Row(name, batch)
+                    result.rows.append(row)
+                    try:
+                        compare(net, row, options)
+                    except Exception as error:  # a full disk, say; the next network may be smaller
+                        failed = Figure(failure=short(f"{type(error).__name__}: {error}"))
+                        row.figures |= {n: failed for n in options.candidates if not row.timing(n, n)}
+                    yield row
+
+
+def summary(row: Row) -> str:
+    """One line that says how it went."""
+    words = []
+    for name in row.figures:
+        timing = row.timing(name, name)
+        words.append(f"{name} {1e3 * timing.median:.2f} ms" if timing else f"{name} fails")
+    return "\n  ".join([f"{row.net} batch {row.batch}: {', '.join(words)}", *failures([row])])
+
+
+def settings(options: Options) -> dict[str, object]:
+    """How the figures were taken, for the reader."""
+    found = machine.detect()
+    return {
+        "cpu": found.model,
+        "target": found.target,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "calibration images": options.images,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nets", nargs="*", default=list(NETS))
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--peers", nargs="+", choices=list(LABELS), default=list(LABELS), help="candidates beside mxq")
+    parser.add_argument("--env", type=Path, default=PEERS / ".venv", help="environment that peers/make_env.py built")
+    parser.add_argument("--threads", type=int, help="of every candidate (default: OMP_NUM_THREADS, or one per core)")
+    parser.add_argument("--calibration", type=int, default=16, help="images; rounded up to the largest batch")
+    parser.add_argument("--no-roofline", action="store_true", help="leave the machine's peaks out")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--from", type=Path, dest="source", help="show the result in this file, measure nothing")
+    parser.add_argument("--chart", type=Path, help="draw the result here (.png)")
+    return parser.parse_args(arguments)
+
+
+def measured(args: argparse.Namespace, console: Console) -> Run:
+    """A new run, written to ``args.json`` after every row. Ctrl-C or ``kill`` ends it and leaves what there is."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    options = Options(
+        candidates=tuple(n for n in LABELS if n in {*args.peers, OURS, BASE}),
+        batches=tuple(args.batch_sizes),
+        repeats=args.repeats,
+        threads=args.threads or mxq.use_physical_cores(),
+        images=max(args.calibration, *args.batch_sizes),
+        python=args.env / "bin" / "python",
+    )
+    result = Run(settings(options))
+    try:
+        # Before and after, because a peak shows only where nothing else runs.
+        result.peaks = {} if args.no_roofline else peaks(options, console)
+        for row in compare_all(args.nets, options, result):
+            console.print(summary(row), markup=False, highlight=False)
+            if args.json:
+                result.save(args.json)
+        result.peaks = {} if args.no_roofline else best(result.peaks, peaks(options, console))
+    except KeyboardInterrupt:
+        console.print("stopped; this is what there is so far")
+    if args.json:
+        result.save(args.json)
+    return result
+
+
+def main() -> None:
+    """Measure or read, print, write."""
+    args = parse()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    result = Run.load(args.source) if args.source else measured(args, console)
+    show(result, console)
+    if args.chart:
+        chart(result, args.chart)
+
+
+if __name__ == "__main__":
+    main()

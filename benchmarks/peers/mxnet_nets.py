@@ -1,0 +1,149 @@
+"""The MXNet side of the comparison, each step a process of its own: build a network, quantize it, serve it.
+
+    python mxnet_nets.py build NET FOLDER IMAGES BATCH ...
+    python mxnet_nets.py quantize fused|contrib|mxq FOLDER
+    python mxnet_nets.py serve CANDIDATE FOLDER BATCH
+
+``NET:raw`` is the detector NET without non-maximum suppression and what follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import mxq  # isort: skip  (before mxnet)
+
+mxq.use_physical_cores()
+os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
+
+import protocol  # noqa: E402
+import roofline  # noqa: E402
+from mxnet import io  # noqa: E402
+from mxnet.contrib import quantization as contrib  # noqa: E402
+
+from mxq.ir import Model, toposort  # noqa: E402
+from mxq.pipeline import fuse_float  # noqa: E402
+from mxq.runtime import (  # noqa: E402
+    MxnetRunner,
+    from_symbol,
+    load_model,
+    read_block,
+    to_arrays,
+    to_symbol,
+    versions,
+    write_pair,
+)
+
+NMS = ("_contrib_box_nms", "_contrib_MultiBoxDetection")
+
+
+def build(name: str, folder: Path, count: int, batches: Sequence[int]) -> None:
+    """Writes the float network, its inputs and outputs at each batch size, calibration images and multiply-adds."""
+    import zoo  # noqa: PLC0415  (it takes gluoncv, which only this step needs)
+
+    base, _, raw = name.partition(":")
+    model, net = zoo.build(base), zoo.NETS[base]
+    if raw:
+        model = without_nms(model)
+    write_pair(model, folder / "float32")
+    np.save(folder / "calibration.npy", zoo.examples(net, count, seed=3))
+    for batch in batches:
+        images = zoo.examples(net, batch)
+        np.save(folder / f"input-{batch}.npy", images)
+        outputs = MxnetRunner().compile(model)({model.inputs[0]: images})
+        np.savez(folder / f"reference-{batch}.npz", **{str(i): a for i, a in enumerate(outputs)})
+    macs = roofline.multiply_adds(model, {model.inputs[0]: (1, *net.shape)})
+    (folder / "macs.json").write_text(json.dumps(macs))
+
+
+def without_nms(model: Model) -> Model:
+    """The detector up to what it gives to non-maximum suppression.
+
+    Raises:
+        ValueError: it does none.
+    """
+    heads = [node.inputs[0] for node in model.graph.operators if node.op in NMS]
+    if not heads:
+        raise ValueError("no non-maximum suppression in this network; leave :raw out")
+    return model.with_graph(toposort(model.graph.nodes, heads, model.graph.attrs))
+
+
+def by_mxq(model: Model, images: Any) -> Model:
+    """Mxq's int8, with its defaults."""
+    symbol = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
+    found = mxq.quantize_model(*symbol, calib_data=images, num_calib_examples=len(images), batch_size=4)
+    return from_symbol(*found)
+
+
+def by_contrib(model: Model, images: Any) -> Model:
+    """``mxnet.contrib.quantization``: smart, auto, naive."""
+    symbol = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
+    name = model.inputs[0]
+    data = io.NDArrayIter({name: images}, batch_size=4)
+    found = contrib.quantize_model_mkldnn(
+        *symbol, data_names=(name,), label_names=None, calib_mode="naive", calib_data=data,
+        quantized_dtype="auto", quantize_mode="smart",
+    )  # fmt: skip
+    return from_symbol(*found)
+
+
+KINDS: Mapping[str, Callable[[Model, Any], Model]] = {
+    "fused": lambda model, _: fuse_float(model),
+    "contrib": by_contrib,
+    "mxq": by_mxq,
+}
+
+
+def quantize(kind: str, folder: Path) -> None:
+    """Writes the pair of one candidate; for mxq also which share of the multiply-adds is int8."""
+    found = KINDS[kind](load_model(folder / "float32"), np.load(folder / "calibration.npy"))
+    write_pair(found, folder / kind)
+    if kind == "mxq":
+        share = roofline.int8_share(found, json.loads((folder / "macs.json").read_text()))
+        (folder / "int8.json").write_text(json.dumps(share))
+
+
+class Server:
+    """A hybridized block with static memory, as `mxq.runtime.serve` makes it."""
+
+    def __init__(self, kind: str, folder: Path, batch: str) -> None:
+        self._block = read_block(folder / kind)
+        self._block.hybridize(static_alloc=True, static_shape=True)
+        self._images = to_arrays({"x": np.load(folder / f"input-{batch}.npy")})["x"]
+        self._outputs: list[Any] = []
+        self.about = {**versions(), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+
+    def __call__(self) -> object:
+        result = self._block(self._images)
+        self._outputs = list(result) if isinstance(result, list | tuple) else [result]
+        for output in self._outputs:
+            output.wait_to_read()
+        return self._outputs
+
+    def outputs(self) -> Sequence[Any]:
+        return [output.asnumpy() for output in self._outputs]
+
+
+def main() -> None:
+    """One step."""
+    match sys.argv[1:]:
+        case ["build", name, folder, count, *batches]:
+            build(name, Path(folder), int(count), [int(b) for b in batches])
+        case ["quantize", kind, folder]:
+            quantize(kind, Path(folder))
+        case ["serve", kind, folder, batch]:
+            protocol.serve(lambda: Server(kind, Path(folder), batch))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
