@@ -2,6 +2,8 @@
 
     MXQ_DATA=... python benchmarks/throughput.py [NET ...] [--batch-sizes 1 16]
 
+NET is one of ``MXQ_DATA`` or of gluoncv's zoo (`zoo`; then with random weights).
+
 "x fused" is how many times as fast as fused float32, "x contrib" as contrib's int8: medians of the round-by-round
 ratios, with the 10th and 90th percentile of the latter.
 """
@@ -16,6 +18,7 @@ import numpy as np
 from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load
 from rich.console import Console
 from rich.table import Table
+from zoo import NETS, build, examples
 
 from mxq.bench import bench
 from mxq.pipeline import fuse_float
@@ -26,7 +29,7 @@ def row(task: Task, batch: int, repeats: int) -> tuple[str, ...]:
     """One line of the table."""
     images = np.resize(task.evaluation, (batch, *task.evaluation.shape[1:]))
     models = {
-        "contrib": by_contrib(task, "naive"),
+        "contrib": by_contrib(task, "naive", batch=min(10, len(task.calibration))),
         "mxq": by_mxq(task),
         "fused": fuse_float(task.model),
         "float32": task.model,
@@ -46,6 +49,11 @@ def row(task: Task, batch: int, repeats: int) -> tuple[str, ...]:
     )
 
 
+def zoo_task(name: str) -> Task:
+    """A network of the zoo on noise."""
+    return Task(name, build(name), examples(NETS[name], 4, seed=3), examples(NETS[name], 4), None)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +64,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     table = Table("network", "batch", "float32 ms", "fused ms", "contrib ms", "mxq ms", "x fused", "x contrib")
     for name in args.nets:
-        task = load(name, evaluation=64)
+        task = zoo_task(name) if name in NETS else load(name, evaluation=64)
         for batch in args.batch_sizes:
             table.add_row(*row(task, batch, args.repeats))
     console = Console(width=120)

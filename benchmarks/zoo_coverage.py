@@ -37,7 +37,7 @@ from mxq.runtime import MxnetRunner, serve
 
 CALIBRATION = 4
 TIMEOUT = 900
-SECONDS = 30
+SECONDS = 10
 """How long a network is timed: slow ones have fewer repeats, three at least."""
 CHOICES = ("nms", "topk", "Proposal")
 """Parts of the names of operators after which tensors of two networks belong to different boxes."""
