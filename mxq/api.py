@@ -62,7 +62,7 @@ def quantize_net(
         thresholds: ranges found earlier by `calibrate`, instead of ``calib_data``.
         statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read, instead of
             ``calib_data``: ranges follow from it without running the network.
-        batch_size: how whole arrays are cut.
+        batch_size: how whole arrays are cut; 1 for networks made for one example at a time (Faster R-CNN).
         ctx: the CPU, if anything; there is no other int8 backend.
         logger: receives what mxq says; by default it goes to stderr.
         **options: fields of `QuantConfig`, named as in ``mxnet.contrib.quantization.quantize_net``:
