@@ -98,6 +98,11 @@ class Node:
         return replace(self, attrs={**self.attrs, **attrs})
 
 
+def standing_for(*nodes: Node) -> dict[str, str]:
+    """Attributes of a node by which reports take it for the original nodes of ``nodes``."""
+    return {ORIGIN: " ".join(name for node in nodes for name in node.origins)}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in topological order, and the outputs (``heads``) of the whole.
@@ -161,6 +166,12 @@ class Graph:
     @property
     def operators(self) -> tuple[Node, ...]:
         return tuple(n for n in self.nodes if not n.is_variable)
+
+    def unused(self, name: str) -> str:
+        """``name``, or the first of "name0", "name00", ... that no node has."""
+        while name in self:
+            name += "0"
+        return name
 
     def replace(self, changes: Mapping[str, Sequence[Node]], redirect: Mapping[Ref, Ref] | None = None) -> Graph:
         """A new graph in which nodes are exchanged, inserted or dropped.

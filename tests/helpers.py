@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,34 @@ exact_sums = pytest.mark.xfail(
     strict=False,
 )
 """For tests of the numbers that VNNI kernels give; on other CPUs some of them fail, which depends on the data."""
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def fresh_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Runs ``code`` in a process of its own, with ``environ`` in place of this one's OpenMP and MXNet settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MXNET_"))}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+WITHOUT_MXQ = """
+import sys, warnings
+sys.modules["mxq"] = None  # importing it would fail
+warnings.simplefilter("ignore")
+import numpy
+for name, kind in dict(bool=bool, int=int, float=float, object=object, complex=complex, str=str).items():
+    setattr(numpy, name, kind)  # numpy 1.24 removed them, MXNet reads them
+import mxnet as mx
+"""
+"""The first lines of a program that loads a network with stock MXNet alone."""
 
 
 def assert_close(actual: ArrayLike, expected: ArrayLike, *, rtol: float, atol: float) -> None:

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +17,10 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
+from helpers import fresh_python
 
 from mxq.runtime import QuantizedBlock, load_model, to_arrays, to_symbol
 
-ROOT = Path(__file__).parents[1]
 SIDE, CLASSES = 8, 5
 X = np.random.default_rng(0).standard_normal((40, 3, SIDE, SIDE)).astype(np.float32)
 
@@ -687,19 +685,6 @@ def test_unknown_attribute() -> None:
 
 
 # ---- threads -------------------------------------------------------------------------------------------------
-
-
-def fresh_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``code`` in a process of its own, with ``environ`` in place of this one's OpenMP settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "PYTHONPATH": str(ROOT), **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 class TestUsePhysicalCores:

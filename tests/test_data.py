@@ -17,6 +17,7 @@ import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 from graphs import CONV3, RELU, build, conv, fc, quantized, run
+from helpers import WITHOUT_MXQ
 from test_runtime import has_distutils
 from typer.testing import CliRunner
 
@@ -265,14 +266,9 @@ def test_an_older_record_says_nothing_of_the_input(pairs):
     assert record.from_json(data).input is None
 
 
-LOADERS = """
-import sys, warnings
-sys.modules["mxq"] = None  # importing it would fail
-warnings.simplefilter("ignore")
-import numpy
-for name, kind in dict(bool=bool, int=int, float=float, object=object, complex=complex, str=str).items():
-    setattr(numpy, name, kind)  # numpy 1.24 removed them, MXNet reads them
-import mxnet as mx
+LOADERS = (
+    WITHOUT_MXQ
+    + """\
 prefix, x = sys.argv[1], numpy.load(sys.argv[2])
 x = mx.nd.array(x, dtype=x.dtype)
 results = {}
@@ -298,6 +294,7 @@ except mx.base.MXNetError:
     print("floats were refused")
 numpy.savez(sys.argv[3], **{k: v.asnumpy() for k, v in results.items()})
 """
+)
 
 
 @pytest.mark.skipif(not has_distutils(), reason="without distutils MXNet cannot be imported but through mxq")

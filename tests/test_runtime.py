@@ -17,7 +17,7 @@ import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 from graphs import SHAPE, bn, build, conv, fc, feeds, quantized
-from helpers import assert_close
+from helpers import WITHOUT_MXQ, assert_close
 
 from mxq import runtime
 from mxq.errors import FormatError, QuantizeError, RuntimeFailure
@@ -348,14 +348,9 @@ def test_versions_and_features() -> None:
     assert runtime.features()["MKLDNN"]
 
 
-LOADERS = """
-import sys, warnings
-sys.modules["mxq"] = None  # importing it would fail
-warnings.simplefilter("ignore")
-import numpy
-for name, kind in dict(bool=bool, int=int, float=float, object=object, complex=complex, str=str).items():
-    setattr(numpy, name, kind)  # numpy 1.24 removed them, MXNet reads them
-import mxnet as mx
+LOADERS = (
+    WITHOUT_MXQ
+    + """\
 prefix, x = sys.argv[1], numpy.load(sys.argv[2])
 results = {}
 block = mx.gluon.SymbolBlock.imports(prefix + "-symbol.json", ["data"], prefix + "-0000.params")
@@ -374,6 +369,7 @@ module.forward(mx.io.DataBatch([mx.nd.array(x)]), is_train=False)
 results["Module"] = module.get_outputs()[0]
 numpy.savez(sys.argv[3], **{k: v.asnumpy() for k, v in results.items()})
 """
+)
 
 
 def has_distutils() -> bool:

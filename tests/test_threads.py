@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import fresh_python
 
 from mxq import threads
 from mxq.errors import ConfigError
@@ -107,18 +106,6 @@ def busy(side):
 """
 
 
-def fresh(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MXNET_"))}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "PYTHONPATH": str(ROOT), **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 several = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
 
 
@@ -131,7 +118,7 @@ class TestUse:
             "if os.fork() == 0: os._exit(0)\n"
             "print(busy(66), mxq.threads.use(1), busy(67))\n"
         )
-        done = fresh(code, OMP_NUM_THREADS="1", **({"MXNET_ENGINE_TYPE": engine} if engine else {}))
+        done = fresh_python(code, OMP_NUM_THREADS="1", **({"MXNET_ENGINE_TYPE": engine} if engine else {}))
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["1", "2", "2", "2", "2", "1", "1"]
 
@@ -139,7 +126,7 @@ class TestUse:
     @pytest.mark.slow
     def test_every_worker_of_the_engine_is_reached(self) -> None:
         code = BUSY + "print(mxq.threads.use(1), busy(64), mxq.threads.use(2), busy(65) > 1)"
-        done = fresh(code, MXNET_CPU_WORKER_NTHREADS="2", OMP_NUM_THREADS="2")
+        done = fresh_python(code, MXNET_CPU_WORKER_NTHREADS="2", OMP_NUM_THREADS="2")
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[0] == "1"
         assert done.stdout.split()[2:] == ["2", "True"]
@@ -151,13 +138,13 @@ class TestUse:
             f"mxq.threads.use(cores=[{cpu}]);"
             "print({c for t in os.listdir('/proc/self/task') for c in os.sched_getaffinity(int(t))})"
         )
-        done = fresh(code, OMP_NUM_THREADS="2")
+        done = fresh_python(code, OMP_NUM_THREADS="2")
         assert done.stdout.split() == ["1", "1", "False", f"{{{cpu}}}"]
 
     def test_without_arguments_the_users_choice_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
         code = "import mxq; print(mxq.threads.use())"
-        assert fresh(code, OMP_NUM_THREADS="3").stdout.split() == ["3"]
-        assert fresh(code).stdout.split() == [str(len(threads.plan()[0]))]
+        assert fresh_python(code, OMP_NUM_THREADS="3").stdout.split() == ["3"]
+        assert fresh_python(code).stdout.split() == [str(len(threads.plan()[0]))]
 
     def test_engines_that_cannot_be_reached_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import mxnet  # noqa: F401

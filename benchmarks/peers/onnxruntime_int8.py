@@ -8,7 +8,6 @@ BATCH is the fixed batch size; the images are those that `mxnet_nets.py` wrote i
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    what, where, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    if what == "quantize":
-        quantize(where, count)
-    else:
-        protocol.serve(lambda: Server(where, count))
+    protocol.main(quantize, Server)

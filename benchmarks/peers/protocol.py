@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,15 @@ class Loaded(Protocol):
 
     def outputs(self) -> Sequence[Any]:
         """The outputs of the last call, as arrays."""
+
+
+def main(quantize: Callable[[Path, str], None], server: Callable[[Path, str], Loaded]) -> None:
+    """The command line of a peer: ``quantize FOLDER BATCH`` or ``serve FOLDER BATCH``."""
+    what, where, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    if what == "quantize":
+        quantize(where, count)
+    else:
+        serve(lambda: server(where, count))
 
 
 def serve(load: Callable[[], Loaded]) -> None:

@@ -180,8 +180,9 @@ def bench(
     if int8_prefix is not None:
         models["int8"] = runtime.load_model(int8_prefix)
     shapes = shapes_of(model, shape, prefix)
-    feeds = timing.random_feeds(model, shapes, batch)
-    candidates = {name: runtime.serve(m, timing.random_feeds(m, shapes, batch)) for name, m in models.items()}
+    given = {name: timing.random_feeds(m, shapes, batch) for name, m in models.items()}
+    feeds = given["fp32"]
+    candidates = {name: runtime.serve(m, given[name]) for name, m in models.items()}
     with progress("timing", warmup + repeats) as step:
         found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch, progress=step)
     threads = os.environ.get("OMP_NUM_THREADS", "?")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.errors import GraphError
-from mxq.ir import ORIGIN, VARIABLE, Array, Model, Node, Ref
+from mxq.ir import VARIABLE, Array, Model, Node, Ref, standing_for
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -66,7 +66,7 @@ class FoldBatchNorm:
             layer,
             name=bn.name,
             label=bn.label,
-            attrs={**layer.attrs, "no_bias": "False", ORIGIN: " ".join((*layer.origins, *bn.origins))},
+            attrs={**layer.attrs, "no_bias": "False", **standing_for(layer, bn)},
             inputs=(layer.inputs[0], layer.inputs[1], Ref(bias_name)),
         )
         new = (folded,) if has_bias else (Node(bias_name, VARIABLE), folded)

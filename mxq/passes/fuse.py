@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
-from mxq.ir import ORIGIN, ROUTE, VARIABLE, Graph, Model, Node, Ref
+from mxq.ir import ROUTE, VARIABLE, Graph, Model, Node, Ref, standing_for
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -61,9 +61,8 @@ class Fuse:
     def build(self, model: Model, match: Match) -> Rewrite:
         root = match.root
         outside, subgraph = _subgraph(match)
-        origins = " ".join(o for n in match.interior for o in n.origins)
         route = "; ".join(n.attrs[ROUTE] for n in match.interior if ROUTE in n.attrs)
-        attrs = {**_flags(self.spec, match), ORIGIN: origins, **({ROUTE: route} if route else {})}
+        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **({ROUTE: route} if route else {})}
         fused = Node(root.name, self.spec.fused_op, attrs, outside, (subgraph,), root.label)
         dropped = {n.name: () for n in match.interior if n is not root}
         return Rewrite({**dropped, root.name: (fused,)})

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mxq.ir import ORIGIN, ROUTE, Model, Node
-from mxq.passes.reduce_strength import inserted
+from mxq.ir import ROUTE, Model, Node, standing_for
 from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
@@ -51,9 +50,9 @@ class PooledConvolution:
         conv = match.root
         attrs = {
             "num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False"),
-            ORIGIN: " ".join(conv.origins), ROUTE: WHY,
+            **standing_for(conv), ROUTE: WHY,
         }  # fmt: skip
-        dense = Node(inserted(conv, "dense", model), "FullyConnected", attrs, conv.inputs)
+        dense = Node(model.graph.unused(f"{conv.name}_dense"), "FullyConnected", attrs, conv.inputs)
         column = Node(conv.name, "Reshape", COLUMN, (dense.out,), label=conv.label)
         weight = conv.inputs[1].name
         value = model.args[weight]
@@ -72,8 +71,8 @@ class ActivateBeforeReshape:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         act, column = match["act"], match["column"]
-        first = replace(act, name=inserted(act, "dense", model), label="", inputs=(match.refs["x"],))
-        first = first.with_attrs(**{ORIGIN: " ".join(act.origins)})
+        first = replace(act, name=model.graph.unused(f"{act.name}_dense"), label="", inputs=(match.refs["x"],))
+        first = first.with_attrs(**standing_for(act))
         last = replace(column, name=act.name, label=act.label, inputs=(first.out,))
         return Rewrite({column.name: (), act.name: (first, last)})
 

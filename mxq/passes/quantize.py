@@ -35,7 +35,7 @@ from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
-from mxq.ir import ORIGIN, Graph, Model, Node, Ref, toposort
+from mxq.ir import Graph, Model, Node, Ref, standing_for, toposort
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
 from mxq.plan import Plan, TensorRecord
@@ -246,7 +246,7 @@ class _Builder:
         fused = {"quantized": "true"} if spec.fused_op else {}
         if spec.float_op == FULLY_CONNECTED.float_op:
             fused["channel_wise_quantize"] = "True"
-        everything = {**node.attrs, ORIGIN: " ".join(node.origins), **fused, **attrs}
+        everything = {**node.attrs, **standing_for(node), **fused, **attrs}
         inside = tuple(_saturated(node, spec, sub) for sub in node.subgraphs)
         return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, subgraphs=inside)
 

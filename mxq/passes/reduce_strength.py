@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.ir import ORIGIN, ROUTE, VARIABLE, Array, Model, Node, Ref
+from mxq.ir import ROUTE, VARIABLE, Array, Model, Node, Ref, standing_for
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
@@ -35,23 +35,15 @@ from mxq.rewrite.rule import single_consumer
 _SCALED = ("_div_scalar", "_mul_scalar")
 
 
-def inserted(node: Node, suffix: str, model: Model) -> str:
-    """A free name for a node that is made beside ``node``."""
-    name = f"{node.name}_{suffix}"
-    while name in model.graph:
-        name += "0"
-    return name
-
-
 def _joined(match: Match) -> dict[str, str]:
     """What the report says of a node that stands for all of a match."""
     members = "+".join(n.op for n in match.interior)
-    return {ORIGIN: " ".join(o for n in match.interior for o in n.origins), ROUTE: f"quicker than {members}"}
+    return {**standing_for(*match.interior), ROUTE: f"quicker than {members}"}
 
 
 def _instead(node: Node) -> dict[str, str]:
     """What the report says of a node that stands for ``node``."""
-    return {ORIGIN: " ".join(node.origins), ROUTE: f"quicker than {node.op}"}
+    return {**standing_for(node), ROUTE: f"quicker than {node.op}"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +151,7 @@ class UpSamplingAsDeconvolution:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         node, channels = match.root, image_channels(model.graph, match.refs["x"]) or 0
-        side, ones = int(node.number("scale", 1)), inserted(node, "ones", model)
+        side, ones = int(node.number("scale", 1)), model.graph.unused(f"{node.name}_ones")
         attrs = {
             "kernel": f"({side}, {side})", "stride": f"({side}, {side})", "num_filter": str(channels),
             "num_group": str(channels), "no_bias": "True", **_instead(node),
@@ -193,10 +185,10 @@ class PoolBeforePReLU:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         act, pool = match["act"], match["pool"]
-        first = replace(pool, name=inserted(pool, "first", model), label="", inputs=(match.refs["x"],))
-        first = first.with_attrs(**{ORIGIN: " ".join(pool.origins)})
+        first = replace(pool, name=model.graph.unused(f"{pool.name}_first"), label="", inputs=(match.refs["x"],))
+        first = first.with_attrs(**standing_for(pool))
         last = replace(act, name=pool.name, label=pool.label, inputs=(first.out, *act.inputs[1:]))
-        last = last.with_attrs(**{ORIGIN: " ".join(act.origins)})
+        last = last.with_attrs(**standing_for(act))
         return Rewrite({act.name: (), pool.name: (first, last)})
 
 
@@ -220,7 +212,7 @@ class PReLUAsMaximum:
     def build(self, model: Model, match: Match) -> Rewrite:
         node = match.root
         slopes = model.args[node.inputs[1].name]
-        name, column = inserted(node, "scaled", model), inserted(node, "slopes", model)
+        name, column = model.graph.unused(f"{node.name}_scaled"), model.graph.unused(f"{node.name}_slopes")
         scaled = Node(name, "broadcast_mul", _instead(node), (match.refs["x"], Ref(column)))
         root = replace(node, op="_maximum", attrs=_instead(node), inputs=(match.refs["x"], scaled.out))
         return Rewrite(
@@ -241,7 +233,7 @@ class ClipAsMinimum:
     def build(self, model: Model, match: Match) -> Rewrite:
         node = match.root
         attrs = {"act_type": "relu", **_instead(node)}
-        relu = Node(inserted(node, "relu", model), "Activation", attrs, node.inputs)
+        relu = Node(model.graph.unused(f"{node.name}_relu"), "Activation", attrs, node.inputs)
         attrs = {"scalar": node.attrs["a_max"], **_instead(node)}
         root = replace(node, op="_minimum_scalar", attrs=attrs, inputs=(relu.out,))
         return Rewrite({node.name: (relu, root)})

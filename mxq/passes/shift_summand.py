@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import ORIGIN, VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, standing_for
 from mxq.passes.overrides import LayerChoices
 from mxq.plan import Plan
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
@@ -101,7 +101,7 @@ def _with_relu(conv: Node) -> Node:
     inner = conv.subgraphs[0]
     relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
     graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
-    attrs = {**conv.attrs, "with_act": "true", ORIGIN: " ".join(conv.origins)}
+    attrs = {**conv.attrs, "with_act": "true", **standing_for(conv)}
     return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
 
 

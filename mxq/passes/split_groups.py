@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.ir import ORIGIN, ROUTE, VARIABLE, Array, Model, Node, Ref
+from mxq.ir import ROUTE, VARIABLE, Array, Model, Node, Ref, standing_for
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -105,7 +105,7 @@ def _shared(model: Model, conv: Node) -> Reject | None:
 
 def _named(node: Node, i: int) -> Node:
     """Part ``i`` of ``node``; it stands for the same original nodes."""
-    return replace(node.with_attrs(**{ORIGIN: " ".join(node.origins)}), name=f"{node.name}_part{i}", label="")
+    return replace(node.with_attrs(**standing_for(node)), name=f"{node.name}_part{i}", label="")
 
 
 def _part(model: Model, conv: Node, i: int, data: Ref, rows: slice) -> tuple[tuple[Node, ...], dict[str, Array]]:
