@@ -32,7 +32,18 @@ from mxq.version import __version__
 
 if TYPE_CHECKING:
     from mxq import data
-    from mxq.api import QuantizedModel, calibrate, evaluate, load, plot, quantize_model, quantize_net, save
+    from mxq.api import (
+        QuantizedModel,
+        calibrate,
+        evaluate,
+        load,
+        plot,
+        quantize_model,
+        quantize_net,
+        save,
+        sensitivity,
+        tune,
+    )
     from mxq.distributed import Partitions
     from mxq.statistics import Statistics
 
@@ -64,7 +75,9 @@ __all__ = [
     "quantize_model",
     "quantize_net",
     "save",
+    "sensitivity",
     "threads",
+    "tune",
     "use_physical_cores",
 ]
 
@@ -79,6 +92,8 @@ _LAZY = {
     "quantize_model": "mxq.api",
     "quantize_net": "mxq.api",
     "save": "mxq.api",
+    "sensitivity": "mxq.api",
+    "tune": "mxq.api",
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mxq import distributed, pipeline, runtime
+from mxq import distributed, machine, pipeline, runtime, tuning
 from mxq.batches import feeds
 from mxq.collect import Checkpoint
 from mxq.config import QuantConfig
@@ -22,6 +23,8 @@ from mxq.plan import Report
 from mxq.report import plots, record
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
+
+_LOG = logging.getLogger("mxq")
 
 
 class QuantizedModel(tuple[Any, dict[str, Any], dict[str, Any]]):
@@ -261,7 +264,8 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
 def load(prefix: str | Path, epoch: int | None = None) -> Any:
     """Reads a pair as a SymbolBlock, with its report in ``mxq_report`` where ``prefix-mxq.json`` is there.
 
-    Plain MXNet reads it too, without mxq: ``SymbolBlock.imports``, ``Module.load``, ``load_checkpoint``.
+    Plain MXNet reads it too, without mxq: ``SymbolBlock.imports``, ``Module.load``, ``load_checkpoint``. Where it was
+    made for a CPU with VNNI and this one has none, the logger "mxq" warns.
 
     Raises:
         FormatError: a file is missing, damaged or changed since it was written.
@@ -273,9 +277,132 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
         if changed:
             raise FormatError(f"{target}: {changed[0]}")
         report = record.read(target)
+        unfit = machine.misfit(report.target, machine.detect())
+        if unfit:
+            _LOG.warning("%s: %s", target, unfit)
     block = runtime.read_block(target, epoch)
     setattr(block, runtime.BLOCK_ATTRIBUTE, report)
     return block
+
+
+def sensitivity(
+    net: runtime.Net,
+    calib_data: object,
+    *,
+    metric: Metric[Any] | Function | None = None,
+    data: object = None,
+    labels: Any = None,
+    mode: str = "both",
+    config: QuantConfig | None = None,
+    workdir: str | Path | None = None,
+    client: Any = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Any,
+) -> tuning.Sensitivity:
+    """Measures each layer alone: in int8 while all others are float, and in float while all others are int8.
+
+    Args:
+        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`. One pass over ``calib_data``
+            serves all networks. ``effort`` is "fast" unless it is among the ``options``: other methods would be applied
+            anew for every layer.
+        metric, labels: as for `evaluate`, of ``data``; the first number counts, more being better.
+        data: what to measure on. With labels, accuracy or ``metric`` counts. Without, the outputs are held against the
+            float network's: SQNR in dB, KL divergence of the softmax, and equal answers. By default ``calib_data``,
+            without labels.
+        mode: "one-int8", "one-float", or "both".
+        workdir: a folder for the journal. Ended in any way and called again, what was measured is not measured again.
+        client: a Dask client, for `Partitions`.
+
+    Returns:
+        The layers, the worst first; after Ctrl-C those measured by then.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    asked = _config(config, {"effort": "fast", **options})
+    given = _Given(calib_data, batch_size=batch_size, client=client)
+    with _folder(workdir) as folder:
+        material = _material(net, given, asked, logger, None if workdir is None else folder)
+        judge = tuning.judge_of(
+            material.prepared.source,
+            material.data,
+            material.runner,
+            data=data,
+            labels=labels,
+            metric=metric,
+            client=client,
+            batch_size=batch_size,
+        )
+        return tuning.sensitivity(material, judge, mode, None if workdir is None else folder)
+
+
+def tune(
+    net: runtime.Net,
+    calib_data: object,
+    eval_fn: Callable[[Any], float] | None = None,
+    *,
+    max_drop: float = 0.005,
+    time_budget: float | None = None,
+    workdir: str | Path | None = None,
+    config: QuantConfig | None = None,
+    eval_data: object = None,
+    labels: Any = None,
+    metric: Metric[Any] | Function | None = None,
+    client: Any = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Any,
+) -> tuning.Tuned:
+    """Finds the fastest INT8 network whose score is at most ``max_drop`` below the float network's.
+
+    Tried in this order, until the bar is met: every calibrator, methods for weights, then layers left in float, as few
+    and as cheap ones as will do.
+
+    Args:
+        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`; the search chooses
+            ``calib_mode``, ``effort`` and layers, what else is set stays. One pass over ``calib_data`` serves all.
+        eval_fn: from a network, as a Gluon block, to its score; more is better.
+        max_drop: how much less than float is allowed, in the unit of the score: 0.005 is half a point of accuracy.
+        time_budget: seconds for the search, over all runs in ``workdir``. A trial that is expected to end later is not
+            begun; one network is tried in any case.
+        workdir: a folder for the journal, the statistics and the best network so far (``best-symbol.json``, ...). Ended
+            in any way and called again, no trial is repeated, and the result is that of a run without an end.
+        eval_data, labels, metric: instead of ``eval_fn``, labelled data and what to measure, as for `evaluate`; its
+            first number counts. With neither, or without labels, the score is the share of answers that are the float
+            network's (on ``calib_data`` where there is no ``eval_data``). Accuracy cannot drop by more than that share
+            lacks, so the bar is on the safe side and hard to meet: think of 0.02.
+        client: a Dask client, for `Partitions` as ``calib_data``, ``eval_data`` or both.
+
+    Returns:
+        The network and how it was found: ``block``, ``met``, ``report``, ... Where nothing meets the bar, it is the
+        most accurate one; after Ctrl-C the best by then.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    budget, asked = tuning.Budget(time_budget), _config(config, options)
+    tuning.check(asked, max_drop)
+    if eval_fn is not None and eval_data is not None:
+        raise ConfigError("eval_fn and eval_data are both given; allowed: one of them, or neither")
+    given = _Given(calib_data, batch_size=batch_size, client=client)
+    with _folder(workdir) as folder:
+        material = _material(net, given, asked, logger, folder)
+        judge = tuning.judge_of(
+            material.prepared.source,
+            material.data,
+            material.runner,
+            function=eval_fn,
+            data=eval_data,
+            labels=labels,
+            metric=metric,
+            client=client,
+            batch_size=batch_size,
+            answers=True,
+        )
+        found = tuning.tune(material, judge, max_drop, budget, None if workdir is None else folder)
+    _say(logger, found.verdict)
+    return found
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------
@@ -351,6 +478,36 @@ def _run(prepared: pipeline.Prepared, given: _Given, stats: Path | None) -> pipe
     if data is not None:
         data = feeds(data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
     return pipeline.calibrate(prepared, data, runner, checkpoint=kept)
+
+
+def _material(
+    net: runtime.Net, given: _Given, config: QuantConfig, logger: logging.Logger | None, folder: Path | None
+) -> tuning.Material:
+    """What `tune` and `sensitivity` make their networks from; statistics are kept in ``folder``."""
+    runner = runtime.MxnetRunner()
+    prepared = tuning.observing_more(pipeline.plan(runtime.load_model(net), config, runner))
+    data = tuning.repeatable(given.calib_data, prepared.fused.inputs, config.budget, given.batch_size)
+    whole = given.calib_data if isinstance(given.calib_data, Partitions) else data
+    stats = None if folder is None else folder / tuning.STATISTICS
+
+    def calibrate() -> Statistics:
+        return _calibrated(prepared, replace(given, calib_data=whole), logger, stats).statistics
+
+    return tuning.Material(prepared, calibrate, data, runner, runtime.versions())
+
+
+@contextmanager
+def _folder(workdir: str | Path | None) -> Iterator[Path]:
+    """The folder ``workdir``, made where it is missing; or one that goes afterwards."""
+    if workdir is None:
+        with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
+            yield Path(folder)
+        return
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
+    yield Path(workdir)
 
 
 def _block(model: Model, report: Report) -> Any:

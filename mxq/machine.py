@@ -20,6 +20,12 @@ from mxq.errors import ConfigError
 TARGETS = ("avx512_vnni", "avx512", "avx2", "unsupported")
 """What oneDNN's int8 kernels are written for, best first; "unsupported": older than AVX2, or not x86-64."""
 
+VNNI = TARGETS[0]
+"""The target whose sums of products are exact."""
+
+NATIVE = "native"
+"""In place of a target: that of this machine."""
+
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
 
 FLAGS = AVX512 | {"avx2", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16"}
@@ -147,6 +153,36 @@ def target_of(flags: frozenset[str]) -> str:
     if not flags >= AVX512:
         return "avx2"
     return "avx512_vnni" if "avx512_vnni" in flags else "avx512"
+
+
+def resolve_target(asked: str, machine: Machine) -> str:
+    """The target that "native" stands for on ``machine``; any other is itself.
+
+    AVX2 with VNNI sums as AVX-512 with it does, and counts as that. A CPU without int8 kernels worth using counts as
+    "avx2", which asks for the most care.
+    """
+    if asked != NATIVE:
+        return asked
+    if not machine.saturates:
+        return VNNI
+    return machine.target if machine.target in TARGETS[:3] else "avx2"
+
+
+def misfit(target: str, machine: Machine) -> str:
+    """Why a network made for ``target`` may be wrong on ``machine``, one sentence; "" where it is not.
+
+    A network made for a CPU without VNNI is right everywhere.
+
+    Args:
+        target: one of `TARGETS`, as a record says; "" where it does not.
+        machine: where the network is to run.
+    """
+    if target != VNNI or not machine.saturates:
+        return ""
+    return (
+        f"it was quantized for {VNNI}, but this CPU ({machine.target}) adds products in pairs in 16 bits, and "
+        f"large ones saturate: quantize it with target={resolve_target(NATIVE, machine)!r}"
+    )
 
 
 def saturates(flags: frozenset[str]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
-from mxq import observers
+from mxq import machine, observers
 from mxq.backends import MXNET_191
 from mxq.batches import Feeds, feeds
 from mxq.collect import Checkpoint, collect
@@ -34,6 +34,8 @@ from mxq.passes import (
     SPLIT_GROUPS,
     align_ranges,
     fold_constants,
+    guard,
+    pair_channels,
     partition,
     quantize_graph,
     shift_summands,
@@ -256,7 +258,11 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
         choices = LayerChoices.of(fused.graph, prepared.config)
         thresholds = align_ranges(fused.graph, decided, thresholds, prepared.trace)
         fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
+    target = machine.resolve_target(prepared.config.target, machine.detect())
+    if target != machine.VNNI:
+        fused = pair_channels(fused, decided, prepared.trace)
     fused, weights = clip_weights(fused, _asked_of_weights(prepared))
+    fused, thresholds, saturation = guard(fused, decided, thresholds, prepared.config, target, prepared.trace)
     thresholds, coding = choose_codes(fused, thresholds, prepared.config)
     model, tensors = quantize_graph(fused, decided, thresholds, coding)
     model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
@@ -278,6 +284,8 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
             "warnings": list(calibrated.warnings),
         },
         input=fed,
+        target=target,
+        saturation=saturation,
     )
     return Quantized(model, report, prepared, thresholds)
 

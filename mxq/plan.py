@@ -77,6 +77,27 @@ class WeightRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SaturationRecord:
+    """What was done about sums of two products of one layer that saturate on CPUs without VNNI.
+
+    Attributes:
+        kernel: "pairs", "shifted" or "halved" (see `mxq.weights.saturation`).
+        remedy: "none", "pairs" (weights of such pairs are limited) or "range" (its input's range is widened).
+        at_risk: how many pairs could saturate at the largest activation codes.
+        limited: how many weights were changed.
+        factor: by which the range of the input was widened; 1 where it was not.
+        supposed: whether activations were supposed, for want of data.
+    """
+
+    kernel: str
+    remedy: str
+    at_risk: int
+    limited: int = 0
+    factor: float = 1.0
+    supposed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class InputRecord:
     """What a network with an input of integers is to be fed.
 
@@ -110,6 +131,8 @@ class Report:
         trace: which pass fired which rule how often, with refusals and their reasons.
         summary: counts, e.g. {"int8": 54, "float": 3, "calibration_examples": 64}.
         input: what to feed a network that takes integers; None where it takes float.
+        target: the CPU that it was made for, one of `mxq.machine.TARGETS`; "" where nobody said.
+        saturation: name of each layer that was guarded for that -> `SaturationRecord`.
     """
 
     plan: Plan
@@ -122,3 +145,5 @@ class Report:
     trace: tuple[Mapping[str, object], ...] = ()
     summary: Mapping[str, object] = field(default_factory=dict)
     input: InputRecord | None = None
+    target: str = ""
+    saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 from helpers import fresh_python
 
+from mxq import machine
 from mxq.runtime import QuantizedBlock, load_model, to_arrays, to_symbol
 
 SIDE, CLASSES = 8, 5
@@ -399,6 +401,27 @@ class TestFiles:
         np.testing.assert_array_equal(forward(loaded), forward(mxq.load(saved)))
         with pytest.raises(mxq.QuantizeError, match="save got a QuantizedBlock without a report"):
             mxq.save(loaded, tmp_path / "again")
+
+    @pytest.mark.parametrize("flags", ["avx2", "avx2 avx_vnni"])
+    def test_load_warns_where_the_cpu_saturates(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        flags: str,
+    ) -> None:
+        for file in saved.parent.glob(f"{saved.name}-*"):
+            shutil.copy(file, tmp_path)
+        record = tmp_path / f"{saved.name}-mxq.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"target": "avx512_vnni"}))
+        here = replace(machine.detect(), usable=frozenset(flags.split()))
+        monkeypatch.setattr(machine, "detect", lambda: here)
+        with caplog.at_level(logging.WARNING, "mxq"):
+            mxq.load(tmp_path / saved.name)
+        warned = [r.getMessage() for r in caplog.records if r.name == "mxq"]
+        assert len(warned) == (flags == "avx2")
+        assert all("it was quantized for avx512_vnni" in message for message in warned)
 
     @pytest.mark.parametrize("end", ["-symbol.json", "-0000.params"])
     @pytest.mark.parametrize("problem", ["has changed since it was written", "is missing"])

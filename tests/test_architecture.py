@@ -17,10 +17,11 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
-    ("passes", "weights", "tune", "runtime", "collect", "evaluation"),
+    ("passes", "weights", "runtime", "collect", "evaluation"),
     ("sweep",),
     ("pipeline", "report"),
     ("distributed", "data"),
+    ("tuning",),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
@@ -32,6 +33,7 @@ SIDEWAYS = {  # the only imports within a level, (importer, imported); together 
     ("files", "errors"),
     ("machine", "errors"),
     ("numerics", "errors"),
+    ("passes", "weights"),
 }
 
 MXNET_IMPORTERS = {"runtime"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from mxq import machine
 from mxq.cli import app
 from mxq.cli.app import ORDER
 from mxq.errors import RuntimeFailure
@@ -374,6 +376,18 @@ class TestDoctor:
         assert found["onednn"] is True
         assert found["threads"]["recommended"] >= 1
         assert found["machine"]["cores"] >= 1
+
+    @pytest.mark.parametrize(("flags", "warns"), [("avx2", True), ("avx2 avx_vnni", False)])
+    def test_warns_where_the_network_is_for_another_cpu(
+        self, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, warns: bool
+    ) -> None:
+        for path in int8.parent.glob(f"{int8.name}-*"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        record = tmp_path / f"{int8.name}-mxq.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"target": "avx512_vnni"}))
+        here = replace(machine.detect(), flags=frozenset(flags.split()), usable=frozenset(flags.split()))
+        monkeypatch.setattr(machine, "detect", lambda: here)
+        assert ("quantized for avx512_vnni" in " ".join(run("doctor", tmp_path / int8.name).stdout.split())) == warns
 
 
 class TestCommand:

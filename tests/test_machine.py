@@ -270,3 +270,18 @@ def test_advice(found: Machine, environ: dict[str, str], says: str) -> None:
     sentences = machine.advice(found, environ)
     assert len(sentences) == 1
     assert says in sentences[0]
+
+
+def test_native_is_this_machine() -> None:
+    with_vnni, without = described(), described(flags=C5_FLAGS)
+    assert [machine.resolve_target("native", m) for m in (with_vnni, without)] == ["avx512_vnni", "avx512"]
+    assert machine.resolve_target("native", described(flags="avx2 avx_vnni")) == "avx512_vnni"
+    assert machine.resolve_target("native", described(flags="sse4_2")) == "avx2"
+    assert machine.resolve_target("avx2", with_vnni) == "avx2"
+
+
+def test_only_a_network_for_vnni_is_wrong_elsewhere() -> None:
+    with_vnni, without = described(), described(flags=C5_FLAGS)
+    assert "quantize it with target='avx512'" in machine.misfit("avx512_vnni", without)
+    fits = [("avx512_vnni", with_vnni), ("avx2", with_vnni), ("avx2", without), ("", without)]
+    assert [machine.misfit(*pair) for pair in fits] == ["", "", "", ""]

@@ -1,22 +1,28 @@
-"""Float against int8, with a runner of a few numpy lines in MXNet's place."""
+"""Float against int8, mostly with a runner of a few numpy lines in MXNet's place."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from graphs import RELU, bn, build, conv, quantized
+from graphs import feeds as graph_feeds
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq import numerics
+from mxq.data import feeding
 from mxq.errors import DataError
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.runtime import MxnetRunner
 from mxq.verify import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
+from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE, OFFSET
+from mxq.verify.taps import cut
 
 Values = dict[str, tuple[Array, ...]]
 
@@ -258,7 +264,7 @@ class TestLayers:
     def test_float_output_of_an_int8_operator(self) -> None:
         model = network(("fc", "same", "data"), heads=["fc"])
         int8 = network(("quantized_fc", "same", "data"), heads=["quantized_fc"], attrs={"enable_float_output": "true"})
-        (tap,) = corresponding(model.graph, int8.graph)
+        (tap,) = corresponding(model, int8)
         assert tap.int8 == (Ref("quantized_fc"),)
         found = verify(NumpyRunner({"same": identity}), model, int8, [{"data": rows(2)}], layers=True)
         assert found.layers[0].dtype == "float32"
@@ -266,7 +272,7 @@ class TestLayers:
     def test_only_what_both_compute_is_compared(self) -> None:
         model = network(("a", "same", "data"), ("b", "same", "a"), ("c", "same", "b"), heads=["c"])
         int8 = network(("quantized_b", "s8", "data"), ("b", "same", "quantized_b"), ("c", "same", "b"), heads=["c"])
-        taps = corresponding(model.graph, int8.graph)
+        taps = corresponding(model, int8)
         assert [(t.name, t.float, t.int8) for t in taps] == [
             ("b", Ref("b"), (Ref("quantized_b"), Ref("quantized_b", 1), Ref("quantized_b", 2))),
             ("c", Ref("c"), (Ref("c"),)),
@@ -281,6 +287,169 @@ class TestLayers:
 
     def test_without_layers_nothing_is_tapped(self) -> None:
         assert compare(identity, [rows(2)]).layers == ()
+
+
+def codes(scale: float, dtype: str = "int8", of: Callable[[Array], Array] = identity) -> Callable[..., Any]:
+    """An int8 operator: the codes of what ``of`` makes of its input, ``scale`` of them to a unit, with their range."""
+    absmax = np.float32([numerics.SPAN[dtype] / scale])
+    return lambda x: (numerics.quantize(of(x), scale, dtype), -absmax, absmax)
+
+
+def marked(model: Model, **attrs: Mapping[str, str]) -> Model:
+    """``model`` with attributes for nodes by name."""
+    nodes = tuple(replace(n, attrs=attrs.get(n.name, n.attrs)) for n in model.graph)
+    return Model(Graph(nodes, model.graph.heads))
+
+
+def db(signal: float, noise: float) -> Any:
+    return pytest.approx(10 * math.log10(signal / noise), rel=1e-9, abs=0)
+
+
+class TestOwnAndInherited:
+    """Error introduced by a layer against error inherited; the numbers are worked out by hand."""
+
+    MODEL = network(("a", "same", "data"), ("b", "twice", "a"), heads=["b"])
+    INT8 = network(("quantized_a", "a", "data"), ("quantized_b", "b", "quantized_a"), heads=["quantized_b"])
+    X = np.float32([[1, 4]])
+
+    def layers(self, int8: Model = INT8, **ops: Callable[..., Any]) -> Any:
+        runner = NumpyRunner({"same": identity, "twice": lambda x: 2 * x, **ops})
+        return verify(runner, self.MODEL, int8, [{"data": self.X}], layers=True).layers
+
+    def test_a_narrow_range_is_the_fault_of_its_layer_not_of_the_next(self) -> None:
+        # a holds 1 and, of 4, 127/64; b makes 2 and 127/32 = 3.96875 of them and holds 2 and 4, in steps of 1/8.
+        a, b = self.layers(a=codes(64), b=codes(8, of=lambda c: c / np.float32(32)))
+        assert (a.introduced, a.inherited, a.clipped, a.levels) == (db(17, (4 - 127 / 64) ** 2), math.inf, 0.5, 2)
+        assert a.sqnr == a.introduced
+        assert b.inherited == db(68, (8 - 127 / 32) ** 2)
+        assert b.introduced == db(68, (4 - 127 / 32) ** 2)
+        assert b.sqnr == db(68, (8 - 4) ** 2)
+        assert (b.clipped, b.levels) == (0.0, 2)
+        assert b.sqnr < a.sqnr + 0.1
+        found = Verification(1, None, (), layers=(b, a))
+        assert [layer.name for layer in found.worst_first] == ["a", "b"]
+
+    def test_all_is_in_the_document(self) -> None:
+        layers = self.layers(a=codes(64), b=codes(8, of=lambda c: c / np.float32(32)))
+        data = json.loads(json.dumps(Verification(1, None, (), layers=layers).to_json(), allow_nan=False))
+        assert data["layers"][0]["inherited"] == "inf"
+        assert data["layers"][0].keys() >= {"sqnr", "cosine", "introduced", "clipped", "levels"}
+
+    def test_the_ends_of_the_range_are_not_clipped(self) -> None:
+        a, _ = self.layers(a=codes(127.5 / 4), b=codes(8, of=lambda c: c * np.float32(2 * 4 / 127.5)))
+        assert (a.clipped, a.levels) == (0.0, 2)
+
+    def test_a_float_layer_has_no_codes(self) -> None:
+        int8 = network(("a", "same", "data"), ("b", "off", "a"), heads=["b"])
+        a, b = self.layers(int8, off=lambda x: 2 * x + np.float32([[0, 1]]))
+        assert (a.introduced, a.clipped, a.levels) == (math.inf, None, None)
+        assert (b.introduced, b.inherited) == (db(68, 1), math.inf)
+
+    def test_a_quantizer_is_a_layer_of_its_own(self) -> None:
+        int8 = network(
+            ("a", "same", "data"), ("a_quantize", "_contrib_quantize_v2", "a"), ("quantized_b", "b", "a_quantize"),
+            heads=["quantized_b"],
+        )  # fmt: skip
+        ops = {"_contrib_quantize_v2": codes(64), "b": codes(8, of=lambda c: c / np.float32(32))}
+        _, quantize, b = self.layers(int8, **ops)
+        assert (quantize.name, quantize.introduced) == ("a_quantize", db(17, (4 - 127 / 64) ** 2))
+        assert b.inherited == db(68, (8 - 127 / 32) ** 2)
+
+    def test_what_reads_an_unknown_tensor_is_measured_from_the_last_known_one(self) -> None:
+        int8 = network(("part", "part", "data"), ("quantized_b", "b", "part"), heads=["quantized_b"])
+        (b,) = self.layers(int8, part=lambda x: x + 1, b=codes(8, of=lambda x: 2 * x - 1))
+        assert (b.introduced, b.inherited) == (db(68, 2), math.inf)
+
+    def test_nothing_is_said_where_the_inputs_have_other_shapes(self) -> None:
+        int8 = network(("a", "half", "data"), ("b", "back", "a"), heads=["b"])
+        (b,) = self.layers(int8, half=lambda x: x[:, :1], back=lambda x: np.repeat(x, 2, axis=1))
+        assert (b.introduced, b.inherited) == (None, None)
+        assert b.blame == b.sqnr == db(68, 50)
+
+    def test_scaled_shifted_and_reordered_tensors_are_put_back(self) -> None:
+        def held(x: Array) -> Array:
+            return x[:, ::-1] * np.float32([0.5, 2]) + 3  # 4 * 0.5 + 3, 1 * 2 + 3
+
+        int8 = network(
+            ("quantized_a_shifted", "a", "data"), ("quantized_b", "b", "quantized_a_shifted"), heads=["quantized_b"]
+        )
+        attrs = {CHANNEL_ORDER: "1,0", CHANNEL_SCALE: "0.5,2", OFFSET: "3.0"}
+        ops = {"a": codes(16, of=held), "b": codes(8, of=lambda c: (c / np.float32(16) - 3)[:, ::-1] * [1, 4])}
+        a, b = self.layers(marked(int8, quantized_a_shifted=attrs), **ops)
+        assert (a.name, a.sqnr, a.clipped) == ("a", math.inf, 0.0)
+        assert (b.introduced, b.inherited) == (math.inf, math.inf)
+        assert [layer.name for layer in self.layers(int8, **ops)] == ["b"]  # without attributes it is not known
+
+    def test_scales_go_on_through_what_commutes_with_them(self) -> None:
+        model = network(("a", "same", "data"), ("f", "Flatten", "a"), ("b", "Flatten", "f"), heads=["b"])
+        int8 = network(("a", "scaled", "data"), ("f", "Flatten", "a"), ("b", "unscale", "f"), heads=["b"])
+        x = rows(8).reshape(2, 2, 4, 5)
+        factors = np.float32([4, 0.5]).reshape(1, 2, 1, 1)
+        ops = {
+            "same": identity,
+            "Flatten": lambda v: v.reshape(len(v), -1),
+            "scaled": lambda v: v * factors,
+            "unscale": lambda v: v / np.repeat(factors.ravel(), 20),
+        }
+        int8 = marked(int8, a={CHANNEL_SCALE: "4,0.5"})
+        found = verify(NumpyRunner(ops), model, int8, [{"data": x}], layers=True).layers
+        assert [(layer.name, layer.sqnr, layer.introduced) for layer in found] == [
+            (name, math.inf, math.inf) for name in "afb"
+        ]
+
+    def test_a_part_that_another_input_reaches_is_none(self) -> None:
+        model = network(("a", "same", "data"), ("b", "sum", "a data"), heads=["b"])
+        assert cut(model, Ref("b"), [Ref("a")]) is None
+        part = cut(model, Ref("b"), [Ref("a"), Ref("data")])
+        assert part is not None
+        assert part.model.graph["b"].inputs == (Ref("a_0_fed"), Ref("data_0_fed"))
+        assert part.model.graph.by_name.keys() == {"a_0_fed", "data_0_fed", "b"}
+
+
+class TestLayersInMxnet:
+    def layers(self, model: Model, int8: Model | None = None, **options: Any) -> dict[str, Any]:
+        made = quantized(model, **options)
+        runner = feeding(MxnetRunner(), made.report.input)
+        found = verify(runner, model, int8 or made.model, [graph_feeds()], layers=True)
+        return {layer.name: layer for layer in found.layers}
+
+    def test_a_narrow_range(self) -> None:
+        model = build(conv("a", "data"), "r = Activation(a) " + RELU, conv("b", "r"), "return b")
+        wide = self.layers(model)
+        narrow = self.layers(model, overrides={"r": {"threshold": (0.0, 0.3)}})
+        assert wide.keys() == narrow.keys() == {"data_quantize", "r", "b"}
+        assert wide["r"].introduced > 35
+        assert wide["r"].clipped < 0.01
+        assert narrow["r"].introduced == pytest.approx(narrow["r"].sqnr, rel=0, abs=0.1)
+        assert narrow["r"].introduced < 10
+        assert 0.3 < narrow["r"].clipped < 0.6
+        assert narrow["b"].introduced > 35
+        assert narrow["b"].inherited == pytest.approx(narrow["b"].sqnr, rel=0, abs=0.1)
+        assert narrow["b"].inherited < 10
+
+    def test_changed_weights_are_measured_against_the_original_ones(self) -> None:
+        model = build(conv("a", "data"), bn("n", "a"), "r = Activation(n) " + RELU, conv("b", "r"), "return b")
+        int8 = quantized(model).model
+        worse = Model(int8.graph, {**int8.args, "b_weight": int8.args["b_weight"] * np.float32(0.9)}, int8.auxs)
+        found = self.layers(model, worse)
+        assert found["b"].introduced < 23
+        assert found["b"].inherited > 35
+
+    def test_an_unsigned_sum_in_a_signed_summands_memory_ends_at_127(self) -> None:
+        lines = (conv("y", "data"), conv("c", "y"), "s = elemwise_add(c, y)", "r = Activation(s) " + RELU, "return r")
+        found = self.layers(build(*lines), overrides={"r": {"threshold": (0.0, 0.3)}})["r"]
+        assert found.dtype == "uint8"
+        assert found.levels <= 128
+        assert found.clipped > 0.2  # at the code 127
+
+    @pytest.mark.parametrize("options", [{"input_dtype": "int8"}, {"calib_mode": "none"}])
+    def test_other_doors(self, options: dict[str, Any]) -> None:
+        found = self.layers(
+            build(conv("a", "data"), "r = Activation(a) " + RELU, conv("b", "r"), "return b"), **options
+        )
+        door = found["data" if "input_dtype" in options else "data_quantize"]
+        assert (door.dtype, door.inherited, door.introduced) == ("int8", math.inf, door.sqnr)
+        assert all(layer.introduced > 35 for layer in found.values())
 
 
 BOX = (0.1, 0.1, 0.5, 0.5)

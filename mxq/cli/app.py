@@ -16,7 +16,10 @@ from mxq.cli.options import option
 from mxq.errors import MxqError
 
 FAILED, REFUSED = 1, 2
-ORDER = ("quantize", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "evaluate", "bench", "doctor")
+ORDER = (
+    "quantize", "tune", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "compare", "evaluate",
+    "sensitivity", "bench", "doctor",
+)  # fmt: skip
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 _Function = TypeVar("_Function", bound=Callable[..., None])
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxq.cli import sweeping
+from mxq.cli import comparing, sweeping
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show
 from mxq.cli.networks import open_data, start_mxnet
@@ -55,7 +55,7 @@ def verify(
     ],
     data: Annotated[Path, option(metavar="PATH", help=DATA)],
     layers: Annotated[
-        bool, option("--layers", help="Compare every layer, to find where the noise comes from.")
+        bool, option("--layers", help="Compare every layer, to find which ones introduce noise.")
     ] = False,
     min_agreement: Annotated[
         float | None,
@@ -114,7 +114,8 @@ def verify(
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})
     else:
-        show(tables.verification(found))
+        each = [comparing.layers_table(found.worst_first)] if layers else []
+        show(tables.verification(replace(found, layers=())), *each)
     for failure in failures:
         say(f"mxq: check failed: {failure}")
     if failures:
@@ -225,7 +226,9 @@ def doctor(
     if prefix is not None:
         prefix = prefix_of(prefix)
         hints += [str(m) for m in record.check(prefix)]
-        written = record.read(prefix).versions
+        report = record.read(prefix)
+        written, unfit = report.versions, machines.misfit(report.target, machine)
+        hints += [f"{prefix}: {unfit}"] if unfit else []
         hints += [
             f"{prefix} was made with {k} {v}, here is {versions[k]}"
             for k, v in written.items()

@@ -5,6 +5,8 @@ from mxq.passes.constants import fold_constants
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
+from mxq.passes.guard import guard
+from mxq.passes.pair_channels import pair_channels
 from mxq.passes.partition import partition
 from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
@@ -27,6 +29,8 @@ __all__ = [
     "SPLIT_GROUPS",
     "align_ranges",
     "fold_constants",
+    "guard",
+    "pair_channels",
     "partition",
     "quantize_graph",
     "shift_summands",

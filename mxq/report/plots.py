@@ -84,7 +84,7 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
         ConfigError: matplotlib is missing, or more than one line is chosen.
         DataError: no values were observed.
     """
-    _require_matplotlib()
+    require_matplotlib()
     chosen = [line.name for line in lines if line.chosen]
     if len(chosen) > 1:
         raise ConfigError(f"{len(chosen)} lines are chosen ({', '.join(chosen)}); allowed: one or none")
@@ -222,7 +222,8 @@ def grouped(lines: Sequence[Line], signed: bool) -> list[list[Line]]:
     return [sorted(group, key=lambda one: (not one.chosen, lines.index(one))) for group in groups]
 
 
-def _require_matplotlib() -> None:
+def require_matplotlib() -> None:
+    """Raises `ConfigError` where it is missing."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:

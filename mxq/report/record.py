@@ -14,7 +14,7 @@ from typing import Any
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
 from mxq.ir import Ref
-from mxq.plan import Decision, InputRecord, Plan, Report, TensorRecord, WeightRecord
+from mxq.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
@@ -107,11 +107,13 @@ def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[
         "config": dict(report.config),
         "source": dict(report.source),
         "input": None if report.input is None else asdict(report.input),
+        "target": report.target,
         "files": dict(checksums or {}),
         "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
         "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
         "tensors": {name: asdict(t) for name, t in report.tensors.items()},
         "weights": {name: asdict(w) for name, w in report.weights.items()},
+        "saturation": {name: asdict(s) for name, s in report.saturation.items()},
         "thresholds": dict(report.thresholds),
         "trace": [dict(step) for step in report.trace],
     }
@@ -135,6 +137,8 @@ def from_json(data: Any) -> Report:
             weights={name: WeightRecord(**entry) for name, entry in data.get("weights", {}).items()},
             trace=tuple(dict(step) for step in data["trace"]),
             input=InputRecord(**data["input"]) if data.get("input") else None,
+            target=str(data.get("target", "")),
+            saturation={name: SaturationRecord(**s) for name, s in data.get("saturation", {}).items()},
             **{name: dict(data[name]) for name in _TABLES},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,24 +1,30 @@
 """Float against int8: do the outputs agree, how much noise was added, and which layer adds it.
 
 Both models run over the same batches; only sums are kept (energies, counts), so memory does not grow with the
-number of examples. With ``layers=True`` each batch's intermediate tensors are held once: use small batches.
+number of examples. With ``layers=True`` each batch's intermediate tensors are held once: use small batches. What
+layers are compared by: `mxq.verify.layers`; two int8 models without data: `mxq.verify.differences`.
 """
 
 from __future__ import annotations
 
-from mxq.verify.compare import Tap, corresponding, verify
+from mxq.verify.compare import verify
+from mxq.verify.differences import Differences, Side, differences
 from mxq.verify.measures import Boxes, Energy, match_boxes
 from mxq.verify.result import Accuracy, Layer, Output, Verification
+from mxq.verify.taps import Tap, corresponding
 
 __all__ = [
     "Accuracy",
     "Boxes",
+    "Differences",
     "Energy",
     "Layer",
     "Output",
+    "Side",
     "Tap",
     "Verification",
     "corresponding",
+    "differences",
     "match_boxes",
     "verify",
 ]

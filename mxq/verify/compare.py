@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mxq import numerics
 from mxq.errors import DataError
-from mxq.ir import Array, Graph, Model, Node, Ref, Runner
+from mxq.ir import Array, Graph, Model, Node, Runner
+from mxq.verify.layers import LayerTally
 from mxq.verify.measures import Boxes, Energy, match_boxes
-from mxq.verify.result import Accuracy, Layer, Output, Verification
+from mxq.verify.result import Accuracy, Output, Verification
+from mxq.verify.taps import corresponding
 
 SOFTMAX = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
 BOX_WIDTH = 6
 TOP = 5
 _TINY = float(np.finfo(np.float32).tiny)
-_INT32 = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One tensor in both models: where the float model has it and where the int8 model does.
-
-    ``op`` is what makes it; for a fused operator the chain, such as "Convolution+Activation".
-
-    ``int8`` is one float tensor, or the three outputs of an int8 operator: values, minimum, maximum.
-    """
-
-    name: str
-    op: str
-    float: Ref
-    int8: tuple[Ref, ...]
 
 
 def verify(
@@ -52,20 +36,20 @@ def verify(
         float_model: the reference; source or fused, layers are matched by name.
         int8_model: what was made of it.
         feeds: batches: input name -> array, examples along the first axis.
-        layers: compare intermediate tensors too.
+        layers: compare intermediate tensors too; see `mxq.verify.layers`.
         labels: (examples,) int, in the order of the feeds: for accuracy.
         progress: told after each batch how many examples are done.
 
     Raises:
         DataError: no examples, labels that do not fit, or models whose outputs differ in number or shape.
     """
-    taps = corresponding(float_model.graph, int8_model.graph) if layers else ()
-    reference = runner.compile(float_model, [t.float for t in taps])
-    candidate = runner.compile(int8_model, [ref for t in taps for ref in t.int8])
+    each = LayerTally(runner, float_model, corresponding(float_model, int8_model) if layers else ())
+    reference = runner.compile(float_model, each.float_refs)
+    candidate = runner.compile(int8_model, each.int8_refs)
     heads = len(float_model.graph.heads)
     if len(int8_model.graph.heads) != heads:
         raise DataError(f"the float model has {heads} outputs, the int8 model {len(int8_model.graph.heads)}")
-    tally = _Tally(float_model.graph, taps, None if labels is None else np.asarray(labels))
+    tally = _Tally(float_model.graph, each, None if labels is None else np.asarray(labels))
     for batch in feeds:
         examples = len(next(iter(batch.values())))
         tally.add(examples, reference(batch), candidate(batch))
@@ -74,31 +58,13 @@ def verify(
     return tally.result()
 
 
-def corresponding(float_graph: Graph, int8_graph: Graph) -> tuple[Tap, ...]:
-    """The tensors that both graphs compute, in order of the float graph.
-
-    The int8 operator made from ``x`` is called ``quantized_x`` and gives values, minimum and maximum, or plain
-    float values where it dequantizes on the way out; dequantizers and operators left in float are called ``x``.
-    """
-    taps = []
-    for node in float_graph.operators:
-        made, kept = int8_graph.by_name.get(f"quantized_{node.name}"), int8_graph.by_name.get(node.name)
-        found = made or kept
-        if found is None or found.is_variable:
-            continue
-        coded = made is not None and not _gives_float(made)
-        outputs = (0, 1, 2) if coded else (0,)
-        taps.append(Tap(node.name, _chain(found) or node.op, node.out, tuple(Ref(found.name, i) for i in outputs)))
-    return tuple(taps)
-
-
 class _Tally:
     """Running sums of `verify`."""
 
-    def __init__(self, graph: Graph, taps: Sequence[Tap], labels: Array | None) -> None:
+    def __init__(self, graph: Graph, layers: LayerTally, labels: Array | None) -> None:
         self.heads = [str(h) for h in graph.heads]
         self.softmax = [_is_softmax(graph[h.name]) for h in graph.heads]
-        self.taps = taps
+        self.layers = layers
         self.labels = labels
         self.examples = 0
         self.kinds: list[str] = []
@@ -108,11 +74,9 @@ class _Tally:
         self.boxes = Boxes()
         self.plain = [Energy() for _ in self.heads]
         self.centred = [Energy() for _ in self.heads]
-        self.layers = [Energy() for _ in taps]
-        self.dtypes = ["" for _ in taps]
 
     def add(self, examples: int, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
-        """Takes in one batch: the heads, then the taps, of both models. Taps are read one by one."""
+        """Takes in one batch: the heads, then what the layers are compared by, of both models."""
         count = len(self.heads)
         first, second = ([outputs[i] for i in range(count)] for outputs in (reference, candidate))
         for name, x, y in zip(self.heads, first, second, strict=True):
@@ -121,14 +85,7 @@ class _Tally:
         if not self.kinds:
             self.kinds = _kinds(first, examples)
         self._add_heads(first, second)
-        at = count
-        for i, tap in enumerate(self.taps):
-            x, coded = reference[count + i], [candidate[at + j] for j in range(len(tap.int8))]
-            at += len(tap.int8)
-            values = _decoded(coded)
-            if x.shape == values.shape:
-                self.layers[i] = self.layers[i].update(x, values)
-                self.dtypes[i] = str(coded[0].dtype)
+        self.layers.add(lambda i: reference[count + i], lambda i: candidate[count + i])
         self.examples += examples
 
     def _add_heads(self, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
@@ -178,11 +135,7 @@ class _Tally:
             outputs=tuple(self._output(i) for i in range(len(self.heads))),
             accuracy=self._accuracy() if scores and self.labels is not None else None,
             boxes=self.boxes if "boxes" in self.kinds else None,
-            layers=tuple(
-                Layer(t.name, t.op, d, e.sqnr, e.cosine)
-                for t, d, e in zip(self.taps, self.dtypes, self.layers, strict=True)
-                if d
-            ),
+            layers=self.layers.result(),
         )
 
     def _output(self, i: int) -> Output:
@@ -201,27 +154,6 @@ class _Tally:
     def _accuracy(self) -> Accuracy:
         (float1, float5), (int1, int5) = (self.hits / self.examples).tolist()
         return Accuracy(float1, int1, *((float5, int5) if self.classes > TOP else (None, None)))
-
-
-def _decoded(tap: Sequence[Array]) -> Array:
-    """A tap of the int8 model in float: as it is, or dequantized by its range."""
-    if len(tap) == 1 or tap[0].dtype.kind == "f":
-        return tap[0]
-    codes, low, high = tap
-    absmax = max(abs(float(low.ravel()[0])), abs(float(high.ravel()[0])))
-    if codes.dtype == np.int32:  # a sum before it is requantized: its range spans all of int32
-        return np.asarray(codes * (absmax / _INT32), np.float32)
-    return numerics.dequantize(codes, numerics.scale(absmax, str(codes.dtype)))
-
-
-def _chain(node: Node) -> str:
-    """The op types inside a fused node, "Convolution+Activation"; empty for others."""
-    return "+".join(inner.op for graph in node.subgraphs for inner in graph.operators)
-
-
-def _gives_float(node: Node) -> bool:
-    """Whether an int8 operator's result is float."""
-    return node.flag("enable_float_output")
 
 
 def _is_softmax(node: Node) -> bool:

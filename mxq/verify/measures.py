@@ -29,7 +29,7 @@ class Energy:
 
     def update(self, reference: Array, other: Array) -> Energy:
         """Adds one pair of tensors of equal shape."""
-        x, y = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+        x, y = (np.asarray(a, np.float64).ravel() for a in (reference, other))
         fine = np.isfinite(x) & np.isfinite(y)
         broken = 0
         if not fine.all():

@@ -31,13 +31,33 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One tensor that both models compute: ``dtype`` is how the int8 model holds it, ``sqnr`` in dB."""
+    """One tensor that both models compute. All SQNR are in dB, against the energy of the float network's tensor.
+
+    Attributes:
+        name: the tensor's; of what quantizes a float tensor, the quantizer's.
+        dtype: how the int8 model holds it.
+        sqnr: of all its noise.
+        introduced: of the noise that the layer itself adds: its result against what the float layer, with its
+            original weights, makes of the int8 network's inputs. None where that cannot be told.
+        inherited: of the noise that comes in: what the float layer makes of those inputs against the float network.
+        clipped: share of values, 0..1, that the float layer puts beyond the range; None of float tensors.
+        levels: how many of the 256 codes occur; None of float tensors.
+    """
 
     name: str
     op: str
     dtype: str
     sqnr: float
     cosine: float
+    introduced: float | None = None
+    inherited: float | None = None
+    clipped: float | None = None
+    levels: int | None = None
+
+    @property
+    def blame(self) -> float:
+        """What layers are ranked by: the SQNR of the noise it introduces, or of all where that is not known."""
+        return self.sqnr if self.introduced is None else self.introduced
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +94,8 @@ class Verification:
 
     @property
     def worst_first(self) -> tuple[Layer, ...]:
-        """The layers by SQNR, the noisiest first."""
-        return tuple(sorted(self.layers, key=lambda layer: layer.sqnr))
+        """The layers by the noise that they introduce, the noisiest first."""
+        return tuple(sorted(self.layers, key=lambda layer: layer.blame))
 
     def failures(self, min_agreement: float | None = None, min_sqnr: float | None = None) -> tuple[str, ...]:
         """Which of the bars were missed, as sentences; a bar on something that could not be measured is missed."""
@@ -98,13 +118,14 @@ class Verification:
         return {
             "examples": self.examples,
             "agreement": self.agreement,
-            "sqnr": _json_number(self.sqnr),
+            "sqnr": json_number(self.sqnr),
             "accuracy": asdict(self.accuracy) if self.accuracy else None,
             "boxes": {**asdict(self.boxes), "agreement": self.boxes.agreement} if self.boxes else None,
-            "outputs": [{k: _json_number(v) for k, v in asdict(o).items()} for o in self.outputs],
-            "layers": [{k: _json_number(v) for k, v in asdict(layer).items()} for layer in self.layers],
+            "outputs": [{k: json_number(v) for k, v in asdict(o).items()} for o in self.outputs],
+            "layers": [{k: json_number(v) for k, v in asdict(layer).items()} for layer in self.layers],
         }
 
 
-def _json_number(value: Any) -> Any:
+def json_number(value: Any) -> Any:
+    """``value``; an infinite number, which JSON cannot say, as text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

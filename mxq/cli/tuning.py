@@ -1,0 +1,279 @@
+"""``mxq sensitivity`` and ``mxq tune``."""
+
+# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mxq.cli.app import FAILED, command
+from mxq.cli.console import print_json, say, show
+from mxq.cli.networks import cluster, open_data, partitions, start_mxnet
+from mxq.cli.options import (
+    DATA,
+    BatchSize,
+    CalibMode,
+    Color,
+    Crop,
+    Epoch,
+    Exclude,
+    ExcludeOp,
+    Include,
+    Json,
+    Mean,
+    NumCalibExamples,
+    Prefix,
+    PreprocessFile,
+    QuantizeMode,
+    Recipe,
+    Resize,
+    Scale,
+    Scheduler,
+    ShortSide,
+    Std,
+    Workers,
+    config_of,
+    option,
+    prefix_of,
+    preprocess_of,
+)
+from mxq.cli.sweeping import INTERRUPTED
+from mxq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mxq.batches import Feeds
+    from mxq.config import QuantConfig
+    from mxq.images import Preprocess, Source
+    from mxq.ir import Model
+
+BATCH = 16
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+Data = Annotated[Path, option(metavar="PATH", help=f"To calibrate on. {DATA}")]
+EvalData = Annotated[
+    Path | None,
+    option(
+        metavar="PATH",
+        help="To measure on; by default all of --data. Without labels, the float network's answers are what counts.",
+    ),
+]
+Labels = Annotated[Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")]
+NumExamples = Annotated[
+    int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
+]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The network of a command, what of its data to calibrate on, and what to measure on."""
+
+    model: Model
+    calibration: Source
+    evaluation: Source
+
+    @property
+    def batches(self) -> Feeds:
+        """Of calibration: all that was chosen."""
+        from mxq.batches import feeds
+        from mxq.config import Budget
+
+        return feeds(self.calibration, self.model.inputs, Budget(count=self.calibration.examples))
+
+
+@command
+def sensitivity(
+    prefix: Prefix,
+    data: Data,
+    eval_data: EvalData = None,
+    labels: Labels = None,
+    num_examples: NumExamples = None,
+    mode: Annotated[
+        str,
+        option(
+            metavar="both|one-int8|one-float",
+            show=True,
+            help="One layer in int8 while all others are float, one in float while all others are int8, or both.",
+        ),
+    ] = "both",
+    noise: Annotated[
+        bool, option("--noise", help="Hold the outputs against the float network's also where there are labels.")
+    ] = False,
+    workdir: Annotated[
+        Path | None, option(metavar="DIR", help="Keep what is measured here; run again after any end, it goes on.")
+    ] = None,
+    plot: Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    calib_mode: CalibMode = None,
+    num_calib_examples: NumCalibExamples = None,
+    batch_size: BatchSize = BATCH,
+    recipe: Recipe = None,
+    exclude: Exclude = None,
+    include: Include = None,
+    exclude_op: ExcludeOp = None,
+    quantize_mode: QuantizeMode = None,
+    preprocess: PreprocessFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    short_side: ShortSide = None,
+    crop: Crop = None,
+    resize: Resize = None,
+    color: Color = None,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Find the layers that suffer most from INT8: each alone in INT8, and each alone in float."""
+    prefix = prefix_of(prefix)
+    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe)
+    settings = preprocess_of(
+        prefix,
+        preprocess,
+        mean=mean,
+        std=std,
+        scale=scale,
+        color=color,
+        short_side=short_side,
+        crop=crop,
+        resize=resize,
+    )
+    opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
+    from mxq import api
+    from mxq.tuning import picture, tables
+
+    measured = replace(opened.evaluation, labels=None) if noise else opened.evaluation
+    found = api.sensitivity(opened.model, opened.batches, data=measured, mode=mode, config=config, workdir=workdir)
+    print_json(found.to_json()) if as_json else show(tables.sensitivity(found))
+    if plot is not None:
+        say(f"drawn: {picture.write(found, plot)}")
+    if not found.complete:
+        kept = "" if workdir is None else f"; {workdir} holds what was measured, the same command goes on from there"
+        say(f"mxq: interrupted{kept}")
+        raise typer.Exit(INTERRUPTED)
+
+
+@command
+def tune(
+    prefix: Prefix,
+    data: Data,
+    workdir: Annotated[
+        Path,
+        option(
+            metavar="DIR",
+            help="Folder for the journal and the best network so far, best-symbol.json, ...; run again after any end, "
+            "it goes on.",
+        ),
+    ],
+    eval_data: EvalData = None,
+    labels: Labels = None,
+    num_examples: NumExamples = None,
+    max_drop: Annotated[
+        float, option(min=0.0, metavar="SHARE", show=True, help="How much less than float: 0.005 is half a point.")
+    ] = 0.005,
+    time_budget: Annotated[
+        str | None,
+        option(metavar="TIME", help="Such as 90, 10m or 2h, for all runs in this folder; no limit by default."),
+    ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    calib_mode: CalibMode = None,
+    num_calib_examples: NumCalibExamples = None,
+    batch_size: BatchSize = BATCH,
+    recipe: Recipe = None,
+    exclude: Exclude = None,
+    include: Include = None,
+    exclude_op: ExcludeOp = None,
+    quantize_mode: QuantizeMode = None,
+    preprocess: PreprocessFile = None,
+    mean: Mean = None,
+    std: Std = None,
+    scale: Scale = None,
+    short_side: ShortSide = None,
+    crop: Crop = None,
+    resize: Resize = None,
+    color: Color = None,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
+    prefix = prefix_of(prefix)
+    seconds = None if time_budget is None else seconds_of(time_budget)
+    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe)
+    settings = preprocess_of(
+        prefix,
+        preprocess,
+        mean=mean,
+        std=std,
+        scale=scale,
+        color=color,
+        short_side=short_side,
+        crop=crop,
+        resize=resize,
+    )
+    opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
+    from mxq import api
+    from mxq.tuning import tables
+
+    with cluster(workers, scheduler) as client:
+        calib_data: Any = opened.batches
+        measured: Any = opened.evaluation
+        if client is not None:
+            counts = opened.calibration.examples, opened.evaluation.examples
+            config = replace(config, num_calib_examples=None)  # the parts are what it allows
+            calib_data = partitions(data, opened.model, settings, batch_size, counts[0], client)
+            parts = partitions(eval_data or data, opened.model, settings, batch_size, counts[1], client, labels)
+            measured = None if opened.evaluation.labels is None else parts
+        found = api.tune(
+            opened.model,
+            calib_data,
+            max_drop=max_drop,
+            time_budget=seconds,
+            workdir=workdir,
+            config=config,
+            eval_data=measured,
+            client=client,
+        )
+    print_json(found.to_json()) if as_json else show(tables.tuned(found))
+    if found.interrupted:
+        say(f"mxq: interrupted; {workdir} holds the best network so far, the same command goes on from there")
+        raise typer.Exit(INTERRUPTED)
+    if not found.met:
+        raise typer.Exit(FAILED)
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of "90", "1.5m" or "2h".
+
+    Raises:
+        ConfigError: another text.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None:
+        raise ConfigError(f"--time-budget is {text!r}; allowed: seconds, or minutes and hours such as 10m and 2h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _opened(
+    prefix: Path,
+    epoch: int | None,
+    data: Path,
+    eval_data: Path,
+    settings: Preprocess,
+    batch_size: int,
+    labels: Path | None,
+    num_examples: int | None,
+    config: QuantConfig,
+) -> Opened:
+    """Reads the network and opens its data: as many examples of both as are asked for, spread evenly."""
+    start_mxnet()
+    from mxq import runtime
+
+    model = runtime.load_model(prefix, epoch)
+    calibration = open_data(data, model, settings, batch_size)
+    evaluation = open_data(eval_data, model, settings, batch_size, labels)
+    count = config.budget.examples(calibration.examples) or calibration.examples
+    measured = num_examples or evaluation.examples
+    say(f"calibrating on {count} of {calibration.description}, measuring on {measured} of {evaluation.description}")
+    return Opened(model, calibration.take(count), evaluation.take(measured))

@@ -1,0 +1,82 @@
+"""Exact: an int8 network whose layers are computed in float32, to the numbers that kernels with VNNI give.
+
+Before:  codes -> _sg_mkldnn_conv(quantized, weight) -> codes
+After:   codes -> dequantize -> _sg_mkldnn_conv(float, weight on its grid) -> quantize_v2 -> codes
+
+Sums of products of codes are integers below 2^24 nearly always, which float32 holds, so only the last rounding can
+differ, by one code. Without VNNI the int8 kernels add products in pairs in 16 bits, where large sums saturate; what
+differs between a network and its exact form on such a CPU is that. It is for looking, not for speed.
+
+Conditions: ranges are calibrated. Operators that only carry codes stay as they are; they are exact on every CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mxq import numerics
+from mxq.backends import MXNET_191, OpSpec
+from mxq.errors import QuantizeError
+from mxq.ir import Array, Graph, Model, Node, toposort
+from mxq.passes.partition import data_inputs
+
+_GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
+_RANGE = ("min_calib_range", "max_calib_range")
+
+
+def exact(model: Model) -> Model:
+    """``model`` with its int8 layers in float32 arithmetic.
+
+    Raises:
+        QuantizeError: a layer finds its range at run time.
+    """
+    nodes: dict[str, Node] = {}
+    args = dict(model.args)
+    for node in model.graph:
+        spec = MXNET_191.find(node.op)
+        if spec is None or spec.role != "compute" or not node.flag("quantized"):
+            nodes[node.name] = node
+            continue
+        for new in _in_float(node, spec):
+            nodes[new.name] = new
+        weight = node.inputs[1].name
+        args[weight] = on_grid(model.args[weight])
+    return model.with_graph(toposort(nodes.values(), model.graph.heads, model.graph.attrs), args)
+
+
+def on_grid(weight: Array) -> Array:
+    """The values that the kernels' codes of a weight (O, ...) stand for, per output channel: float32."""
+    bounds = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1))
+    bounds = np.where(bounds > 0, bounds, 1.0)
+    return numerics.fake_quantize(weight, numerics.scale(bounds, "int8"), "int8")
+
+
+def _in_float(node: Node, spec: OpSpec) -> list[Node]:
+    """The float operator in place of ``node``, with its conversions."""
+    places = data_inputs(node, spec)
+    count = len(node.inputs) - 2 * len(places)
+    inputs, made = list(node.inputs[:count]), []
+    last = count - 1
+    for order, place in enumerate(places):
+        at = last if place and node.flag("with_sum") else place
+        low, high = node.inputs[count + 2 * order : count + 2 * order + 2]
+        back = Node(f"{node.name}_dequantize{order}", "_contrib_dequantize", {}, (inputs[at], low, high))
+        made.append(back)
+        inputs[at] = back.out
+    attrs = {k: v for k, v in node.attrs.items() if k not in _GONE}
+    if node.flag("enable_float_output"):
+        return [*made, replace(node, attrs=attrs, inputs=tuple(inputs))]
+    if not all(name in node.attrs for name in _RANGE):
+        raise QuantizeError(f"{node.name!r} finds its range at run time; allowed: calibrated ranges")
+    plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="")
+    ranges = {"out_type": _dtype(node, spec), **{name: node.attrs[name] for name in _RANGE}}
+    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (plain.out,), label=node.label)]
+
+
+def _dtype(node: Node, spec: OpSpec) -> str:
+    """What the kernel writes."""
+    inner: Graph = node.subgraphs[0]
+    row = spec.post_op(inner[inner.heads[0].name])
+    return "uint8" if row is not None and row.unsigned else "int8"

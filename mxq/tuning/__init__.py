@@ -1,0 +1,35 @@
+"""Which layers suffer most from int8, and the search for the fastest network that meets an accuracy bar.
+
+`sensitivity` and `tune` make many networks from one calibration pass (`Material`), score them (`Judge`), and write
+every measurement into a journal at once: ended in any way and called again, they go on where they were.
+"""
+
+from __future__ import annotations
+
+from mxq.tuning.budget import Budget
+from mxq.tuning.data import repeatable
+from mxq.tuning.layers import observing_more
+from mxq.tuning.making import Material
+from mxq.tuning.result import Tuned
+from mxq.tuning.running import sensitivity, tune
+from mxq.tuning.scoring import Judge, judge_of
+from mxq.tuning.search import Trial
+from mxq.tuning.sensitivity import LayerSensitivity, Sensitivity
+from mxq.tuning.tuner import STATISTICS, check
+
+__all__ = [
+    "STATISTICS",
+    "Budget",
+    "Judge",
+    "LayerSensitivity",
+    "Material",
+    "Sensitivity",
+    "Trial",
+    "Tuned",
+    "check",
+    "judge_of",
+    "observing_more",
+    "repeatable",
+    "sensitivity",
+    "tune",
+]

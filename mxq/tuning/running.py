@@ -1,0 +1,84 @@
+"""From what networks are made of, and a judge, to the two searches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from mxq import machine
+from mxq.tuning.budget import Budget
+from mxq.tuning.cost import cost_model
+from mxq.tuning.data import digest
+from mxq.tuning.journal import Journal
+from mxq.tuning.layers import layers
+from mxq.tuning.making import Material, make
+from mxq.tuning.result import Tuned
+from mxq.tuning.scoring import Judge
+from mxq.tuning.sensitivity import BOTH, Sensitivity, Subject, measured
+from mxq.tuning.tuner import Task, search
+
+SENSITIVITY: Final = "sensitivity.jsonl"
+"""The journal's name in a workdir."""
+
+
+def sensitivity(
+    material: Material, judge: Judge, mode: str = BOTH, workdir: Path | None = None, *, progress: bool = True
+) -> Sensitivity:
+    """Measures each layer alone; see `mxq.tuning.sensitivity.measured`.
+
+    Args:
+        material: what networks are made from.
+        judge: what measures them.
+        mode: "one-int8", "one-float", or "both".
+        workdir: where the journal is; None keeps nothing.
+        progress: whether to show a bar, which stays silent where stderr is no terminal.
+    """
+    prepared = material.prepared
+    found = layers(prepared)
+    costs = cost_model(material.runner, prepared.fused, next(iter(material.data)), prepared.config.target)
+    subject = Subject(
+        layers=found,
+        shares={layer.name: costs.share(layer.name) for layer in found},
+        config=prepared.config,
+        make=lambda config: make(material, config).model,
+        measure=judge.measure,
+        float=prepared.source,
+        by=judge.by,
+    )
+    journal = Journal.open(None if workdir is None else workdir / SENSITIVITY, about(material, judge))
+    return measured(subject, journal, mode, progress=progress)
+
+
+def tune(
+    material: Material,
+    judge: Judge,
+    max_drop: float,
+    budget: Budget | None = None,
+    workdir: Path | None = None,
+    *,
+    progress: bool = True,
+) -> Tuned:
+    """Finds the fastest network that meets the bar; see `mxq.tuning.tuner.search`.
+
+    Args:
+        material: what networks are made from; its statistics are histograms.
+        judge: what scores them.
+        max_drop: how much less than float is allowed.
+        budget: the time.
+        workdir: where journals and the best network are; None keeps nothing.
+        progress: whether to show what is tried, which stays silent where stderr is no terminal.
+    """
+    task = Task(material, judge, about(material, judge), max_drop, budget or Budget(), workdir, progress)
+    return search(task)
+
+
+def about(material: Material, judge: Judge) -> Mapping[str, object]:
+    """What all measurements depend on, JSON-ready: network, settings, data, judge, and this CPU's kernels."""
+    return {
+        "network": material.prepared.fingerprint,
+        "settings": material.prepared.config.to_json(),
+        "calibration data": digest(material.data),
+        "judge": judge.about,
+        "kernels": machine.detect().target,
+    }

@@ -1,0 +1,235 @@
+"""The tuner: what the search of `mxq.tuning.search` tries, on real networks.
+
+Every network comes from the statistics of one calibration pass. Layers are ordered by what `mxq.tuning.sensitivity`
+measures, the noise that a layer alone adds to the outputs, for each unit of time that it costs in float. It is measured
+on the calibration batches, without the methods of "default" and "best", which take a while for each network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from tqdm import tqdm
+
+from mxq import observers
+from mxq.config import QuantConfig
+from mxq.errors import ConfigError, DataError, QuantizeError
+from mxq.ir import Model
+from mxq.passes.partition import NONE
+from mxq.pipeline import Quantized
+from mxq.plan import Report
+from mxq.tuning import keeping
+from mxq.tuning.budget import Budget
+from mxq.tuning.cost import CostModel, cost_model
+from mxq.tuning.driver import CALIBRATION, FLOAT, Driver, Found, Made, seconds_in
+from mxq.tuning.journal import Journal, json_numbers, numbers_of
+from mxq.tuning.layers import layers
+from mxq.tuning.making import Material, make, planned
+from mxq.tuning.result import Tuned
+from mxq.tuning.scoring import Against, Judge
+from mxq.tuning.search import Bar, Method, Settings, Space, Trial, strategy
+from mxq.tuning.sensitivity import ONE_INT8, Meter, Subject, noise, ordered
+
+CALIBRATORS: Final = ("naive", "entropy", "percentile:99.9", "percentile:99.99", "percentile:99.999", "mse", "auto")
+METHODS: Final = (
+    Method("default"),
+    Method("best"),
+    Method("default", range_choice="tensor"),
+    Method("default", equalize=False),
+    Method("default", bias_correction="analytic"),
+    Method("fast", weight_calib_mode="mse"),
+)
+"""After plain calibration, which is ``Method("fast")``."""
+
+STATISTICS, TRIALS, LAYERS, BEST = "statistics.npz", "trials.jsonl", "layers.jsonl", "best"
+"""Names in a workdir; the last begins those of the network's files."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One search.
+
+    Attributes:
+        material: what networks are made from; its statistics are histograms.
+        judge: scores a network.
+        about: what all measurements depend on, see `mxq.tuning.running.about`.
+        max_drop: how much less than float is allowed.
+        budget: the time.
+        workdir: where journals and the best network are; None keeps nothing.
+        progress: whether to show what was tried, which stays silent where stderr is no terminal.
+    """
+
+    material: Material
+    judge: Judge
+    about: Mapping[str, object]
+    max_drop: float
+    budget: Budget = field(default_factory=Budget)
+    workdir: Path | None = None
+    progress: bool = True
+
+    @property
+    def base(self) -> QuantConfig:
+        return self.material.prepared.config
+
+    @property
+    def prefix(self) -> Path | None:
+        return None if self.workdir is None else self.workdir / BEST
+
+    def journal(self, name: str) -> Journal:
+        return Journal.open(None if self.workdir is None else self.workdir / name, self.about)
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Runs the float network once."""
+        m = self.material
+        return cost_model(m.runner, m.prepared.fused, next(iter(m.data)), self.base.target)
+
+    def cost(self, config: QuantConfig) -> float:
+        return self.costs.cost(planned(self.material.prepared, config).plan.quantized)
+
+    def attempt(self, settings: Settings) -> Made[Quantized]:
+        """Makes and scores a network."""
+        made = make(self.material, settings.config(self.base))
+        score = self.score(self.judge.measure(made.model))
+        return Made(score, self.costs.cost(made.prepared.plan.quantized), made)
+
+    def score(self, numbers: Mapping[str, float]) -> float:
+        """The first of what a judge found."""
+        name, value = next(iter(numbers.items()))
+        if not math.isfinite(value):
+            raise DataError(f"the score {name!r} is {value}; allowed: a finite number")
+        return value
+
+
+def search(task: Task) -> Tuned:
+    """Searches; see `mxq.tuning.search.strategy` for the order and `mxq.tuning.driver` for the time and interruptions.
+
+    Raises:
+        ConfigError: ``max_drop`` is negative, the workdir is of something else, or the settings leave no choice.
+        QuantizeError: no network could be made.
+        MxqError: the float network cannot be scored.
+    """
+    check(task.base, task.max_drop)
+    journal, measured = task.journal(TRIALS), task.journal(LAYERS)
+    task.budget.spent = seconds_in(journal) + seconds_in(measured)
+    _calibrate(task, journal)
+    reference, seconds = _float_score(task, journal)
+    bar = Bar(reference, task.max_drop)
+    driver = Driver(bar, task.attempt, journal, task.budget, lambda _, made: _keep(task, made), seconds)
+    space = Space(_calibrators(task.base), METHODS, lambda base: _ranked(task, base, measured))
+    with tqdm(desc="tune", unit="network", leave=False, disable=None if task.progress else True) as bar_shown:
+        driver.tell = lambda trial: _show(bar_shown, trial)
+        found = driver.run(strategy(space, bar))
+    if found.best is None:
+        reasons = [trial.reason for trial in found.trials]
+        raise QuantizeError(f"no network could be made; the first trial failed: {reasons[0]}")
+    model, report = _network(task, found, found.best)
+    return Tuned(
+        model=model,
+        record=report,
+        config=found.best.settings.config(task.base),
+        best=found.best,
+        trials=found.trials,
+        bar=bar,
+        stopped=found.stopped,
+        by=task.judge.by,
+        float_cost=task.costs.cost(()),
+        seconds=task.budget.elapsed,
+        prefix=task.prefix,
+    )
+
+
+def check(config: QuantConfig, max_drop: float) -> None:
+    """Refuses what leaves no choice, and what networks of a search cannot have.
+
+    Raises:
+        ConfigError: the message says what is allowed.
+    """
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise ConfigError(f"max_drop is {max_drop!r}; allowed: 0 or more")
+    if config.calib_mode == NONE:
+        raise ConfigError("calib_mode is 'none', which leaves no calibrator to choose; allowed: any other")
+    for spec in (config.calib_mode, *(layer.calib_mode for layer in config.overrides.values())):
+        if spec is not None and observers.get(spec).ordered:
+            raise ConfigError(f"calib_mode is {spec!r}, whose statistics serve no other calibrator; allowed: any other")
+
+
+def _calibrate(task: Task, journal: Journal) -> None:
+    """The statistics, and in the journal the time that they took when they were collected."""
+    started = task.budget.clock()
+    examples = task.material.statistics.examples
+    if not any(entry["kind"] == CALIBRATION for entry in journal.entries):
+        journal.append({"kind": CALIBRATION, "examples": examples, "seconds": task.budget.clock() - started})
+
+
+def _float_score(task: Task, journal: Journal) -> tuple[float, float]:
+    """The float network's score, and the seconds it took; measured once."""
+    for entry in journal.entries:
+        if entry["kind"] == FLOAT:
+            return task.score(numbers_of(entry["numbers"]) or {}), float(entry["seconds"])
+    started = task.budget.clock()
+    numbers = task.judge.measure(task.material.prepared.source)
+    score, seconds = task.score(numbers), task.budget.clock() - started
+    name = next(iter(numbers))
+    journal.append({"kind": FLOAT, "numbers": json_numbers({name: score}), "seconds": seconds})
+    return score, seconds
+
+
+def _calibrators(base: QuantConfig) -> tuple[Settings, ...]:
+    """The user's first, then all others, each once."""
+    specs = (observers.spec_of(observers.get(spec)) for spec in (base.calib_mode, *CALIBRATORS))
+    return tuple(Settings(spec) for spec in dict.fromkeys(specs))
+
+
+def _ranked(task: Task, base: Settings, journal: Journal) -> Mapping[str, float]:
+    """Layers in the order in which to leave them in float -> the time that each costs there."""
+    m, config = task.material, replace(base, method=Method()).config(task.base)
+    found = layers(m.prepared)
+    subject = Subject(
+        layers=found,
+        shares={},
+        config=config,
+        make=lambda settings: make(m, settings).model,
+        measure=Against(m.prepared.source, m.data, m.runner).measure,
+        float=m.prepared.source,
+    )
+
+    def in_time() -> None:
+        took = max((float(entry["seconds"]) for entry in journal.entries), default=0.0)
+        task.budget.check("measuring the next layer", took)
+
+    meter = Meter(subject, journal, base.calib_mode, in_time, task.budget.clock)
+    noises = {}
+    for name in subject.names:
+        numbers = meter.get(ONE_INT8, name).numbers
+        noises[name] = math.inf if numbers is None else noise(numbers)
+    whole = task.cost(config)
+    costs = {name: task.cost(subject.settings("one-float", name)) - whole for name in subject.names}
+    return {name: costs[name] for name in ordered(costs, noises)}
+
+
+def _keep(task: Task, made: Quantized) -> None:
+    if task.prefix is not None:
+        keeping.save(made.model, made.report, task.prefix)
+
+
+def _network(task: Task, found: Found[Quantized], best: Trial) -> tuple[Model, Report]:
+    """The best network: as it was made in this run, as it lies in the workdir, or made again."""
+    config = best.settings.config(task.base)
+    if found.network is None and task.prefix is not None and (saved := keeping.load(task.prefix, config)):
+        return saved
+    made = found.network or make(task.material, config)
+    if task.prefix is not None and keeping.load(task.prefix, config) is None:  # a save was cut short
+        _keep(task, made)
+    return made.model, made.report
+
+
+def _show(bar: tqdm, trial: Trial) -> None:
+    bar.update()
+    score = "failed" if trial.score is None else f"{trial.score:.4f}"
+    bar.set_postfix_str(f"{trial.stage} {trial.settings.calib_mode} {score}")

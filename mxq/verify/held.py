@@ -1,0 +1,257 @@
+"""How the int8 network holds the tensors of the float network: under which name, in which codes, scaled and shifted.
+
+The names are those that `mxq.passes.quantize` gives: the int8 operator made from ``x`` is ``quantized_x`` (or, where
+ranges are found at run time, ``requantize_x`` after it), ``x_quantize`` quantizes a float tensor, and dequantizers and
+operators left in float are called ``x``. `mxq.passes.integer_input` adds ``data_normalize`` and integer inputs.
+
+A pass that changes what a tensor holds says so in an attribute of the node that makes it, which MXNet keeps and
+ignores: ``held = value * scale + offset``, with `CHANNEL_SCALE` and `OFFSET`, in `CHANNEL_ORDER`. What only codes,
+decodes or recodes a tensor holds what it reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mxq import numerics
+from mxq.backends import MXNET_191
+from mxq.ir import Array, Graph, Model, Node, Ref
+
+CHANNEL_SCALE: Final = "__channel_scale__"
+"""Attribute of a node whose tensor is the float network's times a factor: one float for each channel (axis 1), by
+commas. What `COMMUTING` operators make of it is scaled likewise."""
+
+CHANNEL_ORDER: Final = "__channel_order__"
+"""Attribute of a node whose tensor has the float network's channels (axis 1) in another order: of each, by commas,
+which it is there. Other attributes speak of channels as they are here."""
+
+OFFSET: Final = "__offset__"
+"""Attribute of a node whose tensor is the float network's plus this float, after any scale. Such a node has the name of
+the tensor with `SHIFTED` after it."""
+
+SHIFTED: Final = "_shifted"
+
+QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
+MADE, REMADE = "quantized_", "requantize_"
+LEVELS: Final = 256
+RECODING = (QUANTIZE, DEQUANTIZE, REQUANTIZE)
+COMMUTING: Final = (
+    *("Activation", "relu", "LeakyReLU", "clip", "Pooling", "Flatten", "elemwise_add", "Dropout", "_copy", "identity"),
+    *("_contrib_quantized_act", "_contrib_quantized_pooling", "_contrib_quantized_flatten"),
+    "_contrib_quantized_elemwise_add",
+)
+"""Operators through which a pass may move positive scales of channels: behind them, what they read is scaled alike."""
+_NORMALIZE, _NORMALIZED = "_normalize", "_normalized"
+_INT32 = 2**31 - 1
+_ROUNDS = 0.51
+"""How far a value may lie beyond the last code, in codes: a half, where the range's own maximum is, and a little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Where the int8 network holds a tensor, and as what.
+
+    Attributes:
+        refs: one float tensor, or the values, minimum and maximum of a coded one.
+        order: which channel of the float network's tensor each is; empty where they stand alike.
+        scale: what each channel's values are multiplied by, in the float network's order; empty for 1.
+        offset: what is added then.
+        top: the highest code that can occur, where that is below the type's own.
+    """
+
+    refs: tuple[Ref, ...]
+    order: tuple[int, ...] = ()
+    scale: tuple[float, ...] = ()
+    offset: float = 0.0
+    top: int = LEVELS
+
+    def read(self, arrays: Sequence[Array]) -> Reading:
+        """What ``arrays``, the tensors ``refs``, say."""
+        codes = arrays[0][:, np.argsort(self.order)] if self.order else arrays[0]
+        if len(arrays) == 1 or codes.dtype.kind == "f":
+            return Reading(self, codes, 1.0)
+        absmax = max(abs(float(bound.ravel()[0])) for bound in arrays[1:])
+        if codes.dtype == np.int32:  # a sum before it is requantized: its range spans all of int32
+            return Reading(self, codes, _INT32 / absmax if absmax else math.inf)
+        return Reading(self, codes, float(numerics.scale(absmax, str(codes.dtype))))
+
+    def factors(self, shape: tuple[int, ...]) -> Array | float:
+        """``scale``, to be broadcast over a tensor of that shape; flattened, a channel has several places in a row."""
+        if not self.scale:
+            return 1.0
+        each = np.repeat(np.asarray(self.scale, np.float64), shape[1] // len(self.scale))
+        return each.reshape(1, -1, *(1,) * (len(shape) - 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A tensor of the int8 network in one batch: ``codes``, of which ``step`` make a unit; floats have ``step`` 1."""
+
+    held: Held
+    codes: Array
+    step: float
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether there are 256 codes."""
+        return str(self.codes.dtype) in numerics.CODES
+
+    @property
+    def values(self) -> Array:
+        """float32, in units of the float network's tensor."""
+        found = self.codes
+        if self.codes.dtype == np.int32:
+            found = np.asarray(self.codes / self.step, np.float32)
+        elif self.is_coded:
+            found = numerics.dequantize(self.codes, self.step)
+        if self.held.offset or self.held.scale:
+            found = np.asarray((found - self.held.offset) / self.held.factors(found.shape), np.float32)
+        return found
+
+    def clipped(self, wanted: Array) -> int:
+        """How many codes are the first or the last one because the range has no room for the value ``wanted``.
+
+        Args:
+            wanted: the shape of ``codes``, float, in units of the float network's tensor.
+        """
+        if not self.is_coded:
+            return 0
+        low, high = numerics.CODES[str(self.codes.dtype)]
+        high = min(high, self.held.top)
+        scaled = (wanted * self.held.factors(wanted.shape) + self.held.offset) * self.step
+        above = (self.codes >= high) & (scaled > high + _ROUNDS)
+        below = (self.codes <= low) & (scaled < low - _ROUNDS)
+        return int(np.count_nonzero(above | below))
+
+    def used(self) -> Array:
+        """(256,) bool: which codes occur; none of a float tensor."""
+        if not self.is_coded:
+            return np.zeros(LEVELS, bool)
+        return np.asarray(np.bincount(self.codes.view(np.uint8).ravel(), minlength=LEVELS) > 0)
+
+
+@dataclass(frozen=True)
+class Counterparts:
+    """Which tensor of the float model, ``reference``, each tensor of the ``int8`` model stands for."""
+
+    reference: Model
+    int8: Model
+
+    def float_of(self, ref: Ref) -> Ref | None:
+        """The float network's tensor that ``ref`` of the int8 network holds; None where there is no such."""
+        node = self.int8.graph[ref.name]
+        if is_coded(node) and ref.output:  # a bound of its range
+            return None
+        if node.is_variable:
+            return Ref(node.name) if node.name in self.int8.inputs and node.name in self.reference.inputs else None
+        known = self.reference.graph.by_name
+        for name in (node.name, *(node.name.removeprefix(p) for p in (MADE, REMADE)), _unmoved(node)):
+            if name in known and not known[name].is_variable:
+                return Ref(name, ref.output)
+        return self.float_of(node.inputs[0]) if node.op in RECODING else self._door(node)
+
+    def held(self, ref: Ref) -> Held:
+        """How the tensor ``ref`` is held."""
+        node = self.int8.graph[ref.name]
+        order = tuple(map(int, self._numbers(node, CHANNEL_ORDER)))
+        scale = tuple(self._numbers(node, CHANNEL_SCALE, (*RECODING, *COMMUTING)))
+        if order and scale:
+            scale = tuple(scale[i] for i in np.argsort(order))
+        offset = sum(self._numbers(node, OFFSET))
+        return Held(self._refs(node, ref), order, scale, offset, _top(self.int8.graph, node))
+
+    def _numbers(self, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:
+        """The numbers of an attribute of what makes a tensor, before any operators ``through``; none without it."""
+        while attr not in node.attrs and node.op in through:
+            node = self.int8.graph[node.inputs[0].name]
+        return [float(v) for v in node.attrs.get(attr, "").split(",") if v]
+
+    def around(self, node: Node, own: Ref | None) -> dict[Ref, Held]:
+        """The nearest tensors before ``node`` of the int8 network that the float network has, but for ``own``."""
+        found: dict[Ref, Held] = {}
+        seen: set[Ref] = set()
+        pending = list(reversed(node.inputs))
+        while pending:
+            ref = pending.pop()
+            maker = self.int8.graph[ref.name]
+            if ref in seen or (is_coded(maker) and ref.output):
+                continue
+            seen.add(ref)
+            tensor = self.float_of(ref)
+            if tensor is None or tensor == own:
+                pending.extend(reversed(maker.inputs))
+            else:
+                found.setdefault(tensor, self.held(ref))
+        return found
+
+    def _refs(self, node: Node, ref: Ref) -> tuple[Ref, ...]:
+        if is_coded(node):
+            return (node.out, Ref(node.name, 1), Ref(node.name, 2))
+        bounds = (f"{node.name}_min", f"{node.name}_max")
+        if node.is_variable and node.input_dtype != "float32" and all(b in self.int8.args for b in bounds):
+            return (ref, *map(Ref, bounds))
+        return (ref,)
+
+    def _door(self, node: Node) -> Ref | None:
+        """The float input that ``node`` makes of an integer one."""
+        for end in (_NORMALIZE, _NORMALIZED):
+            name = node.name.removesuffix(end)
+            if name != node.name and name in self.reference.inputs and name in self.int8.inputs:
+                return Ref(name)
+        return None
+
+
+def _unmoved(node: Node) -> str:
+    """The name of a tensor that is held with an offset, under another name; empty for others."""
+    return plain_name(node) if OFFSET in node.attrs else ""
+
+
+def plain_name(node: Node) -> str:
+    """The float tensor's name in that of the int8 operator which makes it."""
+    name = node.name.removeprefix(MADE).removeprefix(REMADE)
+    return name.removesuffix(SHIFTED) if is_int8(node) else name
+
+
+def is_int8(node: Node) -> bool:
+    """Whether a node of an int8 network computes on codes; what only codes or decodes does not."""
+    return node.op not in RECODING and (is_coded(node) or node.flag("quantized"))
+
+
+def is_coded(node: Node) -> bool:
+    """Whether a node of an int8 network gives codes with their range: values, minimum, maximum."""
+    if node.is_variable or node.op == DEQUANTIZE or node.flag("enable_float_output"):
+        return False
+    return node.op in (QUANTIZE, REQUANTIZE) or node.name.startswith((MADE, REMADE)) or node.flag("quantized")
+
+
+def dtype_of(graph: Graph, ref: Ref) -> str:
+    """The type of a tensor of an int8 network, as its nodes declare it."""
+    node = graph[ref.name]
+    if node.is_variable:
+        return node.input_dtype
+    if not is_coded(node):
+        return "float32"
+    if node.op in (QUANTIZE, REQUANTIZE):
+        return node.attrs.get("out_type", "int8")
+    spec = next((s for s in MXNET_191.ops if s.int8_op == node.op), None)
+    if spec is None or spec.output == "int8":
+        return "int8"
+    if spec.output == "post_op":
+        row = spec.post_op(node.subgraphs[0].nodes[-1]) if node.subgraphs else None
+        return "uint8" if row is not None and row.unsigned else "int8"
+    data = spec.data_inputs or range(int(node.number("num_args", 1)))
+    types = {dtype_of(graph, node.inputs[i]) for i in data}
+    return "int8" if "int8" in types else "uint8"
+
+
+def _top(graph: Graph, node: Node) -> int:
+    """The last code of a conv + sum, which writes into its summand's memory: 127 of an unsigned one in a signed one."""
+    if not node.flag("with_sum") or not is_coded(node) or dtype_of(graph, node.out) != "uint8":
+        return LEVELS
+    summand = node.inputs[len(node.inputs) - 1 - 4]  # before the bounds of two ranges
+    return numerics.CODES["int8"][1] if dtype_of(graph, summand) == "int8" else LEVELS

@@ -1,0 +1,227 @@
+"""Scale channels so that they share the range of their tensor evenly: equalization across layers.
+
+Before:  conv1(w1, b1) [+ sum] [-> relu] -> x -> conv2(w2)
+After:   conv1(s w1, s b1) -> s x -> conv2(w2 / s)              s: a positive number for each channel
+
+One range serves all channels of a tensor, so a channel that uses a tenth of it has three bits less. Scaling it up costs
+nothing in conv1, whose weights have a step per channel, nor in a depthwise conv2; in a dense one, columns of w2 shrink
+against others.
+
+Conditions: everything between conv1 and conv2 commutes with positive scales: ReLU, leaky ReLU, pooling, Flatten, sums,
+whose operands then share s. A clip at a does where ``s * max <= a``, so there s only grows, and up to that. No other
+operator reads the tensors, they are no output, and the weights belong to their layers alone.
+
+Formula. ``s_c = min((1 / r_c)^p, a_c)`` with r_c the largest value of channel c, in shares of its tensor's, and p of
+`POWERS` with the least noise of rounding, in shares of each reader's output:
+
+    sum_j [ t^2/12 sum_c |w_jc|^2 / s_c^2  +  sum_o t_o^2/12 sum_c s_c^2 E[x_c^2] ] / sum_c |w_jc|^2 E[x_c^2]       (1)
+
+t the tensor's step, t_o that of output channel o's weights. Sources: Nagel et al., arXiv:1906.04721, section 4.1, for the
+identity; Xiao et al., "SmoothQuant" (arXiv:2211.10438), eq. 4, for powers of activations' ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mxq.ir import Array, Model, Node, Ref
+from mxq.numerics import SPAN
+
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST = 64.0
+"""The largest s: a channel that calibration data hardly excites may be larger in other data."""
+MARGIN = 1.25
+"""Below a clip, a channel keeps so much room above its largest value."""
+SCALE = "__channel_scale__"
+"""Attribute of a node whose output is scaled: the factor of each channel (axis 1)."""
+
+_HOMOGENEOUS = ("relu",)
+_LAYERS = ("Convolution", "FullyConnected")
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What calibration data shows of the channels (axis 1) of a tensor: (C,) float64 each, and whether any is negative."""
+
+    largest: Array
+    square: Array
+    signed: bool
+
+
+@dataclass
+class Family:
+    """Tensors that must be scaled alike, with the layers that write and read them.
+
+    Attributes:
+        cap: where a clip bounds the tensors.
+        blocked: why they cannot be scaled; empty where they can.
+    """
+
+    tensors: set[str] = field(default_factory=set)
+    writers: list[Node] = field(default_factory=list)
+    readers: list[Node] = field(default_factory=list)
+    cap: float = np.inf
+    blocked: str = ""
+
+    def join(self, other: Family) -> None:
+        """Takes over all of ``other``."""
+        self.tensors |= other.tensors
+        self.writers += other.writers
+        self.readers += other.readers
+        self.cap = min(self.cap, other.cap)
+        self.blocked = self.blocked or other.blocked
+
+
+def families(model: Model) -> list[Family]:
+    """All families of a fused float ``model``, in graph order, blocked ones too."""
+    table: dict[str, Family] = {}
+    for node in model.graph:
+        if model.param(node.name) is None:
+            table[node.name] = Family({node.name}, blocked="" if not node.is_variable else "it is an input")
+    for node in model.graph.operators:
+        _relate(model, node, table)
+    for head in model.graph.heads:
+        table[head.name].blocked = "it is an output of the network"
+    return list({id(f): f for f in table.values()}.values())
+
+
+def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
+    """What ``node`` says of the families of its inputs and output."""
+    data = [r.name for r in node.inputs if model.param(r.name) is None]
+    layer = layer_of(node)
+    if layer is None:
+        if _commutes(node):
+            for name in data:
+                _join(table, node.name, name)
+            return
+        for name in (*data, node.name):
+            table[name].blocked = table[name].blocked or f"{node.op} does not commute with scales"
+        return
+    own = [r.name for r in node.inputs if model.param(r.name) is not None]
+    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(own) != (1 if layer.flag("no_bias") else 2):
+        for name in (*data, node.name):
+            table[name].blocked = f"a parameter of {node.name!r} is shared"
+        return
+    groups = int(layer.number("num_group", 1))
+    depthwise = groups > 1 and model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])
+    if groups > 1 and not depthwise:
+        table[node.inputs[0].name].blocked = f"{node.name!r} is a grouped convolution"
+    if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
+        for name in (data[0], node.name):
+            table[name].blocked = f"the channels of {node.name!r} are its last axis"
+    table[node.inputs[0].name].readers.append(node)
+    table[node.name].writers.append(node)
+    if node.flag("with_sum"):
+        _join(table, node.name, node.inputs[-1].name)
+    _after(node, layer, table[node.name])
+
+
+def _after(node: Node, layer: Node, family: Family) -> None:
+    """What the operators fused after ``layer`` say of the output."""
+    for inner in node.subgraphs[0].operators if node.subgraphs else ():
+        if inner is layer or inner.op in ("elemwise_add", "_plus") or _commutes(inner):
+            continue
+        if inner.op == "clip" and inner.number("a_min", -1) == 0:
+            family.cap = min(family.cap, inner.number("a_max", np.inf))
+            continue
+        family.blocked = family.blocked or f"{inner.op} does not commute with scales"
+
+
+def _commutes(node: Node) -> bool:
+    """Whether positive scales of channels may move through ``node``."""
+    if node.op == "Activation":
+        return node.attrs.get("act_type") == "relu"
+    if node.op == "LeakyReLU":
+        return node.attrs.get("act_type", "leaky") == "leaky"
+    if node.op == "Pooling":
+        return node.attrs.get("pool_type", "max") in ("max", "avg")
+    return node.op in ("elemwise_add", "Flatten", "relu", "Dropout", "_copy", "identity")
+
+
+def _join(table: dict[str, Family], a: str, b: str) -> None:
+    first, second = table[a], table[b]
+    if first is not second:
+        first.join(second)
+        for name in second.tensors:
+            table[name] = first
+
+
+def layer_of(node: Node) -> Node | None:
+    """The Convolution or FullyConnected that ``node`` is or holds; None where it is neither."""
+    inside = node.subgraphs[0].operators if node.subgraphs else (node,)
+    return next((n for n in inside if n.op in _LAYERS), None)
+
+
+def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array | None:
+    """The factors of a family's channels, (C,) float64; None where scaling does not help.
+
+    Args:
+        seen: tensor -> what calibration data shows of it.
+    """
+    if family.blocked or not family.writers or not family.readers:
+        return None
+    known = [seen[t] for t in family.tensors if t in seen]
+    if not known or len({len(c.largest) for c in known}) > 1:
+        return None
+    share = np.max([c.largest / max(c.largest.max(), 1e-30) for c in known], axis=0)
+    room = np.max([c.largest for c in known], axis=0) * MARGIN
+    most = np.maximum(np.minimum(MOST, family.cap / np.maximum(room, 1e-30)), 1.0)
+    inverse = 1 / np.maximum(share, 1 / MOST)
+    choices = [np.minimum(inverse**power, most) for power in POWERS]
+    costs = [sum(_noise(model, node, seen[node.inputs[0].name], s) for node in family.readers) for s in choices]
+    best = int(np.argmin(costs))
+    return choices[best] if best and costs[best] < costs[0] else None
+
+
+def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
+    """The reader's term of (1)."""
+    layer = layer_of(reader)
+    assert layer is not None  # noqa: S101
+    weight = model.args[reader.inputs[1].name].astype(np.float64)
+    span = SPAN["int8" if x.signed else "uint8"]
+    tensor_step = (s * x.largest).max() / span
+    if int(layer.number("num_group", 1)) > 1:
+        squares = (weight.reshape(len(weight), -1) ** 2).sum(axis=1)
+        rounding = 0.0
+    else:
+        columns = weight.reshape(len(weight), len(s), -1)
+        squares = (columns**2).sum(axis=(0, 2))
+        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / SPAN["int8"]
+        rounding = float((steps**2).sum() / 12 * (s**2 * x.square).sum() * columns.shape[2])
+    energy = float((squares * x.square).sum())
+    return (tensor_step**2 / 12 * float((squares / s**2).sum()) + rounding) / max(energy, 1e-30)
+
+
+def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
+    """The model with all the scales of ``chosen``, in its weights and biases; nodes say so in `SCALE`."""
+    args = {k: v for k, v in model.args.items()}
+    changes: dict[str, Sequence[Node]] = {}
+    for family, s in chosen:
+        for node in family.writers:
+            for ref in node.inputs[1 : 2 if _no_bias(node) else 3]:
+                value = args[ref.name].astype(np.float64)
+                args[ref.name] = (value * s.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+            text = ",".join(f"{v:.8g}" for v in s)
+            changes[node.name] = (node.with_attrs(**{SCALE: text}),)
+        for node in family.readers:
+            args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, layer_of(node))
+    return model.with_graph(model.graph.replace(changes), args)
+
+
+def _no_bias(node: Node) -> bool:
+    layer = layer_of(node)
+    return layer is not None and layer.flag("no_bias")
+
+
+def _divided(weight: Array, s: Array, layer: Node | None) -> Array:
+    """The weight of a reader, (O, C, ...) or (C, 1, ...) or (O, C * positions), for inputs that are scaled by s."""
+    if layer is not None and int(layer.number("num_group", 1)) > 1:
+        return (weight / s.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+    columns = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
+    return columns.reshape(weight.shape).astype(np.float32)
+
+
+__all__ = ["SCALE", "Channels", "Family", "Ref", "families", "scaled", "scales"]

@@ -1,0 +1,113 @@
+"""Samples of what a layer multiplies with its weights: receptive fields of a convolution, rows of a dense layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mxq.ir import Array, Node
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a layer reads its input.
+
+    Attributes:
+        groups: of a convolution; 1 for a dense layer.
+        kernel, stride, dilate, pad: per spatial axis; empty for a dense layer.
+        flatten: whether a dense layer takes all axes but the first as one.
+    """
+
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilate: tuple[int, ...] = ()
+    pad: tuple[int, ...] = ()
+    flatten: bool = True
+
+    @staticmethod
+    def of(layer: Node) -> Geometry:
+        """Of a Convolution or FullyConnected node."""
+        if layer.op == "FullyConnected":
+            return Geometry(flatten=layer.flag("flatten", default=True))
+        kernel = layer.ints("kernel")
+        ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+        return Geometry(
+            int(layer.number("num_group", 1)),
+            kernel,
+            layer.ints("stride") or ones,
+            layer.ints("dilate") or ones,
+            layer.ints("pad") or zeros,
+        )
+
+    @property
+    def channel_axis(self) -> int:
+        """Which axis of the output holds its channels."""
+        return 1 if self.kernel else -1
+
+    def places_of(self, shape: tuple[int, ...]) -> int:
+        """How many output places an input (examples, ...) of that shape has."""
+        if self.kernel:
+            return int(np.prod((shape[0], *self.sides(shape))))
+        return shape[0] if self.flatten else int(np.prod(shape[:-1]))
+
+    def sides(self, shape: tuple[int, ...]) -> list[int]:
+        """The spatial sides of a convolution's output for an input of that shape."""
+        axes = zip(shape[2:], self.kernel, self.stride, self.dilate, self.pad, strict=True)
+        return [(size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes]
+
+    def grouped(self, weight: Array) -> Array:
+        """The weight (O, ...) as (groups, O / groups, K)."""
+        return weight.reshape(self.groups, len(weight) // self.groups, -1)
+
+
+Places = Sequence[Array]
+"""Of each batch, which (example, position) pairs are looked at: (n,) integers into its flattened output places."""
+
+
+def choose_places(counts: Sequence[int], most: int, rng: np.random.Generator) -> Places:
+    """At most ``most`` of a layer's output places, of which batches have ``counts``; at random within each batch."""
+    share = min(1.0, most / max(sum(counts), 1))
+    return [
+        np.sort(rng.choice(c, max(1, round(c * share)), replace=False)) if share < 1 else np.arange(c) for c in counts
+    ]
+
+
+def outputs_at(tensors: Sequence[Array], places: Places, geometry: Geometry) -> Array:
+    """(groups, N, O / groups): the values of the layer's outputs at the places."""
+    axis = geometry.channel_axis
+    rows = [np.moveaxis(t, axis, -1).reshape(-1, t.shape[axis])[c] for t, c in zip(tensors, places, strict=True)]
+    stacked = np.concatenate(rows)
+    return np.ascontiguousarray(stacked.reshape(len(stacked), geometry.groups, -1).transpose(1, 0, 2))
+
+
+def inputs_at(tensors: Sequence[Array], places: Places, geometry: Geometry) -> Array:
+    """(groups, N, K) float32: what is multiplied with the weights for the outputs at the places."""
+    if not geometry.kernel:
+        rows = [_rows(t, geometry.flatten)[c] for t, c in zip(tensors, places, strict=True)]
+        return np.concatenate(rows)[None]
+    fields = np.concatenate([_fields(t, c, geometry) for t, c in zip(tensors, places, strict=True)])
+    count, channels = fields.shape[:2]
+    split = fields.reshape(count, geometry.groups, -1) if channels else fields
+    return np.ascontiguousarray(split.transpose(1, 0, 2))
+
+
+def _rows(tensor: Array, flatten: bool) -> Array:
+    return tensor.reshape(len(tensor), -1) if flatten else tensor.reshape(-1, tensor.shape[-1])
+
+
+def _fields(tensor: Array, chosen: Array, geometry: Geometry) -> Array:
+    """(n, C, taps): receptive fields in ``tensor`` (examples, C, ...)."""
+    margins = [(0, 0), (0, 0), *((p, p) for p in geometry.pad)]
+    padded = np.pad(tensor, margins) if any(geometry.pad) else tensor
+    last = np.moveaxis(padded, 1, -1)
+    example, *position = np.unravel_index(chosen, (len(tensor), *geometry.sides(tensor.shape)))
+    corner = [p * s for p, s in zip(position, geometry.stride, strict=True)]
+    taps = [
+        last[(example, *(c + t * d for c, t, d in zip(corner, tap, geometry.dilate, strict=True)))]
+        for tap in itertools.product(*map(range, geometry.kernel))
+    ]
+    return np.stack(taps, axis=-1)

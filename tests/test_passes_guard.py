@@ -1,0 +1,226 @@
+"""The passes for CPUs without VNNI: channels put in another order, weights limited, ranges widened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from graphs import CHANNELS, RELU, assert_same_outputs, bn, build, conv, fc, feeds
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.ir import Model, Ref
+from mxq.passes import guard, pair_channels
+from mxq.passes.pair_channels import weight_codes
+from mxq.pipeline import Calibrated, Prepared
+from mxq.rewrite import Trace
+from mxq.runtime import MxnetRunner
+from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.verify import verify
+from mxq.verify.held import CHANNEL_ORDER
+from mxq.weights.activity import sampled
+from mxq.weights.pairing import conflicts
+from mxq.weights.saturation import at_risk
+
+DW = f'kernel="(3, 3)" num_filter="{CHANNELS}" pad="(1, 1)" num_group="{CHANNELS}"'
+CHAIN = (conv("a", "data"), "r = Activation(a) " + RELU, conv("z", "r"), "return z")
+CONFIG = QuantConfig(effort="fast", num_calib_examples="100%")
+
+
+def large(model: Model, *names: str) -> Model:
+    """``model`` where neighbouring input channels of these layers have large weights of one sign."""
+    args = dict(model.args)
+    for name in names:
+        weight = args[f"{name}_weight"]
+        at = np.arange(weight.shape[1])
+        factor = np.where(at < weight.shape[1] // 2, 1.0, 0.05).reshape(1, -1, *[1] * (weight.ndim - 2))
+        args[f"{name}_weight"] = (np.sign(weight[:, :1]) * np.abs(weight) * factor).astype(np.float32)
+    return replace(model, args=args)
+
+
+def planned(*lines: str, dangerous: tuple[str, ...] = ("z",)) -> Prepared:
+    return pipeline.plan(large(build(*lines), *dangerous), CONFIG)
+
+
+def paired(*lines: str, dangerous: tuple[str, ...] = ("z",)) -> tuple[Prepared, Model]:
+    prepared = planned(*lines, dangerous=dangerous)
+    return prepared, pair_channels(prepared.fused, prepared.plan)
+
+
+def cost(model: Model, weight: str) -> float:
+    codes = weight_codes(model.args[weight])
+    at = np.arange(0, codes.shape[1] - 1, 2)
+    return float(conflicts(codes)[at, at + 1].sum())
+
+
+class TestPairChannels:
+    @pytest.mark.parametrize(
+        ("lines", "dangerous"),
+        [
+            (CHAIN, ("z",)),
+            ((conv("a", "data"), "r = Activation(a) " + RELU, conv("d", "r", DW), conv("z", "d"), "return z"), ("z",)),
+            ((conv("a", "data"), bn("n", "a"), "r = Activation(n) " + RELU, conv("z", "r"), "return z"), ("z",)),
+            (
+                (
+                    conv("a", "data"),
+                    "r = Activation(a) " + RELU,
+                    conv("b", "r"),
+                    "s = elemwise_add(b, r)",
+                    "t = Activation(s) " + RELU,
+                    conv("z", "t"),
+                    conv("y", "t"),
+                    "u = elemwise_add(z, y)",
+                    "return u",
+                ),
+                ("z", "b"),
+            ),
+            (
+                (
+                    conv("a", "data"),
+                    "r = Activation(a) " + RELU,
+                    'p = Pooling(r) global_pool="True" kernel="(1, 1)" pool_type="avg"',
+                    fc("z", "p"),
+                    "return z",
+                ),
+                ("z",),
+            ),
+        ],
+        ids=["chain", "depthwise", "batch norm", "residual", "pooled"],
+    )
+    def test_the_float_network_is_the_same_and_less_saturates(self, lines, dangerous):
+        prepared, found = paired(*lines, dangerous=dangerous)
+        assert found is not prepared.fused
+        assert_same_outputs(prepared.fused, found, rtol=1e-4, atol=1e-4)
+        assert cost(found, "z_weight") < cost(prepared.fused, "z_weight")
+
+    def test_attributes_say_where_channels_were(self):
+        prepared, found = paired(*CHAIN)
+        order = [int(i) for i in found.graph["r"].attrs[CHANNEL_ORDER].split(",")]
+        taps = (Ref("r"),)
+        before, after = (MxnetRunner().compile(m, taps)(feeds())[len(m.graph.heads)] for m in (prepared.fused, found))
+        np.testing.assert_allclose(after, before[:, order], rtol=1e-5, atol=1e-6)
+        assert (found.args["z_weight"] == prepared.fused.args["z_weight"][:, order]).all()
+        assert CHANNEL_ORDER not in found.graph["z"].attrs
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            (conv("z", "data"), "return z"),
+            (conv("a", "data"), "r = Activation(a) " + RELU, conv("z", "r"), "return z, r"),
+            (conv("a", "data"), "r = Activation(a) " + RELU, "s = softmax(r)", conv("z", "r"), "return z, s"),
+            (
+                conv("a", "data"),
+                "r = Activation(a) " + RELU,
+                conv("z", "r"),
+                "m = elemwise_add(r, data)",
+                "return z, m",
+            ),
+            (conv("a", "data"), "r = Activation(a) " + RELU, fc("z", "r"), "return z"),
+            (
+                'c = Convolution(data, z_weight) no_bias="True" kernel="(1, 1)" num_filter="8"',
+                'd = Convolution(c, z_weight) no_bias="True" kernel="(1, 1)" num_filter="8"',
+                "return d",
+            ),
+        ],
+        ids=["input", "output", "unknown operator", "sum with the input", "several values a channel", "shared weight"],
+    )
+    def test_what_is_seen_from_outside_stays(self, lines):
+        prepared, found = paired(*lines)
+        assert found is prepared.fused
+
+    def test_a_second_time_changes_nothing(self):
+        prepared, found = paired(*CHAIN)
+        assert pair_channels(found, prepared.plan) is found
+
+    def test_layers_can_still_be_compared(self):
+        prepared = planned(*CHAIN)
+        for target in ("avx512_vnni", "avx2"):
+            made = replace(prepared, config=replace(CONFIG, target=target))
+            data = feeds()["data"]
+            int8 = pipeline.quantize(made, pipeline.calibrate(made, data, MxnetRunner(), progress=False)).model
+            found = verify(MxnetRunner(), prepared.source, int8, [{"data": data}], layers=True)
+            assert min(layer.sqnr for layer in found.layers) > 25
+        assert any(CHANNEL_ORDER in n.attrs for n in int8.graph)
+
+
+class TestGuard:
+    def guarded(self, prepared: Prepared, top: float = 4.0, target: str = "avx2", given: object = True, **changed):
+        table = {str(r): Threshold(Range(0 if r.name == "r" else -top, top), "naive") for r in prepared.plan.observe}
+        samples = None
+        if given is not None:
+            rng = np.random.default_rng(0)
+            samples = {Ref("r"): np.clip(top * rng.uniform(0.5, 1.2, (200, CHANNELS)), 0, top).astype(np.float32)}
+        config, trace = replace(CONFIG, **changed), Trace()
+        thresholds = Thresholds(table)
+        found = guard(prepared.fused, prepared.plan, thresholds, config, target, trace, samples)
+        return (thresholds, trace, *found)
+
+    def test_large_values_widen_the_range(self):
+        prepared = planned(*CHAIN)
+        before, trace, model, thresholds, records = self.guarded(prepared)
+        assert model is prepared.fused
+        assert thresholds.range("r").max > 1.15 * before.range("r").max
+        assert "widened" in thresholds["r"].note
+        assert records["z"].remedy == "range"
+        assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
+        assert (records["z"].kernel, records["z"].supposed) == ("pairs", False)
+        assert [e.node for e in trace.events] == ["z"]
+        assert "a" not in records  # reads s8, whose kernel halves its weights
+
+    def test_a_clip_or_another_reader_keeps_the_range(self):
+        clipped = planned(conv("a", "data"), 'r = clip(a) a_min="0" a_max="4"', conv("z", "r"), "return z")
+        before, _, _, thresholds, _ = self.guarded(clipped)
+        assert thresholds is before
+        summed = (*CHAIN[:3], conv("y", "r"), "s = elemwise_add(y, r)", "return z, s")
+        before, _, _, thresholds, _ = self.guarded(planned(*summed))
+        assert thresholds.range("r") == before.range("r")
+
+    def test_limited_weights_are_read_back_as_they_were_meant(self):
+        prepared = planned(*CHAIN)
+        codes = np.random.default_rng(0).integers(-60, 60, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+        codes[:, 0, 0, 0], codes[:, 1] = 127.5, -1
+        codes[0, 2:4, 1, 1] = 64, 65
+        weight = codes * np.float32(0.003)
+        model = replace(prepared.fused, args={**prepared.fused.args, "z_weight": weight})
+        _, _, found, _, records = self.guarded(replace(prepared, fused=model), given=None)
+        assert records["z"].remedy == "pairs"
+        assert (records["z"].at_risk, records["z"].limited) == (1, 1)
+        assert at_risk(weight_codes(found.args["z_weight"])).sum() == 0
+        largest = [np.abs(m.args["z_weight"]).reshape(CHANNELS, -1).max(axis=1) for m in (model, found)]
+        assert (largest[0] == largest[1]).all()
+        same = weight_codes(found.args["z_weight"]) == weight_codes(weight)
+        assert (found.args["z_weight"][same] == weight[same]).all()
+
+    @pytest.mark.parametrize("changed", [{"target": "avx512_vnni"}, {"calib_mode": "none"}])
+    def test_nothing_to_do(self, changed):
+        prepared = planned(*CHAIN)
+        before, trace, model, thresholds, records = self.guarded(prepared, **changed)
+        assert model is prepared.fused
+        assert thresholds is before
+        assert (records, trace.events) == ({}, [])
+
+    def test_usual_activations_are_left_alone(self):
+        prepared = planned(*CHAIN)
+        before, _, model, thresholds, records = self.guarded(prepared, given=None)
+        assert (model, thresholds) == (prepared.fused, before)
+        assert records["z"].supposed
+
+
+def test_samples_are_places_of_all_channels():
+    prepared, data = planned(*CHAIN), feeds()
+    found = sampled(MxnetRunner(), prepared.fused, [Ref("r")], [data, data], places=20)
+    (value,) = MxnetRunner().compile(prepared.fused, (Ref("r"),))(data)[len(prepared.fused.graph.heads) :]
+    rows = {tuple(row) for row in np.moveaxis(value, 1, -1).reshape(-1, CHANNELS).tolist()}
+    assert found[Ref("r")].shape == (20, CHANNELS)
+    assert {tuple(row) for row in found[Ref("r")].tolist()} <= rows
+
+
+def test_the_report_says_what_was_done():
+    prepared = planned(*CHAIN)
+    for target in ("avx2", "avx512_vnni"):
+        made = replace(prepared, config=replace(CONFIG, target=target))
+        ranges: Calibrated = pipeline.calibrate(made, feeds()["data"], MxnetRunner(), progress=False)
+        report = pipeline.quantize(made, ranges).report
+        assert report.target == target
+        assert bool(report.saturation) == (target == "avx2")

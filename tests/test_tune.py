@@ -1,0 +1,628 @@
+"""The tuner: its search without networks, its journal, then the whole of it on small networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import mxq  # isort: skip  (before mxnet)
+
+from graphs import bn, build, conv, fc
+from typer.testing import CliRunner
+
+from mxq.cli import app
+from mxq.cli.tuning import seconds_of
+from mxq.config import LayerConfig, QuantConfig
+from mxq.distributed import Partitions
+from mxq.errors import ConfigError, DataError, FormatError, QuantizeError
+from mxq.ir import Model, Ref
+from mxq.report import record
+from mxq.runtime import MxnetRunner
+from mxq.tuning.budget import Budget, OutOfTime
+from mxq.tuning.cost import BYTE, CostModel, cost_model
+from mxq.tuning.driver import Driver, Found, Made
+from mxq.tuning.journal import Journal
+from mxq.tuning.search import (
+    CALIBRATORS,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    LAYERS,
+    METHODS,
+    SKIPPED,
+    Bar,
+    Method,
+    Settings,
+    Space,
+    Trial,
+    strategy,
+)
+
+ORDER = {"a": 1.0, "b": 5.0, "c": 2.0, "d": 1.0, "e": 1.0, "f": 1.0}
+"""Layers in the order of the search -> what each costs in float."""
+
+Score = Callable[[Settings], float]
+
+
+class Clock:
+    """Tells the time that it was set to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class World:
+    """A search over made-up networks; each takes ``seconds`` on a clock of its own."""
+
+    score: Score
+    max_drop: float = 0.01
+    time_budget: float | None = None
+    seconds: Callable[[Settings], float] = lambda _: 1.0
+    path: Path | None = None
+    ends: Callable[[int], None] = lambda _: None
+    clock: Clock = field(default_factory=Clock)
+    asked: list[Settings] = field(default_factory=list)
+    kept: list[Settings] = field(default_factory=list)
+
+    def attempt(self, settings: Settings) -> Made[Settings]:
+        self.ends(len(self.asked))
+        self.asked.append(settings)
+        self.clock.now += self.seconds(settings)
+        return Made(self.score(settings), 10.0 + sum(ORDER[name] for name in settings.floats), settings)
+
+    def run(self) -> Found[Settings]:
+        space = Space(
+            [Settings("naive"), Settings("entropy"), Settings("mse")], [Method("default"), Method("best")], rank
+        )
+        journal = Journal.open(self.path, {"network": 1})
+        budget = Budget(self.time_budget, self.clock, sum(e["seconds"] for e in journal.entries))
+        bar = Bar(0.9, self.max_drop)
+        driver = Driver(bar, self.attempt, journal, budget, lambda trial, made: self.kept.append(made), 1.0)
+        return driver.run(strategy(space, bar))
+
+
+def rank(base: Settings) -> Mapping[str, float]:
+    return ORDER
+
+
+def needing(*floats: str) -> Score:
+    """The bar is met where all of these are in float; each of them gives a point."""
+    return lambda s: 0.9 - 0.1 * sum(name not in s.floats for name in floats)
+
+
+def kinds(found: Found[Any]) -> list[tuple[str, str, str, str]]:
+    return [
+        (t.stage, t.settings.calib_mode, t.settings.method.effort, "".join(t.settings.floats)) for t in found.trials
+    ]
+
+
+class TestStrategy:
+    def test_the_first_network_that_meets_the_bar_wholly_in_int8_ends_it(self) -> None:
+        found = World(lambda s: {"naive": 0.5, "entropy": 0.895, "mse": 0.9}[s.calib_mode]).run()
+        assert kinds(found) == [(CALIBRATORS, "naive", "fast", ""), (CALIBRATORS, "entropy", "fast", "")]
+        assert found.best is found.trials[1]
+        assert found.stopped == "a network wholly in int8 meets the bar, and none is faster"
+
+    def test_methods_are_tried_with_the_best_calibrator(self) -> None:
+        scores = {"naive": 0.5, "entropy": 0.8, "mse": 0.7}
+        found = World(lambda s: 0.9 if s.method.effort == "best" else scores[s.calib_mode]).run()
+        assert kinds(found)[3:] == [(METHODS, "entropy", "default", ""), (METHODS, "entropy", "best", "")]
+        assert found.best is found.trials[-1]
+
+    def test_layers_go_back_to_float_until_the_bar_is_met_and_no_more_than_needed(self) -> None:
+        found = World(needing("a", "c", "e")).run()
+        assert [floats for stage, _, _, floats in kinds(found) if stage == LAYERS] == [
+            "a", "ab", "abcd", "abcde",  # doubling, up to all but one
+            "acde",  # b, the dearest, is not needed
+            "ade",  # c is
+            "cde", "ace",  # so is a, d is not
+        ]  # fmt: skip
+        assert found.best is not None
+        assert found.best.settings.floats == ("a", "c", "e")
+        assert found.stopped == "3 of 6 layers in float meet the bar, with fewer of these it is missed"
+
+    def test_bisection_between_the_last_doublings(self) -> None:
+        found = World(needing("a", "b", "c")).run()
+        assert [floats for stage, _, _, floats in kinds(found) if stage == LAYERS] == [
+            "a", "ab", "abcd", "abc", "ac", "bc",
+        ]  # fmt: skip
+
+    def test_nothing_meets_the_bar(self) -> None:
+        found = World(lambda s: 0.5 + 0.01 * len(s.floats)).run()
+        assert found.stopped == "with 5 of 6 layers in float the bar is still missed"
+        assert found.best is not None
+        assert found.best.settings.floats == tuple("abcde"), "the most accurate"
+
+    def test_one_layer_leaves_no_choice(self) -> None:
+        bar = Bar(0.9, 0.0)
+        asking = strategy(Space([Settings("naive")], [], lambda _: {"a": 1.0}), bar)
+        next(asking)
+        with pytest.raises(StopIteration, match="with 0 of 1 layers in float the bar is still missed"):
+            asking.send(Trial(CALIBRATORS, Settings("naive"), score=0.1, cost=1.0))
+
+    def test_a_failed_trial_is_noted_and_the_search_goes_on(self) -> None:
+        def score(s: Settings) -> float:
+            if s.calib_mode == "naive":
+                raise ValueError("no\nluck")
+            return 0.9
+
+        found = World(score).run()
+        assert [(t.state, t.reason) for t in found.trials] == [(FAILED, "ValueError: no luck"), (DONE, "")]
+        assert found.best is found.trials[1]
+
+    def test_all_fail(self) -> None:
+        found = World(lambda _: 1 / 0).run()
+        assert (found.best, found.stopped, len(found.trials)) == (None, "every calibrator failed", 3)
+
+
+class TestBar:
+    def test_half_a_point_is_half_a_point(self) -> None:
+        assert 0.844 - 0.839 > 0.005
+        assert Bar(0.844, 0.005).met(Trial(CALIBRATORS, Settings("naive"), score=0.839))
+        assert not Bar(0.844, 0.005).met(Trial(CALIBRATORS, Settings("naive"), score=0.838))
+
+    @pytest.mark.parametrize(
+        ("trials", "best"),
+        [
+            ([(0.90, 5.0), (0.895, 4.0), (0.5, 1.0)], 1),  # the fastest that meets it
+            ([(0.895, 4.0), (0.90, 4.0)], 1),  # of equally fast ones the more accurate
+            ([(0.90, 4.0), (0.90, 4.0)], 0),  # of equals the first
+            ([(0.7, 9.0), (0.8, 10.0), (0.8, 9.0)], 2),  # none meets it: the most accurate
+        ],
+    )
+    def test_which_is_best(self, trials: list[tuple[float, float]], best: int) -> None:
+        made = [Trial(LAYERS, Settings("naive"), score=score, cost=cost) for score, cost in trials]
+        assert Bar(0.9, 0.005).best(made) is made[best]
+
+    def test_settings_survive_json(self) -> None:
+        settings = Settings("mse", Method("default", equalize=False), ("a", "b"))
+        trial = Trial(LAYERS, settings, FAILED, None, None, 2.0, "why")
+        assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+        assert str(settings.method) == "default, equalize=False"
+
+    def test_settings_change_only_what_they_say(self) -> None:
+        base = QuantConfig(rounding="nearest", overrides={"b": LayerConfig(calib_mode="mse"), "x": LayerConfig(True)})
+        made = Settings("mse", Method("best"), ("b",)).config(base)
+        assert (made.calib_mode, made.effort, made.rounding) == ("mse", "best", "nearest")
+        assert made.overrides == {"x": LayerConfig(True), "b": LayerConfig(False, "mse")}
+        assert [*made.overrides] == ["x", "b"], "the last one wins"
+
+
+class TestBudget:
+    def test_a_trial_that_would_end_too_late_is_not_begun(self) -> None:
+        world = World(needing("a", "b", "c"), time_budget=6.5)
+        found = world.run()
+        assert len(found.trials) == 6
+        assert world.clock.now == 6
+        assert found.stopped == "the time budget of 6.5 s: 6 s are used, and the next trial takes about 1 s"
+
+    def test_trials_of_a_method_are_expected_to_take_what_those_before_took(self) -> None:
+        seconds = {"fast": 1.0, "default": 10.0, "best": 10.0}
+        world = World(needing("a"), time_budget=22.5, seconds=lambda s: seconds[s.method.effort])
+        found = world.run()
+        efforts = [(t.settings.method.effort, t.state) for t in found.trials]
+        assert efforts == [("fast", DONE)] * 3 + [("default", DONE), ("best", SKIPPED), ("fast", DONE)]
+        assert found.trials[4].reason == (
+            "the time budget of 22.5 s: 13 s are used, and the next trial takes about 10 s"
+        )
+        assert found.best is found.trials[-1], "leaving a layer in float was in time"
+        assert world.clock.now == 14
+
+    def test_one_is_tried_in_any_case(self) -> None:
+        found = World(needing("a"), time_budget=0.1).run()
+        assert len(found.trials) == 1
+        assert found.best is found.trials[0]
+
+    def test_earlier_runs_count(self, tmp_path: Path) -> None:
+        path = tmp_path / "trials.jsonl"
+        first = World(needing("a", "b", "c"), time_budget=4.5, path=path).run()
+        assert [t.state for t in first.trials] == [DONE] * 4 + [SKIPPED]
+        again = World(needing("a", "b", "c"), time_budget=4.5, path=path)
+        assert again.run().trials == first.trials
+        assert again.asked == []
+        more = World(needing("a", "b", "c"), time_budget=6.5, path=path)
+        assert len(more.run().trials) == 6
+        assert len(more.asked) == 2
+
+    def test_ranking_may_run_out_of_time(self) -> None:
+        def late(_: Settings) -> Mapping[str, float]:
+            raise OutOfTime("no time left")
+
+        bar = Bar(0.9, 0.0)
+        world = World(needing("a"))
+        driver = Driver(bar, world.attempt, Journal(), Budget(), lambda *_: None)
+        found = driver.run(strategy(Space([Settings("naive")], [], late), bar))
+        assert (found.stopped, len(found.trials)) == ("no time left", 1)
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+    def test_a_budget_is_positive(self, seconds: float) -> None:
+        with pytest.raises(ConfigError, match=r"time_budget is .*; allowed: a positive number of seconds, or None"):
+            Budget(seconds)
+
+    @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5m", 90), ("2h", 7200), ("30 s", 30)])
+    def test_its_text(self, text: str, seconds: float) -> None:
+        assert seconds_of(text) == seconds
+
+    def test_text_that_is_none(self) -> None:
+        with pytest.raises(ConfigError, match="--time-budget is 'soon'; allowed: seconds, or minutes and hours"):
+            seconds_of("soon")
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the program sees it."""
+
+
+class TestResume:
+    WANTED = ("a", "c", "e")
+
+    @pytest.mark.parametrize("at", range(13))
+    @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+    def test_ended_at_any_trial_the_result_is_that_of_a_run_without_an_end(
+        self, at: int, error: type[BaseException], tmp_path: Path
+    ) -> None:
+        def end(count: int) -> None:
+            if count == at:
+                raise error
+
+        whole = World(needing(*self.WANTED)).run()
+        assert len(whole.trials) == 13
+        path = tmp_path / "trials.jsonl"
+        broken = World(needing(*self.WANTED), path=path, ends=end)
+        if error is Killed or at == 0:
+            with pytest.raises(error):
+                broken.run()
+        else:
+            found = broken.run()
+            assert found.stopped == INTERRUPTED
+            assert found.trials == whole.trials[:at]
+            assert found.best is not None
+        again = World(needing(*self.WANTED), path=path)
+        found = again.run()
+        assert (found.trials, found.stopped) == (whole.trials, whole.stopped)
+        assert found.best == whole.best
+        assert len(broken.asked) + len(again.asked) == 13, "no trial is repeated"
+        assert again.run().network is None, "nothing was made"
+
+    def test_the_best_is_kept_whenever_it_changes(self) -> None:
+        world = World(needing(*self.WANTED))
+        world.run()
+        assert ["".join(s.floats) for s in world.kept] == ["", "a", "abcd", "abcde", "acde", "ace"]
+
+    def test_failed_trials_are_not_repeated(self, tmp_path: Path) -> None:
+        path = tmp_path / "trials.jsonl"
+        first = World(lambda _: 1 / 0, path=path).run()
+        again = World(lambda _: 0.9, path=path)
+        assert again.run().trials == first.trials
+        assert not again.asked
+
+
+class TestJournal:
+    ABOUT: ClassVar = {"network": {"graph": "1" * 64, "inputs": ["data"]}, "settings": {"calib_mode": "naive"}}
+
+    def test_reads_what_it_wrote(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "j.jsonl"
+        journal = Journal.open(path, self.ABOUT)
+        journal.append({"x": 0.1, "y": (1, 2)})
+        assert journal.entries == [{"x": 0.1, "y": [1, 2]}]
+        assert Journal.open(path, self.ABOUT).entries == journal.entries
+
+    @pytest.mark.parametrize("cut", range(1, 10))
+    def test_a_line_that_was_cut_short_is_dropped(self, cut: int, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        journal = Journal.open(path, self.ABOUT)
+        journal.append({"x": 1})
+        journal.append({"x": 22})
+        path.write_bytes(path.read_bytes()[:-cut])
+        again = Journal.open(path, self.ABOUT)
+        assert again.entries == [{"x": 1}]
+        again.append({"x": 3})
+        assert Journal.open(path, self.ABOUT).entries == [{"x": 1}, {"x": 3}]
+
+    @pytest.mark.parametrize(
+        ("about", "says"),
+        [
+            (
+                {**ABOUT, "network": {"graph": "2" * 64, "inputs": ["data"]}},
+                r"its network graph is 1+\.\.\., now 2+\.\.\.",
+            ),
+            ({**ABOUT, "settings": {"calib_mode": "mse"}}, "its settings calib_mode is naive, now mse"),
+            ({**ABOUT, "data": "x"}, "its data is null, now x"),
+        ],
+    )
+    def test_one_about_something_else_is_refused(self, about: Any, says: str, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        Journal.open(path, self.ABOUT)
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match=f"about something else: {says}; allowed: the same network, data"):
+            Journal.open(path, about)
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("{}\n", "no journal of mxq"),
+            ("[1]\n", "no journal of mxq"),
+            ("PK\n", "line 1 is no JSON"),
+            ('{"format": "mxq-journal/1"}\n{"x": \n{"x": 1}\n', "line 2 is no JSON"),
+        ],
+    )
+    def test_other_files_are_refused(self, text: str, says: str, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        path.write_text(text)
+        with pytest.raises(FormatError, match=says):
+            Journal.open(path, self.ABOUT)
+
+    def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
+        (tmp_path / "f").write_text("")
+        with pytest.raises(FormatError, match="cannot be used as a journal"):
+            Journal.open(tmp_path / "f" / "j.jsonl", self.ABOUT)
+
+
+NET = (
+    conv("conv0", "data", bias=False),
+    bn("bn0", "conv0"),
+    'relu0 = Activation(bn0) act_type="relu"',
+    conv("conv1", "relu0"),
+    "sum = elemwise_add(conv1, relu0)",
+    'relu1 = Activation(sum) act_type="relu"',
+    conv("conv2", "relu1"),
+    'relu2 = Activation(conv2) act_type="relu"',
+    'pool = Pooling(relu2) pool_type="avg" global_pool="True" kernel="(1, 1)"',
+    fc("fc0", "pool"),
+    "return fc0",
+)
+X = np.random.default_rng(0).standard_normal((40, 8, 6, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def net() -> Model:
+    return build(*NET)
+
+
+@pytest.fixture(scope="module")
+def hard(net: Model) -> Model:
+    """One layer has an outlier that takes all its levels."""
+    weight = net.args["conv2_weight"].copy()
+    weight[:, 0] *= 300
+    return replace(net, args={**net.args, "conv2_weight": weight})
+
+
+class TestCost:
+    def test_counts_what_there_is_to_do(self, net: Model) -> None:
+        prepared = mxq_plan(net)
+        model = cost_model(MxnetRunner(), prepared.fused, {"data": X[:4]}, "avx512_vnni")
+        assert model.work["relu0"].multiply_adds == 8 * 36 * 8 * 9
+        assert model.work["relu0"].written == model.work["relu0"].read == 8 * 36
+        assert model.work["fc0"].multiply_adds == 80
+        assert sum(map(model.share, model.work)) == pytest.approx(1)
+
+    def test_conversions_cost(self) -> None:
+        model = build(conv("a", "data"), conv("b", "a"), conv("c", "b"), "return c")
+        elements = {Ref(name): 10 for name in ("data", "a", "b", "c")}
+        costs = CostModel(model, elements, "unsupported")  # no gain in multiply-adds
+        bytes_of = BYTE * (20 + model.args["a_weight"].size + 8)
+        each = costs.cost({"a", "b", "c"}) - costs.cost(())
+        assert each == pytest.approx(3 * bytes_of * (1 - 4) + 2 * BYTE * 50)  # in and out
+        middle = costs.cost({"a", "c"}) - costs.cost({"a", "b", "c"})
+        assert middle == pytest.approx(bytes_of * 3 + 2 * BYTE * 50)
+
+    def test_int8_is_faster_where_it_is(self, net: Model) -> None:
+        prepared = mxq_plan(net)
+        for target in ("avx2", "avx512", "avx512_vnni"):
+            model = cost_model(MxnetRunner(), prepared.fused, {"data": X[:4]}, target)
+            assert model.cost(prepared.plan.quantized) < model.cost(()) / 1.4
+
+
+def mxq_plan(net: Model) -> Any:
+    from mxq import pipeline
+
+    return pipeline.plan(net, QuantConfig())
+
+
+def tune(net: Any, data: Any = X, **options: Any) -> Any:
+    return mxq.tune(net, data, **options)
+
+
+class TestTune:
+    def test_an_easy_network_is_done_at_once(self, net: Model, tmp_path: Path) -> None:
+        found = tune(net, workdir=tmp_path, max_drop=0.05)
+        assert found.met
+        assert len(found.trials) == 1
+        assert "wholly in int8 meets the bar" in found.stopped
+        assert found.by == "agreement with the float network"
+        assert record.check(tmp_path / "best") == ()
+        assert mxq.load(tmp_path / "best").mxq_report.config["calib_mode"] == "naive"
+        assert found.speedup(found.best) > 1
+        assert "result: the bar is met" in found.report
+        json.dumps(found.to_json(), allow_nan=False)
+
+    def test_without_a_folder(self, net: Model) -> None:
+        found = tune(net, (x for x in [X[:20], X[20:]]), max_drop=0.05)
+        assert found.met
+        assert found.prefix is None
+        written = found.block(mxq_array(X)).asnumpy()
+        assert written.shape == (40, 10)
+        assert found.block.mxq_report is found.record
+
+    def test_a_hard_one_leaves_layers_in_float_and_resumes(self, hard: Model, tmp_path: Path) -> None:
+        calls = []
+
+        def score(block: Any) -> float:
+            calls.append(1)
+            out = block(mxq_array(X)).asnumpy()
+            return -float(np.abs(out - wanted).mean() / np.abs(wanted).mean())
+
+        wanted = reference(hard)
+        options: dict[str, Any] = {"eval_fn": score, "max_drop": 0.004, "workdir": tmp_path}
+        found = tune(hard, **options)
+        asked = len(calls)
+        assert found.best.settings.floats
+        assert asked == len(found.trials) + 1, "float is scored once"
+        made = record.read(tmp_path / "best")
+        assert all(not made.plan[name].int8 for name in found.best.settings.floats)
+        again = tune(hard, **options)
+        assert len(calls) == asked
+        assert (again.trials, again.best, again.stopped) == (found.trials, found.best, found.stopped)
+        for file in tmp_path.glob("best*"):
+            file.unlink()
+        anew = tune(hard, **options)
+        assert record.check(tmp_path / "best") == ()
+        np.testing.assert_array_equal(
+            anew.block(mxq_array(X)).asnumpy(), found.block(mxq_array(X)).asnumpy(), "made again, the same"
+        )
+        assert len(calls) == asked
+
+    def test_interrupted_and_killed_it_goes_on(self, hard: Model, tmp_path: Path) -> None:
+        wanted = reference(hard)
+
+        def scorer(ends: Mapping[int, BaseException]) -> Callable[[Any], float]:
+            count = iter(range(1000))
+
+            def score(block: Any) -> float:
+                number = next(count)
+                if number in ends:
+                    raise ends[number]
+                out = block(mxq_array(X)).asnumpy()
+                return -float(np.abs(out - wanted).mean() / np.abs(wanted).mean())
+
+            return score
+
+        options: dict[str, Any] = {"max_drop": 0.004, "workdir": tmp_path / "b"}
+        whole = tune(hard, eval_fn=scorer({}), max_drop=0.004, workdir=tmp_path / "a")
+        with pytest.raises(Killed):
+            tune(hard, eval_fn=scorer({3: Killed()}), **options)
+        stopped = tune(hard, eval_fn=scorer({2: KeyboardInterrupt()}), **options)
+        assert stopped.interrupted
+        assert record.check(tmp_path / "b" / "best") == ()
+        found = tune(hard, eval_fn=scorer({}), **options)
+        assert [t.settings for t in found.trials] == [t.settings for t in whole.trials]
+        assert [t.score for t in found.trials] == [t.score for t in whole.trials]
+        assert found.best.settings == whole.best.settings
+
+    def test_nothing_meets_the_bar(self, hard: Model) -> None:
+        scores = iter(range(100))
+        found = tune(hard, eval_fn=lambda _: -float(next(scores)), max_drop=0.0)
+        assert not found.met
+        assert found.score == -1.0
+        assert found.verdict.startswith("nothing met the bar, which allows 0; the most accurate has -1.0000")
+
+    def test_labels(self, net: Model) -> None:
+        answers = reference(net).argmax(axis=1)
+        found = tune(net, eval_data=X, labels=answers, max_drop=0.1)
+        assert (found.by, found.bar.reference) == ("accuracy on labelled data", 1.0)
+        assert tune(net, eval_data=(X, answers), max_drop=0.1).best.score == found.best.score
+        assert tune(net, eval_data=[X[:20], X[20:]], max_drop=0.1).by == "agreement with the float network"
+
+    def test_partitions(self, net: Model) -> None:
+        answers = reference(net).argmax(axis=1)
+        parts = Partitions.of(lambda i: [(X[i : i + 10], answers[i : i + 10])], range(0, 40, 10))
+        found = tune(net, parts, eval_data=parts, max_drop=0.1)
+        assert (found.met, found.bar.reference) == (True, 1.0)
+        assert tune(net, parts, max_drop=0.1).met, "labels are not needed"
+
+    def test_a_folder_of_something_else(self, net: Model, hard: Model, tmp_path: Path) -> None:
+        tune(net, workdir=tmp_path, max_drop=0.05)
+        for name, change in {
+            "params_sha256": {"net": hard},
+            "settings exclude_layers": {"exclude_layers": "conv0"},
+            "calibration data first": {"data": X[::-1]},
+            "judge metric": {"eval_fn": lambda _: 1.0},
+        }.items():
+            options: dict[str, Any] = {"net": net, "workdir": tmp_path, **change}
+            with pytest.raises(ConfigError, match=f"about something else: its .*{name} is"):
+                tune(options.pop("net"), **options)
+        assert tune(net, workdir=tmp_path, max_drop=0.5).met, "another bar is no other subject"
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"max_drop": -1}, "max_drop is -1; allowed: 0 or more"),
+            ({"time_budget": 0}, "time_budget is 0; allowed: a positive number"),
+            ({"calib_mode": "none"}, "calib_mode is 'none', which leaves no calibrator"),
+            ({"calib_mode": "ema_minmax"}, "calib_mode is 'ema_minmax', whose statistics serve no other"),
+            ({"input_dtype": "int8"}, "input_dtype is 'int8' where networks are compared; allowed: 'float32'"),
+            ({"labels": np.zeros(40)}, "labels is given without the data"),
+            ({"eval_fn": len, "eval_data": X}, "eval_fn and eval_data are both given"),
+        ],
+    )
+    def test_refuses(self, options: dict[str, Any], says: str, net: Model) -> None:
+        with pytest.raises(ConfigError, match=says):
+            tune(net, **options)
+
+    def test_scores_are_numbers(self, net: Model) -> None:
+        with pytest.raises(DataError, match=r"eval_fn returned \{\}; allowed: one finite number"):
+            tune(net, eval_fn=lambda _: {})
+
+    def test_no_network_can_be_made(self, net: Model) -> None:
+        scores = iter([1.0])
+        with pytest.raises(QuantizeError, match="no network could be made; the first trial failed: StopIteration"):
+            tune(net, eval_fn=lambda _: next(scores))
+
+    def test_outputs_that_have_no_answers(self) -> None:
+        image = build(conv("conv0", "data"), 'relu0 = Activation(conv0) act_type="relu"', "return relu0")
+        with pytest.raises(ConfigError, match=r"neither class scores nor boxes .*; allowed: give eval_fn"):
+            tune(image)
+
+
+def mxq_array(x: np.ndarray) -> Any:
+    import mxnet as mx
+
+    return mx.nd.array(x)
+
+
+def reference(net: Model) -> np.ndarray:
+    return np.asarray(MxnetRunner().compile(net)({"data": X})[0])
+
+
+@pytest.fixture
+def files(net: Model, tmp_path: Path) -> Iterator[Path]:
+    from mxq.runtime import write_pair
+
+    write_pair(net, tmp_path / "net")
+    np.savez(tmp_path / "data.npz", data=X, label=reference(net).argmax(axis=1))
+    return tmp_path
+
+
+class TestCommand:
+    def test_tune(self, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "100")
+        args = ["tune", str(files / "net"), "--data", str(files / "data.npz"), "--workdir", str(files / "w")]
+        result = CliRunner().invoke(app, [*args, "--max-drop", "0.2", "--time-budget", "10m"])
+        assert result.exit_code == 0, result.output
+        assert "the bar is met" in result.stdout
+        assert record.check(files / "w" / "best") == ()
+        again = CliRunner().invoke(app, [*args, "--max-drop", "0.2", "--json"])
+        found = json.loads(again.stdout)
+        assert (found["met"], found["by"]) == (True, "accuracy on labelled data")
+        assert [t["state"] for t in found["trials"]] == ["done"]
+
+    def test_exit_code_where_nothing_meets_the_bar(self, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mxq import api
+        from mxq.tuning.search import Bar as AnyBar
+
+        real = api.tune
+        monkeypatch.setattr(api, "tune", lambda *a, **k: replace(real(*a, **k), bar=AnyBar(2.0, 0.0)))
+        args = ["tune", str(files / "net"), "--data", str(files / "data.npz"), "--workdir", str(files / "w")]
+        result = CliRunner().invoke(app, [*args, "--max-drop", "0.2"])
+        assert result.exit_code == 1, result.output
+        assert "nothing met the bar" in result.stdout
+
+    @pytest.mark.slow
+    def test_workers_find_the_same(self, files: Path) -> None:
+        args = ["tune", str(files / "net"), "--data", str(files / "data.npz"), "--max-drop", "0.2", "--json"]
+        alone = CliRunner().invoke(app, [*args, "--workdir", str(files / "a"), "--num-calib-examples", "40"])
+        shared = CliRunner().invoke(
+            app, [*args, "--workdir", str(files / "b"), "--num-calib-examples", "40", "--workers", "1"]
+        )
+        one, other = json.loads(alone.stdout), json.loads(shared.stdout)
+        assert (one["best"]["score"], one["float_score"]) == (other["best"]["score"], other["float_score"])
