@@ -433,10 +433,17 @@ def _quantize(
 ) -> pipeline.Quantized:
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
-    prepared = pipeline.plan(runtime.load_model(net), config, runtime.MxnetRunner())
+    runner = runtime.MxnetRunner()
+    prepared = pipeline.plan(runtime.load_model(net), config, runner)
+    data = None
+    if given.calib_data is not None and config.methods.need_data:
+        data = tuning.repeatable(given.calib_data, prepared.fused.inputs, config.budget, given.batch_size)
+        given = given if isinstance(given.calib_data, Partitions) else replace(given, calib_data=data)
     calibrated = _calibrated(prepared, given, logger)
-    quantized = pipeline.quantize(prepared, calibrated, runtime.versions())
+    quantized = pipeline.quantize(prepared, calibrated, runtime.versions(), runner=runner, data=data)
     summary = quantized.report.summary
+    for warning in quantized.warnings:
+        _say(logger, warning)
     _say(logger, f"{summary['int8']} of {len(quantized.report.plan.decisions)} operators are int8")
     return quantized
 

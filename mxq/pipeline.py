@@ -16,10 +16,10 @@ from typing import Any
 
 from mxq import machine, observers
 from mxq.backends import MXNET_191
-from mxq.batches import Feeds, feeds
+from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
-from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, one_of
+from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
 from mxq.ir import Model, Ref, Runner
 from mxq.passes import (
     DETECTION,
@@ -44,12 +44,15 @@ from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
-from mxq.plan import Plan, Report
+from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
+from mxq.refine import Looked, equalized, refined
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import Asked, clip_weights
+
+NO_DATA = "weights are rounded to the nearest code, without a look at calibration data"
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The end of the pipeline: the int8 ``model`` with its ``report``, and what it was made from."""
+    """The end of the pipeline: the int8 ``model`` with its ``report``, what it was made from, and ``warnings``."""
 
     model: Model
     report: Report
     prepared: Prepared
     thresholds: Thresholds
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -240,37 +244,37 @@ def _asked_dtype(ref: Ref, prepared: Prepared) -> str:
     return "auto" if ref.name in prepared.plan.quantized else prepared.config.quantized_dtype
 
 
-def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, str] | None = None) -> Quantized:
+def quantize(
+    prepared: Prepared,
+    calibrated: Calibrated,
+    versions: Mapping[str, str] | None = None,
+    *,
+    runner: Runner | None = None,
+    data: Iterable[Feed] | None = None,
+) -> Quantized:
     """Builds the int8 network from its plan and ranges.
+
+    Args:
+        prepared: from `plan`.
+        calibrated: from `calibrate` or `ranges`.
+        versions: for the report.
+        runner, data: what the methods of ``config`` that look at calibration data need (`mxq.refine`). Without them
+            weights are rounded to the nearest code, and the report says so.
 
     Raises:
         CalibrationError: a planned tensor has no range.
         QuantizeError: nothing would be int8, or "uint8" was asked for a tensor with negative values.
     """
-    if not prepared.plan.quantized:
-        reasons = sorted({d.reason for d in prepared.plan.decisions})
-        raise QuantizeError(f"no operator of the network can be int8: {'; '.join(reasons[:3])}")
-    missing = [str(r) for r in prepared.plan.observe if str(r) not in calibrated.thresholds]
-    if missing:
-        raise CalibrationError(f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all)")
-    fused, decided, thresholds = prepared.fused, prepared.plan, calibrated.thresholds
-    if prepared.config.calib_mode != NONE:
-        choices = LayerChoices.of(fused.graph, prepared.config)
-        thresholds = align_ranges(fused.graph, decided, thresholds, prepared.trace)
-        fused, decided, thresholds = shift_summands(fused, decided, thresholds, choices, prepared.trace)
-    target = machine.resolve_target(prepared.config.target, machine.detect())
-    if target != machine.VNNI:
-        fused = pair_channels(fused, decided, prepared.trace)
-    fused, weights = clip_weights(fused, _asked_of_weights(prepared))
-    fused, thresholds, saturation = guard(fused, decided, thresholds, prepared.config, target, prepared.trace)
-    thresholds, coding = choose_codes(fused, thresholds, prepared.config)
-    model, tensors = quantize_graph(fused, decided, thresholds, coding)
+    _check_complete(prepared, calibrated)
+    built, warnings = _built(prepared, calibrated, runner, data)
+    fused, decided, thresholds = built.model, built.plan, built.thresholds
+    model, tensors = quantize_graph(fused, decided, thresholds, built.coding)
     model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
     int8 = len(decided.quantized)
     report = Report(
         plan=decided,
         tensors=tensors,
-        weights=weights,
+        weights=built.weights,
         thresholds=thresholds.to_json(),
         config=prepared.config.to_json(),
         versions=versions or {},
@@ -281,13 +285,87 @@ def quantize(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, 
             "float": len(decided.decisions) - int8,
             "calibration_examples": calibrated.statistics.examples,
             "calibration_batches": calibrated.statistics.batches,
-            "warnings": list(calibrated.warnings),
+            "warnings": [*calibrated.warnings, *warnings],
         },
         input=fed,
-        target=target,
-        saturation=saturation,
+        target=built.target,
+        saturation=built.saturation,
     )
-    return Quantized(model, report, prepared, thresholds)
+    return Quantized(model, report, prepared, thresholds, warnings)
+
+
+def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
+    if not prepared.plan.quantized:
+        reasons = sorted({d.reason for d in prepared.plan.decisions})
+        raise QuantizeError(f"no operator of the network can be int8: {'; '.join(reasons[:3])}")
+    missing = [str(r) for r in prepared.plan.observe if str(r) not in calibrated.thresholds]
+    if missing:
+        raise CalibrationError(f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all)")
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The fused float network as it is to be quantized, with all that was decided about it."""
+
+    model: Model
+    plan: Plan
+    thresholds: Thresholds
+    coding: QuantConfig
+    target: str
+    weights: Mapping[str, WeightRecord] = field(default_factory=dict)
+    saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
+
+
+def _built(
+    prepared: Prepared, calibrated: Calibrated, runner: Runner | None, data: Iterable[Feed] | None
+) -> tuple[_Built, tuple[str, ...]]:
+    """`_with_data` where there is some to look at, else `_without_data` with a sentence that says why."""
+    config = prepared.config
+    if config.calib_mode == NONE or not config.methods.need_data:
+        return _without_data(prepared, calibrated), ()
+    if runner is None or data is None:
+        return _without_data(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
+    try:
+        return _with_data(prepared, calibrated, Looked.at(runner, prepared.fused, data, config)), ()
+    except RuntimeFailure as error:
+        return _without_data(prepared, calibrated), (f"{NO_DATA}: {error}",)
+
+
+def _without_data(prepared: Prepared, calibrated: Calibrated) -> _Built:
+    """Weights rounded to the nearest code, guarded by what activations usually are."""
+    config = prepared.config
+    built = _aligned(prepared, prepared.fused, calibrated.thresholds)
+    fused, weights = clip_weights(built.model, _asked_of_weights(prepared))
+    trace = prepared.trace
+    fused, thresholds, saturation = guard(fused, built.plan, built.thresholds, config, built.target, trace)
+    thresholds, coding = choose_codes(fused, thresholds, config)
+    return replace(built, model=fused, thresholds=thresholds, coding=coding, weights=weights, saturation=saturation)
+
+
+def _with_data(prepared: Prepared, calibrated: Calibrated, looked: Looked) -> _Built:
+    """Weights, biases and ranges chosen layer by layer."""
+    config, fused, thresholds = prepared.config, prepared.fused, calibrated.thresholds
+    if config.methods.equalize:
+        fused, thresholds = equalized(looked, fused, thresholds, prepared.trace)
+    built = _aligned(prepared, fused, thresholds)
+    fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
+    thresholds, coding = choose_codes(fused, built.thresholds, config)
+    exact = built.target == machine.VNNI
+    fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=exact)
+    return replace(built, model=fused, thresholds=thresholds, coding=coding, weights={**weights, **clipped})
+
+
+def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built:
+    """What tensors have to have in common, and the order of channels that the target's kernels need."""
+    config, plan, trace = prepared.config, prepared.plan, prepared.trace
+    if config.calib_mode != NONE:
+        choices = LayerChoices.of(fused.graph, config)
+        thresholds = align_ranges(fused.graph, plan, thresholds, trace)
+        fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
+    target = machine.resolve_target(config.target, machine.detect())
+    if target != machine.VNNI:
+        fused = pair_channels(fused, plan, trace)
+    return _Built(fused, plan, thresholds, config, target)
 
 
 def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:

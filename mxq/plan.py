@@ -67,6 +67,8 @@ class WeightRecord:
     """What became of a weight: the ``observer`` that chose its channels' ranges, and what asked for it (``source``).
 
     ``clipped_channels`` of its ``channels`` lost something, ``clipped_share`` of all its values (0..1) were clipped.
+    ``rounding`` and ``bias_correction`` are fields of `QuantConfig`; ``moved_share`` of the codes (0..1) are not the
+    nearest.
     """
 
     observer: str
@@ -74,6 +76,9 @@ class WeightRecord:
     channels: int
     clipped_channels: int
     clipped_share: float
+    rounding: str = "nearest"
+    bias_correction: str = "none"
+    moved_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
     ("passes", "weights", "runtime", "collect", "evaluation"),
-    ("sweep",),
+    ("sweep", "refine"),
     ("pipeline", "report"),
     ("distributed", "data"),
     ("tuning",),

@@ -229,7 +229,7 @@ class TestFeeding:
         models = [runtime.load_model(pairs[k]) for k in ("net", dtype)]
         found = verify(runner, *models, [{"data": floats()}], layers=True)
         assert found.outputs[0].sqnr > 25
-        assert [layer.name for layer in found.layers] == ["r", "f"]
+        assert [layer.name for layer in found.layers] == ["data", "r", "f"]
 
     def test_watching(self, pairs):
         runner, seen = feeding(runtime.MxnetRunner(), input_of(pairs["int8"])), []

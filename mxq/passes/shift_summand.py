@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, standing_for
+from mxq.ir import Graph, Model, Node, Ref, standing_for
+from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
 from mxq.plan import Plan
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
 from mxq.thresholds import Range, Thresholds
+from mxq.verify.held import OFFSET
 
 SHIFTED = "_shifted"
 _CONV = CONVOLUTION.fused_op
@@ -72,14 +72,14 @@ class ShiftSummand:
         reader = match["reader"]
         operand = model.graph[reader.inputs[-1].name]
         offset = -self.thresholds.range(operand.name).min
-        shifted, bias_up = _with_bias(model, _with_relu(operand), offset)
+        shifted, bias_up = with_bias(model, _with_relu(operand, offset), offset)
         moved = replace(reader, inputs=(*reader.inputs[:-1], shifted[-1].out))
-        lowered, bias_down = _with_bias(model, moved, -offset)
+        lowered, bias_down = with_bias(model, moved, -offset)
         return Rewrite({operand.name: shifted, reader.name: lowered}, args={**bias_up, **bias_down})
 
 
 def _bias_refusal(model: Model, conv: Node) -> Reject | None:
-    if not _has_bias(conv):
+    if not has_bias(conv):
         return None
     bias = conv.inputs[2].name
     if bias not in model.args or len(model.graph.consumers[bias]) > 1:
@@ -87,44 +87,13 @@ def _bias_refusal(model: Model, conv: Node) -> Reject | None:
     return None
 
 
-def _layer(conv: Node) -> Node:
-    """The Convolution inside a fused node."""
-    return next(n for n in conv.subgraphs[0].operators if n.op == CONVOLUTION.float_op)
-
-
-def _has_bias(conv: Node) -> bool:
-    return not _layer(conv).flag("no_bias")
-
-
-def _with_relu(conv: Node) -> Node:
+def _with_relu(conv: Node, offset: float) -> Node:
     """The linear fused convolution with a ReLU after it, under the name of the shifted tensor."""
     inner = conv.subgraphs[0]
     relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
     graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
-    attrs = {**conv.attrs, "with_act": "true", **standing_for(conv)}
+    attrs = {**conv.attrs, "with_act": "true", OFFSET: repr(offset), **standing_for(conv)}
     return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
-
-
-def _with_bias(model: Model, conv: Node, offset: float) -> tuple[tuple[Node, ...], dict[str, Array]]:
-    """``conv`` with ``offset`` (activation units) added to every channel's bias; the nodes and the new values."""
-    if _has_bias(conv):
-        name = conv.inputs[2].name
-        return (conv,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}
-    name = f"{conv.name}_bias"
-    channels = model.args[conv.inputs[1].name].shape[0]
-    layer = _layer(conv)
-    inner = conv.subgraphs[0]
-    slot = Node(f"{layer.name}_bias_slot", VARIABLE)
-    nodes = tuple(
-        replace(n, attrs={**n.attrs, "no_bias": "False"}, inputs=(*n.inputs, slot.out)) if n is layer else n
-        for n in inner.nodes
-    )
-    at = inner.nodes.index(layer)
-    graph = Graph((*nodes[:at], slot, *nodes[at:]), inner.heads, inner.attrs)
-    inputs = (*conv.inputs[:2], Ref(name), *conv.inputs[2:])
-    return (Node(name, VARIABLE), replace(conv, inputs=inputs, subgraphs=(graph,))), {
-        name: np.full(channels, offset, np.float32)
-    }
 
 
 def shift_summands(

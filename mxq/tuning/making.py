@@ -46,7 +46,8 @@ def make(material: Material, config: QuantConfig) -> Quantized:
         MxqError: it cannot be made; see `mxq.pipeline.ranges` and `mxq.pipeline.quantize`.
     """
     prepared = planned(material.prepared, config)
-    return pipeline.quantize(prepared, pipeline.ranges(prepared, material.statistics), material.versions)
+    found = pipeline.ranges(prepared, material.statistics)
+    return pipeline.quantize(prepared, found, material.versions, runner=material.runner, data=material.data)
 
 
 def planned(prepared: Prepared, config: QuantConfig) -> Prepared:

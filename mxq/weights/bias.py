@@ -5,9 +5,9 @@ both (N, O) over calibration data, minimise for each channel
 
     sum_n ( f(T_n) - f(Y_n + d) )^2                                                                       (1)
 
-by Newton steps ``d += sum f'(Y + d) (f(T) - f(Y + d)) / sum f'(Y + d)``. Without an activation this is the mean of T - Y:
-empirical bias correction, Nagel et al., arXiv:1906.04721, appendix D. With one, what lies where f is flat says nothing:
-before a ReLU6 that is often most of it.
+by Newton steps ``d += sum f'(Y + d) (f(T) - f(Y + d)) / sum f'(Y + d)``. Without an activation this is the mean of
+T - Y: empirical bias correction, Nagel et al., arXiv:1906.04721, appendix D. With one, what lies where f is flat says
+nothing: before a ReLU6 that is often most of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from mxq.ir import Array, Node
 
-STEPS = 8
+STEPS = 4
 FEW = 8.0
 """A channel that is active in fewer examples keeps its bias."""
 
@@ -41,7 +41,8 @@ class Activation:
         return Activation()
 
     def __call__(self, x: Array) -> Array:
-        return np.clip(x, self.low, self.high)
+        clipped: Array = np.clip(x, self.low, self.high)
+        return clipped
 
     def active(self, x: Array) -> Array:
         """Where the derivative is 1."""
@@ -60,7 +61,8 @@ def correction(target: Array, made: Array, activation: Activation) -> Array:
         (G, O) float64.
     """
     if activation == Activation():
-        return (target - made).mean(axis=1, dtype=np.float64)
+        mean: Array = (target - made).mean(axis=1, dtype=np.float64)
+        return mean
     wanted = activation(target)
     found = np.zeros((target.shape[0], target.shape[2]))
     for _ in range(STEPS):

@@ -16,39 +16,73 @@ Formula. ``s_c = min((1 / r_c)^p, a_c)`` with r_c the largest value of channel c
 
     sum_j [ t^2/12 sum_c |w_jc|^2 / s_c^2  +  sum_o t_o^2/12 sum_c s_c^2 E[x_c^2] ] / sum_c |w_jc|^2 E[x_c^2]       (1)
 
-t the tensor's step, t_o that of output channel o's weights. Sources: Nagel et al., arXiv:1906.04721, section 4.1, for the
-identity; Xiao et al., "SmoothQuant" (arXiv:2211.10438), eq. 4, for powers of activations' ranges.
+t the tensor's step, t_o that of output channel o's weights. Sources: Nagel et al., arXiv:1906.04721, section 4.1, for
+the identity; Xiao et al., "SmoothQuant" (arXiv:2211.10438), eq. 4, for powers of activations' ranges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mxq.ir import Array, Model, Node, Ref
+from mxq.ir import Array, Model, Node, Ref, Runner
 from mxq.numerics import SPAN
+from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.verify.held import CHANNEL_SCALE
+from mxq.weights.live import Live, last_reader, outputs_read
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 64.0
 """The largest s: a channel that calibration data hardly excites may be larger in other data."""
-MARGIN = 1.25
+WORTH = 0.25
+"""Scales are applied where (1) becomes less than so much of what it was. It leaves out what `rounding` and `ranges` do
+for the network as it is; on networks without outlier channels, scaling for smaller gains cost up to 4 dB."""
+MARGIN = 2.0
 """Below a clip, a channel keeps so much room above its largest value."""
-SCALE = "__channel_scale__"
-"""Attribute of a node whose output is scaled: the factor of each channel (axis 1)."""
-
-_HOMOGENEOUS = ("relu",)
 _LAYERS = ("Convolution", "FullyConnected")
 
 
 @dataclass(frozen=True)
 class Channels:
-    """What calibration data shows of the channels (axis 1) of a tensor: (C,) float64 each, and whether any is negative."""
+    """What calibration data shows of the channels (axis 1) of a tensor: (C,) float64 each."""
 
-    largest: Array
+    low: Array
+    high: Array
     square: Array
-    signed: bool
+
+    @property
+    def largest(self) -> Array:
+        largest: Array = np.maximum(np.abs(self.low), np.abs(self.high))
+        return largest
+
+    @property
+    def signed(self) -> bool:
+        return bool(self.low.min() < 0)
+
+
+def channels_seen(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> dict[str, Channels]:
+    """The channels of the first output of every operator, where it has two axes or more."""
+    live = Live(runner, {Ref(name): [np.asarray(f[name]) for f in feeds] for name in model.inputs})
+    nodes = model.graph.operators
+    until, read = last_reader(nodes), outputs_read(nodes)
+    found = {}
+    for node in nodes:
+        made = live.run(model, node, read.get(node.name, (node.out,)))
+        live.held |= made
+        if node.out in made and all(v.ndim > 1 for v in made[node.out]):
+            found[node.name] = _channels(made[node.out])
+        live.forget({r.name for r in node.inputs if until.get(r.name) == node.name})
+    return found
+
+
+def _channels(batches: Sequence[Array]) -> Channels:
+    flat = [np.moveaxis(b, 1, 0).reshape(b.shape[1], -1) for b in batches]
+    count = sum(f.shape[1] for f in flat)
+    square = sum(np.einsum("cn,cn->c", f, f, dtype=np.float64) for f in flat) / count
+    low, high = np.min([f.min(axis=1) for f in flat], axis=0), np.max([f.max(axis=1) for f in flat], axis=0)
+    return Channels(low.astype(np.float64), high.astype(np.float64), np.asarray(square))
 
 
 @dataclass
@@ -100,23 +134,27 @@ def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
         for name in (*data, node.name):
             table[name].blocked = table[name].blocked or f"{node.op} does not commute with scales"
         return
-    own = [r.name for r in node.inputs if model.param(r.name) is not None]
-    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(own) != (1 if layer.flag("no_bias") else 2):
-        for name in (*data, node.name):
-            table[name].blocked = f"a parameter of {node.name!r} is shared"
-        return
-    groups = int(layer.number("num_group", 1))
-    depthwise = groups > 1 and model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])
-    if groups > 1 and not depthwise:
-        table[node.inputs[0].name].blocked = f"{node.name!r} is a grouped convolution"
-    if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
-        for name in (data[0], node.name):
-            table[name].blocked = f"the channels of {node.name!r} are its last axis"
+    refusal = _refusal(model, node, layer)
+    for name in (*data, node.name) if refusal else ():
+        table[name].blocked = refusal
     table[node.inputs[0].name].readers.append(node)
     table[node.name].writers.append(node)
     if node.flag("with_sum"):
         _join(table, node.name, node.inputs[-1].name)
     _after(node, layer, table[node.name])
+
+
+def _refusal(model: Model, node: Node, layer: Node) -> str:
+    """Why what ``node`` reads and makes cannot be scaled; empty where it can."""
+    own = [r.name for r in node.inputs if model.param(r.name) is not None]
+    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(own) != (1 if layer.flag("no_bias") else 2):
+        return f"a parameter of {node.name!r} is shared"
+    groups = int(layer.number("num_group", 1))
+    if groups > 1 and not (model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])):
+        return f"{node.name!r} is a grouped convolution"
+    if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
+        return f"the channels of {node.name!r} are its last axis"
+    return ""
 
 
 def _after(node: Node, layer: Node, family: Family) -> None:
@@ -173,7 +211,7 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
     choices = [np.minimum(inverse**power, most) for power in POWERS]
     costs = [sum(_noise(model, node, seen[node.inputs[0].name], s) for node in family.readers) for s in choices]
     best = int(np.argmin(costs))
-    return choices[best] if best and costs[best] < costs[0] else None
+    return choices[best] if costs[best] < WORTH * costs[0] else None
 
 
 def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
@@ -192,12 +230,12 @@ def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
         steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / SPAN["int8"]
         rounding = float((steps**2).sum() / 12 * (s**2 * x.square).sum() * columns.shape[2])
     energy = float((squares * x.square).sum())
-    return (tensor_step**2 / 12 * float((squares / s**2).sum()) + rounding) / max(energy, 1e-30)
+    return float((tensor_step**2 / 12 * (squares / s**2).sum() + rounding) / max(energy, 1e-30))
 
 
 def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
-    """The model with all the scales of ``chosen``, in its weights and biases; nodes say so in `SCALE`."""
-    args = {k: v for k, v in model.args.items()}
+    """The model with all the scales of ``chosen``, in its weights and biases; nodes say so in `CHANNEL_SCALE`."""
+    args = dict(model.args)
     changes: dict[str, Sequence[Node]] = {}
     for family, s in chosen:
         for node in family.writers:
@@ -205,7 +243,7 @@ def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
                 value = args[ref.name].astype(np.float64)
                 args[ref.name] = (value * s.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
             text = ",".join(f"{v:.8g}" for v in s)
-            changes[node.name] = (node.with_attrs(**{SCALE: text}),)
+            changes[node.name] = (node.with_attrs(**{CHANNEL_SCALE: text}),)
         for node in family.readers:
             args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, layer_of(node))
     return model.with_graph(model.graph.replace(changes), args)
@@ -219,9 +257,36 @@ def _no_bias(node: Node) -> bool:
 def _divided(weight: Array, s: Array, layer: Node | None) -> Array:
     """The weight of a reader, (O, C, ...) or (C, 1, ...) or (O, C * positions), for inputs that are scaled by s."""
     if layer is not None and int(layer.number("num_group", 1)) > 1:
-        return (weight / s.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
-    columns = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
-    return columns.reshape(weight.shape).astype(np.float32)
+        found: Array = weight / s.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        columns = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
+        found = columns.reshape(weight.shape)
+    return found.astype(np.float32)
 
 
-__all__ = ["SCALE", "Channels", "Family", "Ref", "families", "scaled", "scales"]
+def equalize(
+    model: Model, thresholds: Thresholds, seen: Mapping[str, Channels]
+) -> tuple[Model, Thresholds, tuple[str, ...]]:
+    """Scales all families where that helps.
+
+    Returns:
+        The model and the ranges of its tensors, and the names of the tensors that are scaled.
+    """
+    chosen = [(f, s) for f in families(model) if (s := scales(model, f, seen)) is not None]
+    table = dict(thresholds)
+    for family, s in chosen:
+        for name in family.tensors & table.keys():
+            table[name] = _rescaled(table[name], seen[name], s)
+    names = tuple(n.name for n in model.graph.operators if any(n.name in f.tensors for f, _ in chosen))
+    return (scaled(model, chosen), Thresholds(table), names) if chosen else (model, thresholds, ())
+
+
+def _rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
+    """The range after scaling; what the observer cut off stays off, in shares of the largest value."""
+    low, high = float((seen.low * s).min()), float((seen.high * s).max())
+    kept = [
+        min(abs(asked) / abs(was), 1.0) if was else 1.0
+        for asked, was in ((threshold.range.min, seen.low.min()), (threshold.range.max, seen.high.max()))
+    ]
+    note = "; ".join(filter(None, (threshold.note, "its channels are scaled to share it")))
+    return replace(threshold, range=Range(min(low * kept[0], 0.0), max(high * kept[1], 0.0)), observed=None, note=note)

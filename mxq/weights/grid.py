@@ -1,26 +1,49 @@
 """The grid on which the stock kernels put a layer's weights, and float weights that they read back as chosen codes.
 
 Formula. A kernel takes ``code = saturate(rint(w * 127.5 / absmax))`` in every output channel (``GetQuantizeScale`` in
-``quantization_utils.h``), so the step is ``s = absmax / 127.5``. A code k is written as ``k * s``, and one weight of the
-channel, the extreme one, as ``a = 127.5 * s``, which saturates to 127; without it the kernel would take a finer step.
+``quantization_utils.h``), so the step is ``s = absmax / 127.5``. A code k is written as ``k * s``, and one weight of
+the channel, the extreme one, as ``a = 127.5 * s``, which saturates to 127; without it the step would be finer.
 A negative one, ``-a``, would round to -128, the even neighbour of -127.5. It is moved by a few units in the last place,
 to where ``fl(fl(127.5 / a) * a) < 127.5``, and so rounds to -127.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 
 from mxq.ir import Array
-from mxq.numerics import CODES, SPAN
+from mxq.numerics import SPAN
 
-LOW, HIGH = CODES["int8"]
-RATIOS = (127.5 / 127, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
-"""Bounds that `steps` tries, in shares of a channel's largest weight. The first is for weights that were codes once."""
 _DEAD = 1e-30
 
 
-def steps(weight: Array, importance: Array) -> Array:
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The codes that a kernel can be made to use.
+
+    Attributes:
+        top: the code of the extreme weight, of either sign.
+        most: the largest code of the others.
+        span: what the extreme weight is written as, in steps.
+    """
+
+    top: int = 127
+    most: int = 127
+    span: float = SPAN["int8"]
+
+
+FULL: Final = Grid()
+HALVED: Final = Grid(64, 63, SPAN["int8"] / 2)
+"""Of kernels that read s8 without VNNI: they halve the codes, ``rint(w * 63.75 / absmax)``; see `saturation`."""
+
+RATIOS: Final = (127.5 / 127, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+"""Bounds that `steps` tries, in shares of a channel's largest weight. The first is for weights that were codes once."""
+
+
+def steps(weight: Array, importance: Array, grid: Grid) -> Array:
     """The step of each channel for which rounding to the nearest code costs least: the bound clips, too.
 
     Args:
@@ -31,53 +54,61 @@ def steps(weight: Array, importance: Array) -> Array:
         (G, O) float64; 1 where all of the channel is zero. Source: MMSE range, arXiv:2106.08295, section 3.1.
     """
     largest = np.abs(weight).max(axis=2).astype(np.float64)
-    best, least = largest / SPAN["int8"], np.full(largest.shape, np.inf)
+    best, least = largest / grid.span, np.full(largest.shape, np.inf)
     for ratio in RATIOS:
-        step = np.maximum(largest * ratio / SPAN["int8"], _DEAD)
-        off = np.clip(np.rint(weight / step[:, :, None]), LOW, HIGH) * step[:, :, None] - weight
-        cost = np.einsum("gok,gk->go", off * off, importance)
+        step = np.maximum(largest * ratio / grid.span, _DEAD)
+        off = np.clip(np.rint(weight / step[:, :, None]), -grid.top, grid.top) * step[:, :, None] - weight
+        cost = np.einsum("gok,gok,gk->go", off, off, importance, optimize=True)
         better = cost < least
         best, least = np.where(better, step, best), np.where(better, cost, least)
     return np.where(largest > _DEAD, best, 1.0)
 
 
-def extremes(weight: Array, step: Array) -> Array:
+def extremes(weight: Array, grid: Grid) -> Array:
     """The code of the extreme weight of each channel at its place, zero elsewhere: (G, O, K) int16."""
     fixed = np.zeros(weight.shape, np.int16)
     place = np.abs(weight).argmax(axis=2)[:, :, None]
     sign = np.take_along_axis(weight, place, axis=2)
-    code = np.where(sign < 0, -HIGH, HIGH).astype(np.int16)
-    dead = np.abs(sign) <= _DEAD
-    np.put_along_axis(fixed, place, np.where(dead, 0, code), axis=2)
+    code = np.where(np.abs(sign) > _DEAD, np.sign(sign) * grid.top, 0)
+    np.put_along_axis(fixed, place, code.astype(np.int16), axis=2)
     return fixed
 
 
-def written(codes: Array, step: Array) -> Array:
+def nearest(weight: Array, step: Array, fixed: Array, grid: Grid) -> Array:
+    """The nearest codes, (G, O, K) int16, but for those that are ``fixed``."""
+    codes = np.clip(np.rint(weight / step[:, :, None]), -grid.most, grid.most).astype(np.int16)
+    return np.where(fixed != 0, fixed, codes)
+
+
+def written(codes: Array, step: Array, grid: Grid) -> Array:
     """Float weights that the kernel reads back as ``codes``.
 
     Args:
-        codes: (G, O, K) integers, -127 to 127, with the code 127 or -127 in every channel that is not zero.
+        codes: (G, O, K) integers, one of them ``grid.top`` or its negative in every channel that is not zero.
         step: (G, O).
 
     Returns:
         (G, O, K) float32.
     """
-    end = _rounding_down((step * SPAN["int8"]).astype(np.float32))[:, :, None]
+    end = (step * grid.span).astype(np.float32)
+    if grid == FULL:
+        end = _rounding_down(end)
+    end = end[:, :, None]
     inner = (codes * step[:, :, None]).astype(np.float32)
-    return np.where(codes == HIGH, end, np.where(codes == -HIGH, -end, inner))
+    return np.where(codes == grid.top, end, np.where(codes == -grid.top, -end, inner))
 
 
-def _rounding_down(absmax: Array, tries: int = 4096) -> Array:
+def _rounding_down(absmax: Array, tries: int = 512) -> Array:
     """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than 127.5."""
-    span = np.float32(SPAN["int8"])
-    found = absmax.copy()
-    for _ in range(tries):
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            reaches = (span / found) * found >= span
-        if not reaches.any():
-            break
-        found = np.where(reaches, np.nextafter(found, np.float32(np.inf)), found)
-    return found
+    span, found = np.float32(SPAN["int8"]), absmax.ravel().copy()
+    left = np.flatnonzero(found > 0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        for _ in range(tries):
+            left = left[(span / found[left]) * found[left] >= span]
+            if not len(left):
+                break
+            found[left] = np.nextafter(found[left], np.float32(np.inf))
+    return found.reshape(absmax.shape)
 
 
 def values(codes: Array, step: Array) -> Array:

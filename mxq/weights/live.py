@@ -83,3 +83,15 @@ def outputs_read(nodes: Sequence[Node]) -> Mapping[str, tuple[Ref, ...]]:
         for ref in node.inputs:
             found.setdefault(ref.name, {})[ref] = None
     return {name: tuple(refs) for name, refs in found.items()}
+
+
+def peak_bytes(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
+    """The most bytes that a walk over ``feed`` holds of one network's tensors."""
+    live = Live(runner, {Ref(name): [feed[name]] for name in model.inputs})
+    nodes, peak = model.graph.operators, 0
+    until, read = last_reader(nodes), outputs_read(nodes)
+    for node in nodes:
+        live.held |= live.run(model, node, read.get(node.name, (node.out,)))
+        peak = max(peak, sum(array.nbytes for batches in live.held.values() for array in batches))
+        live.forget({r.name for r in node.inputs if until.get(r.name) == node.name})
+    return peak

@@ -60,8 +60,18 @@ class Geometry:
         return [(size + 2 * pad - d * (k - 1) - 1) // s + 1 for size, k, s, d, pad in axes]
 
     def grouped(self, weight: Array) -> Array:
-        """The weight (O, ...) as (groups, O / groups, K)."""
-        return weight.reshape(self.groups, len(weight) // self.groups, -1)
+        """The weight (O, I / groups, ...) as (groups, O / groups, K), K over taps, then channels, as in `inputs_at`."""
+        if not self.kernel:
+            return weight[None]
+        taps_first = np.moveaxis(weight.reshape(*weight.shape[:2], -1), 1, 2)
+        return np.ascontiguousarray(taps_first.reshape(self.groups, len(weight) // self.groups, -1))
+
+    def ungrouped(self, weight: Array, shape: tuple[int, ...]) -> Array:
+        """The inverse of `grouped`; ``shape`` is that of the weight."""
+        if not self.kernel:
+            return weight.reshape(shape)
+        taps_first = weight.reshape(shape[0], -1, shape[1])
+        return np.ascontiguousarray(np.moveaxis(taps_first, 2, 1)).reshape(shape)
 
 
 Places = Sequence[Array]
@@ -88,11 +98,13 @@ def inputs_at(tensors: Sequence[Array], places: Places, geometry: Geometry) -> A
     """(groups, N, K) float32: what is multiplied with the weights for the outputs at the places."""
     if not geometry.kernel:
         rows = [_rows(t, geometry.flatten)[c] for t, c in zip(tensors, places, strict=True)]
-        return np.concatenate(rows)[None]
+        whole: Array = np.concatenate(rows)[None]
+        return whole
     fields = np.concatenate([_fields(t, c, geometry) for t, c in zip(tensors, places, strict=True)])
-    count, channels = fields.shape[:2]
-    split = fields.reshape(count, geometry.groups, -1) if channels else fields
-    return np.ascontiguousarray(split.transpose(1, 0, 2))
+    count, taps, channels = fields.shape
+    split = fields.reshape(count, taps, geometry.groups, channels // geometry.groups)
+    found: Array = np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(geometry.groups, count, -1)
+    return found
 
 
 def _rows(tensor: Array, flatten: bool) -> Array:
@@ -100,14 +112,14 @@ def _rows(tensor: Array, flatten: bool) -> Array:
 
 
 def _fields(tensor: Array, chosen: Array, geometry: Geometry) -> Array:
-    """(n, C, taps): receptive fields in ``tensor`` (examples, C, ...)."""
+    """(n, taps, C): receptive fields in ``tensor`` (examples, C, ...)."""
     margins = [(0, 0), (0, 0), *((p, p) for p in geometry.pad)]
     padded = np.pad(tensor, margins) if any(geometry.pad) else tensor
     last = np.moveaxis(padded, 1, -1)
     example, *position = np.unravel_index(chosen, (len(tensor), *geometry.sides(tensor.shape)))
     corner = [p * s for p, s in zip(position, geometry.stride, strict=True)]
-    taps = [
-        last[(example, *(c + t * d for c, t, d in zip(corner, tap, geometry.dilate, strict=True)))]
-        for tap in itertools.product(*map(range, geometry.kernel))
-    ]
-    return np.stack(taps, axis=-1)
+    taps = []
+    for tap in itertools.product(*map(range, geometry.kernel)):
+        at = (example, *(c + t * d for c, t, d in zip(corner, tap, geometry.dilate, strict=True)))
+        taps.append(last[at])
+    return np.stack(taps, axis=1)

@@ -20,7 +20,7 @@ from mxq.ir import Array
 from mxq.thresholds import Range
 from mxq.weights.coding import Code
 
-SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 GAIN = 0.98
 """A narrower range has to bring the error below so much of the calibrated one's, or it is not worth its clipping."""
 Reader = Callable[[Array], Array]
@@ -38,13 +38,11 @@ def narrowed(value: Array, span: Range, code: Code, readers: Sequence[Reader]) -
     """
     spans = [Range(span.min * share, span.max * share) for share in SHARES]
     noise = [code.coded(value, s) - value for s in spans]
-    count = len(value)
     total = np.zeros(len(spans))
     for reader in readers:
         made = reader(np.concatenate([value, *noise]))
         energies = [float(np.vdot(part, part)) for part in np.split(made, len(spans) + 1)]
         if energies[0] > 0:
             total += np.array(energies[1:]) / energies[0]
-    del count
     best = int(total.argmin())
     return spans[best] if total[best] < GAIN * total[0] else span

@@ -1,13 +1,13 @@
 """Walks through a network layer after layer and gives each the weights, bias and range that serve its output best.
 
-Each layer is seen with two inputs: what the float network gives it, and what the network quantized so far does. Its
-weights are rounded (`rounding`), its bias is set, and the range of its output is chosen (`ranges`) on the second, to
-come close to what it makes of the first. So a layer also makes up for the errors of those before it. Source: the
-asymmetric reconstruction of AdaRound, arXiv:2004.10568, eq. 25; empirical bias correction, Nagel et al., "Data-Free
-Quantization Through Weight Equalization and Bias Correction" (arXiv:1906.04721), section 4.2 and appendix D.
+Every tensor is computed twice, by the float network and by the network quantized so far. A layer's weights are rounded
+(`rounding`) for what the second gives it, its bias makes up for what is then still missing of the first (`bias`), so
+also for the errors of the layers before; then the range of its output is chosen (`ranges`). Sources: Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv:1906.04721), appendix D, for the order;
+"Up or Down?" (arXiv:2004.10568), section 4, for taking inputs from the quantized network.
 
 The arithmetic is that of exact int8 kernels, simulated in float32 (`coding`), so the result does not depend on the
-machine it is made on. Tensors are kept while they are to be read, as in a run of the network; batches stay apart.
+machine it is made on. Tensors are kept only while they are to be read, as in a run of the network.
 """
 
 from __future__ import annotations
@@ -18,234 +18,226 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, BackendSpec
+from mxq.backends import MXNET_191, OpSpec
 from mxq.config import Methods
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 from mxq.plan import Plan, TensorRecord, WeightRecord
-from mxq.thresholds import Range, Thresholds
-from mxq.weights import grid, patches
-from mxq.weights.bias import Activation, correction
+from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
+from mxq.weights.grid import FULL, HALVED
 from mxq.weights.live import Batches, Live, ancestors, last_reader, outputs_read
 from mxq.weights.patches import Geometry
 from mxq.weights.ranges import Reader, narrowed
-from mxq.weights.rounding import Moments, descend, error_of, shrunk, successive
+from mxq.weights.saturation import kernel_of
 
-PLACES = 8192
 EXAMPLES_FOR_RANGES = 8
-import os
-DAMPING = float(os.environ.get('DAMP','0.01'))
-SWEEPS = 2
+LEAST_PLACES = 4096
+"""Places of a layer's output that are looked at; twice as many as it has inputs where those are more."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a walk is through.
+
+    Attributes:
+        model: fused, float, every int8 layer with a bias.
+        plan: which operators are int8.
+        thresholds: of the tensors in ``plan.observe``.
+        records: how `mxq.passes.quantize_graph` codes them.
+        methods: what to do.
+        exact: whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes.
+        places: factor on `LEAST_PLACES`.
+    """
+
+    model: Model
+    plan: Plan
+    thresholds: Thresholds
+    records: Mapping[str, TensorRecord]
+    methods: Methods
+    exact: bool = True
+    places: int = 1
 
 
 @dataclass(frozen=True)
 class Walked:
-    """What a walk gives: the ``model`` with new weights and biases, its ``thresholds``, and a record for each layer."""
+    """What a walk gives: the ``model`` with new parameters, its ``thresholds``, and a record for each layer."""
 
     model: Model
     thresholds: Thresholds
     weights: Mapping[str, WeightRecord]
 
 
+def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]], *, progress: bool = True) -> Walked:
+    """Goes through the network once.
+
+    Args:
+        runner: what runs an operator.
+        setting: the network.
+        feeds: batches of calibration data; all of them are in memory, with every tensor that is still to be read.
+        progress: whether to show a bar, which stays silent where stderr is no terminal.
+
+    Raises:
+        RuntimeFailure: an operator does not run alone.
+    """
+    model = setting.model
+    nodes = ancestors(model.graph, setting.plan.quantized)
+    until, read = last_reader(nodes), outputs_read(nodes)
+    state = _Walk.of(runner, setting, feeds)
+    for ref in list(state.float.held):
+        state.choose_range(ref, state.float.held[ref])
+    with tqdm(nodes, desc="weights", unit="layer", leave=False, disable=None if progress else True) as bar:
+        for node in bar:
+            state.visit(node, read.get(node.name, (node.out,)))
+            done = {r.name for r in node.inputs if until.get(r.name) == node.name}
+            state.float.forget(done)
+            state.int8.forget(done)
+    return Walked(model.with_graph(model.graph, state.written), state.thresholds(), state.records)
+
+
 @dataclass
 class _Walk:
-    model: Model
-    plan: Plan
+    """A walk under way.
+
+    Attributes:
+        spans: tensor -> its range, narrowed once it has been seen.
+        codes: of the calibrated tensors.
+        float, int8: the tensors of both networks.
+        written: new parameters, as they go into the file.
+        values: the same, as kernels understand them.
+    """
+
+    runner: Runner
+    setting: Setting
     spans: dict[str, Range]
     codes: Mapping[Ref, Code]
-    methods: Methods
-    backend: BackendSpec
-    runner: Runner
     float: Live
     int8: Live
-    args: dict[str, Array] = field(default_factory=dict)
-    seen: dict[str, Array] = field(default_factory=dict)
+    written: dict[str, Array] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
     records: dict[str, WeightRecord] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    # ---- tensors ----
+    @staticmethod
+    def of(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
+        spans = {name: t.range for name, t in setting.thresholds.items()}
+        inputs: dict[Ref, Batches] = {Ref(name): [np.asarray(f[name]) for f in feeds] for name in setting.model.inputs}
+        codes = codes_of(setting.records, spans)
+        return _Walk(runner, setting, spans, codes, Live(runner, dict(inputs)), Live(runner, dict(inputs)))
 
-    def coded(self, ref: Ref) -> Batches:
-        """What an int8 operator reads of tensor ``ref`` in the quantized network."""
-        made_int8 = ref.name in self.plan.quantized
-        if made_int8 or ref not in self.codes:
+    def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
+        """Computes ``node`` in both networks; where it is an int8 layer, changes it before."""
+        spec = self._spec(node)
+        if spec is not None and spec.role == "compute":
+            self._improve(node)
+        model = self.setting.model
+        self.float.held |= self.float.run(model, node, outputs)
+        changed = Model(model.graph, {**model.args, **self.values}, model.auxs)
+        source = self.int8 if spec is None else Live(self.runner, {r: self._coded(r) for r in self._data(node)})
+        found = source.run(changed, node, outputs)
+        for ref, value in found.items():
+            self.choose_range(ref, value)
+            made_int8 = spec is not None and ref in self.codes
+            self.int8.held[ref] = code_all(value, self.codes[ref], self.spans[str(ref)]) if made_int8 else value
+
+    def choose_range(self, ref: Ref, value: Batches) -> None:
+        """Narrows the range of a tensor that has just been made."""
+        threshold = self.setting.thresholds.get(str(ref))
+        if self.setting.methods.range_choice != "layer" or threshold is None or ref not in self.codes:
+            return
+        readers = self._readers(ref)
+        if readers and threshold.observer != "fixed":
+            some = np.concatenate([v[:: max(1, len(v) * len(value) // EXAMPLES_FOR_RANGES)] for v in value])
+            span = self.spans[str(ref)]
+            self.spans[str(ref)] = narrowed(some[:EXAMPLES_FOR_RANGES], span, self.codes[ref], readers)
+
+    def thresholds(self) -> Thresholds:
+        """The ranges as they are now, with a note where they changed."""
+        return Thresholds({k: _narrowed(t, self.spans[k]) for k, t in self.setting.thresholds.items()})
+
+    # ---- one node ----
+
+    def _spec(self, node: Node) -> OpSpec | None:
+        """The row of ``node`` where it is int8."""
+        return MXNET_191.find(node.op) if node.name in self.setting.plan.quantized else None
+
+    def _data(self, node: Node) -> list[Ref]:
+        return [r for r in node.inputs if self.setting.model.param(r.name) is None]
+
+    def _coded(self, ref: Ref) -> Batches:
+        """What an int8 operator reads of a tensor of the quantized network."""
+        if ref.name in self.setting.plan.quantized or ref not in self.codes:
             return self.int8.held[ref]
         return code_all(self.int8.held[ref], self.codes[ref], self.spans[str(ref)])
 
-    def is_data(self, ref: Ref) -> bool:
-        return self.model.param(ref.name) is None
+    def _improve(self, node: Node) -> None:
+        """Chooses the parameters of an int8 layer, unless another operator reads them too."""
+        model, names = self.setting.model, [r.name for r in node.inputs[1:3]]
+        if any(len(model.graph.consumers[n]) > 1 or n not in model.args for n in names):
+            return
+        inner = layers.inner(node)
+        geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
+        summands = (self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])) if node.flag("with_sum") else None
+        most = max(LEAST_PLACES * self.setting.places, 2 * geometry.grouped(weight).shape[2])
+        found = layers.seen(weight, self.float.held[data], self._coded(data), summands, geometry, most, self.rng)
+        kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
+        levels = HALVED if kernel == "halved" and not self.setting.exact else FULL
+        chosen = layers.choose(node, weight, model.args[names[1]], found, geometry, self.setting.methods, levels)
+        self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
+        self.values |= {names[0]: chosen.values, names[1]: chosen.bias}
+        self.records[node.name] = self._record(weight, chosen)
 
-    # ---- nodes ----
-
-    def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
-        """Runs ``node`` in both networks; where it is an int8 layer, changes it first."""
-        spec = self.backend.find(node.op)
-        quantized = node.name in self.plan.quantized and spec is not None
-        if quantized and spec is not None and spec.role == "compute":
-            self.improve(node)
-        made = self.float.run(self.model, node, outputs)
-        changed = Model(self.model.graph, {**self.model.args, **self.args, **self.seen}, self.model.auxs)
-        if not quantized:
-            found = self.int8.run(changed, node, outputs)
-        else:
-            inputs = Live(self.runner, {r: self.coded(r) for r in node.inputs if self.is_data(r)})
-            found = inputs.run(changed, node, outputs)
-        self.float.held |= made
-        self.int8.held |= {ref: self.written(node, ref, value) for ref, value in found.items()}
-
-    def written(self, node: Node, ref: Ref, value: Batches) -> Batches:
-        """``value`` as the quantized network holds it; chooses its range."""
-        if node.name not in self.plan.quantized:
-            if str(ref) in self.spans and ref in self.codes and self.methods.range_choice == "layer":
-                self.choose_range(ref, value)
-            return value
+    def _dtype(self, ref: Ref) -> str:
+        """The type of an int8 operator's input."""
         if ref in self.codes:
-            if self.methods.range_choice == "layer":
-                self.choose_range(ref, value)
-            return code_all(value, self.codes[ref], self.spans[str(ref)])
-        if str(ref) in self.spans or not any(self.is_data(r) for r in node.inputs):
-            return value
-        return value
+            return self.codes[ref].dtype
+        record = self.setting.records.get(f"quantized_{ref.name}")
+        return "int8" if record is None else record.dtype
 
-    def choose_range(self, ref: Ref, value: Batches) -> None:
-        readers = self.readers(ref)
-        if readers:
-            some = np.concatenate([v[:: max(1, len(v) * len(value) // EXAMPLES_FOR_RANGES)] for v in value])
-            self.spans[str(ref)] = narrowed(some[:EXAMPLES_FOR_RANGES], self.spans[str(ref)], self.codes[ref], readers)
+    def _record(self, weight: Array, chosen: layers.Chosen) -> WeightRecord:
+        methods = self.setting.methods
+        rows = np.abs(weight).reshape(len(weight), -1)
+        bounds = np.abs(chosen.values).reshape(len(weight), -1).max(axis=1, keepdims=True)
+        outside = rows > 1.01 * bounds
+        return WeightRecord(
+            observer="layer",
+            source="rounding",
+            channels=len(weight),
+            clipped_channels=int(outside.any(axis=1).sum()),
+            clipped_share=float(outside.mean()),
+            rounding=methods.rounding,
+            moved_share=chosen.moved,
+            bias_correction=methods.bias_correction,
+        )
 
-    def readers(self, ref: Ref) -> list[Reader]:
-        """The linear part of each int8 operator that reads ``ref``."""
+    # ---- what reads a tensor ----
+
+    def _readers(self, ref: Ref) -> list[Reader]:
+        """The linear part of each int8 operator that reads ``ref``; none where one wants a range that others have."""
         found: list[Reader] = []
-        for node in self.model.graph.consumers[ref.name]:
-            if node.name not in self.plan.quantized or ref not in node.inputs:
+        for node in self.setting.model.graph.consumers[ref.name]:
+            spec = self._spec(node)
+            if spec is None or ref not in node.inputs:
                 continue
-            spec = self.backend.find(node.op)
-            if spec is not None and spec.role == "compute" and node.inputs[0] == ref:
-                found.append(self.linear(node, spec.float_op))
-            elif spec is not None and spec.float_op == "Concat":
+            if spec.float_op == "Concat":
                 return []
-            if spec is None or spec.role != "compute" or ref in node.inputs[1:]:
+            if spec.role == "compute" and node.inputs[0] == ref:
+                found.append(self._linear(node))
+            if spec.role != "compute" or ref in node.inputs[1:]:
                 found.append(lambda x: x)
         return found
 
-    def linear(self, node: Node, op: str) -> Reader:
+    def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation."""
-        layer = inner_layer(node, op)
-        weight = self.model.args[node.inputs[1].name]
-        plain = Node("layer", op, {**layer.attrs, "no_bias": "True"}, (Ref("x"), Ref("w")))
+        inner, weight = layers.inner(node), self.setting.model.args[node.inputs[1].name]
+        plain = Node("layer", inner.op, {**inner.attrs, "no_bias": "True"}, (Ref("x"), Ref("w")))
         graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,))
         call = self.runner.compile(Model(graph, {"w": weight}))
         return lambda x: call({"x": x})[0]
 
-    # ---- weights ----
 
-    def improve(self, node: Node) -> None:
-        """New weights and bias for ``node``."""
-        spec = self.backend.find(node.op)
-        assert spec is not None
-        layer = inner_layer(node, spec.float_op)
-        geometry = Geometry.of(layer)
-        weight = geometry.grouped(self.model.args[node.inputs[1].name])
-        x, target = self.samples(node, geometry, weight)
-        moments = Moments.of(weight, x, target)
-        importance = np.einsum("gkk->gk", moments.second) + moments.mean_input**2
-        step = grid.steps(weight, importance)
-        fixed = grid.extremes(weight, step)
-        wanted, hessian = shrunk(weight, moments, DAMPING)
-        if os.environ.get("SYM"): wanted = weight.astype(float)
-        nearest = np.clip(np.rint(weight / step[:, :, None]), -127, 127).astype(np.int16)
-        nearest = np.where(fixed != 0, fixed, nearest)
-        codes = nearest
-        if self.methods.rounding == "reconstruction":
-            codes = successive(wanted, hessian, step, fixed)
-            codes = descend(codes, wanted, hessian, step, fixed, SWEEPS)
-            before, after = (error_of(c, wanted, hessian, step) for c in (nearest, codes))
-            codes = np.where((after < before)[:, :, None], codes, nearest)
-        shape = self.model.args[node.inputs[1].name].shape
-        self.args[node.inputs[1].name] = grid.written(codes, step).reshape(shape)
-        self.seen[node.inputs[1].name] = grid.values(codes, step).astype(np.float32).reshape(shape)
-        if self.methods.bias_correction == "empirical":
-            made = x @ np.swapaxes(grid.values(codes, step), 1, 2).astype(np.float32)
-            bias = self.model.args[node.inputs[2].name]
-            offset = bias.reshape(geometry.groups, 1, -1)
-            added = correction(target + offset, made + offset, Activation.of(node))
-            self.args[node.inputs[2].name] = (bias + added.ravel()).astype(np.float32)
-
-    def samples(self, node: Node, geometry: Geometry, weight: Array) -> tuple[Array, Array]:
-        """Samples of the quantized input (G, N, K), and of what the weights should make of it (G, N, O)."""
-        data = node.inputs[0]
-        exact, noisy = self.float.held[data], self.coded(data)
-        places = self.places(node, geometry, noisy)
-        x = patches.inputs_at(noisy, places, geometry)
-        target = patches.inputs_at(exact, places, geometry) @ np.swapaxes(weight, 1, 2)
-        if node.flag("with_sum"):
-            operand = node.inputs[-1]
-            target += patches.outputs_at(self.float.held[operand], places, geometry)
-            target -= patches.outputs_at(self.coded(operand), places, geometry)
-        return x, target
-
-    def places(self, node: Node, geometry: Geometry, batches: Batches) -> patches.Places:
-        counts = [geometry.places_of(b.shape) for b in batches]
-        size = self.model.args[node.inputs[1].name][0].size
-        return patches.choose_places(counts, max(PLACES, 2 * size), self.rng)
-
-
-def inner_layer(node: Node, op: str) -> Node:
-    """The Convolution or FullyConnected node inside a fused one."""
-    return next((n for n in node.subgraphs[0].operators if n.op == op), node) if node.subgraphs else node
-
-
-def walk(
-    runner: Runner,
-    model: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    records: Mapping[str, TensorRecord],
-    feeds: Sequence[Mapping[str, Array]],
-    methods: Methods,
-    *,
-    backend: BackendSpec = MXNET_191,
-    progress: bool = True,
-) -> Walked:
-    spans = {name: t.range for name, t in thresholds.items()}
-    graph = model.graph
-    layers = [n for n in graph.operators if n.name in plan.quantized]
-    nodes = ancestors(graph, (n.name for n in layers))
-    inputs = {Ref(name): [np.asarray(f[name]) for f in feeds] for name in model.inputs}
-    state = _Walk(
-        model,
-        plan,
-        spans,
-        codes_of(records, spans),
-        methods,
-        backend,
-        runner,
-        Live(runner, dict(inputs)),
-        Live(runner, dict(inputs)),
-    )
-    until, read = last_reader(nodes), outputs_read(nodes)
-    if methods.range_choice == "layer":
-        for ref, value in inputs.items():
-            if ref in state.codes:
-                state.choose_range(ref, value)
-    bar = tqdm(nodes, desc="weights", unit="layer", leave=False, disable=None if progress else True)
-    for node in bar:
-        state.visit(node, read.get(node.name, (node.out,)))
-        done = {r.name for r in node.inputs if until.get(r.name) == node.name}
-        for live in (state.float, state.int8):
-            live.forget(done)
-    table = {
-        name: t
-        if spans[name] == t.range
-        else replace(
-            t,
-            range=spans[name],
-            note="; ".join(
-                filter(
-                    None, (t.note, f"narrowed from [{t.range.min:.6g}, {t.range.max:.6g}] for the layers that read it")
-                )
-            ),
-        )
-        for name, t in thresholds.items()
-    }
-    return Walked(model.with_graph(graph, state.args), Thresholds(table), state.records)
+def _narrowed(threshold: Threshold, span: Range) -> Threshold:
+    if span == threshold.range:
+        return threshold
+    note = f"from [{threshold.range.min:.6g}, {threshold.range.max:.6g}], for the layers that read it"
+    return replace(threshold, range=span, note="; ".join(filter(None, (threshold.note, note))))

@@ -1,0 +1,86 @@
+"""What each method for accuracy does alone, and all of them together: score, agreement, SQNR, time.
+
+    MXQ_DATA=... python benchmarks/ablation.py [NET ...] [--only default fast] [--calibration 50] [--evaluation 500]
+
+"exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
+this CPU has VNNI, both columns say the same; where not, the difference is what saturates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import roofline
+from accuracy import fidelity
+from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
+from rich.console import Console
+from rich.table import Table
+
+from mxq.ir import Model
+from mxq.passes.exact import exact
+
+NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor"}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"effort": "fast"},
+    "equalize": {**NONE, "equalize": True},
+    "bias": {**NONE, "bias_correction": "empirical"},
+    "rounding": {**NONE, "rounding": "reconstruction"},
+    "ranges": {**NONE, "range_choice": "layer"},
+    "default": {},
+    "no-equalize": {"equalize": False},
+    "no-ranges": {"range_choice": "tensor", "equalize": False},
+    "best": {"effort": "best"},
+}
+
+
+def int8_share(model: Model, task: Task) -> float:
+    """Percent of the multiply-adds in int8."""
+    macs = roofline.multiply_adds(task.model, {task.model.inputs[0]: (1, *task.calibration.shape[1:])})
+    return 100 * roofline.int8_share(model, macs)
+
+
+def row(task: Task, name: str, reference: Any) -> tuple[str, ...]:
+    """One line of the table."""
+    start = time.perf_counter()
+    if name.startswith("contrib"):
+        model = by_contrib(task, name.partition("-")[2])
+    else:
+        model = by_mxq(task, **SETTINGS[name])
+    seconds = time.perf_counter() - start
+    outputs = run(model, task.evaluation)
+    agreement, sqnr = fidelity(reference, outputs)
+    plain = "" if name.startswith("contrib") else f"{fidelity(reference, run(exact(model), task.evaluation))[1]:.2f}"
+    share = "" if name.startswith("contrib") else f"{int8_share(model, task):.1f}"
+    drop = task.score(reference) - task.score(outputs)
+    return (task.name, name, f"{task.score(outputs):.2f}", f"{drop:+.2f}", f"{agreement:.1f}", f"{sqnr:.2f}", plain,
+            share, f"{seconds:.0f}")  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print, a line as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nets", nargs="*", default=[*IMAGENET, *CIFAR, YOLO])
+    parser.add_argument("--only", nargs="+", default=["contrib-naive", "contrib-entropy", *SETTINGS])
+    parser.add_argument("--calibration", type=int, default=50, help="images")
+    parser.add_argument("--evaluation", type=int, default=500, help="images (CIFAR: twenty times as many)")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+    names = ("network", "method", "score %", "drop", "agreement %", "SQNR dB", "exact dB", "int8 %", "seconds")
+    table, console = Table(*names), Console(width=120)
+    for net in args.nets:
+        task = load(net, args.calibration, args.evaluation)
+        reference = run(task.model, task.evaluation)
+        for name in args.only:
+            found = row(task, name, reference)
+            console.print(" | ".join(found), markup=False, highlight=False)
+            table.add_row(*found)
+        table.add_section()
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

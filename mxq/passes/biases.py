@@ -1,0 +1,60 @@
+"""Give every int8 layer a bias of its own, zero where it has none, for methods that choose it.
+
+Before:  x -> _sg_mkldnn_conv(w; no_bias) -> y
+After:   x -> _sg_mkldnn_conv(w, y_bias = 0) -> y
+
+Conditions: the layer has no bias. Kernels add one for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.plan import Plan
+
+LAYERS = ("Convolution", "FullyConnected")
+
+
+def layer_in(node: Node) -> Node | None:
+    """The Convolution or FullyConnected inside a fused node."""
+    inside = node.subgraphs[0].operators if node.subgraphs else ()
+    return next((n for n in inside if n.op in LAYERS), None)
+
+
+def has_bias(node: Node) -> bool:
+    """Whether the layer in a fused node has one."""
+    layer = layer_in(node)
+    return layer is not None and not layer.flag("no_bias")
+
+
+def with_bias(model: Model, node: Node, offset: float) -> tuple[tuple[Node, ...], dict[str, Array]]:
+    """A fused layer with ``offset`` (activation units) added to every channel's bias; the nodes and the new values."""
+    if has_bias(node):
+        name = node.inputs[2].name
+        return (node,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}
+    layer, inner, name = layer_in(node), node.subgraphs[0], model.graph.unused(f"{node.name}_bias")
+    assert layer is not None  # noqa: S101
+    slot = Node(f"{layer.name}_bias_slot", VARIABLE)
+    nodes = tuple(
+        replace(n, attrs={**n.attrs, "no_bias": "False"}, inputs=(*n.inputs, slot.out)) if n is layer else n
+        for n in inner.nodes
+    )
+    at = inner.nodes.index(layer)
+    graph = Graph((*nodes[:at], slot, *nodes[at:]), inner.heads, inner.attrs)
+    inputs = (*node.inputs[:2], Ref(name), *node.inputs[2:])
+    channels = len(model.args[node.inputs[1].name])
+    made = replace(node, inputs=inputs, subgraphs=(graph,))
+    return (Node(name, VARIABLE), made), {name: np.full(channels, offset, np.float32)}
+
+
+def add_biases(model: Model, plan: Plan) -> Model:
+    """The model with a bias in every int8 layer; the same object where all have one."""
+    changes, args = dict[str, tuple[Node, ...]](), dict[str, Array]()
+    for node in model.graph.operators:
+        if node.name in plan.quantized and layer_in(node) is not None and not has_bias(node):
+            changes[node.name], new = with_bias(model, node, 0.0)
+            args |= new
+    return model.with_graph(model.graph.replace(changes), args) if changes else model
