@@ -2,6 +2,9 @@
 
     MXQ_DATA=... python benchmarks/ablation.py [NET ...] [--only default fast] [--calibration 50] [--evaluation 500]
 
+NET:outliers is the network made hard: it computes the same, but some channels before each ReLU are `OUTLIER` times as
+large, and the weights that read them as much smaller, so that one range does not serve all channels.
+
 "exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates.
 """
@@ -10,18 +13,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import roofline
 from accuracy import fidelity
 from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
 from rich.console import Console
 from rich.table import Table
 
+from mxq.config import QuantConfig
 from mxq.ir import Model
 from mxq.passes.exact import exact
+from mxq.pipeline import plan
+from mxq.runtime import MxnetRunner
+from mxq.weights.equalize import families, scaled
 
 NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor"}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -37,6 +47,32 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+OUTLIER = 100.0
+EVERY = 16
+"""One channel of so many is made an outlier."""
+
+
+def with_outliers(task: Task) -> Task:
+    """The same function with outlier channels, as `mxq.weights.equalize` takes them away."""
+    fused = plan(task.model, QuantConfig(), MxnetRunner()).fused
+    chosen = []
+    for family in families(fused):
+        if family.blocked or not family.writers or not family.readers or np.isfinite(family.cap):
+            continue
+        factors = np.ones(len(fused.args[family.writers[0].inputs[1].name]))
+        factors[::EVERY] = OUTLIER
+        chosen.append((family, factors))
+    hard = scaled(fused, chosen)
+    back = {}  # into the unfused network: parameters keep their names where no BatchNorm was folded
+    for name, value in hard.args.items():
+        if name in task.model.args and task.model.args[name].shape == value.shape:
+            back[name] = value
+    missing = [k for k in hard.args if k not in back]
+    if missing:
+        sys.exit(f"{task.name}: {missing[0]} is no parameter of the network itself; outliers need folded BatchNorm")
+    return replace(task, name=f"{task.name}:outliers", model=task.model.with_graph(task.model.graph, back))
+
+
 def int8_share(model: Model, task: Task) -> float:
     """Percent of the multiply-adds in int8."""
     macs = roofline.multiply_adds(task.model, {task.model.inputs[0]: (1, *task.calibration.shape[1:])})
@@ -46,10 +82,8 @@ def int8_share(model: Model, task: Task) -> float:
 def row(task: Task, name: str, reference: Any) -> tuple[str, ...]:
     """One line of the table."""
     start = time.perf_counter()
-    if name.startswith("contrib"):
-        model = by_contrib(task, name.partition("-")[2])
-    else:
-        model = by_mxq(task, **SETTINGS[name])
+    tool, _, mode = name.partition("-")
+    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **SETTINGS[name])
     seconds = time.perf_counter() - start
     outputs = run(model, task.evaluation)
     agreement, sqnr = fidelity(reference, outputs)
@@ -72,7 +106,9 @@ def main() -> None:
     names = ("network", "method", "score %", "drop", "agreement %", "SQNR dB", "exact dB", "int8 %", "seconds")
     table, console = Table(*names), Console(width=120)
     for net in args.nets:
-        task = load(net, args.calibration, args.evaluation)
+        base, _, hard = net.partition(":")
+        task = load(base, args.calibration, args.evaluation)
+        task = with_outliers(task) if hard else task
         reference = run(task.model, task.evaluation)
         for name in args.only:
             found = row(task, name, reference)

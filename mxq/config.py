@@ -218,7 +218,6 @@ class QuantConfig:
             ("quantize_granularity", GRANULARITIES),
             ("input_dtype", INPUT_DTYPES),
             ("effort", EFFORTS),
-            ("equalize", (True, False, None)),
             ("bias_correction", (*BIAS_CORRECTIONS, None)),
             ("rounding", (*ROUNDINGS, None)),
             ("range_choice", (*RANGE_CHOICES, None)),
@@ -226,6 +225,8 @@ class QuantConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise one_of(name, getattr(self, name), allowed)
+        if not (self.equalize is None or isinstance(self.equalize, bool)):  # 1 is not True: it is written to records
+            raise one_of("equalize", self.equalize, (True, False, None))
         for name in ("calib_mode", "weight_calib_mode"):
             _check_calibrator(name, getattr(self, name))
         count = Budget.parse(self.num_calib_examples).count

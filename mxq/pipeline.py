@@ -40,6 +40,8 @@ from mxq.passes import (
     quantize_graph,
     shift_summands,
 )
+from mxq.passes.biases import add_biases
+from mxq.passes.exact import on_grid
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
@@ -51,6 +53,7 @@ from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import Asked, clip_weights
+from mxq.weights.analytic import corrected
 
 NO_DATA = "weights are rounded to the nearest code, without a look at calibration data"
 
@@ -267,6 +270,8 @@ def quantize(
     """
     _check_complete(prepared, calibrated)
     built, warnings = _built(prepared, calibrated, runner, data)
+    if prepared.config.methods.bias_correction == "analytic":
+        built = replace(built, model=_analytic(prepared, built))
     fused, decided, thresholds = built.model, built.plan, built.thresholds
     model, tensors = quantize_graph(fused, decided, thresholds, built.coding)
     model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
@@ -305,9 +310,10 @@ def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
 
 @dataclass(frozen=True)
 class _Built:
-    """The fused float network as it is to be quantized, with all that was decided about it."""
+    """The fused float network as it is to be quantized, ``before`` its weights changed, and what was decided."""
 
     model: Model
+    before: Model
     plan: Plan
     thresholds: Thresholds
     coding: QuantConfig
@@ -337,7 +343,8 @@ def _without_data(prepared: Prepared, calibrated: Calibrated) -> _Built:
     built = _aligned(prepared, prepared.fused, calibrated.thresholds)
     fused, weights = clip_weights(built.model, _asked_of_weights(prepared))
     trace = prepared.trace
-    fused, thresholds, saturation = guard(fused, built.plan, built.thresholds, config, built.target, trace)
+    _, coding = choose_codes(fused, built.thresholds, config)
+    fused, thresholds, saturation = guard(fused, built.plan, built.thresholds, coding, built.target, trace)
     thresholds, coding = choose_codes(fused, thresholds, config)
     return replace(built, model=fused, thresholds=thresholds, coding=coding, weights=weights, saturation=saturation)
 
@@ -355,6 +362,31 @@ def _with_data(prepared: Prepared, calibrated: Calibrated, looked: Looked) -> _B
     return replace(built, model=fused, thresholds=thresholds, coding=coding, weights={**weights, **clipped})
 
 
+def _analytic(prepared: Prepared, built: _Built) -> Model:
+    """The network with biases corrected by what BatchNorm knows; see `mxq.weights.analytic`."""
+    after = add_biases(built.model, built.plan)
+    halved = () if built.target == machine.VNNI else _read_signed(after, built)
+    values = {}
+    for node in after.graph.operators:
+        spec = MXNET_191.find(node.op)
+        if node.name in built.plan.quantized and spec is not None and spec.role == "compute":
+            name = node.inputs[1].name
+            values[name] = on_grid(after.args[name], halved=node.name in halved)
+    return corrected(prepared.source, built.before, after, values, built.plan)
+
+
+def _read_signed(model: Model, built: _Built) -> frozenset[str]:
+    """The int8 convolutions whose input is s8."""
+    int8, tensors = quantize_graph(model, built.plan, built.thresholds, built.coding)
+    found = set()
+    for node in int8.graph.operators:
+        name = node.name.removeprefix("quantized_")
+        convolution = node.op == "_sg_mkldnn_conv" and name in built.plan.quantized
+        if convolution and tensors[node.inputs[0].name].dtype == "int8":
+            found.add(name)
+    return frozenset(found)
+
+
 def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built:
     """What tensors have to have in common, and the order of channels that the target's kernels need."""
     config, plan, trace = prepared.config, prepared.plan, prepared.trace
@@ -365,7 +397,7 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built
     target = machine.resolve_target(config.target, machine.detect())
     if target != machine.VNNI:
         fused = pair_channels(fused, plan, trace)
-    return _Built(fused, plan, thresholds, config, target)
+    return _Built(fused, fused, plan, thresholds, config, target)
 
 
 def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:

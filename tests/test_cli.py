@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mxq import machine
+from mxq import api, machine, refine
 from mxq.cli import app
 from mxq.cli.app import ORDER
 from mxq.errors import RuntimeFailure
+from mxq.images import Preprocess, open_source
 from mxq.machine import Machine
 from mxq.report import record
 from mxq.statistics import Statistics
@@ -156,6 +157,70 @@ class TestQuantize:
         )
         assert record.read(tmp_path / "q").summary["calibration_examples"] == 40
 
+    def test_effort_and_target_by_default(self, int8: Path) -> None:
+        found = record.read(int8)
+        assert (found.config["effort"], found.config["target"]) == ("default", "native")
+        assert found.target == machine.resolve_target("native", machine.detect())
+        assert {(w.rounding, w.bias_correction) for w in found.weights.values()} == {("reconstruction", "empirical")}
+        assert found.summary["warnings"] == []
+
+    @pytest.mark.parametrize(
+        ("options", "rounding", "bias"),
+        [
+            (("--effort", "fast"), None, None),
+            (("--effort", "fast", "--bias-correction", "empirical"), "nearest", "empirical"),
+            (("--rounding", "nearest", "--no-equalize", "--range-choice", "tensor"), "nearest", "empirical"),
+        ],
+    )
+    def test_methods(
+        self, nets: Path, tmp_path: Path, options: tuple[str, ...], rounding: str | None, bias: str | None
+    ) -> None:
+        common = ("quantize", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--num-calib-examples", "8")
+        found = data_of(*common, "--out", tmp_path / "q", "--target", "avx512_vnni", *options)
+        assert found["target"] == found["config"]["target"] == "avx512_vnni"
+        layers = [w for w in found["weights"].values() if w["observer"] == "layer"]
+        expected = set() if rounding is None else {(rounding, bias)}
+        assert {(w["rounding"], w["bias_correction"]) for w in layers} == expected
+        given = (found["config"]["equalize"], found["config"]["range_choice"])
+        assert given == ((False, "tensor") if "--no-equalize" in options else (None, None))
+
+    def test_a_recipe_has_effort_and_target_and_options_go_on_top(self, nets: Path, tmp_path: Path) -> None:
+        (tmp_path / "r.yaml").write_text("format: mxq-recipe/1\neffort: fast\ntarget: avx2\nequalize: true\n")
+        common = ("quantize", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--num-calib-examples", "8")
+        recipe = ("--recipe", tmp_path / "r.yaml", "--target", "avx512", "--no-equalize")
+        text = " ".join(run(*common, "--out", tmp_path / "q", *recipe).stdout.split())
+        assert "target avx512 " in text
+        config = record.read(tmp_path / "q").config
+        assert (config["effort"], config["target"], config["equalize"]) == ("fast", "avx512", False)
+
+    @pytest.mark.parametrize("flags", [(), ("--json",)])
+    def test_says_where_there_is_no_data_to_look_at(self, nets: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+        stats = tmp_path / "s.npz"
+        run("calibrate", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--stats", stats)
+        common = ("quantize", nets / "tiny", "--stats", stats, "--out", tmp_path / "q", *flags)
+        assert "mxq: weights are rounded to the nearest code" in run(*common).stderr
+        assert "nearest" not in run(*common, "--effort", "fast").stderr
+        with_data = run(*common, "--data", nets / "pictures", *PICTURES)
+        assert "nearest" not in with_data.stderr
+
+    def test_what_is_looked_at_again_is_spread_over_the_folder(
+        self, nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(refine.EXAMPLES, "default", 4)
+        seen = []
+        at = refine.Looked.at
+
+        def spied(runner: Any, model: Any, data: Any, config: Any) -> Any:
+            seen.extend(list(data))
+            return at(runner, model, data, config)
+
+        monkeypatch.setattr(refine.Looked, "at", staticmethod(spied))
+        common = ("quantize", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--out", tmp_path / "q")
+        run(*common, "--num-calib-examples", "8")
+        source = open_source(nets / "pictures", ("data",), Preprocess(mean=[127], std=[60], crop=[SIDE, SIDE]))
+        wanted = source.read([0, 10, 20, 30])["data"]
+        assert np.array_equal(np.concatenate([feed["data"] for feed in seen]), wanted)
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -171,6 +236,30 @@ class TestErrors:
             (
                 ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--calib-mode", "magic"),
                 "calib_mode is 'magic'; allowed",
+            ),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--effort", "most"),
+                "effort is 'most'; allowed: 'fast', 'default', 'best'",
+            ),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--rounding", "up"),
+                "rounding is 'up'; allowed: 'nearest', 'reconstruction'",
+            ),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--bias-correction", "yes"),
+                "bias_correction is 'yes'; allowed: 'none', 'analytic', 'empirical'",
+            ),
+            (
+                ("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/pictures", "--range-choice", "all"),
+                "range_choice is 'all'; allowed: 'tensor', 'layer'",
+            ),
+            (
+                ("tune", "{}/tiny", "--workdir", "{}/w", "--data", "{}/pictures", "--target", "arm"),
+                "target is 'arm'; allowed: 'native', 'avx512_vnni'",
+            ),
+            (
+                ("sensitivity", "{}/tiny", "--data", "{}/pictures", "--effort", "none"),
+                "effort is 'none'; allowed: 'fast'",
             ),
             (("quantize", "{}/tiny", "--out", "{}/x", "--data", "{}/none"), "none does not exist"),
             (
@@ -428,6 +517,37 @@ class TestCommand:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "mxq", "--help"], capture_output=True, check=True, timeout=60)
         assert time.perf_counter() - start < 5  # alone on a machine it takes a third of a second
+
+
+class TestTuning:
+    """What the options become; what is done with them is in test_sensitivity.py and test_tune.py."""
+
+    @pytest.mark.parametrize(
+        ("args", "effort", "target"),
+        [((), "fast", "native"), (("--effort", "best", "--target", "avx2"), "best", "avx2")],
+    )
+    def test_sensitivity_is_fast_by_default(
+        self, nets: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], effort: str, target: str
+    ) -> None:
+        asked = self._asked(monkeypatch, "sensitivity", nets, *args)
+        assert (asked["effort"], asked["config"].target) == (effort, target)
+
+    def test_tune_takes_a_target(self, nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = self._asked(monkeypatch, "tune", nets, "--workdir", tmp_path, "--target", "avx512")
+        assert asked["config"].target == "avx512"
+        assert "--effort" not in run("tune", "--help").stdout
+
+    @staticmethod
+    def _asked(monkeypatch: pytest.MonkeyPatch, name: str, nets: Path, *args: object) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
+
+        def stop(*_: object, **options: Any) -> None:
+            asked.update(options)
+            raise RuntimeFailure("enough")
+
+        monkeypatch.setattr(api, name, stop)
+        run(name, nets / "tiny", "--data", nets / "pictures", *PICTURES, *args, code=2)
+        return asked
 
 
 class TestEvaluate:

@@ -101,7 +101,7 @@ def test_the_result_is_u8_in_the_summands_memory():
 
 
 def wrong_offset(factor):
-    good = vars(shift_summand)["_with_bias"]
+    good = vars(shift_summand)["with_bias"]
 
     def wrong(model, conv_node, offset):
         return good(model, conv_node, offset * (factor if offset > 0 else 1.0))
@@ -111,7 +111,7 @@ def wrong_offset(factor):
 
 @pytest.mark.parametrize("factor", [0.0, 0.99, -1.0])
 def test_wrong_offsets_are_noticed(factor, monkeypatch):
-    monkeypatch.setattr(shift_summand, "_with_bias", wrong_offset(factor))
+    monkeypatch.setattr(shift_summand, "with_bias", wrong_offset(factor))
     model = block()
     _, _, (result, *_) = shifted(model)
     with pytest.raises(AssertionError, match="Not equal"):

@@ -272,7 +272,7 @@ class TestQuantize:
 
 class TestReport:
     def test_summary_counts_the_decisions(self) -> None:
-        report = quantized(residual()).report
+        report = quantized(residual(), effort="fast").report
         int8 = [d for d in report.plan.decisions if d.int8]
         assert report.summary["int8"] == len(int8)
         assert report.summary["float"] == len(report.plan.decisions) - len(int8)

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from mxq import recipe
 from mxq.cli.options import config_of
-from mxq.config import DTYPES, INPUT_DTYPES, MODES, LayerConfig, QuantConfig
+from mxq.config import (
+    BIAS_CORRECTIONS,
+    DTYPES,
+    EFFORTS,
+    INPUT_DTYPES,
+    MODES,
+    RANGE_CHOICES,
+    ROUNDINGS,
+    TARGETS,
+    LayerConfig,
+    QuantConfig,
+)
 from mxq.errors import ConfigError, FormatError
 
 HEAD = f"format: {recipe.FORMAT}\n"
@@ -51,6 +62,12 @@ configs = st.builds(
     num_calib_examples=st.none() | st.integers(1, 10**6) | st.sampled_from(["5%", "0.1%", "500", " 12 "]),
     input_dtype=st.sampled_from(INPUT_DTYPES),
     preprocess=st.none() | st.dictionaries(words, numbers | st.lists(numbers, max_size=3) | words, max_size=3),
+    effort=st.sampled_from(EFFORTS),
+    equalize=st.sampled_from([None, True, False]),
+    bias_correction=st.sampled_from([None, *BIAS_CORRECTIONS]),
+    rounding=st.sampled_from([None, *ROUNDINGS]),
+    range_choice=st.sampled_from([None, *RANGE_CHOICES]),
+    target=st.sampled_from(TARGETS),
 )
 
 
@@ -140,6 +157,8 @@ class TestExample:
         )
         assert config.overrides["data"].threshold == (-2.1, 2.6)
         assert config.num_calib_examples == "5%"
+        assert config.methods == QuantConfig().methods  # the parts of the effort, by name
+        assert config.target == "avx512_vnni"
         assert same(recipe.loads(recipe.dumps(config)), config)
 
 
@@ -218,6 +237,9 @@ class TestReading:
             ("overrides: {a: }", "net.yaml: overrides: 'a' is None; allowed: a mapping of quantize, "),
             ("overrides: {3: {}}", "net.yaml: overrides: pattern is 3; allowed: text"),
             ("overrides: {a: {dtype: int4}}", "net.yaml: of 'a' in overrides: dtype is 'int4'; allowed: 'auto', "),
+            ("effort: most", "net.yaml: effort is 'most'; allowed: 'fast', 'default', 'best'"),
+            ("rounding: up", "net.yaml: rounding is 'up'; allowed: 'nearest', 'reconstruction', None"),
+            ("target: arm", "net.yaml: target is 'arm'; allowed: 'native', 'avx512_vnni', 'avx512', 'avx2'"),
             ("num_calib_examples: -5%", "net.yaml: num_calib_examples is '-5%'; allowed: "),
             ("exclude_layers: [<predicate stem>]", "net.yaml: exclude_layers holds '<predicate stem>'; a predicate"),
         ],
@@ -285,6 +307,10 @@ class TestOptions:
         include_layers=("i",),
         overrides={"b": {"dtype": "uint8"}, "a": {"quantize": True}},
         num_calib_examples="7%",
+        effort="best",
+        equalize=True,
+        rounding="nearest",
+        target="avx2",
     )
 
     @pytest.fixture
@@ -316,9 +342,15 @@ class TestOptions:
             ("dtype", "quantized_dtype", "auto"),
             ("num_calib_examples", "num_calib_examples", "12"),
             ("input_dtype", "input_dtype", "int8"),
+            ("effort", "effort", "default"),
+            ("equalize", "equalize", False),  # --no-equalize is given, too
+            ("bias_correction", "bias_correction", "analytic"),
+            ("rounding", "rounding", "reconstruction"),
+            ("range_choice", "range_choice", "tensor"),
+            ("target", "target", "native"),
         ],
     )
-    def test_one_option_changes_one_field(self, file: Path, option: str, field: str, value: str) -> None:
+    def test_one_option_changes_one_field(self, file: Path, option: str, field: str, value: str | bool) -> None:
         found = config_of(None, None, None, **{"quantize_mode": None, option: value}, recipe=file)
         different = [f.name for f in fields(QuantConfig) if getattr(found, f.name) != getattr(self.recipe, f.name)]
         assert different == [field]

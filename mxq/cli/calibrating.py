@@ -87,9 +87,7 @@ def calibrate(
     prefix = prefix_of(prefix)
     if data is None and stats is None:
         raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz, or --stats with a file")
-    config = config_of(
-        exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe
-    )
+    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe)
     settings = preprocess_of(
         prefix,
         preprocess,

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import calibrated_ranges, sizes_of
+from mxq.cli.networks import calibrated_ranges, open_data, sizes_of
 from mxq.cli.options import (
     DATA,
     BatchSize,
+    BiasCorrection,
     CalibMode,
     Color,
     Crop,
     Dtype,
+    Effort,
     Epoch,
+    Equalize,
     Exclude,
     ExcludeOp,
     Include,
@@ -28,12 +31,15 @@ from mxq.cli.options import (
     Prefix,
     PreprocessFile,
     QuantizeMode,
+    RangeChoice,
     Recipe,
     Resize,
+    Rounding,
     Scale,
     ShortSide,
     Stats,
     Std,
+    Target,
     WeightCalibMode,
     config_of,
     option,
@@ -43,8 +49,10 @@ from mxq.cli.options import (
 from mxq.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mxq.batches import Feeds
     from mxq.config import QuantConfig
     from mxq.images import Preprocess
+    from mxq.pipeline import Prepared
 
 BATCH = 16
 
@@ -62,12 +70,18 @@ def quantize(
     dtype: Dtype = None,
     input_dtype: InputDtype = None,
     num_calib_examples: NumCalibExamples = None,
+    effort: Effort = None,
+    target: Target = None,
     recipe: Recipe = None,
     batch_size: BatchSize = BATCH,
     exclude: Exclude = None,
     include: Include = None,
     exclude_op: ExcludeOp = None,
     quantize_mode: QuantizeMode = None,
+    rounding: Rounding = None,
+    bias_correction: BiasCorrection = None,
+    equalize: Equalize = None,
+    range_choice: RangeChoice = None,
     preprocess: PreprocessFile = None,
     mean: Mean = None,
     std: Std = None,
@@ -96,6 +110,12 @@ def quantize(
         recipe,
         weight_calib_mode,
         input_dtype,
+        effort=effort,
+        target=target,
+        rounding=rounding,
+        bias_correction=bias_correction,
+        equalize=equalize,
+        range_choice=range_choice,
     )
     if data is None and stats is None and config.calib_mode != "none":
         raise ConfigError(
@@ -117,19 +137,35 @@ def quantize(
     from mxq import pipeline, runtime
     from mxq.report import record, tables
 
-    done = pipeline.quantize(prepared, calibrated, runtime.versions())
+    again = None if data is None else _seen_again(data, prepared, settings, batch_size)
+    done = pipeline.quantize(prepared, calibrated, runtime.versions(), runner=runtime.MxnetRunner(), data=again)
     pair = runtime.write_pair(done.model, out)
     files = (*pair, record.write(out, done.report, pair))
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
+    for warning in (*calibrated.warnings, *done.warnings):
+        say(f"mxq: {warning}")
     if as_json:
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
         print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in pair}), **written})
         return
     rows = [("operators", tables.tally(done.report)), *tables.input_rows(done.report)]
-    rows += [("size", f"{megabytes(before)} -> {megabytes(after)}")]
+    rows += [("target", done.report.target), ("size", f"{megabytes(before)} -> {megabytes(after)}")]
     show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))
-    for warning in calibrated.warnings:
-        say(f"mxq: {warning}")
+
+
+def _seen_again(data: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> Feeds:
+    """Of the examples that were calibrated on, as many as are looked at again, spread evenly.
+
+    A folder tends to be sorted by class; the first few would be one class.
+    """
+    from mxq.batches import feeds
+    from mxq.config import Budget
+    from mxq.refine import EXAMPLES
+
+    config, everything = prepared.config, open_data(data, prepared.source, settings, batch_size)
+    calibrated = everything.take(config.budget.examples(everything.examples) or everything.examples)
+    some = calibrated.take(EXAMPLES[config.effort])
+    return feeds(some, prepared.fused.inputs, Budget(count=some.examples))
 
 
 def _with_preprocess(config: QuantConfig, settings: Preprocess) -> QuantConfig:

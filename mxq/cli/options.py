@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PREPROCESS_FILE = "preprocess.json"
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
+_METHODS = "Methods for accuracy, where --effort is not to choose"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
@@ -94,6 +95,50 @@ InputDtype = Annotated[
         help="What the network is fed: floats, the default; int8 codes; or uint8 pixels. mxq.data makes the integers.",
     ),
 ]
+Effort = Annotated[
+    str | None,
+    option(
+        metavar="fast|default|best",
+        help="What is done for accuracy: fast takes ranges and rounds; default, which it is without this option, looks "
+        "at calibration data again, layer after layer; best at more of it.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    option(
+        metavar="native|avx512_vnni|avx512|avx2",
+        help="The CPU that the network is for; native, the default: this one. Without VNNI sums of two products can "
+        "saturate, which is then guarded against.",
+    ),
+]
+Rounding = Annotated[
+    str | None,
+    option(
+        metavar="nearest|reconstruction",
+        panel=_METHODS,
+        help="Round weights to the nearest code, or so that the layer's output changes least.",
+    ),
+]
+BiasCorrection = Annotated[
+    str | None,
+    option(
+        metavar="none|analytic|empirical",
+        panel=_METHODS,
+        help="Make up for a layer's mean error in its bias: by BatchNorm's statistics, or by calibration data.",
+    ),
+]
+Equalize = Annotated[
+    bool | None,
+    option("--equalize/--no-equalize", panel=_METHODS, help="Scale channels so that they share a range evenly."),
+]
+RangeChoice = Annotated[
+    str | None,
+    option(
+        metavar="tensor|layer",
+        panel=_METHODS,
+        help="Take ranges as calibrated, or narrow them where the layers that read the tensor gain by it.",
+    ),
+]
 NumCalibExamples = Annotated[
     str | None,
     option(
@@ -155,10 +200,11 @@ def config_of(
     recipe: Path | None = None,
     weight_calib_mode: str | None = None,
     input_dtype: str | None = None,
+    **others: str | bool | None,
 ) -> QuantConfig:
     """The settings of ``recipe``, or the defaults, with what was given as options on top; None was not given.
 
-    Lists of nodes and op types add to those of the recipe.
+    Lists of nodes and op types add to those of the recipe. ``others`` are fields of `QuantConfig` by their names.
     """
     from mxq.config import QuantConfig
     from mxq.recipe import read
@@ -171,6 +217,7 @@ def config_of(
         "quantize_mode": quantize_mode,
         "num_calib_examples": num_calib_examples,
         "input_dtype": input_dtype,
+        **others,
     }
     added = {
         "exclude_layers": (*base.exclude_layers, *(exclude or ())),

@@ -35,6 +35,7 @@ from mxq.cli.options import (
     Scheduler,
     ShortSide,
     Std,
+    Target,
     Workers,
     config_of,
     option,
@@ -108,6 +109,16 @@ def sensitivity(
     plot: Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
     calib_mode: CalibMode = None,
     num_calib_examples: NumCalibExamples = None,
+    effort: Annotated[
+        str,
+        option(
+            metavar="fast|default|best",
+            show=True,
+            help="What is done for accuracy, also where a recipe says otherwise; all but fast is done anew for every "
+            "layer, which takes long.",
+        ),
+    ] = "fast",
+    target: Target = None,
     batch_size: BatchSize = BATCH,
     recipe: Recipe = None,
     exclude: Exclude = None,
@@ -127,7 +138,18 @@ def sensitivity(
 ) -> None:
     """Find the layers that suffer most from INT8: each alone in INT8, and each alone in float."""
     prefix = prefix_of(prefix)
-    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe)
+    config = config_of(
+        exclude,
+        include,
+        exclude_op,
+        quantize_mode,
+        calib_mode,
+        None,
+        num_calib_examples,
+        recipe,
+        effort=effort,
+        target=target,
+    )
     settings = preprocess_of(
         prefix,
         preprocess,
@@ -144,7 +166,9 @@ def sensitivity(
     from mxq.tuning import picture, tables
 
     measured = replace(opened.evaluation, labels=None) if noise else opened.evaluation
-    found = api.sensitivity(opened.model, opened.batches, data=measured, mode=mode, config=config, workdir=workdir)
+    found = api.sensitivity(
+        opened.model, opened.batches, data=measured, mode=mode, config=config, workdir=workdir, effort=config.effort
+    )
     print_json(found.to_json()) if as_json else show(tables.sensitivity(found))
     if plot is not None:
         say(f"drawn: {picture.write(found, plot)}")
@@ -180,6 +204,7 @@ def tune(
     scheduler: Scheduler = None,
     calib_mode: CalibMode = None,
     num_calib_examples: NumCalibExamples = None,
+    target: Target = None,
     batch_size: BatchSize = BATCH,
     recipe: Recipe = None,
     exclude: Exclude = None,
@@ -200,7 +225,9 @@ def tune(
     """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
     prefix = prefix_of(prefix)
     seconds = None if time_budget is None else seconds_of(time_budget)
-    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe)
+    config = config_of(
+        exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe, target=target
+    )
     settings = preprocess_of(
         prefix,
         preprocess,

@@ -46,11 +46,20 @@ def exact(model: Model) -> Model:
     return model.with_graph(toposort(nodes.values(), model.graph.heads, model.graph.attrs), args)
 
 
-def on_grid(weight: Array) -> Array:
-    """The values that the kernels' codes of a weight (O, ...) stand for, per output channel: float32."""
+def on_grid(weight: Array, *, halved: bool = False) -> Array:
+    """The values that the kernels' codes of a weight (O, ...) stand for, per output channel: float32.
+
+    Args:
+        weight: as it is written.
+        halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.weights.saturation`).
+    """
     bounds = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1))
     bounds = np.where(bounds > 0, bounds, 1.0)
-    return numerics.fake_quantize(weight, numerics.scale(bounds, "int8"), "int8")
+    scale = numerics.scale(bounds, "int8")
+    if halved:
+        even: Array = np.rint(weight * scale / 2) * 2 / scale
+        return even.astype(np.float32)
+    return numerics.fake_quantize(weight, scale, "int8")
 
 
 def _in_float(node: Node, spec: OpSpec) -> list[Node]:

@@ -115,11 +115,10 @@ class _Groups:
 
     def join(self, refs: Iterable[Ref], *, free: bool = True) -> _Group:
         """Makes one group of those of ``refs``; it is not free where it is not to be reordered."""
-        first, *others = map(self.of, refs)
+        first, *others = {id(g): g for g in map(self.of, refs)}.values()  # each once: n + n reads n twice
         for other in others:
-            if other is not first:
-                first.take(other)
-                self.found.update(dict.fromkeys(other.tensors, first))
+            first.take(other)
+            self.found.update(dict.fromkeys(other.tensors, first))
         first.free &= free
         return first
 

@@ -30,7 +30,7 @@ def alone(model: Model, node: Node, outputs: Sequence[Ref] = ()) -> Model:
     slots = {ref: Ref(_slot(ref)) if params[ref.name] is None else Ref(ref.name) for ref in node.inputs}
     variables = {slot.name: Node(slot.name, VARIABLE) for slot in slots.values()}
     inner = replace(node, inputs=tuple(slots[r] for r in node.inputs), label="")
-    graph = Graph((*variables.values(), inner), tuple(outputs) or (node.out,))
+    graph = Graph((*variables.values(), inner), tuple(outputs) or (node.out,), model.graph.attrs)
     args = {k: v for k in variables if (v := model.args.get(k)) is not None}
     auxs = {k: v for k in variables if (v := model.auxs.get(k)) is not None}
     return Model(graph, args, auxs)

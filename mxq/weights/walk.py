@@ -231,7 +231,7 @@ class _Walk:
         """The layer in ``node`` without bias, sum and activation."""
         inner, weight = layers.inner(node), self.setting.model.args[node.inputs[1].name]
         plain = Node("layer", inner.op, {**inner.attrs, "no_bias": "True"}, (Ref("x"), Ref("w")))
-        graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,))
+        graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,), self.setting.model.graph.attrs)
         call = self.runner.compile(Model(graph, {"w": weight}))
         return lambda x: call({"x": x})[0]
 

@@ -1,0 +1,81 @@
+"""Correct biases without data, from what BatchNorm knows of the tensors that layers read.
+
+Formula. After BatchNorm a channel has mean beta and deviation |gamma|; supposed normal, what a ReLU or a clip to [a, b]
+makes of it has the mean
+
+    E[x] = a Phi(u) + b (1 - Phi(v)) + beta (Phi(v) - Phi(u)) + |gamma| (phi(u) - phi(v))
+
+with ``u = (a - beta) / |gamma|`` and ``v = (b - beta) / |gamma|``. A layer whose weights W became W^ is off by
+``(W^ - W) E[x]`` on average, which its bias takes back. Source: Nagel et al., arXiv:1906.04721, section 4.2.1 and
+appendix C.
+
+Conditions: a fused convolution or fully connected layer with a folded BatchNorm and no sum makes the tensor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import norm
+
+from mxq.ir import Array, Model, Node
+from mxq.plan import Plan
+from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
+from mxq.weights.bias import Activation
+from mxq.weights.layer import inner
+from mxq.weights.patches import Geometry
+
+
+def corrected(source: Model, before: Model, after: Model, values: dict[str, Array], plan: Plan) -> Model:
+    """``after`` with the biases of its int8 layers corrected.
+
+    Args:
+        source: the network as given, whose BatchNorms are still there.
+        before: fused, its weights those of float.
+        after: the same network with the parameters that are written, a bias in every int8 layer.
+        values: weight -> (O, ...), what the kernels make of it.
+        plan: says which layers are int8.
+    """
+    args = {}
+    for node in after.graph.operators:
+        if node.name not in plan.quantized or node.inputs[1:2] == () or node.inputs[1].name not in values:
+            continue
+        mean = expected(source, before.graph[node.inputs[0].name])
+        if mean is None:
+            continue
+        weight, bias = node.inputs[1].name, node.inputs[2].name
+        geometry = Geometry.of(inner(node))
+        off = geometry.grouped((values[weight] - before.args[weight]).astype(np.float64))  # (G, O, taps * I)
+        per_group = mean.reshape(geometry.groups, 1, -1) if geometry.groups > 1 else mean.reshape(1, 1, -1)
+        if off.shape[2] % per_group.shape[2]:
+            continue
+        sums = off.reshape(*off.shape[:2], -1, per_group.shape[2]).sum(axis=2)
+        args[bias] = (after.args[bias] - (sums * per_group).sum(axis=2).ravel()).astype(np.float32)
+    return after.with_graph(after.graph, args) if args else after
+
+
+def expected(source: Model, node: Node) -> Array | None:
+    """The mean of each channel of what ``node`` makes, (C,) float64; None where BatchNorm does not tell."""
+    norms = [source.graph[name] for name in node.origins if name in source.graph]
+    norms = [n for n in norms if n.op == "BatchNorm"]
+    if not node.subgraphs or node.flag("with_sum") or len(norms) != 1:
+        return None
+    gamma, beta = (source.param(ref.name) for ref in norms[0].inputs[1:3])
+    if gamma is None or beta is None:
+        return None
+    spread = np.ones(len(beta)) if norms[0].flag("fix_gamma", default=True) else np.abs(gamma).astype(np.float64)
+    mean = clipped_mean(beta.astype(np.float64), np.maximum(spread, 1e-12), Activation.of(node))
+    order = [int(i) for i in node.attrs.get(CHANNEL_ORDER, "").split(",") if i]
+    scale = [float(v) for v in node.attrs.get(CHANNEL_SCALE, "").split(",") if v]
+    mean = mean[order] if order else mean
+    return mean * np.array(scale) if scale else mean
+
+
+def clipped_mean(mean: Array, spread: Array, activation: Activation) -> Array:
+    """The mean of a normal variable after a clip: (C,) each."""
+    low, high = activation.low, activation.high
+    u, v = (low - mean) / spread, (high - mean) / spread
+    inside = mean * (norm.cdf(v) - norm.cdf(u)) + spread * (norm.pdf(u) - norm.pdf(v))
+    below = low * norm.cdf(u) if np.isfinite(low) else 0.0
+    above = high * norm.sf(v) if np.isfinite(high) else 0.0
+    total: Array = inside + below + above
+    return total

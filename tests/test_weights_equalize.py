@@ -1,0 +1,361 @@
+"""Channels scaled to share their tensor's range: the float network stays what it is, the int8 one comes closer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from graphs import CHANNELS, build, conv, fc, feeds, run
+from helpers import assert_close
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.ir import Model
+from mxq.numerics import sqnr_db
+from mxq.passes.exact import exact
+from mxq.refine import FOR_SCALES, Looked, equalized
+from mxq.rewrite import Trace
+from mxq.runtime import MxnetRunner
+from mxq.thresholds import Range, Thresholds
+from mxq.verify.held import CHANNEL_SCALE
+from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
+
+X = feeds(data=(16, CHANNELS, 6, 6))["data"]
+RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
+GLOBAL = 'pool_type="avg" global_pool="True" kernel="(1, 1)"'
+DEPTHWISE = f'kernel="(3, 3)" num_filter="{CHANNELS}" num_group="{CHANNELS}" pad="(1, 1)"'
+
+PLAIN = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "return conv1")
+NETS = {
+    "plain": (PLAIN, ("conv0",), ("conv1",)),
+    "no_bias": (
+        (conv("conv0", "data", bias=False), RELU0, conv("conv1", "relu0", bias=False), "return conv1"),
+        ("conv0",),
+        ("conv1",),
+    ),
+    "linear": ((conv("conv0", "data"), conv("conv1", "conv0"), "return conv1"), ("conv0",), ("conv1",)),
+    "depthwise": (
+        (
+            conv("conv0", "data"),
+            RELU0,
+            conv("conv1", "relu0", DEPTHWISE),
+            'relu1 = Activation(conv1) act_type="relu"',
+            conv("conv2", "relu1"),
+            "return conv2",
+        ),
+        ("conv0",),
+        ("conv1",),
+    ),
+    "sum": (
+        (
+            conv("conv0", "data"),
+            RELU0,
+            conv("conv1", "data"),
+            "sum = elemwise_add(conv1, relu0)",
+            'relu1 = Activation(sum) act_type="relu"',
+            conv("conv2", "relu1"),
+            "return conv2",
+        ),
+        ("conv0", "conv1"),
+        ("conv2",),
+    ),
+    "two_readers": (
+        (*PLAIN[:3], conv("conv2", "relu0"), "return conv1, conv2"),
+        ("conv0",),
+        ("conv1", "conv2"),
+    ),
+    "pool_fc": (
+        (conv("conv0", "data"), RELU0, f"pool = Pooling(relu0) {GLOBAL}", fc("fc0", "pool"), "return fc0"),
+        ("conv0",),
+        ("fc0",),
+    ),
+    "fc_of_maps": (
+        (
+            conv("conv0", "data"),
+            RELU0,
+            'pool = Pooling(relu0) pool_type="max" kernel="(2, 2)" stride="(2, 2)"',
+            fc("fc0", "pool"),
+            "return fc0",
+        ),
+        ("conv0",),
+        ("fc0",),
+    ),
+}
+"""Name -> network, the layers that write the family with outliers, those that read it."""
+
+
+def outliers(model: Model, writers: Sequence[str], readers: Sequence[str], factor: float = 50.0) -> Model:
+    """The same function, with channels 1 and 4 of a tensor ``factor`` times as large; biases too."""
+    s = np.ones(CHANNELS, np.float32)
+    s[[1, 4]] = factor
+    args = dict(model.args)
+    for layer in writers:
+        for name in (f"{layer}_weight", f"{layer}_bias"):
+            if name in args:
+                args[name] = args[name] * s.reshape(-1, *[1] * (args[name].ndim - 1))
+    for layer in readers:
+        weight = args[f"{layer}_weight"]
+        if weight.shape[1] == 1:
+            args[f"{layer}_weight"] = weight / s.reshape(-1, 1, 1, 1)
+        else:
+            columns = weight.reshape(len(weight), CHANNELS, -1) / s[None, :, None]
+            args[f"{layer}_weight"] = columns.reshape(weight.shape)
+    return replace(model, args=args)
+
+
+def net(name: str, factor: float = 50.0) -> Model:
+    lines, writers, readers = NETS[name]
+    return outliers(build(*lines), writers, readers, factor)
+
+
+@dataclass
+class Done:
+    """Of a network: its prepared form, its ranges, both equalized, and which tensors are scaled."""
+
+    prepared: pipeline.Prepared
+    ranges: pipeline.Calibrated
+    model: Model
+    thresholds: Thresholds
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(model: Model) -> Done:
+        config = QuantConfig(num_calib_examples="100%", effort="fast", target="avx512_vnni")
+        prepared = pipeline.plan(model, config)
+        ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False)
+        seen = channels_seen(MxnetRunner(), prepared.fused, [{"data": X[:9]}, {"data": X[9:]}])
+        return Done(prepared, ranges, *equalize(prepared.fused, ranges.thresholds, seen))
+
+    def int8(self, *, scaled: bool) -> Model:
+        """In exact arithmetic, whatever this CPU is."""
+        if not scaled:
+            return exact(pipeline.quantize(self.prepared, self.ranges).model)
+        prepared = replace(self.prepared, fused=self.model)
+        return exact(pipeline.quantize(prepared, replace(self.ranges, thresholds=self.thresholds)).model)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_float_network_stays_and_the_int8_one_improves(name: str) -> None:
+    model = net(name)
+    done = Done.of(model)
+    assert done.names
+    wanted, found = run(done.prepared.fused, {"data": X}), run(done.model, {"data": X})
+    before, after = (run(done.int8(scaled=s), {"data": X}) for s in (False, True))
+    for head, same, poor, good in zip(wanted, found, before, after, strict=True):
+        assert_close(same, head, rtol=1e-4, atol=1e-4 * float(np.abs(head).max()))
+        assert sqnr_db(head, good) > sqnr_db(head, poor) + 8
+        assert sqnr_db(head, good) > 30
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_without_outliers_nothing_is_done(name: str) -> None:
+    done = Done.of(build(*NETS[name][0]))
+    assert done.model is done.prepared.fused
+    assert done.thresholds is done.ranges.thresholds
+    assert done.names == ()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_ranges_are_those_of_the_scaled_tensors(name: str) -> None:
+    done = Done.of(net(name))
+    refs = tuple(r for r in done.prepared.plan.observe if r.name in done.names)
+    assert refs
+    values = run(done.model, {"data": X}, refs)[len(done.model.graph.heads) :]
+    for ref, value in zip(refs, values, strict=True):
+        found = done.thresholds[str(ref)]
+        assert found.range.min == pytest.approx(min(value.min(), 0), rel=1e-4, abs=1e-5)
+        assert found.range.max == pytest.approx(value.max(), rel=1e-4)
+        assert "scaled" in found.note
+    others = [n for n in done.thresholds if n not in done.names]
+    assert all(done.thresholds[n] is done.ranges.thresholds[n] for n in others)
+
+
+def test_nodes_say_what_they_hold() -> None:
+    done = Done.of(net("plain"))
+    node = done.model.graph[done.names[0]]
+    s = np.array([float(v) for v in node.attrs[CHANNEL_SCALE].split(",")])
+    assert s.shape == (CHANNELS,)
+    assert s.min() == pytest.approx(1, rel=0.5)  # the larger of the two outliers stays
+    assert 10 < s.max() <= MOST
+    assert s[[1, 4]].max() < 3
+    before, after = (run(m, {"data": X}, (node.out,))[-1] for m in (done.prepared.fused, done.model))
+    assert_close(after, before * s[None, :, None, None], rtol=1e-4, atol=1e-4)
+
+
+def test_no_channel_grows_beyond_the_most() -> None:
+    done = Done.of(net("plain", factor=5000.0))
+    s = np.array([float(v) for v in done.model.graph[done.names[0]].attrs[CHANNEL_SCALE].split(",")])
+    assert s.max() == pytest.approx(MOST)
+
+
+def test_the_given_model_is_not_changed() -> None:
+    model = net("plain")
+    before = {k: v.copy() for k, v in model.args.items()}
+    Done.of(model)
+    assert all(np.array_equal(model.args[k], v) for k, v in before.items())
+
+
+class TestRefusals:
+    def scaled(self, model: Model, args: dict[str, np.ndarray] | None = None) -> tuple[str, ...]:
+        changed = model if args is None else replace(model, args={**model.args, **args})
+        return Done.of(changed).names
+
+    def blocked(self, model: Model, tensor: str) -> str:
+        fused = Done.of(model).prepared.fused
+        return next(f.blocked for f in families(fused) if tensor in f.tensors)
+
+    def test_shared_weights(self) -> None:
+        again = "again = Convolution(conv1, conv1_weight, conv1_bias) kernel=\"(3, 3)\" num_filter=\"8\" pad=\"(1, 1)\""
+        model = outliers(build(*PLAIN[:-1], again, "return again"), ("conv0",), ("conv1",))
+        assert self.scaled(model) == ()
+        assert "shared" in self.blocked(model, "relu0")
+
+    def test_a_head(self) -> None:
+        model = outliers(build(*PLAIN[:-1], "return conv1, relu0"), ("conv0",), ("conv1",))
+        assert self.scaled(model) == ()
+        assert self.blocked(model, "relu0") == "it is an output of the network"
+
+    def test_a_sigmoid(self) -> None:
+        lines = (conv("conv0", "data"), 'relu0 = Activation(conv0) act_type="sigmoid"', *PLAIN[2:])
+        model = outliers(build(*lines), ("conv0",), ("conv1",))
+        assert self.scaled(model) == ()
+        assert "does not commute" in self.blocked(model, "relu0")
+
+    def test_a_sigmoid_beside_the_layer(self) -> None:
+        lines = (*PLAIN[:3], 'other = Activation(relu0) act_type="sigmoid"', "return conv1, other")
+        assert self.scaled(outliers(build(*lines), ("conv0",), ("conv1",))) == ()
+
+    def test_an_input(self) -> None:
+        model = build(conv("conv1", "data"), "return conv1")
+        weight = model.args["conv1_weight"]
+        assert self.scaled(model) == ()
+        assert self.blocked(model, "data") == "it is an input"
+        assert weight is model.args["conv1_weight"]
+
+    def test_a_grouped_convolution(self) -> None:
+        grouped = 'kernel="(3, 3)" num_filter="8" num_group="2" pad="(1, 1)"'
+        model = build(conv("conv0", "data"), RELU0, conv("conv1", "relu0", grouped), "return conv1")
+        args = {k: v.copy() for k, v in model.args.items()}
+        args["conv0_weight"][1] *= 50
+        fused = Done.of(replace(model, args=args))
+        assert "relu0" not in fused.names
+
+    def test_channels_on_the_last_axis(self) -> None:
+        model = build(conv("conv0", "data"), RELU0, fc("fc0", "relu0", 'num_hidden="4" flatten="False"'), "return fc0")
+        args = {"conv0_weight": model.args["conv0_weight"] * np.array([50, *[1] * 7]).reshape(-1, 1, 1, 1)}
+        assert self.scaled(model, {k: v.astype(np.float32) for k, v in args.items()}) == ()
+
+
+class TestClip:
+    CLIPPED = (conv("conv0", "data"), 'clip0 = clip(conv0) a_min="0.0" a_max="6.0"', *PLAIN[2:])
+
+    def net(self, large: float, small: float) -> Model:
+        """Channels whose largest values are about ``small``, but for two of about ``large``."""
+        model = build(*(line.replace("relu0", "clip0") for line in self.CLIPPED))
+        s = np.full(CHANNELS, small, np.float32)
+        s[[1, 4]] = large
+        weight = model.args["conv0_weight"]
+        args = {"conv0_weight": weight / 4 * s.reshape(-1, 1, 1, 1), "conv0_bias": np.zeros(CHANNELS, np.float32)}
+        args["conv1_weight"] = model.args["conv1_weight"] / s.reshape(1, -1, 1, 1)
+        return replace(model, args={**model.args, **args})
+
+    def test_without_room_there_is_nothing_to_do(self) -> None:
+        fused = pipeline.plan(self.net(5.0, 0.05), QuantConfig()).fused
+        seen = channels_seen(MxnetRunner(), fused, [{"data": X}])
+        family = next(f for f in families(fused) if "clip0" in f.tensors)
+        assert family.cap == 6
+        found = scales(fused, family, seen)
+        assert found is not None
+        assert found.max() > 10
+        smallest = float(seen["clip0"].largest.min())
+        assert scales(fused, replace(family, cap=smallest * MARGIN), seen) is None
+
+    def test_small_channels_grow_below_it(self) -> None:
+        model = self.net(5.0, 0.05)
+        done = Done.of(model)
+        assert done.names == ("clip0",)
+        wanted, found = (run(m, {"data": X})[0] for m in (done.prepared.fused, done.model))
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+        seen = channels_seen(MxnetRunner(), done.model, [{"data": X}])["clip0"]
+        small = [c for c in range(CHANNELS) if c not in (1, 4)]
+        assert seen.largest[small].max() * MARGIN <= 6 * (1 + 1e-4)
+        assert seen.largest[[1, 4]].max() == pytest.approx(
+            channels_seen(MxnetRunner(), done.prepared.fused, [{"data": X}])["clip0"].largest[[1, 4]].max(), rel=0.5
+        )
+
+    def test_no_channel_shrinks(self) -> None:
+        done = Done.of(self.net(5.0, 0.05))
+        s = np.array([float(v) for v in done.model.graph["clip0"].attrs[CHANNEL_SCALE].split(",")])
+        assert s.min() >= 1
+
+
+class TestRefined:
+    """Through `mxq.refine.equalized`, which looks at few examples."""
+
+    def looked(self, model: Model, data: np.ndarray) -> tuple[pipeline.Prepared, Thresholds, Model, Thresholds, Trace]:
+        prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", target="avx512_vnni"))
+        ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False).thresholds
+        trace = Trace()
+        looked = Looked.at(MxnetRunner(), prepared.fused, [{"data": data}], prepared.config)
+        return prepared, ranges, *equalized(looked, prepared.fused, ranges, trace), trace
+
+    def test_the_trace_names_the_tensors(self) -> None:
+        *_, trace = self.looked(net("plain"), X)
+        assert [(e.rule, e.node) for e in trace.events if e.rule == "equalize"] == [("equalize", "relu0")]
+
+    def test_a_range_of_more_data_than_is_looked_at_stays_as_wide(self) -> None:
+        """Examples beyond the first that scales come from were calibrated on, and count."""
+        data = np.concatenate([X[:FOR_SCALES], 2 * X, 0.5 * X])
+        prepared, ranges, model, thresholds, _ = self.looked(net("plain"), data)
+        (value,) = run(model, {"data": data}, (prepared.fused.graph["relu0"].out,))[1:]
+        assert ranges.range("relu0") != thresholds.range("relu0")
+        assert thresholds.range("relu0").max > 0.95 * value.max()
+
+    def test_the_headroom_of_a_fixed_range_stays(self) -> None:
+        """Asked for by hand, ten times what calibration data needs."""
+        prepared = pipeline.plan(net("plain"), QuantConfig(num_calib_examples="100%"))
+        ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False).thresholds
+        given = replace(ranges["relu0"], observer="fixed", range=Range(0.0, 10 * ranges.range("relu0").max))
+        seen = channels_seen(MxnetRunner(), prepared.fused, [{"data": X}])
+        model, found, names = equalize(prepared.fused, Thresholds({**ranges, "relu0": given}), seen)
+        assert names == ("relu0",)
+        (value,) = run(model, {"data": X}, (prepared.fused.graph["relu0"].out,))[1:]
+        assert found.range("relu0").max > 9 * value.max()
+
+    def test_what_an_observer_cut_off_stays_off(self) -> None:
+        prepared = pipeline.plan(net("plain"), QuantConfig(num_calib_examples="100%"))
+        ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False).thresholds
+        seen = channels_seen(MxnetRunner(), prepared.fused, [{"data": X}])
+        whole = ranges["relu0"]
+        half = replace(whole, range=Range(whole.range.min / 2, whole.range.max / 2))
+        _, plain, _ = equalize(prepared.fused, ranges, seen)
+        _, cut, _ = equalize(prepared.fused, Thresholds({**ranges, "relu0": half}), seen)
+        assert cut.range("relu0").max == pytest.approx(plain.range("relu0").max / 2, rel=1e-5)
+
+
+def test_what_is_worth_it() -> None:
+    """A range shared a little unevenly is left alone; the bar is a quarter of the noise."""
+    assert 0 < WORTH < 1
+    assert Done.of(net("plain", factor=2.0)).names == ()
+    assert Done.of(net("plain", factor=20.0)).names == ("relu0",)
+
+
+def test_a_constant_summand_is_scaled_too_or_not_at_all() -> None:
+    lines = (conv("conv0", "data"), RELU0, "sum = elemwise_add(relu0, p_weight)", conv("conv1", "sum"), "return conv1")
+    model = outliers(build(*lines, data=X.shape), ("conv0",), ("conv1",))
+    model = replace(model, args={**model.args, "p_weight": np.full(X.shape, 0.1, np.float32)})
+    fused = pipeline.plan(model, QuantConfig(exclude_operators=("elemwise_add",))).fused
+    seen = channels_seen(MxnetRunner(), fused, [{"data": X}])
+    scaled, _, _ = equalize(fused, Thresholds(), seen)
+    wanted, found = run(fused, {"data": X})[0], run(scaled, {"data": X})[0]
+    assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+
+
+def test_a_convolution_with_a_constant_summand_does_not_break_it() -> None:
+    lines = (conv("conv0", "data"), "sum = elemwise_add(conv0, p_weight)", "return sum")
+    model = build(*lines, data=X.shape)
+    fused = pipeline.plan(model, QuantConfig()).fused
+    seen = channels_seen(MxnetRunner(), fused, [{"data": X}])
+    assert equalize(fused, Thresholds(), seen)[2] == ()

@@ -1,0 +1,171 @@
+"""The kernels' grid for weights: what is written is read back as the codes that were chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import VERSION, feed_graph
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mxq.serde import read_text
+from mxq.weights.grid import FULL, HALVED, RATIOS, Grid, extremes, nearest, steps, values, written
+
+GRIDS = pytest.mark.parametrize("levels", [FULL, HALVED], ids=["full", "halved"])
+STEPS = st.floats(1e-8, 1e6, allow_nan=False).map(np.float64)
+
+
+def absmax(weight: np.ndarray) -> np.ndarray:
+    return np.abs(weight).max(axis=2, keepdims=True)
+
+
+def read(weight: np.ndarray) -> np.ndarray:
+    """Codes by ``GetQuantizeScale`` and a reorder, all in float32: ``rint(w * fl(127.5 / absmax))``."""
+    assert weight.dtype == np.float32
+    return np.clip(np.rint(weight * (np.float32(127.5) / absmax(weight))), -128, 127).astype(int)
+
+
+def read_halved(weight: np.ndarray, nudge: int = 0) -> np.ndarray:
+    """Codes of kernels that read s8 without VNNI: ``2 * rint(w * 63.75 / absmax)``.
+
+    Which float32 operations make the scale is theirs to choose: ``nudge`` moves it by units in the last place.
+    """
+    scale = np.float32(127.5) / absmax(weight) * np.float32(0.5)
+    for _ in range(abs(nudge)):
+        scale = np.nextafter(scale, np.float32(np.inf if nudge > 0 else 0))
+    return 2 * np.rint(weight * scale).astype(int)
+
+
+@st.composite
+def chosen(draw: st.DrawFn, levels: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (1, O, K), each channel with an extreme one of either sign at any place, and steps (1, O)."""
+    rows, size = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(-levels.most, levels.most + 1, (1, rows, size))
+    codes[0, np.arange(rows), rng.integers(0, size, rows)] = rng.choice([-levels.top, levels.top], rows)
+    return codes.astype(np.int16), np.array([[draw(STEPS) for _ in range(rows)]])
+
+
+@settings(max_examples=400, deadline=None)
+@given(chosen(FULL))
+def test_written_codes_are_read_back(case: tuple[np.ndarray, np.ndarray]) -> None:
+    codes, step = case
+    weight = written(codes, step, FULL)
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(read(weight), codes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(chosen(HALVED), st.integers(-1, 1))
+def test_halved_codes_are_read_back(case: tuple[np.ndarray, np.ndarray], nudge: int) -> None:
+    codes, step = case
+    np.testing.assert_array_equal(read_halved(written(codes, step, HALVED), nudge), 2 * codes)
+
+
+@settings(max_examples=500, deadline=None)
+@given(STEPS)
+@example(np.float64(1.0))
+@example(np.float64(1 / 3))
+@example(np.float64(0.1))
+def test_a_negative_extreme_is_minus_127(step: np.float64) -> None:
+    codes = np.array([[[-127, 126, -1, 0]]], np.int16)
+    weight = written(codes, np.array([[step]]), FULL)
+    assert read(weight).tolist() == [[[-127, 126, -1, 0]]]
+    assert absmax(weight)[0, 0, 0] == pytest.approx(127.5 * step, rel=1e-6)
+
+
+def test_it_has_to_be_moved() -> None:
+    """What `written` does for negative extremes is needed: plainly written, some are -128."""
+    plain = np.array([[[-127.5, 3.0]]], np.float32)
+    assert read(plain).tolist() == [[[-128, 3]]]
+
+
+@GRIDS
+def test_a_dead_channel(levels: Grid) -> None:
+    weight = np.zeros((1, 2, 3), np.float32)
+    weight[0, 1] = [1, -2, 0.5]
+    step = steps(weight, np.ones((1, 3)), levels)
+    fixed = extremes(weight, levels)
+    assert step[0, 0] == 1
+    assert not fixed[0, 0].any()
+    assert fixed[0, 1].tolist() == [0, -levels.top, 0]
+    made = written(nearest(weight, step, fixed, levels), step, levels)
+    assert not made[0, 0].any()
+
+
+@GRIDS
+def test_nearest_is_within_half_a_step(levels: Grid) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2, 3, 50)).astype(np.float32)
+    step = np.abs(weight).max(axis=2) / levels.span
+    fixed = extremes(weight, levels)
+    codes = nearest(weight, step, fixed, levels)
+    off = np.abs(values(codes, step) - weight) / step[:, :, None]
+    beyond = np.abs(weight) / step[:, :, None] > levels.most + 0.5
+    assert off[~beyond].max() <= 0.5 + 1e-5
+    assert off.max() <= 1 + 1e-5  # the grid ends half a step or, halved, less than a step before the extreme
+    assert np.abs(codes).max() == levels.top
+    np.testing.assert_array_equal(codes[fixed != 0], fixed[fixed != 0])
+
+
+@GRIDS
+def test_steps_cost_no_more_than_the_largest_weight(levels: Grid) -> None:
+    rng = np.random.default_rng(1)
+    weight = rng.standard_t(3, (2, 5, 400)).astype(np.float32)
+    importance = rng.uniform(0.1, 2, (2, 400))
+
+    def cost(step: np.ndarray) -> np.ndarray:
+        codes = np.clip(np.rint(weight / step[:, :, None]), -levels.top, levels.top)
+        return np.einsum("gok,gk->go", (values(codes, step) - weight) ** 2, importance)
+
+    largest = np.abs(weight).max(axis=2) / levels.span
+    found = steps(weight, importance, levels)
+    assert (cost(found) <= cost(largest) * (1 + 1e-5)).all()
+    assert cost(found).sum() < 0.995 * cost(largest).sum()  # it clips where tails are heavy
+    shares = found / largest
+    assert (np.abs(shares[..., None] - np.array(RATIOS)).min(axis=-1) < 1e-6).all()
+
+
+def test_importance_decides_what_is_clipped() -> None:
+    """An input that is always zero may have the largest weight of all."""
+    weight = np.full((1, 1, 65), 0.5, np.float32)
+    weight[0, 0, :64] = np.linspace(-0.5, 0.5, 64)
+    weight[0, 0, 64] = 1.0
+    importance = np.ones((1, 65))
+    assert steps(weight, importance, FULL)[0, 0] > 0.95 / 127.5
+    importance[0, 64] = 0
+    assert steps(weight, importance, FULL)[0, 0] < 0.6 / 127.5
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 1 / 3])
+def test_weights_that_were_codes_once_lose_nothing(ratio: float) -> None:
+    codes = np.random.default_rng(2).integers(-126, 127, (1, 4, 200))
+    codes[0, :, 7] = [127, -127, 127, -127]
+    weight = (codes * ratio).astype(np.float32)
+    step = steps(weight, np.ones((1, 200)), FULL)
+    found = nearest(weight, step, extremes(weight, FULL), FULL)
+    np.testing.assert_array_equal(found, codes)
+
+
+def kernel_reads(weight: np.ndarray, dtype: str) -> np.ndarray:
+    """What MXNet's int8 convolution makes of a (O, K) weight: each example excites one input, by 1."""
+    outputs, inputs = weight.shape
+    low, high = (0.0, 255.5) if dtype == "uint8" else (-127.5, 127.5)
+    net = read_text(
+        f"{VERSION}\nx = null\nw = null\nb = null\n"
+        f'q = _contrib_quantize_v2(x) out_type="{dtype}" min_calib_range="{low}" max_calib_range="{high}"\n'
+        'f = _sg_mkldnn_conv(q, w, b, q:1, q:2) quantized="true" {\nd0 = null\nw0 = null\nb0 = null\n'
+        f'c = Convolution(d0, w0, b0) kernel="(1, 1)" num_filter="{outputs}"\nreturn c\n}}\nreturn f'
+    )
+    one = np.eye(inputs, dtype=np.float32)[:, :, None, None]
+    given = {"x": one, "w": weight[:, :, None, None], "b": np.zeros(outputs, np.float32)}
+    (sums,) = feed_graph(net, given)
+    return np.rint(sums[:, :, 0, 0].T).astype(int)
+
+
+def test_the_kernel_reads_the_chosen_codes() -> None:
+    rng = np.random.default_rng(3)
+    codes = rng.integers(-127, 128, (1, 24, 16)).astype(np.int16)
+    codes[0, np.arange(24), rng.integers(0, 16, 24)] = rng.choice([-127, 127], 24)
+    step = rng.uniform(1e-4, 1, (1, 24))
+    np.testing.assert_array_equal(kernel_reads(written(codes, step, FULL)[0], "uint8"), codes[0])

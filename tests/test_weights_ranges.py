@@ -1,0 +1,126 @@
+"""Ranges narrowed for what reads a tensor, and the codes they are measured with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import build, conv, quantized, run
+from helpers import assert_close
+
+from mxq import numerics
+from mxq.plan import TensorRecord
+from mxq.thresholds import Range
+from mxq.weights.coding import Code, code_all, codes_of
+from mxq.weights.ranges import GAIN, SHARES, Reader, narrowed
+
+INT8, UINT8 = Code("int8"), Code("uint8")
+
+
+def identity(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def linear(*row: float) -> Reader:
+    """A reader with one output: of channels (axis 1), those of ``row``."""
+    return lambda x: np.tensordot(x, np.array(row, np.float32), axes=(1, 0))
+
+
+def tails(seed: int = 0) -> np.ndarray:
+    """(8, 2, 400): channel 0 is small and dense, channel 1 has one large value in each example."""
+    rng = np.random.default_rng(seed)
+    value = rng.uniform(0, 4, (8, 2, 400)).astype(np.float32)
+    value[:, 1] *= 0.02
+    value[:, 1, 0] = 10
+    return value
+
+
+class TestNarrowed:
+    def test_values_that_fill_their_range_keep_it(self) -> None:
+        value = np.random.default_rng(0).uniform(-3, 3, (4, 5, 100)).astype(np.float32)
+        span = Range(-3.0, 3.0)
+        assert narrowed(value, span, INT8, [identity]) is span
+
+    def test_a_range_twice_too_wide_is_halved(self) -> None:
+        value = np.random.default_rng(0).uniform(0, 1, (4, 5, 100)).astype(np.float32)
+        assert narrowed(value, Range(0.0, 2.0), UINT8, [identity]) == Range(0.0, 1.0)
+        assert narrowed(value - 0.5, Range(-1.0, 0.5), INT8, [identity]) == Range(-0.5, 0.25)
+
+    def test_the_reader_decides(self) -> None:
+        """A large value matters to what reads it, not to what does not."""
+        value, span = tails(), Range(0.0, 10.0)
+        assert narrowed(value, span, UINT8, [linear(0, 1)]) is span
+        assert narrowed(value, span, UINT8, [linear(1, 0)]) == Range(0.0, 5.0)
+
+    def test_all_readers_are_heard(self) -> None:
+        """One that cares for the large values alone is enough; how large its weights are does not count."""
+        value, span = tails(), Range(0.0, 10.0)
+        assert narrowed(value, span, UINT8, [linear(1, 0), linear(0, 0.001)]) is span
+        assert narrowed(value, span, UINT8, [linear(1000, 0), linear(0, 0.001)]) is span
+
+    def test_it_is_the_best_of_the_shares_by_the_formula(self) -> None:
+        rng = np.random.default_rng(3)
+        value = rng.uniform(-4, 4, (8, 4, 500)).astype(np.float32)
+        value[0, 0, 0] = 7
+        span = Range(float(value.min()), float(value.max()))
+        weight = rng.standard_normal((6, 4)).astype(np.float32)
+
+        def reader(x: np.ndarray) -> np.ndarray:
+            return np.einsum("oc,ncp->nop", weight, x)
+
+        errors = []
+        for share in SHARES:
+            scale = numerics.scale(span.absmax * share, "int8")
+            off = numerics.fake_quantize(value, scale, "int8").astype(np.float64) - value
+            errors.append(float((reader(off) ** 2).sum()))
+        best = SHARES[int(np.argmin(errors))]
+        assert best < 1
+        assert min(errors) < GAIN * errors[0]
+        found = narrowed(value, span, INT8, [reader])
+        assert found == Range(span.min * best, span.max * best)
+
+    def test_small_gains_are_not_worth_it(self) -> None:
+        """A calibrated range a little too wide: by 1 % the step would be finer, by 2 % the error smaller; not by a
+        tenth, the least that is tried."""
+        value = np.random.default_rng(0).uniform(0, 1, (4, 5, 100)).astype(np.float32)
+        span = Range(0.0, 1.01)
+        assert narrowed(value, span, UINT8, [identity]) is span
+
+    def test_a_tensor_of_zeros(self) -> None:
+        span = Range(0.0, 1.0)
+        assert narrowed(np.zeros((2, 3, 4), np.float32), span, UINT8, [identity]) is span
+
+
+class TestCode:
+    @pytest.mark.parametrize(("dtype", "span"), [("int8", Range(-3.0, 2.0)), ("uint8", Range(0.0, 5.0))])
+    def test_coded_is_what_the_kernels_hold(self, dtype: str, span: Range) -> None:
+        value = np.linspace(-6, 6, 999).astype(np.float32)
+        wanted = numerics.fake_quantize(value, numerics.scale(span.absmax, dtype), dtype)
+        assert_close(Code(dtype).coded(value, span), wanted, rtol=0, atol=1e-6)
+        (again,) = code_all([value], Code(dtype), span)
+        np.testing.assert_array_equal(again, Code(dtype).coded(value, span))
+
+    def test_doubled_uses_half_the_codes(self) -> None:
+        record = TensorRecord("uint8", 0.0, 2.0 * 255.5 / 127.5)
+        code = Code.of(record, Range(0.0, 2.0))
+        assert code.widened == pytest.approx(255.5 / 127.5)
+        value = np.linspace(0, 4, 1000).astype(np.float32)
+        found = code.coded(value, Range(0.0, 2.0))
+        assert len(np.unique(found)) == 128
+        assert found.max() == pytest.approx(2.0, rel=0.01)
+
+    def test_a_clip_bounds_the_range(self) -> None:
+        code = Code.of(TensorRecord("uint8", 0.0, 6.0), Range(0.0, 8.0))
+        assert code.bound == 6
+        assert code.scale(Range(0.0, 8.0)) == pytest.approx(255.5 / 6)
+        assert code.scale(Range(0.0, 4.0)) == pytest.approx(255.5 / 4)
+
+    def test_what_the_builder_wrote_is_found_by_tensor(self) -> None:
+        """Codes of a whole int8 network: as its own quantize and dequantize operators hold values."""
+        model = build(conv("c0", "data"), 'r0 = Activation(c0) act_type="relu"', conv("c1", "r0"), "return c1")
+        done = quantized(model, effort="fast", target="avx512_vnni")
+        spans = {name: t.range for name, t in done.thresholds.items()}
+        codes = codes_of(done.report.tensors, spans)
+        assert {str(r): c.dtype for r, c in codes.items()} == {"data": "int8", "r0": "uint8", "c1": "int8"}
+        out = next(c for r, c in codes.items() if r.name == "c1")
+        got = run(done.model)[0]  # on the grid of its code
+        assert_close(out.coded(got, spans["c1"]), got, rtol=1e-5, atol=1e-5)

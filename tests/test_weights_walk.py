@@ -1,0 +1,306 @@
+"""The walk through a network: what it gives layers, what it leaves alone, and that the result is closer to float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import CHANNELS, CONV1, bn, build, conv, fc, run
+from helpers import assert_close
+
+from mxq import pipeline
+from mxq.config import QuantConfig
+from mxq.ir import Model, Ref
+from mxq.numerics import sqnr_db
+from mxq.passes import quantize_graph
+from mxq.passes.biases import add_biases
+from mxq.passes.exact import exact, on_grid
+from mxq.runtime import MxnetRunner
+from mxq.thresholds import Range, Thresholds
+from mxq.weights.live import Live, alone, ancestors, last_reader, outputs_read, peak_bytes
+from mxq.weights.walk import Setting, Walked, walk
+
+RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
+RESIDUAL = (
+    conv("conv0", "data", bias=False),
+    bn("bn0", "conv0"),
+    'relu0 = Activation(bn0) act_type="relu"',
+    conv("conv1", "relu0"),
+    bn("bn1", "conv1"),
+    "sum = elemwise_add(bn1, relu0)",
+    'relu1 = Activation(sum) act_type="relu"',
+    conv("conv2", "relu1", CONV1),
+    'relu2 = Activation(conv2) act_type="relu"',
+    'pool = Pooling(relu2) pool_type="avg" global_pool="True" kernel="(1, 1)"',
+    fc("fc0", "pool"),
+    "return fc0",
+)
+
+
+def pictures(examples: int, seed: int) -> np.ndarray:
+    """Correlated channels and neighbours, of bounded values, as in pictures; float32 (examples, CHANNELS, 6, 6)."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(99).standard_normal((CHANNELS, 3))
+    smooth = rng.standard_normal((examples, 3, 6, 6)).cumsum(axis=2).cumsum(axis=3) / 4
+    noise = 0.2 * rng.standard_normal((examples, CHANNELS, 6, 6))
+    return np.tanh(np.einsum("ck,nkhw->nchw", mix, smooth) + noise).astype(np.float32)
+
+
+DATA, HELD_OUT = pictures(64, 0), pictures(64, 1)
+
+
+@dataclass
+class Case:
+    """A network ready to be walked through."""
+
+    prepared: pipeline.Prepared
+    model: Model
+    thresholds: Thresholds
+
+    @staticmethod
+    def of(model: Model, **options: Any) -> Case:
+        config = QuantConfig(**{"num_calib_examples": "100%", "target": "avx512_vnni", "equalize": False, **options})
+        prepared = pipeline.plan(model, config)
+        ranges = pipeline.calibrate(prepared, DATA, MxnetRunner(), progress=False)
+        return Case(prepared, add_biases(prepared.fused, prepared.plan), ranges.thresholds)
+
+    def walked(self, runner: Any = None, feed: Any = None, **changes: Any) -> Walked:
+        plan, config = self.prepared.plan, self.prepared.config
+        _, records = quantize_graph(self.model, plan, self.thresholds, config)
+        setting = Setting(self.model, plan, self.thresholds, records, config.methods)
+        given = [{"data": DATA[:20]}, {"data": DATA[20:]}] if feed is None else feed
+        return walk(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
+
+    def int8(self, found: Walked | None = None) -> Model:
+        model, thresholds = (self.model, self.thresholds) if found is None else (found.model, found.thresholds)
+        return exact(quantize_graph(model, self.prepared.plan, thresholds, self.prepared.config)[0])
+
+
+def sqnr(model: Model, other: Model, data: np.ndarray = HELD_OUT) -> float:
+    return sqnr_db(run(model, {"data": data})[0], run(other, {"data": data})[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_comes_closer_to_float(seed: int) -> None:
+    """On data that it has not seen, in exact arithmetic."""
+    case = Case.of(build(*RESIDUAL, seed=seed), range_choice="tensor")
+    assert sqnr(case.model, case.int8(case.walked())) > sqnr(case.model, case.int8()) + 1
+
+
+@pytest.mark.parametrize(
+    "only", [{"rounding": "reconstruction"}, {"bias_correction": "empirical"}], ids=["rounding", "bias"]
+)
+def test_each_method_alone_helps(only: dict[str, str]) -> None:
+    gains = []
+    for seed in range(3):
+        case = Case.of(build(*RESIDUAL, seed=seed), effort="fast", **only)
+        gains.append(sqnr(case.model, case.int8(case.walked())) - sqnr(case.model, case.int8()))
+    assert np.mean(gains) > 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_choosing_ranges_does_no_harm(seed: int) -> None:
+    """Not on the data it looks at, of which it must not forget the largest values."""
+    case = Case.of(build(*RESIDUAL, seed=seed), effort="fast", range_choice="layer")
+    assert sqnr(case.model, case.int8(case.walked()), DATA) > sqnr(case.model, case.int8(), DATA) - 0.5
+
+
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_what_it_simulates_is_what_the_network_computes(pool: str) -> None:
+    """The walk's own int8 tensors equal those of the network that is built from its result."""
+    case = Case.of(build(*(line.replace("avg", pool) for line in RESIDUAL)), range_choice="tensor")
+    held: dict[str, np.ndarray] = {}
+
+    class Spy(MxnetRunner):
+        def compile(self, model: Model, taps: tuple[Ref, ...] = ()) -> Any:
+            call = super().compile(model, taps)
+            name = model.graph.operators[-1].name
+
+            def called(given: Any) -> Any:
+                held[name] = call(given)[0].copy()  # the second run of each operator is that of the int8 network
+                return [held[name]]
+
+            return called
+
+    found = case.walked(Spy(), [{"data": DATA[:8]}])
+    got = run(case.int8(found), {"data": DATA[:8]})[0]
+    assert sqnr_db(got, held["fc0"]) > 55
+
+
+def test_weights_are_written_for_the_kernels_grid() -> None:
+    case = Case.of(build(*RESIDUAL))
+    found = case.walked()
+    assert set(found.weights) == {n.name for n in case.model.graph.operators if n.op.startswith("_sg_")}
+    for name, record in found.weights.items():
+        node = case.model.graph[name]
+        weight, before = (m.args[node.inputs[1].name] for m in (found.model, case.model))
+        assert weight.shape == before.shape
+        assert weight.dtype == np.float32
+        rows = weight.reshape(len(weight), -1)
+        codes = on_grid(weight).reshape(rows.shape) / (np.abs(rows).max(axis=1, keepdims=True) / 127.5)
+        assert (np.abs(codes).max(axis=1) < 127.6).all()  # no -128
+        inner = np.abs(codes) < 126.9
+        assert np.abs(codes - np.rint(codes))[inner].max() < 1e-2
+        assert record.observer == "layer"
+        assert record.source == "rounding"
+        assert record.channels == len(weight)
+        assert (record.rounding, record.bias_correction) == ("reconstruction", "empirical")
+        assert record.moved_share is not None
+        assert 0 <= record.moved_share < 0.7
+    assert max(r.moved_share or 0 for r in found.weights.values()) > 0.05
+
+
+def test_halved_codes_where_kernels_of_s8_have_no_vnni() -> None:
+    case = Case.of(build(conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "return conv1"))
+    found = case.walked(exact=False)
+    for name, span in (("relu0", 63.75), ("conv1", 127.5)):  # data is s8, relu0 u8
+        weight = found.model.args[case.model.graph[name].inputs[1].name].reshape(CHANNELS, -1)
+        codes = weight / (np.abs(weight).max(axis=1, keepdims=True) / span)
+        inner = np.abs(codes) < span - 0.6
+        assert np.abs(codes - np.rint(codes))[inner].max() < 1e-2
+    whole = case.walked()
+    name = case.model.graph["relu0"].inputs[1].name
+    assert not np.array_equal(whole.model.args[name], found.model.args[name])
+
+
+def test_shared_weights_are_left_alone() -> None:
+    again = 'again = Convolution(relu0, conv1_weight, conv1_bias) kernel="(3, 3)" num_filter="8" pad="(1, 1)"'
+    lines = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), again, conv("conv2", "again"), "return conv1, conv2")
+    case = Case.of(build(*lines))
+    found = case.walked()
+    assert set(found.weights) == {"relu0", "conv2"}
+    for name in ("conv1_weight", "conv1_bias"):
+        np.testing.assert_array_equal(found.model.args[name], case.model.args[name])
+    assert not np.array_equal(found.model.args["conv2_weight"], case.model.args["conv2_weight"])
+
+
+def test_float_layers_are_left_alone() -> None:
+    case = Case.of(build(*RESIDUAL), exclude_layers=("fc0",))
+    found = case.walked()
+    assert "fc0" not in found.weights
+    np.testing.assert_array_equal(found.model.args["fc0_weight"], case.model.args["fc0_weight"])
+
+
+class TestRanges:
+    def widened(self, observer: str) -> tuple[Case, Walked]:
+        """Twice what was calibrated."""
+        case = Case.of(build(*RESIDUAL))
+        table = {
+            name: replace(t, observer=observer, range=Range(2 * t.range.min, 2 * t.range.max))
+            for name, t in case.thresholds.items()
+        }
+        wide = replace(case, thresholds=Thresholds(table))
+        return wide, wide.walked()
+
+    def test_of_too_wide_ones_all_are_narrowed(self) -> None:
+        case, found = self.widened("naive")
+        for name, threshold in found.thresholds.items():
+            before = case.thresholds[name].range
+            assert threshold.range.absmax <= 0.61 * before.absmax
+            assert threshold.range.min * before.max == pytest.approx(threshold.range.max * before.min)
+            assert threshold.note.startswith(f"from [{before.min:.6g}, {before.max:.6g}]")
+
+    def test_fixed_ones_are_not(self) -> None:
+        case, found = self.widened("fixed")
+        assert found.thresholds == case.thresholds
+
+    def test_none_is_where_the_tensor_alone_decides(self) -> None:
+        case = Case.of(build(*RESIDUAL), range_choice="tensor")
+        table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
+        wide = replace(case, thresholds=Thresholds(table))
+        assert wide.walked().thresholds == wide.thresholds
+
+    def test_what_a_concat_joins_keeps_its_range(self) -> None:
+        """Such ranges were aligned, so that it only copies; also where a pooling lies between."""
+        lines = (
+            conv("conv0", "data"),
+            RELU0,
+            'pool = Pooling(relu0) pool_type="max" kernel="(3, 3)" pad="(1, 1)"',
+            conv("conv1", "data"),
+            'relu1 = Activation(conv1) act_type="relu"',
+            'cat = Concat(pool, relu1) num_args="2" dim="1"',
+            conv("conv2", "cat"),
+            "return conv2",
+        )
+        case = Case.of(build(*lines))
+        assert "cat" in case.prepared.plan.quantized
+        table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
+        wide = replace(case, thresholds=Thresholds(table))
+        found = wide.walked().thresholds
+        assert found["relu1"] == wide.thresholds["relu1"]
+        assert found["relu0"] == wide.thresholds["relu0"]
+        assert found["data"] != wide.thresholds["data"]
+
+
+def test_it_is_repeatable_and_the_given_model_stays() -> None:
+    case = Case.of(build(*RESIDUAL))
+    before = {k: v.copy() for k, v in case.model.args.items()}
+    one, other = case.walked(), case.walked()
+    for name, value in one.model.args.items():
+        np.testing.assert_array_equal(value, other.model.args[name])
+    assert one.thresholds == other.thresholds
+    assert all(np.array_equal(case.model.args[k], v) for k, v in before.items())
+
+
+def test_batches_do_not_matter_much() -> None:
+    case = Case.of(build(*RESIDUAL), range_choice="tensor")
+    whole, parts = (case.walked(feed=[{"data": p} for p in np.split(DATA, n)]) for n in (1, 8))
+    one, other = (sqnr(case.model, case.int8(w)) for w in (whole, parts))
+    assert one == pytest.approx(other, abs=3)
+
+
+def test_mxnet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Graphs of one operator carry the version too; without it MXNet takes them for those of 0.8 and upgrades them."""
+    case = Case.of(build(*RESIDUAL))
+    capfd.readouterr()
+    case.walked()
+    assert "legacy_json" not in capfd.readouterr().err
+
+
+class TestLive:
+    NET = build(conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "sum = elemwise_add(conv1, relu0)", "return sum")
+
+    def test_operators_one_after_the_other_are_the_network(self) -> None:
+        live = Live(MxnetRunner(), {Ref("data"): [DATA[:3], DATA[3:5]]})
+        for node in self.NET.graph.operators:
+            live.held |= live.run(self.NET, node)
+        wanted = [run(self.NET, {"data": d})[0] for d in (DATA[:3], DATA[3:5])]
+        for found, value in zip(live.held[Ref("sum")], wanted, strict=True):
+            assert_close(found, value, rtol=1e-6, atol=1e-6)
+
+    def test_batches_of_one_size_are_not_overwritten(self) -> None:
+        """An executable's arrays are valid until its next call."""
+        live = Live(MxnetRunner(), {Ref("data"): [DATA[:2], DATA[2:4]]})
+        node = self.NET.graph["conv0"]
+        first, second = live.run(self.NET, node)[node.out]
+        both = run(alone(self.NET, node), {"data__0": DATA[:4]})[0]
+        assert_close(np.concatenate([first, second]), both, rtol=1e-6, atol=1e-6)
+
+    def test_all_outputs_of_an_operator(self) -> None:
+        model = build('s = SliceChannel(data) num_outputs="2"', "t = elemwise_add(s:0, s:1)", "return t")
+        node = model.graph["s"]
+        live = Live(MxnetRunner(), {Ref("data"): [DATA[:2]]})
+        assert outputs_read(model.graph.operators)["s"] == (Ref("s", 0), Ref("s", 1))
+        live.held |= live.run(model, node, (Ref("s", 0), Ref("s", 1)))
+        assert_close(live.held[Ref("s", 1)][0], DATA[:2, CHANNELS // 2 :], rtol=0, atol=0)
+        (found,) = live.run(model, model.graph["t"])[Ref("t")]
+        assert_close(found, DATA[:2, : CHANNELS // 2] + DATA[:2, CHANNELS // 2 :], rtol=0, atol=1e-6)
+
+    def test_ancestors_and_last_readers(self) -> None:
+        nodes = self.NET.graph.operators
+        assert [n.name for n in ancestors(self.NET.graph, ["relu0"])] == ["conv0", "relu0"]
+        assert [n.name for n in ancestors(self.NET.graph, ["sum"])] == [n.name for n in nodes]
+        assert last_reader(nodes)["relu0"] == "sum"
+        assert last_reader(nodes)["data"] == "conv0"
+
+    def test_the_most_bytes_at_once(self) -> None:
+        one = 4 * CHANNELS * 36
+        assert peak_bytes(MxnetRunner(), self.NET, {"data": DATA[:1]}) == 3 * one  # relu0, conv1 and their sum
+        assert peak_bytes(MxnetRunner(), self.NET, {"data": DATA[:4]}) == 12 * one
+
+    def test_forgets(self) -> None:
+        live = Live(MxnetRunner(), {Ref("a"): [DATA], Ref("a", 1): [DATA], Ref("b"): [DATA]})
+        live.forget(["a"])
+        assert list(live.held) == [Ref("b")]
