@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,11 +25,10 @@ from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
 from rich.console import Console
 from rich.table import Table
 
-from mxq.config import QuantConfig
 from mxq.ir import Model
 from mxq.passes.exact import exact
-from mxq.pipeline import plan
-from mxq.runtime import MxnetRunner
+from mxq.pipeline import prepare
+from mxq.verify.held import CHANNEL_SCALE
 from mxq.weights.equalize import families, scaled
 
 NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor"}
@@ -54,23 +52,16 @@ EVERY = 16
 
 def with_outliers(task: Task) -> Task:
     """The same function with outlier channels, as `mxq.weights.equalize` takes them away."""
-    fused = plan(task.model, QuantConfig(), MxnetRunner()).fused
+    model = prepare(task.model)
     chosen = []
-    for family in families(fused):
-        if family.blocked or not family.writers or not family.readers or np.isfinite(family.cap):
-            continue
-        factors = np.ones(len(fused.args[family.writers[0].inputs[1].name]))
-        factors[::EVERY] = OUTLIER
-        chosen.append((family, factors))
-    hard = scaled(fused, chosen)
-    back = {}  # into the unfused network: parameters keep their names where no BatchNorm was folded
-    for name, value in hard.args.items():
-        if name in task.model.args and task.model.args[name].shape == value.shape:
-            back[name] = value
-    missing = [k for k in hard.args if k not in back]
-    if missing:
-        sys.exit(f"{task.name}: {missing[0]} is no parameter of the network itself; outliers need folded BatchNorm")
-    return replace(task, name=f"{task.name}:outliers", model=task.model.with_graph(task.model.graph, back))
+    for family in families(model):
+        if not family.blocked and family.writers and family.readers:
+            factors = np.ones(len(model.args[family.writers[0].inputs[1].name]))
+            factors[::EVERY] = OUTLIER
+            chosen.append((family, factors))
+    hard = scaled(model, chosen)
+    plain = {n.name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != CHANNEL_SCALE}),) for n in hard.graph}
+    return replace(task, name=f"{task.name}:outliers", model=hard.with_graph(hard.graph.replace(plain)))
 
 
 def int8_share(model: Model, task: Task) -> float:

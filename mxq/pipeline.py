@@ -47,7 +47,7 @@ from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
-from mxq.refine import Looked, equalized, refined
+from mxq.refine import Looked, activations, equalized, refined
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
@@ -331,9 +331,11 @@ def _built(
         return _without_data(prepared, calibrated), ()
     if runner is None or data is None:
         return _without_data(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
+    before = len(prepared.trace.events)
     try:
         return _with_data(prepared, calibrated, Looked.at(runner, prepared.fused, data, config)), ()
     except RuntimeFailure as error:
+        del prepared.trace.events[before:]
         return _without_data(prepared, calibrated), (f"{NO_DATA}: {error}",)
 
 
@@ -359,7 +361,17 @@ def _with_data(prepared: Prepared, calibrated: Calibrated, looked: Looked) -> _B
     thresholds, coding = choose_codes(fused, built.thresholds, config)
     exact = built.target == machine.VNNI
     fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=exact)
-    return replace(built, model=fused, thresholds=thresholds, coding=coding, weights={**weights, **clipped})
+    samples = {} if exact else activations(looked, fused, built.plan)
+    target, trace = built.target, prepared.trace
+    fused, thresholds, saturation = guard(fused, built.plan, thresholds, coding, target, trace, samples)
+    return replace(
+        built,
+        model=fused,
+        thresholds=thresholds,
+        coding=coding,
+        weights=_merged(weights, clipped),
+        saturation=saturation,
+    )
 
 
 def _analytic(prepared: Prepared, built: _Built) -> Model:
@@ -385,6 +397,21 @@ def _read_signed(model: Model, built: _Built) -> frozenset[str]:
         if convolution and tensors[node.inputs[0].name].dtype == "int8":
             found.add(name)
     return frozenset(found)
+
+
+def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRecord]) -> dict[str, WeightRecord]:
+    """One record for each layer: what an observer clipped, and how it was rounded."""
+    both = {
+        name: replace(
+            found,
+            rounding=weights[name].rounding,
+            bias_correction=weights[name].bias_correction,
+            moved_share=weights[name].moved_share,
+        )
+        for name, found in clipped.items()
+        if name in weights
+    }
+    return {**clipped, **weights, **both}
 
 
 def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built:

@@ -11,13 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from mxq.config import QuantConfig
-from mxq.ir import Array, Model, Runner
+from mxq.errors import RuntimeFailure
+from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import quantize_graph
-from mxq.passes.biases import add_biases
+from mxq.passes.biases import add_biases, layer_in
 from mxq.plan import Plan, WeightRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
+from mxq.verify.held import CHANNEL_ORDER
+from mxq.weights.activity import sampled
 from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.live import peak_bytes
 from mxq.weights.walk import Setting, walk
@@ -28,6 +33,10 @@ PLACES: Final = {"fast": 1, "default": 1, "best": 4}
 """How many places of a layer's output, in shares of the least."""
 FOR_SCALES: Final = 16
 """Examples from which channels' ranges are taken."""
+SWEEPS: Final = {"fast": 0, "default": 0, "best": 2}
+"""How often rounding goes over the weights of a layer again."""
+FOR_SAMPLES: Final = 8
+"""Examples from which the guard against saturation takes samples."""
 MEMORY: Final = 3 << 30
 """Bytes that tensors may take; fewer examples are looked at where they would take more."""
 
@@ -45,8 +54,7 @@ class Looked:
         most, chosen, count = EXAMPLES[config.effort], list[Mapping[str, Array]](), 0
         for feed in data:
             if not chosen:
-                one = {name: value[:1] for name, value in feed.items()}
-                most = max(1, min(most, MEMORY // max(2 * peak_bytes(runner, model, one), 1)))
+                most = max(1, min(most, _affordable(runner, model, feed)))
             size = len(next(iter(feed.values())))
             part = feed if size <= most - count else {name: value[: most - count] for name, value in feed.items()}
             chosen.append(part)
@@ -55,16 +63,42 @@ class Looked:
                 break
         return Looked(runner, chosen)
 
+    def some(self, examples: int) -> list[Mapping[str, Array]]:
+        """The first so many examples."""
+        found, count = list[Mapping[str, Array]](), 0
+        for feed in self.feeds:
+            if count >= examples:
+                break
+            found.append({name: value[: examples - count] for name, value in feed.items()})
+            count += len(next(iter(feed.values())))
+        return found
+
+
+def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
+    """How many examples' tensors fit into memory; a network made for one batch size is asked with that."""
+    size = len(next(iter(feed.values())))
+    try:
+        each = peak_bytes(runner, model, {name: value[:1] for name, value in feed.items()})
+    except RuntimeFailure:
+        each = peak_bytes(runner, model, feed) // size
+    return MEMORY // max(2 * each, 1)
+
+
+def activations(looked: Looked, model: Model, plan: Plan) -> dict[Ref, Array]:
+    """Samples of what int8 layers read, (n, channels), in the order of channels before `pair_channels`."""
+    refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_in(n) is not None]
+    found = sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.some(FOR_SAMPLES))
+    for ref, values in found.items():
+        order = model.graph[ref.name].attrs.get(CHANNEL_ORDER)
+        if order:
+            found[ref] = values[:, np.argsort([int(i) for i in order.split(",")])]
+    return found
+
 
 def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:
     """The network with channels scaled; see `mxq.weights.equalize`."""
-    some, count = list[Mapping[str, Array]](), 0
-    for feed in looked.feeds:
-        if count >= FOR_SCALES:
-            break
-        some.append({name: value[: FOR_SCALES - count] for name, value in feed.items()})
-        count += len(next(iter(feed.values())))
-    model, thresholds, names = equalize(model, thresholds, channels_seen(looked.runner, model, some))
+    seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
+    model, thresholds, names = equalize(model, thresholds, seen)
     trace.events.extend(Event("equalize", "equalize", name) for name in names)
     return model, thresholds
 
@@ -79,6 +113,7 @@ def refined(
     """
     model = add_biases(model, plan)
     _, records = quantize_graph(model, plan, thresholds, config)
-    setting = Setting(model, plan, thresholds, records, config.methods, exact, PLACES[config.effort])
+    places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
+    setting = Setting(model, plan, thresholds, records, config.methods, exact, places, sweeps)
     found = walk(looked.runner, setting, looked.feeds)
     return found.model, found.thresholds, found.weights

@@ -57,6 +57,14 @@ def test_the_flat_part_says_nothing() -> None:
     assert error(target, made, np.zeros((1, 1)), RELU) > 1e-3
 
 
+def test_what_is_cut_off_does_not_pull() -> None:
+    """Far below the ReLU where the float layer is above it: no small step of the bias changes that."""
+    target = np.array([2.0] * 50 + [1.0] * 100, np.float32)[None, :, None]
+    made = np.array([-5.0] * 50 + [1.0] * 100, np.float32)[None, :, None]
+    assert correction(target, made, RELU)[0, 0] == 0
+    assert correction(target, made, NONE)[0, 0] == pytest.approx(7 / 3, rel=1e-5)
+
+
 def test_it_is_close_to_the_best_there_is() -> None:
     target, made = outputs(mean=0.0)
     mine = error(target, made, correction(target, made, RELU), RELU)

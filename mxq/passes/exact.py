@@ -21,6 +21,7 @@ from mxq.backends import MXNET_191, OpSpec
 from mxq.errors import QuantizeError
 from mxq.ir import Array, Graph, Model, Node, toposort
 from mxq.passes.partition import data_inputs
+from mxq.verify.held import dtype_of
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
 _RANGE = ("min_calib_range", "max_calib_range")
@@ -39,7 +40,7 @@ def exact(model: Model) -> Model:
         if spec is None or spec.role != "compute" or not node.flag("quantized"):
             nodes[node.name] = node
             continue
-        for new in _in_float(node, spec):
+        for new in _in_float(model.graph, node, spec):
             nodes[new.name] = new
         weight = node.inputs[1].name
         args[weight] = on_grid(model.args[weight])
@@ -62,7 +63,7 @@ def on_grid(weight: Array, *, halved: bool = False) -> Array:
     return numerics.fake_quantize(weight, scale, "int8")
 
 
-def _in_float(node: Node, spec: OpSpec) -> list[Node]:
+def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
     """The float operator in place of ``node``, with its conversions."""
     places = data_inputs(node, spec)
     count = len(node.inputs) - 2 * len(places)
@@ -80,8 +81,14 @@ def _in_float(node: Node, spec: OpSpec) -> list[Node]:
     if not all(name in node.attrs for name in _RANGE):
         raise QuantizeError(f"{node.name!r} finds its range at run time; allowed: calibrated ranges")
     plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="")
-    ranges = {"out_type": _dtype(node, spec), **{name: node.attrs[name] for name in _RANGE}}
-    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (plain.out,), label=node.label)]
+    dtype = _dtype(node, spec)
+    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
+    end = plain
+    if node.flag("with_sum") and dtype == "uint8" and dtype_of(graph, node.inputs[last]) == "int8":  # written into s8
+        top = numerics.CODES["int8"][1] / float(numerics.scale(node.number(_RANGE[1], 1.0), dtype))
+        end = Node(f"{node.name}_end", "clip", {"a_min": "0.0", "a_max": repr(top)}, (plain.out,))
+        plain, made = end, [*made, plain]
+    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (end.out,), label=node.label)]
 
 
 def _dtype(node: Node, spec: OpSpec) -> str:

@@ -51,7 +51,7 @@ class Code:
         """``value`` as its codes represent it."""
         low, high = CODES[self.dtype]
         scale = np.float32(self.scale(span))
-        top = SPAN["int8"] if self.widened > 1 else high
+        top = CODES["int8"][1] if self.widened > 1 else high
         codes = np.multiply(value, scale, dtype=np.float32)
         np.rint(codes, out=codes)
         np.clip(codes, low, min(top, high), out=codes)

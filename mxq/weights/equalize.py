@@ -126,8 +126,12 @@ def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
     """What ``node`` says of the families of its inputs and output."""
     data = [r.name for r in node.inputs if model.param(r.name) is None]
     layer = layer_of(node)
+    if layer is not None and (node.inputs[0].name not in data or (node.flag("with_sum") and len(data) < 2)):
+        for name in (*data, node.name):
+            table[name].blocked = f"{node.name!r} reads a constant"
+        return
     if layer is None:
-        if _commutes(node):
+        if _commutes(node) and len(data) == len(node.inputs):
             for name in data:
                 _join(table, node.name, name)
             return
@@ -282,10 +286,10 @@ def equalize(
 
 
 def _rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
-    """The range after scaling; what the observer cut off stays off, in shares of the largest value."""
+    """The range after scaling: as far beyond or below the largest value as it was before, in shares of that."""
     low, high = float((seen.low * s).min()), float((seen.high * s).max())
     kept = [
-        min(abs(asked) / abs(was), 1.0) if was else 1.0
+        abs(asked) / abs(was) if was else 1.0
         for asked, was in ((threshold.range.min, seen.low.min()), (threshold.range.max, seen.high.max()))
     ]
     note = "; ".join(filter(None, (threshold.note, "its channels are scaled to share it")))

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from mxq.ir import Array
-from mxq.numerics import SPAN
+from mxq.numerics import SPAN, quantize, scale
 
 _DEAD = 1e-30
 
@@ -99,7 +99,10 @@ def written(codes: Array, step: Array, grid: Grid) -> Array:
 
 
 def _rounding_down(absmax: Array, tries: int = 512) -> Array:
-    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than 127.5."""
+    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than 127.5.
+
+    Where there is none within ``tries`` (1 % of them), it is left as it is, and `read` as -128.
+    """
     span, found = np.float32(SPAN["int8"]), absmax.ravel().copy()
     left = np.flatnonzero(found > 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -108,7 +111,18 @@ def _rounding_down(absmax: Array, tries: int = 512) -> Array:
             if not len(left):
                 break
             found[left] = np.nextafter(found[left], np.float32(np.inf))
+        left = left[(span / found[left]) * found[left] >= span]
+    found[left] = absmax.ravel()[left]
     return found.reshape(absmax.shape)
+
+
+def read(weight: Array, codes: Array, step: Array, grid: Grid) -> Array:
+    """What the kernel makes of written weights: (G, O, K) float64. Few steps have no float32 that is read as -127."""
+    if grid != FULL:
+        return values(codes, step)
+    bounds = np.abs(weight).max(axis=2, keepdims=True)
+    found = quantize(weight, scale(np.where(bounds > 0, bounds, 1.0), "int8"), "int8")
+    return values(found, step)
 
 
 def values(codes: Array, step: Array) -> Array:

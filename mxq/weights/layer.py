@@ -17,7 +17,6 @@ from mxq.weights.patches import Geometry
 
 DAMPING: Final = 0.01
 """Of the covariance, in shares of its mean variance; GPTQ's (arXiv:2210.17323)."""
-SWEEPS: Final = 0
 LAYERS: Final = ("Convolution", "FullyConnected")
 
 
@@ -85,7 +84,14 @@ def seen(
 
 
 def choose(
-    node: Node, weight: Array, bias: Array, data: Seen, geometry: Geometry, methods: Methods, levels: Grid
+    node: Node,
+    weight: Array,
+    bias: Array,
+    data: Seen,
+    geometry: Geometry,
+    methods: Methods,
+    levels: Grid,
+    sweeps: int = 0,
 ) -> Chosen:
     """New parameters of ``node`` from samples of what it reads.
 
@@ -97,6 +103,7 @@ def choose(
         geometry: of the layer.
         methods: which of them to use.
         levels: the codes that its kernel has.
+        sweeps: of `rounding.descend`.
     """
     wanted = geometry.grouped(weight)
     energy = np.square(data.inputs, dtype=np.float32).mean(axis=1, dtype=np.float64)
@@ -104,25 +111,28 @@ def choose(
     fixed = grid.extremes(wanted, levels)
     nearest = codes = grid.nearest(wanted, step, fixed, levels)
     if methods.rounding == "reconstruction":
-        codes = _reconstructed(wanted, nearest, step, fixed, data, levels)
-    values = grid.values(codes, step).astype(np.float32)
+        codes = _reconstructed(wanted, nearest, step, fixed, data, levels, sweeps)
+    written = grid.written(codes, step, levels)
+    values = grid.read(written, codes, step, levels).astype(np.float32)
     if methods.bias_correction == "empirical":
         made = data.inputs @ np.swapaxes(values, 1, 2)
         offset = bias.reshape(geometry.groups, 1, -1)
         added = correction(data.target + offset, made + offset, Activation.of(node))
         bias = (bias + added.ravel()).astype(np.float32)
     return Chosen(
-        geometry.ungrouped(grid.written(codes, step, levels), weight.shape),
+        geometry.ungrouped(written, weight.shape),
         geometry.ungrouped(values, weight.shape),
         bias,
         float(np.mean(codes != nearest)),
     )
 
 
-def _reconstructed(wanted: Array, nearest: Array, step: Array, fixed: Array, data: Seen, levels: Grid) -> Array:
+def _reconstructed(
+    wanted: Array, nearest: Array, step: Array, fixed: Array, data: Seen, levels: Grid, sweeps: int
+) -> Array:
     """Codes by `rounding`; the nearest in the channels where these are better."""
     hessian = rounding.damped(rounding.covariance(data.inputs), DAMPING)
     codes = rounding.successive(wanted, hessian, step, fixed, levels.most)
-    codes = rounding.descend(codes, wanted, hessian, step, fixed, levels.most, SWEEPS)
+    codes = rounding.descend(codes, wanted, hessian, step, fixed, levels.most, sweeps)
     before, after = (rounding.error_of(c, wanted, hessian, step) for c in (nearest, codes))
     return np.where((after < before)[:, :, None], codes, nearest)

@@ -6,8 +6,8 @@ channel) to minimise
     || W X - s Q X - b ||^2        b: what the bias takes                                                  (1)
 
 over calibration data. The bias takes the mean (`bias`), so (1) is ``tr (W - s Q) H (W - s Q)'`` with H the covariance
-of X. Inputs are rounded one after the other, each takes over the error of those before it, and then all are gone over
-again (`descend`): with ``H = U D U'``, U unit upper triangular,
+of X. Inputs are rounded one after the other, and each takes over the error of those before it; `descend` may then go
+over all of them again. With ``H = U D U'``, U unit upper triangular,
 
     q_k = rint( (w_k + sum_{i<k} (w_i - s q_i) u_ik) / s )                                                (2)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 from tqdm import tqdm
@@ -48,6 +49,7 @@ class Setting:
         methods: what to do.
         exact: whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes.
         places: factor on `LEAST_PLACES`.
+        sweeps: how often rounding goes over all weights of a layer again.
     """
 
     model: Model
@@ -57,6 +59,7 @@ class Setting:
     methods: Methods
     exact: bool = True
     places: int = 1
+    sweeps: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class _Walk:
         float, int8: the tensors of both networks.
         written: new parameters, as they go into the file.
         values: the same, as kernels understand them.
+        carried: ranges of tensors that have none of their own, such as a pooling's result.
     """
 
     runner: Runner
@@ -115,6 +119,7 @@ class _Walk:
     int8: Live
     written: dict[str, Array] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
+    carried: dict[Ref, Range] = field(default_factory=dict)
     records: dict[str, WeightRecord] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -137,8 +142,7 @@ class _Walk:
         found = source.run(changed, node, outputs)
         for ref, value in found.items():
             self.choose_range(ref, value)
-            made_int8 = spec is not None and ref in self.codes
-            self.int8.held[ref] = code_all(value, self.codes[ref], self.spans[str(ref)]) if made_int8 else value
+            self.int8.held[ref] = value if spec is None else self._as_written(node, ref, value)
 
     def choose_range(self, ref: Ref, value: Batches) -> None:
         """Narrows the range of a tensor that has just been made."""
@@ -147,15 +151,24 @@ class _Walk:
             return
         readers = self._readers(ref)
         if readers and threshold.observer != "fixed":
-            some = np.concatenate([v[:: max(1, len(v) * len(value) // EXAMPLES_FOR_RANGES)] for v in value])
-            span = self.spans[str(ref)]
-            self.spans[str(ref)] = narrowed(some[:EXAMPLES_FOR_RANGES], span, self.codes[ref], readers)
+            self.spans[str(ref)] = narrowed(_telling(value), self.spans[str(ref)], self.codes[ref], readers)
 
     def thresholds(self) -> Thresholds:
         """The ranges as they are now, with a note where they changed."""
         return Thresholds({k: _narrowed(t, self.spans[k]) for k, t in self.setting.thresholds.items()})
 
     # ---- one node ----
+
+    def _as_written(self, node: Node, ref: Ref, value: Batches) -> Batches:
+        """What an int8 operator makes, as its kernel rounds it: in its range, or in that of what it carries."""
+        record = self.setting.records.get(f"quantized_{node.name}")
+        if ref not in self.codes and record is not None and ref == node.out:
+            known = [self.carried[r] if r in self.carried else self.spans.get(str(r)) for r in self._data(node)]
+            spans = [s for s in known if s is not None]
+            if len(spans) == len(known):
+                span = self.carried[ref] = reduce(Range.union, spans)
+                return code_all(value, Code(record.dtype), span)
+        return code_all(value, self.codes[ref], self.spans[str(ref)]) if ref in self.codes else value
 
     def _spec(self, node: Node) -> OpSpec | None:
         """The row of ``node`` where it is int8."""
@@ -182,7 +195,8 @@ class _Walk:
         found = layers.seen(weight, self.float.held[data], self._coded(data), summands, geometry, most, self.rng)
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
         levels = HALVED if kernel == "halved" and not self.setting.exact else FULL
-        chosen = layers.choose(node, weight, model.args[names[1]], found, geometry, self.setting.methods, levels)
+        bias, sweeps = model.args[names[1]], self.setting.sweeps
+        chosen = layers.choose(node, weight, bias, found, geometry, self.setting.methods, levels, sweeps)
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
         self.values |= {names[0]: chosen.values, names[1]: chosen.bias}
         self.records[node.name] = self._record(weight, chosen)
@@ -219,13 +233,20 @@ class _Walk:
             spec = self._spec(node)
             if spec is None or ref not in node.inputs:
                 continue
-            if spec.float_op == "Concat":
+            if self._joined(node):
                 return []
             if spec.role == "compute" and node.inputs[0] == ref:
                 found.append(self._linear(node))
             if spec.role != "compute" or ref in node.inputs[1:]:
                 found.append(lambda x: x)
         return found
+
+    def _joined(self, node: Node) -> bool:
+        """Whether ``node`` is a Concat, or what it carries goes into one: its inputs share a range."""
+        spec = self._spec(node)
+        if spec is None or spec.role == "compute" or spec.calibrated:
+            return False
+        return node.op == "Concat" or any(map(self._joined, self.setting.model.graph.consumers[node.name]))
 
     def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation."""
@@ -234,6 +255,18 @@ class _Walk:
         graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,), self.setting.model.graph.attrs)
         call = self.runner.compile(Model(graph, {"w": weight}))
         return lambda x: call({"x": x})[0]
+
+
+def _telling(batches: Batches) -> Array:
+    """Few examples of a tensor: half of them those of the largest values, which a narrower range would cut off."""
+    largest = np.concatenate([np.abs(b).reshape(len(b), -1).max(axis=1) for b in batches])
+    order = np.argsort(-largest, kind="stable")
+    half = EXAMPLES_FOR_RANGES // 2
+    rest = order[half:]
+    chosen = np.sort([*order[:half], *rest[:: max(1, -(-len(rest) // half))]])
+    starts = np.cumsum([0, *(len(b) for b in batches)])
+    where = np.searchsorted(starts, chosen, side="right") - 1
+    return np.stack([batches[i][c - starts[i]] for i, c in zip(where, chosen, strict=True)])
 
 
 def _narrowed(threshold: Threshold, span: Range) -> Threshold:
