@@ -178,7 +178,7 @@ class QuantConfig:
         preprocess: how a picture becomes the float network's input: a `mxq.images.Preprocess` or its fields, as in a
             ``preprocess.json``. Needed for "uint8"; with "int8" it goes into the record, for `mxq.data`.
         effort: "fast" takes ranges from observers and rounds weights to the nearest code; "default" adds the methods
-            below, within a minute for a ResNet-50 and 50 examples on two cores; "best" gives them more of the data.
+            below, in 64 examples or fewer; "best" gives them more of the data.
         equalize: whether channels are scaled so that they share a tensor's range evenly.
         bias_correction: "empirical", from calibration data on the quantized prefix; "analytic", from BatchNorm's
             statistics alone; or "none".

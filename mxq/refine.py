@@ -55,10 +55,9 @@ class Looked:
         for feed in data:
             if not chosen:
                 most = max(1, min(most, _affordable(runner, model, feed)))
-            size = len(next(iter(feed.values())))
-            part = feed if size <= most - count else {name: value[: most - count] for name, value in feed.items()}
+            part = _share(feed, most, getattr(data, "planned", None) or 0, most - count)
             chosen.append(part)
-            count += min(size, most - count)
+            count += len(next(iter(part.values())))
             if count >= most:
                 break
         return Looked(runner, chosen)
@@ -72,6 +71,19 @@ class Looked:
             found.append({name: value[: examples - count] for name, value in feed.items()})
             count += len(next(iter(feed.values())))
         return found
+
+
+def _share(feed: Mapping[str, Array], most: int, planned: int, left: int) -> Mapping[str, Array]:
+    """What to take of a batch: all, or its share of ``most`` examples where more are ``planned``; not above ``left``.
+
+    Data may be sorted by class, so each batch gives some.
+    """
+    size = len(next(iter(feed.values())))
+    count = min(size if planned <= most else -(-size * most // planned), left)
+    if count == size:
+        return feed
+    chosen = np.linspace(0, size - 1, count).round().astype(int)
+    return {name: value[chosen] for name, value in feed.items()}
 
 
 def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
