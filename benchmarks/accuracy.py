@@ -36,7 +36,7 @@ def rows(task: Task, modes: Sequence[str]) -> list[tuple[str, ...]]:
     reference = run(task.model, task.evaluation)
     table = [(task.name, "float32", "", f"{task.score(reference):.2f}", "", "", "")]
     for mode in modes:
-        for tool, quantize in (("contrib", by_contrib), ("mxq", lambda t, m: by_mxq(t, calib_mode=m))):
+        for tool, quantize in (("contrib", by_contrib), ("mxq", lambda t, m: by_mxq(t, calib_mode=m, effort="fast"))):
             start = time.perf_counter()
             try:
                 model = quantize(task, mode)
