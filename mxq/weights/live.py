@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 
 Batches = Sequence[Array]
-"""A tensor: one array for each batch of the data, examples along the first axis."""
+"""A tensor: one array for each batch of the data, examples along the first axis; one for all where it is constant."""
 
 
 def ancestors(graph: Graph, names: Iterable[str]) -> tuple[Node, ...]:
@@ -57,10 +57,10 @@ class Live:
         wanted = tuple(outputs) or (node.out,)
         call = self.runner.compile(alone(model, node, wanted))
         fed = [r for r in dict.fromkeys(node.inputs) if model.param(r.name) is None]
-        count = len(self.held[fed[0]]) if fed else 1
+        count = max((len(self.held[r]) for r in fed), default=1)
         parts = []
         for i in range(count):
-            found = call({_slot(r): self.held[r][i] for r in fed})
+            found = call({_slot(r): self.held[r][min(i, len(self.held[r]) - 1)] for r in fed})
             parts.append([found[j] for j in range(len(wanted))])
         return {ref: [p[j] for p in parts] for j, ref in enumerate(wanted)}
 
