@@ -13,11 +13,12 @@ from typing import Final
 
 import numpy as np
 
+from mxq.backends import layer_of
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import quantize_graph
-from mxq.passes.biases import add_biases, layer_in
+from mxq.passes.biases import add_biases
 from mxq.plan import Plan, WeightRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
@@ -98,7 +99,7 @@ def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
 
 def activations(looked: Looked, model: Model, plan: Plan) -> dict[Ref, Array]:
     """Samples of what int8 layers read, (n, channels), in the order of channels before `pair_channels`."""
-    refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_in(n) is not None]
+    refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_of(n) is not None]
     found = sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.some(FOR_SAMPLES))
     for ref, values in found.items():
         order = model.graph[ref.name].attrs.get(CHANNEL_ORDER)

@@ -8,8 +8,9 @@ from graphs import CONV1, assert_same_outputs, build, conv, fc, feeds, run
 from helpers import assert_close
 
 from mxq import pipeline
+from mxq.backends import layer_of
 from mxq.config import QuantConfig
-from mxq.passes.biases import add_biases, has_bias, layer_in, with_bias
+from mxq.passes.biases import add_biases, has_bias, with_bias
 from mxq.runtime import MxnetRunner
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
@@ -31,7 +32,7 @@ def planned(*lines: str, **options: object) -> pipeline.Prepared:
 
 def layers(prepared: pipeline.Prepared, model: object = None) -> list:
     graph = (model or prepared.fused).graph
-    return [n for n in graph.operators if layer_in(n) is not None]
+    return [n for n in graph.operators if layer_of(n) is not None]
 
 
 def test_every_int8_layer_has_one_and_nothing_changes() -> None:
@@ -97,7 +98,7 @@ def test_a_name_that_is_taken() -> None:
 def test_an_offset_moves_the_output(layer: str, bias: bool) -> None:
     line = conv("y", "data", bias=bias) if layer == "conv" else fc("y", "data", bias=bias)
     model = planned(line, "return y").fused
-    (node,) = [n for n in model.graph.operators if layer_in(n) is not None]
+    (node,) = [n for n in model.graph.operators if layer_of(n) is not None]
     nodes, args = with_bias(model, node, 0.75)
     moved = model.with_graph(model.graph.replace({node.name: nodes}), args)
     assert_close(run(moved)[0], run(model)[0] + np.float32(0.75), rtol=1e-6, atol=1e-5)
@@ -107,7 +108,7 @@ def test_an_offset_moves_the_output(layer: str, bias: bool) -> None:
 
 def test_before_a_fused_activation() -> None:
     model = planned(conv("conv0", "data", bias=False), RELU0, "return relu0").fused
-    (node,) = [n for n in model.graph.operators if layer_in(n) is not None]
+    (node,) = [n for n in model.graph.operators if layer_of(n) is not None]
     nodes, args = with_bias(model, node, -0.5)
     moved = model.with_graph(model.graph.replace({node.name: nodes}), args)
     plain = run(planned(conv("conv0", "data", bias=False), "return conv0").fused)[0]
@@ -117,5 +118,5 @@ def test_before_a_fused_activation() -> None:
 def test_what_is_no_layer() -> None:
     model = build('relu0 = Activation(data) act_type="relu"', "return relu0")
     (node,) = model.graph.operators
-    assert layer_in(node) is None
+    assert layer_of(node) is None
     assert not has_bias(node)

@@ -7,6 +7,8 @@ the kernels (``tests/test_kernels.py``). Where a kernel exists but computes some
 from __future__ import annotations
 
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
+from mxq.errors import GraphError
+from mxq.ir import Node
 
 _LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
 
@@ -158,3 +160,23 @@ MXNET_191 = BackendSpec(
         "Deconvolution": "MXNet 1.9.1 has no int8 transposed convolution",
     },
 )
+
+_LAYERS = tuple(spec.float_op for spec in MXNET_191.ops if spec.role == "compute")
+
+
+def layer_of(node: Node) -> Node | None:
+    """The convolution or fully connected layer that ``node`` is, or that a fused one holds; None for others."""
+    inside = node.subgraphs[0].operators if node.subgraphs else (node,)
+    return next((n for n in inside if n.op in _LAYERS), None)
+
+
+def the_layer_of(node: Node) -> Node:
+    """`layer_of` a node that has one.
+
+    Raises:
+        GraphError: it has none.
+    """
+    layer = layer_of(node)
+    if layer is None:
+        raise GraphError(f"{node.name!r} ({node.op}) holds no layer; allowed: {', '.join(_LAYERS)}, fused or not")
+    return layer

@@ -12,21 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from mxq.backends import layer_of, the_layer_of
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.plan import Plan
-
-LAYERS = ("Convolution", "FullyConnected")
-
-
-def layer_in(node: Node) -> Node | None:
-    """The Convolution or FullyConnected inside a fused node."""
-    inside = node.subgraphs[0].operators if node.subgraphs else ()
-    return next((n for n in inside if n.op in LAYERS), None)
 
 
 def has_bias(node: Node) -> bool:
     """Whether the layer in a fused node has one."""
-    layer = layer_in(node)
+    layer = layer_of(node)
     return layer is not None and not layer.flag("no_bias")
 
 
@@ -35,8 +28,7 @@ def with_bias(model: Model, node: Node, offset: float) -> tuple[tuple[Node, ...]
     if has_bias(node):
         name = node.inputs[2].name
         return (node,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}
-    layer, inner, name = layer_in(node), node.subgraphs[0], model.graph.unused(f"{node.name}_bias")
-    assert layer is not None  # noqa: S101
+    layer, inner, name = the_layer_of(node), node.subgraphs[0], model.graph.unused(f"{node.name}_bias")
     slot = Node(f"{layer.name}_bias_slot", VARIABLE)
     nodes = tuple(
         replace(n, attrs={**n.attrs, "no_bias": "False"}, inputs=(*n.inputs, slot.out)) if n is layer else n
@@ -54,7 +46,7 @@ def add_biases(model: Model, plan: Plan) -> Model:
     """The model with a bias in every int8 layer; the same object where all have one."""
     changes, args = dict[str, tuple[Node, ...]](), dict[str, Array]()
     for node in model.graph.operators:
-        if node.name in plan.quantized and layer_in(node) is not None and not has_bias(node):
+        if node.name in plan.quantized and layer_of(node) is not None and not has_bias(node):
             changes[node.name], new = with_bias(model, node, 0.0)
             args |= new
     return model.with_graph(model.graph.replace(changes), args) if changes else model

@@ -25,11 +25,11 @@ from functools import cached_property
 import numpy as np
 
 from mxq import numerics
-from mxq.backends import MXNET_191
+from mxq.backends import MXNET_191, layer_of
 from mxq.config import QuantConfig
 from mxq.ir import Array, Model, Node, Ref
 from mxq.machine import VNNI
-from mxq.passes.pair_channels import layer_of, weight_codes
+from mxq.passes.pair_channels import weight_codes
 from mxq.passes.partition import NONE
 from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord

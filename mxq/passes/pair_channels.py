@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mxq.backends import layer_of
 from mxq.ir import Array, Graph, Model, Node, Ref
 from mxq.numerics import quantize, scale
 from mxq.plan import Plan
@@ -32,7 +33,6 @@ from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 from mxq.weights.pairing import conflicts, cost_of, matching
 
 NAME = "pair_channels"
-LAYERS = ("Convolution", "FullyConnected")
 ALIKE = (
     *("Activation", "relu", "sigmoid", "tanh", "abs", "clip", "hard_sigmoid", "_mul_scalar", "_plus_scalar", "Dropout"),
     *("Pooling", "elemwise_add", "_Plus", "_contrib_AdaptiveAvgPooling2D"),
@@ -89,13 +89,6 @@ def _said(node: Node, order: Array) -> Node:
     scale = [v for v in node.attrs.get(CHANNEL_SCALE, "").split(",") if v]
     moved = {CHANNEL_SCALE: ",".join(scale[i] for i in order)} if scale else {}
     return node.with_attrs(**{CHANNEL_ORDER: ",".join(map(str, order)), **moved})
-
-
-def layer_of(node: Node) -> Node | None:
-    """The convolution or fully connected layer that ``node`` is, or that a fused one holds; None for others."""
-    if node.subgraphs:
-        return next((n for n in node.subgraphs[0].operators if n.op in LAYERS), None)
-    return node if node.op in LAYERS else None
 
 
 def weight_codes(weight: Array) -> Array:

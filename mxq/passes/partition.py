@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
@@ -165,18 +165,12 @@ def _refusal(
     if spec.fused_op and node.op != spec.fused_op:
         refused = [e.reason for e in (trace.refusals(node.name) if trace else ())]
         return spec.broken_need(node) or (refused[-1] if refused else f"{node.op} could not be fused for its kernel")
-    broken = _broken_inside(node, spec) if spec.fused_op else spec.broken_need(node)
+    broken = spec.broken_need(layer_of(node) or node)  # of a fused one the layer inside; the float kernels take more
     if broken:
         return broken
     if spec.role == "compute" and model.param(node.inputs[1].name) is None:
         return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
     return _needs_calibration(node, spec) if config.calib_mode == NONE else ""
-
-
-def _broken_inside(node: Node, spec: OpSpec) -> str:
-    """Why the layer in a fused node has no int8 kernel; the float kernels take more."""
-    layer = next(n for n in node.subgraphs[0].operators if n.op == spec.float_op)
-    return spec.broken_need(layer)
 
 
 def _needs_calibration(node: Node, spec: OpSpec) -> str:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import norm
 
+from mxq.backends import the_layer_of
 from mxq.ir import Array, Model, Node
 from mxq.plan import Plan
 from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 from mxq.weights.bias import Activation
-from mxq.weights.layer import inner
 from mxq.weights.patches import Geometry
 
 
@@ -43,7 +43,7 @@ def corrected(source: Model, before: Model, after: Model, values: dict[str, Arra
         if mean is None:
             continue
         weight, bias = node.inputs[1].name, node.inputs[2].name
-        geometry = Geometry.of(inner(node))
+        geometry = Geometry.of(the_layer_of(node))
         off = geometry.grouped((values[weight] - before.args[weight]).astype(np.float64))  # (G, O, taps * I)
         per_group = mean.reshape(geometry.groups, 1, -1) if geometry.groups > 1 else mean.reshape(1, 1, -1)
         if off.shape[2] % per_group.shape[2]:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mxq.backends import layer_of, the_layer_of
 from mxq.ir import Array, Model, Node, Ref, Runner
 from mxq.numerics import SPAN
 from mxq.thresholds import Range, Threshold, Thresholds
@@ -41,7 +42,6 @@ WORTH = 0.25
 for the network as it is; on networks without outlier channels, scaling for smaller gains cost up to 4 dB."""
 MARGIN = 2.0
 """Below a clip, a channel keeps so much room above its largest value."""
-_LAYERS = ("Convolution", "FullyConnected")
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,6 @@ def _join(table: dict[str, Family], a: str, b: str) -> None:
             table[name] = first
 
 
-def layer_of(node: Node) -> Node | None:
-    """The Convolution or FullyConnected that ``node`` is or holds; None where it is neither."""
-    inside = node.subgraphs[0].operators if node.subgraphs else (node,)
-    return next((n for n in inside if n.op in _LAYERS), None)
-
-
 def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array | None:
     """The factors of a family's channels, (C,) float64; None where scaling does not help.
 
@@ -220,8 +214,7 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
 
 def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
     """The reader's term of (1)."""
-    layer = layer_of(reader)
-    assert layer is not None  # noqa: S101
+    layer = the_layer_of(reader)
     weight = model.args[reader.inputs[1].name].astype(np.float64)
     span = SPAN["int8" if x.signed else "uint8"]
     tensor_step = (s * x.largest).max() / span
@@ -243,24 +236,19 @@ def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
     changes: dict[str, Sequence[Node]] = {}
     for family, s in chosen:
         for node in family.writers:
-            for ref in node.inputs[1 : 2 if _no_bias(node) else 3]:
+            for ref in node.inputs[1 : 2 if the_layer_of(node).flag("no_bias") else 3]:
                 value = args[ref.name].astype(np.float64)
                 args[ref.name] = (value * s.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
             text = ",".join(f"{v:.8g}" for v in s)
             changes[node.name] = (node.with_attrs(**{CHANNEL_SCALE: text}),)
         for node in family.readers:
-            args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, layer_of(node))
+            args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, the_layer_of(node))
     return model.with_graph(model.graph.replace(changes), args)
 
 
-def _no_bias(node: Node) -> bool:
-    layer = layer_of(node)
-    return layer is not None and layer.flag("no_bias")
-
-
-def _divided(weight: Array, s: Array, layer: Node | None) -> Array:
+def _divided(weight: Array, s: Array, layer: Node) -> Array:
     """The weight of a reader, (O, C, ...) or (C, 1, ...) or (O, C * positions), for inputs that are scaled by s."""
-    if layer is not None and int(layer.number("num_group", 1)) > 1:
+    if int(layer.number("num_group", 1)) > 1:
         found: Array = weight / s.reshape(-1, *[1] * (weight.ndim - 1))
     else:
         columns = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]

@@ -17,7 +17,6 @@ from mxq.weights.patches import Geometry
 
 DAMPING: Final = 0.01
 """Of the covariance, in shares of its mean variance; GPTQ's (arXiv:2210.17323)."""
-LAYERS: Final = ("Convolution", "FullyConnected")
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,6 @@ class Chosen:
     values: Array
     bias: Array
     moved: float
-
-
-def inner(node: Node) -> Node:
-    """The Convolution or FullyConnected that ``node`` is or holds."""
-    inside = node.subgraphs[0].operators if node.subgraphs else (node,)
-    return next(n for n in inside if n.op in LAYERS)
 
 
 def seen(

@@ -19,7 +19,7 @@ from functools import reduce
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, OpSpec
+from mxq.backends import MXNET_191, OpSpec, the_layer_of
 from mxq.config import Methods
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 from mxq.plan import Plan, TensorRecord, WeightRecord
@@ -188,7 +188,7 @@ class _Walk:
         model, names = self.setting.model, [r.name for r in node.inputs[1:3]]
         if any(len(model.graph.consumers[n]) > 1 or n not in model.args for n in names):
             return
-        inner = layers.inner(node)
+        inner = the_layer_of(node)
         geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
         summands = (self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])) if node.flag("with_sum") else None
         most = max(LEAST_PLACES * self.setting.places, 2 * geometry.grouped(weight).shape[2])
@@ -250,7 +250,7 @@ class _Walk:
 
     def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation."""
-        inner, weight = layers.inner(node), self.setting.model.args[node.inputs[1].name]
+        inner, weight = the_layer_of(node), self.setting.model.args[node.inputs[1].name]
         plain = Node("layer", inner.op, {**inner.attrs, "no_bias": "True"}, (Ref("x"), Ref("w")))
         graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,), self.setting.model.graph.attrs)
         call = self.runner.compile(Model(graph, {"w": weight}))
