@@ -19,7 +19,7 @@ from mxq.passes.biases import add_biases
 from mxq.passes.exact import exact, on_grid
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
-from mxq.weights.live import Live, alone, ancestors, last_reader, outputs_read, peak_bytes
+from mxq.weights.live import Live, Schedule, alone, ancestors, peak_bytes
 from mxq.weights.walk import Setting, Walked, walk
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
@@ -282,7 +282,7 @@ class TestLive:
         model = build('s = SliceChannel(data) num_outputs="2"', "t = elemwise_add(s:0, s:1)", "return t")
         node = model.graph["s"]
         live = Live(MxnetRunner(), {Ref("data"): [DATA[:2]]})
-        assert outputs_read(model.graph.operators)["s"] == (Ref("s", 0), Ref("s", 1))
+        assert Schedule.of(model.graph.operators).outputs(node) == (Ref("s", 0), Ref("s", 1))
         live.held |= live.run(model, node, (Ref("s", 0), Ref("s", 1)))
         assert_close(live.held[Ref("s", 1)][0], DATA[:2, CHANNELS // 2 :], rtol=0, atol=0)
         (found,) = live.run(model, model.graph["t"])[Ref("t")]
@@ -292,8 +292,10 @@ class TestLive:
         nodes = self.NET.graph.operators
         assert [n.name for n in ancestors(self.NET.graph, ["relu0"])] == ["conv0", "relu0"]
         assert [n.name for n in ancestors(self.NET.graph, ["sum"])] == [n.name for n in nodes]
-        assert last_reader(nodes)["relu0"] == "sum"
-        assert last_reader(nodes)["data"] == "conv0"
+        schedule = Schedule.of(nodes)
+        last_reader = {name: node.name for node in nodes for name in schedule.done(node)}
+        assert last_reader["relu0"] == "sum"
+        assert last_reader["data"] == "conv0"
 
     def test_the_most_bytes_at_once(self) -> None:
         one = 4 * CHANNELS * 36

@@ -28,11 +28,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mxq.backends import layer_of, the_layer_of
-from mxq.ir import Array, Model, Node, Ref, Runner
+from mxq.ir import Array, Model, Node, Runner
 from mxq.numerics import SPAN
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.verify.held import CHANNEL_SCALE
-from mxq.weights.live import Live, last_reader, outputs_read
+from mxq.weights.live import passing
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 64.0
@@ -64,16 +64,10 @@ class Channels:
 
 def channels_seen(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> dict[str, Channels]:
     """The channels of the first output of every operator, where it has two axes or more."""
-    live = Live(runner, {Ref(name): [np.asarray(f[name]) for f in feeds] for name in model.inputs})
-    nodes = model.graph.operators
-    until, read = last_reader(nodes), outputs_read(nodes)
     found = {}
-    for node in nodes:
-        made = live.run(model, node, read.get(node.name, (node.out,)))
-        live.held |= made
-        if node.out in made and all(v.ndim > 1 for v in made[node.out]):
-            found[node.name] = _channels(made[node.out])
-        live.forget({r.name for r in node.inputs if until.get(r.name) == node.name})
+    for node, held in passing(runner, model, feeds):
+        if node.out in held and all(v.ndim > 1 for v in held[node.out]):
+            found[node.name] = _channels(held[node.out])
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 
@@ -52,6 +54,11 @@ class Live:
     runner: Runner
     held: dict[Ref, Batches] = field(default_factory=dict)
 
+    @staticmethod
+    def of(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> Live:
+        """Holding the inputs of ``model``."""
+        return Live(runner, {Ref(name): [np.asarray(feed[name]) for feed in feeds] for name in model.inputs})
+
     def run(self, model: Model, node: Node, outputs: Sequence[Ref] = ()) -> dict[Ref, Batches]:
         """The outputs of ``node``, on what is held; nothing is kept."""
         wanted = tuple(outputs) or (node.out,)
@@ -71,27 +78,45 @@ class Live:
             del self.held[ref]
 
 
-def last_reader(nodes: Sequence[Node]) -> Mapping[str, str]:
-    """Node name -> the last of ``nodes`` that reads any of its outputs."""
-    return {ref.name: node.name for node in nodes for ref in node.inputs}
+@dataclass(frozen=True)
+class Schedule:
+    """Operators in order, with which of their outputs are read, and when for the last time."""
+
+    nodes: tuple[Node, ...]
+    _read: Mapping[str, tuple[Ref, ...]]
+    _until: Mapping[str, str]
+
+    @staticmethod
+    def of(nodes: Sequence[Node]) -> Schedule:
+        """Of ``nodes``, in the order of their graph."""
+        read: dict[str, dict[Ref, None]] = {}
+        for node in nodes:
+            for ref in node.inputs:
+                read.setdefault(ref.name, {})[ref] = None
+        until = {ref.name: node.name for node in nodes for ref in node.inputs}
+        return Schedule(tuple(nodes), {name: tuple(refs) for name, refs in read.items()}, until)
+
+    def outputs(self, node: Node) -> tuple[Ref, ...]:
+        """The outputs of ``node`` that are read; the first one where none is."""
+        return self._read.get(node.name, (node.out,))
+
+    def done(self, node: Node) -> set[str]:
+        """Whose tensors nobody reads after ``node``."""
+        return {ref.name for ref in node.inputs if self._until[ref.name] == node.name}
 
 
-def outputs_read(nodes: Sequence[Node]) -> Mapping[str, tuple[Ref, ...]]:
-    """Node name -> its outputs that ``nodes`` read."""
-    found: dict[str, dict[Ref, None]] = {}
-    for node in nodes:
-        for ref in node.inputs:
-            found.setdefault(ref.name, {})[ref] = None
-    return {name: tuple(refs) for name, refs in found.items()}
+def passing(
+    runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]
+) -> Iterator[tuple[Node, Mapping[Ref, Batches]]]:
+    """Runs the network and gives each operator, once it has run, with all tensors that are held at that moment."""
+    live, schedule = Live.of(runner, model, feeds), Schedule.of(model.graph.operators)
+    for node in schedule.nodes:
+        live.held |= live.run(model, node, schedule.outputs(node))
+        yield node, live.held
+        live.forget(schedule.done(node))
 
 
 def peak_bytes(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
     """The most bytes that a walk over ``feed`` holds of one network's tensors."""
-    live = Live(runner, {Ref(name): [feed[name]] for name in model.inputs})
-    nodes, peak = model.graph.operators, 0
-    until, read = last_reader(nodes), outputs_read(nodes)
-    for node in nodes:
-        live.held |= live.run(model, node, read.get(node.name, (node.out,)))
-        peak = max(peak, sum(array.nbytes for batches in live.held.values() for array in batches))
-        live.forget({r.name for r in node.inputs if until.get(r.name) == node.name})
-    return peak
+    held = (tensors.values() for _, tensors in passing(runner, model, [feed]))
+    return max((sum(array.nbytes for batches in each for array in batches) for each in held), default=0)

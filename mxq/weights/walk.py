@@ -27,7 +27,7 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
-from mxq.weights.live import Batches, Live, ancestors, last_reader, outputs_read
+from mxq.weights.live import Batches, Live, Schedule, ancestors
 from mxq.weights.patches import Geometry
 from mxq.weights.ranges import Reader, narrowed
 from mxq.weights.saturation import kernel_of
@@ -84,17 +84,15 @@ def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]],
         RuntimeFailure: an operator does not run alone.
     """
     model = setting.model
-    nodes = ancestors(model.graph, setting.plan.quantized)
-    until, read = last_reader(nodes), outputs_read(nodes)
+    schedule = Schedule.of(ancestors(model.graph, setting.plan.quantized))
     state = _Walk.of(runner, setting, feeds)
     for ref in list(state.float.held):
         state.choose_range(ref, state.float.held[ref])
-    with tqdm(nodes, desc="weights", unit="layer", leave=False, disable=None if progress else True) as bar:
+    with tqdm(schedule.nodes, desc="weights", unit="layer", leave=False, disable=None if progress else True) as bar:
         for node in bar:
-            state.visit(node, read.get(node.name, (node.out,)))
-            done = {r.name for r in node.inputs if until.get(r.name) == node.name}
-            state.float.forget(done)
-            state.int8.forget(done)
+            state.visit(node, schedule.outputs(node))
+            for live in (state.float, state.int8):
+                live.forget(schedule.done(node))
     return Walked(model.with_graph(model.graph, state.written), state.thresholds(), state.records)
 
 
@@ -126,9 +124,8 @@ class _Walk:
     @staticmethod
     def of(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
-        inputs: dict[Ref, Batches] = {Ref(name): [np.asarray(f[name]) for f in feeds] for name in setting.model.inputs}
-        codes = codes_of(setting.records, spans)
-        return _Walk(runner, setting, spans, codes, Live(runner, dict(inputs)), Live(runner, dict(inputs)))
+        exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
+        return _Walk(runner, setting, spans, codes_of(setting.records, spans), exact, noisy)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
         """Computes ``node`` in both networks; where it is an int8 layer, changes it before."""
@@ -191,7 +188,7 @@ class _Walk:
         inner = the_layer_of(node)
         geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
         summands = (self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])) if node.flag("with_sum") else None
-        most = max(LEAST_PLACES * self.setting.places, 2 * geometry.grouped(weight).shape[2])
+        most = max(LEAST_PLACES * self.setting.places, 2 * weight[0].size)
         found = layers.seen(weight, self.float.held[data], self._coded(data), summands, geometry, most, self.rng)
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
         levels = HALVED if kernel == "halved" and not self.setting.exact else FULL
