@@ -22,7 +22,6 @@ from mxq.passes.biases import add_biases
 from mxq.plan import Plan, WeightRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
-from mxq.verify.held import CHANNEL_ORDER
 from mxq.weights.activity import sampled
 from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.live import peak_bytes
@@ -98,14 +97,9 @@ def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
 
 
 def activations(looked: Looked, model: Model, plan: Plan) -> dict[Ref, Array]:
-    """Samples of what int8 layers read, (n, channels), in the order of channels before `pair_channels`."""
+    """Samples of what int8 layers read, (n, channels)."""
     refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_of(n) is not None]
-    found = sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.some(FOR_SAMPLES))
-    for ref, values in found.items():
-        order = model.graph[ref.name].attrs.get(CHANNEL_ORDER)
-        if order:
-            found[ref] = values[:, np.argsort([int(i) for i in order.split(",")])]
-    return found
+    return sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.some(FOR_SAMPLES))
 
 
 def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:

@@ -35,7 +35,6 @@ from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import CHANNEL_ORDER
 from mxq.weights.remedies import FACTORS, Remedy, coarser, limited, remedy, supposed
 from mxq.weights.saturation import Kernel, kernel_of, lost
 
@@ -96,7 +95,7 @@ def guard(
         config: types of activations; nothing is done without calibrated ranges (``calib_mode="none"``).
         target: of `mxq.machine.TARGETS`; with VNNI nothing is done.
         trace: receives the layers that changed.
-        samples: tensor -> (n, channels), from `mxq.weights.activity`; of the network before `pair_channels`.
+        samples: tensor -> (n, channels), of ``model``, from `mxq.weights.activity`.
 
     Returns:
         The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
@@ -137,13 +136,7 @@ def _layers(
         record = tensors[made.inputs[0].name]
         kernel = kernel_of(inner.op, record.dtype, depthwise=int(inner.number("num_group", 1)) > 1)
         if kernel in ("pairs", "shifted"):
-            yield _layer(model, node, kernel, record, _in_order(model, node.inputs[0], samples))
-
-
-def _in_order(model: Model, ref: Ref, samples: Mapping[Ref, Array]) -> Array | None:
-    """The samples of ``ref``, channels as they stand now; None where there are none."""
-    values, order = samples.get(ref), model.graph[ref.name].attrs.get(CHANNEL_ORDER)
-    return values if values is None or not order else values[:, [int(i) for i in order.split(",")]]
+            yield _layer(model, node, kernel, record, samples.get(node.inputs[0]))
 
 
 def _layer(model: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None) -> _Layer:
