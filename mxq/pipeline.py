@@ -20,7 +20,7 @@ from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
-from mxq.ir import Model, Ref, Runner
+from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import (
     DETECTION,
     FOLD_BN,
@@ -40,20 +40,17 @@ from mxq.passes import (
     quantize_graph,
     shift_summands,
 )
-from mxq.passes.biases import add_biases
-from mxq.passes.exact import on_grid
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
-from mxq.refine import Looked, activations, equalized, refined
+from mxq.refine import Looked, activations, analytic, equalized, refined
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import Asked, clip_weights
-from mxq.weights.analytic import corrected
 
 NO_DATA = "weights are rounded to the nearest code, without a look at calibration data"
 
@@ -270,8 +267,6 @@ def quantize(
     """
     _check_complete(prepared, calibrated)
     built, warnings = _built(prepared, calibrated, runner, data)
-    if prepared.config.methods.bias_correction == "analytic":
-        built = replace(built, model=_analytic(prepared, built))
     fused, decided, thresholds = built.model, built.plan, built.thresholds
     model, tensors = quantize_graph(fused, decided, thresholds, built.coding)
     model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
@@ -310,10 +305,9 @@ def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
 
 @dataclass(frozen=True)
 class _Built:
-    """The fused float network as it is to be quantized, ``before`` its weights changed, and what was decided."""
+    """The fused float network as it is to be quantized, with all that was decided about it."""
 
     model: Model
-    before: Model
     plan: Plan
     thresholds: Thresholds
     coding: QuantConfig
@@ -321,49 +315,46 @@ class _Built:
     weights: Mapping[str, WeightRecord] = field(default_factory=dict)
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
 
+    @property
+    def exact(self) -> bool:
+        """Whether the target's kernels add products exactly."""
+        return self.target == machine.VNNI
+
 
 def _built(
     prepared: Prepared, calibrated: Calibrated, runner: Runner | None, data: Iterable[Feed] | None
 ) -> tuple[_Built, tuple[str, ...]]:
-    """`_with_data` where there is some to look at, else `_without_data` with a sentence that says why."""
+    """`_fitted` to the data where there is some to look at and it can be; else a sentence says why not."""
     config = prepared.config
     if config.calib_mode == NONE or not config.methods.need_data:
-        return _without_data(prepared, calibrated), ()
+        return _fitted(prepared, calibrated), ()
     if runner is None or data is None:
-        return _without_data(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
+        return _fitted(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
     before = len(prepared.trace.events)
     try:
-        return _with_data(prepared, calibrated, Looked.at(runner, prepared.fused, data, config)), ()
+        return _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config)), ()
     except RuntimeFailure as error:
         del prepared.trace.events[before:]
-        return _without_data(prepared, calibrated), (f"{NO_DATA}: {error}",)
+        return _fitted(prepared, calibrated), (f"{NO_DATA}: {error}",)
 
 
-def _without_data(prepared: Prepared, calibrated: Calibrated) -> _Built:
-    """Weights rounded to the nearest code, guarded by what activations usually are."""
-    config = prepared.config
-    built = _aligned(prepared, prepared.fused, calibrated.thresholds)
-    fused, weights = clip_weights(built.model, _asked_of_weights(prepared))
-    trace = prepared.trace
-    _, coding = choose_codes(fused, built.thresholds, config)
-    fused, thresholds, saturation = guard(fused, built.plan, built.thresholds, coding, built.target, trace)
-    thresholds, coding = choose_codes(fused, thresholds, config)
-    return replace(built, model=fused, thresholds=thresholds, coding=coding, weights=weights, saturation=saturation)
-
-
-def _with_data(prepared: Prepared, calibrated: Calibrated, looked: Looked) -> _Built:
-    """Weights, biases and ranges chosen layer by layer."""
-    config, fused, thresholds = prepared.config, prepared.fused, calibrated.thresholds
-    if config.methods.equalize:
-        fused, thresholds = equalized(looked, fused, thresholds, prepared.trace)
+def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
+    """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
+    config, trace, fused, thresholds = prepared.config, prepared.trace, prepared.fused, calibrated.thresholds
+    if looked is not None and config.methods.equalize:
+        fused, thresholds = equalized(looked, fused, thresholds, trace)
     built = _aligned(prepared, fused, thresholds)
     fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
     thresholds, coding = choose_codes(fused, built.thresholds, config)
-    exact = built.target == machine.VNNI
-    fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=exact)
-    samples = {} if exact else activations(looked, fused, built.plan)
-    target, trace = built.target, prepared.trace
-    fused, thresholds, saturation = guard(fused, built.plan, thresholds, coding, target, trace, samples)
+    weights: Mapping[str, WeightRecord] = {}
+    samples: Mapping[Ref, Array] = {}
+    if looked is not None:
+        fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
+        samples = {} if built.exact else activations(looked, fused, built.plan)
+    fused, thresholds, saturation = guard(fused, built.plan, thresholds, coding, built.target, trace, samples)
+    if config.methods.bias_correction == "analytic":
+        before = built.model
+        fused = analytic(prepared.source, before, fused, built.plan, thresholds, coding, exact=built.exact)
     return replace(
         built,
         model=fused,
@@ -372,31 +363,6 @@ def _with_data(prepared: Prepared, calibrated: Calibrated, looked: Looked) -> _B
         weights=_merged(weights, clipped),
         saturation=saturation,
     )
-
-
-def _analytic(prepared: Prepared, built: _Built) -> Model:
-    """The network with biases corrected by what BatchNorm knows; see `mxq.weights.analytic`."""
-    after = add_biases(built.model, built.plan)
-    halved = () if built.target == machine.VNNI else _read_signed(after, built)
-    values = {}
-    for node in after.graph.operators:
-        spec = MXNET_191.find(node.op)
-        if node.name in built.plan.quantized and spec is not None and spec.role == "compute":
-            name = node.inputs[1].name
-            values[name] = on_grid(after.args[name], halved=node.name in halved)
-    return corrected(prepared.source, built.before, after, values, built.plan)
-
-
-def _read_signed(model: Model, built: _Built) -> frozenset[str]:
-    """The int8 convolutions whose input is s8."""
-    int8, tensors = quantize_graph(model, built.plan, built.thresholds, built.coding)
-    found = set()
-    for node in int8.graph.operators:
-        name = node.name.removeprefix("quantized_")
-        convolution = node.op == "_sg_mkldnn_conv" and name in built.plan.quantized
-        if convolution and tensors[node.inputs[0].name].dtype == "int8":
-            found.add(name)
-    return frozenset(found)
 
 
 def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRecord]) -> dict[str, WeightRecord]:
@@ -421,10 +387,8 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built
         choices = LayerChoices.of(fused.graph, config)
         thresholds = align_ranges(fused.graph, plan, thresholds, trace)
         fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
-    target = machine.resolve_target(config.target, machine.detect())
-    if target != machine.VNNI:
-        fused = pair_channels(fused, plan, trace)
-    return _Built(fused, fused, plan, thresholds, config, target)
+    built = _Built(fused, plan, thresholds, config, machine.resolve_target(config.target, machine.detect()))
+    return built if built.exact else replace(built, model=pair_channels(fused, plan, trace))
 
 
 def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:

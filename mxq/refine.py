@@ -19,10 +19,13 @@ from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import quantize_graph
 from mxq.passes.biases import add_biases
+from mxq.passes.exact import on_grid
+from mxq.passes.guard import kernels
 from mxq.plan import Plan, WeightRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
 from mxq.weights.activity import sampled
+from mxq.weights.analytic import corrected
 from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.live import peak_bytes
 from mxq.weights.walk import Setting, walk
@@ -124,3 +127,29 @@ def refined(
     setting = Setting(model, plan, thresholds, records, config.methods, exact, places, sweeps)
     found = walk(looked.runner, setting, looked.feeds)
     return found.model, found.thresholds, found.weights
+
+
+def analytic(
+    source: Model,
+    before: Model,
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    *,
+    exact: bool,
+) -> Model:
+    """The network with biases corrected by what BatchNorm knows, without data; see `mxq.weights.analytic`.
+
+    Args:
+        source: the network as given.
+        before: fused, its weights those of float.
+        model: the same, its weights as they are written.
+        exact: whether the target's kernels add products exactly.
+    """
+    model = add_biases(model, plan)
+    values = {}
+    for name, (kernel, _) in kernels(model, plan, thresholds, config).items():
+        weight = model.graph[name].inputs[1].name
+        values[weight] = on_grid(model.args[weight], halved=kernel == "halved" and not exact)
+    return corrected(source, before, model, values, plan)

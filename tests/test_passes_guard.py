@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, RELU, assert_same_outputs, bn, build, conv, fc, feeds
+from graphs import CHANNELS, CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -167,6 +167,30 @@ class TestGuard:
         assert (records["z"].kernel, records["z"].supposed) == ("pairs", False)
         assert [e.node for e in trace.events] == ["z"]
         assert "a" not in records  # reads s8, whose kernel halves its weights
+
+    def test_a_range_that_somebody_fixed_stays(self):
+        prepared = planned(*CHAIN)
+        table = {str(r): Threshold(Range(0 if r.name == "r" else -4, 4), "fixed") for r in prepared.plan.observe}
+        samples = {Ref("r"): np.full((200, CHANNELS), 4, np.float32)}
+        _, thresholds, records = guard(
+            prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
+        )
+        assert thresholds.range("r") == Range(0, 4)
+        assert records["z"].factor == 1
+
+    def test_pixels_stay_codes(self):
+        """Without VNNI too: bright pixels saturate here, but their range is what makes pixels codes."""
+        rng = np.random.default_rng(0)
+        model = build(conv("c", "data", CONV1), "r = relu(c)", conv("d", "r", CONV1), "return d")
+        model = replace(model, args={**model.args, "c_weight": rng.uniform(0.9, 1, (8, 8, 1, 1)).astype(np.float32)})
+        pixels = rng.integers(200, 256, (16, 8, 6, 6))
+        data = {"data": (pixels / 255).astype(np.float32)}
+        config = replace(CONFIG, effort="default", input_dtype="uint8", preprocess={"scale": 1 / 255}, target="avx2")
+        prepared, runner = pipeline.plan(model, config), MxnetRunner()
+        ranges = pipeline.calibrate(prepared, data["data"], runner, progress=False)
+        int8 = pipeline.quantize(prepared, ranges, runner=runner, data=[data]).model
+        assert "data_normalize" not in int8.graph
+        assert int8.graph["data"].input_dtype == "uint8"
 
     def test_a_clip_or_another_reader_keeps_the_range(self):
         clipped = planned(conv("a", "data"), 'r = clip(a) a_min="0" a_max="4"', conv("z", "r"), "return z")

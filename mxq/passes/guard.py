@@ -7,7 +7,8 @@ The graph stays. Float weights are written so that the stock kernel reads the li
 untouched, since its scale follows from it; a widened range is a threshold like any other, with a note.
 
 Conditions: the layer is int8, dense, and reads u8 (a fully connected one: s8 too). A range is widened only where
-int8 layers alone read the tensor, its calibrated range is what is written, and no clip ends it: kernels clip by it.
+int8 layers alone read the tensor, its calibrated range is what is written, nobody fixed it (as by hand, or because
+pixels are its codes), and no clip ends it: kernels clip by it.
 Formula: `mxq.weights.remedies.remedy` for each layer; for a tensor, the factor of the least cost over all layers that
 read it, each in shares of its output's energy. Activations are those of calibration data where there are any
 (``samples``), else what is usual (`remedies.supposed`).
@@ -123,19 +124,29 @@ def guard(
     return (model.with_graph(model.graph, args) if args else model), same, records
 
 
+def kernels(
+    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig
+) -> dict[str, tuple[Kernel, TensorRecord]]:
+    """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is coded."""
+    int8, tensors = quantize_graph(model, plan, thresholds, config)
+    found = {}
+    for node in model.graph.operators:
+        layer = layer_of(node)
+        if layer is not None and node.name in plan.quantized:
+            made = int8.graph.by_name.get(f"quantized_{node.name}") or int8.graph[node.name]
+            record = tensors[made.inputs[0].name]
+            depthwise = int(layer.number("num_group", 1)) > 1
+            found[node.name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
+    return found
+
+
 def _layers(
     model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, samples: Mapping[Ref, Array]
 ) -> Iterable[_Layer]:
     """The int8 layers whose kernels saturate."""
-    int8, tensors = quantize_graph(model, plan, thresholds, config)
-    for node in model.graph.operators:
-        inner = layer_of(node)
-        if inner is None or node.name not in plan.quantized or len(model.graph.consumers[node.inputs[1].name]) > 1:
-            continue
-        made = int8.graph.by_name.get(f"quantized_{node.name}") or int8.graph[node.name]
-        record = tensors[made.inputs[0].name]
-        kernel = kernel_of(inner.op, record.dtype, depthwise=int(inner.number("num_group", 1)) > 1)
-        if kernel in ("pairs", "shifted"):
+    for name, (kernel, record) in kernels(model, plan, thresholds, config).items():
+        node = model.graph[name]
+        if kernel in ("pairs", "shifted") and len(model.graph.consumers[node.inputs[1].name]) == 1:
             yield _layer(model, node, kernel, record, samples.get(node.inputs[0]))
 
 
@@ -194,7 +205,8 @@ def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref, readers:
     own = ref.name not in plan.quantized or (spec is not None and spec.calibrated)
     alone = {n.name for n in model.graph.consumers[ref.name]} == {r.node.name for r in readers}
     alone &= all(ref not in r.node.inputs[1:] for r in readers)  # a layer may add to its result what it reads
-    return own and alone and str(ref) in thresholds and ref not in model.graph.heads
+    free = str(ref) in thresholds and thresholds[str(ref)].observer != "fixed"
+    return own and alone and free and ref not in model.graph.heads
 
 
 def _limited(layer: _Layer, model: Model, chosen: Remedy) -> tuple[Array, int]:

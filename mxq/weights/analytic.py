@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import norm
 
-from mxq.backends import the_layer_of
+from mxq.backends import layer_of
 from mxq.ir import Array, Model, Node
 from mxq.plan import Plan
 from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
@@ -37,13 +37,12 @@ def corrected(source: Model, before: Model, after: Model, values: dict[str, Arra
     """
     args = {}
     for node in after.graph.operators:
-        if node.name not in plan.quantized or node.inputs[1:2] == () or node.inputs[1].name not in values:
-            continue
-        mean = expected(source, before.graph[node.inputs[0].name])
-        if mean is None:
+        layer = layer_of(node)
+        mean = None if layer is None else expected(source, before.graph[node.inputs[0].name])
+        if layer is None or mean is None or node.name not in plan.quantized:
             continue
         weight, bias = node.inputs[1].name, node.inputs[2].name
-        geometry = Geometry.of(the_layer_of(node))
+        geometry = Geometry.of(layer)
         off = geometry.grouped((values[weight] - before.args[weight]).astype(np.float64))  # (G, O, taps * I)
         per_group = mean.reshape(geometry.groups, 1, -1) if geometry.groups > 1 else mean.reshape(1, 1, -1)
         if off.shape[2] % per_group.shape[2]:
