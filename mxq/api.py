@@ -20,7 +20,7 @@ from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
 from mxq.ir import Model
 from mxq.plan import Report
-from mxq.report import plots, record
+from mxq.report import pair, plots, record
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
 
@@ -248,17 +248,7 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
     target = Path(prefix)
     if target.name in ("", ".."):
         raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
-    model = runtime.load_model(quantized)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".mxq-") as folder:
-            draft = Path(folder) / target.name
-            pair = runtime.write_pair(model, draft)
-            files = (*pair, record.write(draft, report, pair))
-            # An older record must not outlive the pair that it describes.
-            record.path_of(target).unlink(missing_ok=True)
-            return tuple(file.replace(target.parent / file.name) for file in files)
-    except OSError as error:
-        raise FormatError(f"cannot write '{target}-symbol.json': {error.strerror}") from error
+    return pair.write(runtime.load_model(quantized), report, target)
 
 
 def load(prefix: str | Path, epoch: int | None = None) -> Any:

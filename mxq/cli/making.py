@@ -135,18 +135,17 @@ def quantize(
     config = _with_preprocess(config, settings)
     prepared, calibrated = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
     from mxq import pipeline, runtime
-    from mxq.report import record, tables
+    from mxq.report import pair, record, tables
 
     again = None if data is None else _seen_again(data, prepared, settings, batch_size)
     done = pipeline.quantize(prepared, calibrated, runtime.versions(), runner=runtime.MxnetRunner(), data=again)
-    pair = runtime.write_pair(done.model, out)
-    files = (*pair, record.write(out, done.report, pair))
+    files = pair.write(done.model, done.report, out)
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
     for warning in (*calibrated.warnings, *done.warnings):
         say(f"mxq: {warning}")
     if as_json:
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
-        print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in pair}), **written})
+        print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in files[:2]}), **written})
         return
     rows = [("operators", tables.tally(done.report)), *tables.input_rows(done.report)]
     rows += [("target", done.report.target), ("size", f"{megabytes(before)} -> {megabytes(after)}")]

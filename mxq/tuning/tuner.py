@@ -23,6 +23,7 @@ from mxq.ir import Model
 from mxq.passes.partition import NONE
 from mxq.pipeline import Quantized
 from mxq.plan import Report
+from mxq.report import pair
 from mxq.tuning import keeping
 from mxq.tuning.budget import Budget
 from mxq.tuning.cost import CostModel, cost_model
@@ -215,7 +216,7 @@ def _ranked(task: Task, base: Settings, journal: Journal) -> Mapping[str, float]
 
 def _keep(task: Task, made: Quantized) -> None:
     if task.prefix is not None:
-        keeping.save(made.model, made.report, task.prefix)
+        pair.write(made.model, made.report, task.prefix)
 
 
 def _network(task: Task, found: Found[Quantized], best: Trial) -> tuple[Model, Report]:
