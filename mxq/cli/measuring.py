@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxq.cli import comparing, sweeping
+from mxq.cli import sweeping
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show
 from mxq.cli.networks import open_data, start_mxnet
@@ -114,7 +114,7 @@ def verify(
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})
     else:
-        each = [comparing.layers_table(found.worst_first)] if layers else []
+        each = [tables.layers(tables.WORST_FIRST, found.worst_first)] if layers else []
         show(tables.verification(replace(found, layers=())), *each)
     for failure in failures:
         say(f"mxq: check failed: {failure}")

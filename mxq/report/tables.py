@@ -34,9 +34,7 @@ SHORT_OPS = {
     "_sg_mkldnn_fully_connected": "fc+",
 }
 WORST = 10
-_BAR = 12
-_BAR_DB = 48.0
-"""A full bar: about the SQNR of 8 bits on a uniformly spread tensor (6.02 dB a bit)."""
+WORST_FIRST = "layers, the noisiest first: by what they introduce themselves (by all, where that is not known)"
 _GOOD_DB, _POOR_DB = 20.0, 10.0
 
 
@@ -73,7 +71,7 @@ def decisions(report: Report) -> RenderableType:
     """What is int8 and how it is coded (where that is known yet), then what is not and why."""
     made = [d for d in report.plan.decisions if d.int8]
     if report.tensors:
-        coded = _table("int8", ("node", "op", "as", ">range"))
+        coded = ruled("int8", ("node", "op", "as", ">range"))
         own = {id(tensor_of(report, d.node)) for d in made}
         for name, record in report.tensors.items():
             if id(record) not in own:
@@ -92,7 +90,7 @@ def _reasons(title: str, made: Iterable[Decision]) -> Table:
     groups: dict[tuple[str, str], list[str]] = {}
     for decision in made:
         groups.setdefault((short_op(decision.op), decision.reason), []).append(decision.node)
-    table = _table(title, ("op", ">count", "why", "nodes"))
+    table = ruled(title, ("op", ">count", "why", "nodes"))
     for (op, reason), nodes in groups.items():
         table.add_row(Text(op), str(len(nodes)), Text(reason), Text(", ".join(nodes)))
     return table
@@ -134,7 +132,7 @@ def explanation(about: Explanation) -> RenderableType:
         rows.append(("weight", f"clipped by {w.observer} ({w.source}): {clipped}"))
     parts: list[RenderableType] = [facts(rows)]
     if about.refusals:
-        table = _table("rules that refused", ("rule", "reason"))
+        table = ruled("rules that refused", ("rule", "reason"))
         for rule, reason in about.refusals:
             table.add_row(Text(rule), Text(reason))
         parts.append(table)
@@ -146,7 +144,7 @@ def calibration(found: Thresholds) -> RenderableType:
     rows = [(name, t, t.source if t.source != "calib_mode" else "", t.note) for name, t in found.items()]
     titles = ("asked for by", "note")
     extra = [title for title, place in zip(titles, (2, 3), strict=True) if any(r[place] for r in rows)]
-    table = _table("", ("tensor", ">observed", ">range", ">share", "calibrator", *extra))
+    table = ruled("", ("tensor", ">observed", ">range", ">share", "calibrator", *extra))
     for name, threshold, source, note in rows:
         seen = threshold.observed
         share = f"{100 * threshold.range.absmax / seen.absmax:.1f} %" if seen is not None and seen.absmax else "-"
@@ -177,20 +175,20 @@ def verification(found: Verification) -> RenderableType:
         rows.append(
             ("boxes that match", "-" if b.agreement is None else f"{percent(b.agreement)} ({b.matched:,} pairs)")
         )
-    outputs = _table("outputs", ("output", ">SQNR", ">centred", ">cosine", ">max error"))
+    outputs = ruled("outputs", ("output", ">SQNR", ">centred", ">cosine", ">max error"))
     for output in found.outputs:
         if output.kind != "boxes":
             outputs.add_row(*_output_cells(output))
     parts: list[RenderableType] = [facts(rows), *([outputs] if outputs.row_count else [])]
     if found.layers:
-        parts.append(_layers("layers, in order", found.layers))
-        parts.append(_layers(f"the {min(WORST, len(found.layers))} noisiest", found.worst_first[:WORST]))
+        parts.append(layers("layers, in order", found.layers))
+        parts.append(layers(f"the {min(WORST, len(found.layers))} noisiest", found.worst_first[:WORST]))
     return _spaced(*parts)
 
 
 def benchmark(found: Benchmark, title: str = "") -> Table:
     """Milliseconds of this machine, examples a second, and the ratio that travels."""
-    table = _table(title, ("", ">median ms", ">min", ">p90", ">examples/s", f">vs {found.base}", ">p10..p90"))
+    table = ruled(title, ("", ">median ms", ">min", ">p90", ">examples/s", f">vs {found.base}", ">p10..p90"))
     for t in found.timings:
         ratio = Text("1", "dim") if t.name == found.base else Text(f"{t.speedup:.2f}x", "bold")
         spread = Text("") if t.name == found.base else Text(f"{t.low:.2f}..{t.high:.2f}", "dim")
@@ -208,7 +206,7 @@ def benchmark(found: Benchmark, title: str = "") -> Table:
 
 def sweep(found: Sweep) -> Table:
     """A line for each setup and batch size; the best are named."""
-    table = _table("", (">threads", ">processes", ">batch", ">median ms", ">p90", ">examples/s", ""))
+    table = ruled("", (">threads", ">processes", ">batch", ">median ms", ">p90", ">examples/s", ""))
     for row in found.rows:
         r = row.reading
         cells = ("-",) * 3 if r is None else (_ms(r.median), _ms(r.p90), _rate(r.rate))
@@ -240,8 +238,8 @@ def _spaced(*parts: RenderableType) -> RenderableType:
     return Group(*parts[:1], *(Padding(part, (1, 0, 0, 0)) for part in parts[1:]))
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """A light table; a leading ">" aligns a column right."""
+def ruled(title: str, columns: Sequence[str]) -> Table:
+    """A table of that title with a rule under its head; a leading ">" aligns a column right."""
     table = Table(
         box=box.SIMPLE_HEAD,
         title=Text(title, "bold") if title else None,
@@ -262,18 +260,22 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _layers(title: str, layers: Iterable[Layer]) -> Table:
-    table = _table(title, ("layer", "op", "as", ">SQNR", "", ">cosine"))
-    for layer in layers:
-        share = min(max(layer.sqnr / _BAR_DB, 0.0), 1.0) if layer.sqnr != math.inf else 1.0
-        bar = Text("█" * round(share * _BAR), decibels(layer.sqnr).style) + Text(
-            "·" * (_BAR - round(share * _BAR)), "dim"
+def layers(title: str, found: Iterable[Layer]) -> Table:
+    """A line for each layer, as they come: all its noise, what of it is its own, and what becomes of its codes."""
+    made = ruled(title, ("layer", "op", "as", ">SQNR", ">introduced", ">inherited", ">cosine", ">clipped", ">levels"))
+    for layer in found:
+        made.add_row(
+            Text(layer.name),
+            Text(short_op(layer.op)),
+            layer.dtype,
+            decibels(layer.sqnr),
+            decibels(layer.introduced),
+            decibels(layer.inherited),
+            f"{layer.cosine:.4f}",
+            "-" if layer.clipped is None else percent(layer.clipped),
+            "-" if layer.levels is None else str(layer.levels),
         )
-        table.add_row(
-            Text(layer.name), Text(short_op(layer.op)), layer.dtype, decibels(layer.sqnr), bar, f"{layer.cosine:.4f}"
-        )
-    table.columns[4].no_wrap = True
-    return table
+    return made
 
 
 def _output_cells(output: Output) -> tuple[Text, ...]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from mxq.report.tables import decibels, facts, percent, short_op
+from mxq.report.tables import decibels, facts, percent, ruled, short_op
 from mxq.tuning.result import Tuned
 from mxq.tuning.search import Trial
 from mxq.tuning.sensitivity import Numbers, Sensitivity
@@ -26,7 +22,7 @@ def sensitivity(found: Sensitivity) -> RenderableType:
     measured = [m for m in ("int8", "float") if any(getattr(r, f"only_{m}") for r in found.layers)]
     names = [*found.float][:SHOWN]
     columns = [f">alone\n{mode}\n{name}" for mode in measured for name in names]
-    table = _table(("layer", "op", ">share", *columns, "problem"))
+    table = ruled("", ("layer", "op", ">share", *columns, "problem"))
     for row in found.layers:
         cells = [number(name, getattr(row, f"only_{mode}")) for mode in measured for name in names]
         table.add_row(Text(row.layer), Text(short_op(row.op)), percent(row.share), *cells, Text(row.problem, "red"))
@@ -41,7 +37,8 @@ def sensitivity(found: Sensitivity) -> RenderableType:
 
 def tuned(found: Tuned) -> RenderableType:
     """A line for each trial, then what came of it."""
-    table = _table(("calibrator", "method", ">in float", ">score", ">drop", ">vs float", ">s", ""))
+    table = ruled("", ("calibrator", "method", ">in float", ">score", ">drop", ">vs float", ">s", ""))
+    table.columns[0].no_wrap = True  # names of calibrators
     for trial in found.trials:
         table.add_row(*_cells(found, trial))
     rows = [
@@ -78,17 +75,3 @@ def _cells(found: Tuned, trial: Trial) -> tuple[Text, ...]:
         Text(f"{trial.seconds:.1f}"),
         Text(trial.reason, "red") if trial.reason else praise,
     )
-
-
-def _table(columns: Sequence[str]) -> Table:
-    """A light table; a leading ">" aligns a column right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(
-            name.removeprefix(">"),
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=right or name == "calibrator",
-        )
-    return table
