@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Annotated, Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -65,20 +67,42 @@ def _common(
 
 
 def command(function: _Function) -> _Function:
-    """Registers a subcommand whose `MxqError` becomes one line and exit code 2."""
+    """Registers a subcommand whose `MxqError` becomes one line and exit code 2.
+
+    A parameter whose type is a dataclass stands for a group of options, one for each of its fields.
+    """
+    parameters, groups = _spelled_out(function)
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(**given: Any) -> None:
+        made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         try:
-            function(*args, **kwargs)
+            function(**given, **made)
         except MxqError as error:
             if _DEBUG.get():
                 raise
             say(f"mxq: error: {' '.join(str(error).split())}")
             raise typer.Exit(REFUSED) from None
 
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command()(run)
     return function
+
+
+def _spelled_out(function: Callable[..., None]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """The parameters of a command as Typer is to see them, and the groups among its own, by name."""
+    hints, parameters, groups = get_type_hints(function, include_extras=True), list[inspect.Parameter](), {}
+    for name, own in inspect.signature(function).parameters.items():
+        if not is_dataclass(hints[name]):
+            parameters.append(own.replace(annotation=hints[name], kind=own.KEYWORD_ONLY))
+            continue
+        groups[name], inner = hints[name], get_type_hints(hints[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(f.name, own.KEYWORD_ONLY, default=f.default, annotation=inner[f.name])
+            for f in fields(hints[name])
+        ]
+    return parameters, groups
 
 
 def main() -> None:

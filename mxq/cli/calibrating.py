@@ -13,41 +13,28 @@ from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
 from mxq.cli.networks import calibrated_ranges, cluster
 from mxq.cli.options import (
+    BATCH,
     DATA,
     BatchSize,
     CalibMode,
-    Color,
-    Crop,
     Dtype,
     Epoch,
-    Exclude,
-    ExcludeOp,
-    Include,
     Json,
-    Mean,
+    Layers,
     NumCalibExamples,
+    Pictures,
     Prefix,
-    PreprocessFile,
-    QuantizeMode,
-    Recipe,
-    Resize,
-    Scale,
     Scheduler,
-    ShortSide,
     Stats,
-    Std,
     Workers,
-    config_of,
     option,
     prefix_of,
-    preprocess_of,
 )
 from mxq.errors import ConfigError
 
 if TYPE_CHECKING:
     from mxq.statistics import Statistics
 
-BATCH = 16
 STATS = "A file of statistics."
 
 
@@ -67,19 +54,9 @@ def calibrate(
     dtype: Dtype = None,
     num_calib_examples: NumCalibExamples = None,
     batch_size: BatchSize = BATCH,
-    recipe: Recipe = None,
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    *,
+    layers: Layers,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -87,18 +64,8 @@ def calibrate(
     prefix = prefix_of(prefix)
     if data is None and stats is None:
         raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz, or --stats with a file")
-    config = config_of(exclude, include, exclude_op, quantize_mode, calib_mode, dtype, num_calib_examples, recipe)
-    settings = preprocess_of(
-        prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    config = layers.config(calib_mode=calib_mode, dtype=dtype, num_calib_examples=num_calib_examples)
+    settings = pictures.settings(prefix)
     from mxq.files import write_json
     from mxq.report import tables
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,20 +14,15 @@ from mxq.cli.app import command
 from mxq.cli.console import print_json, progress, say, show
 from mxq.cli.networks import open_data, start_mxnet
 from mxq.cli.options import (
+    BATCH,
     DATA,
     BatchSize,
-    Color,
-    Crop,
     Json,
-    Mean,
-    PreprocessFile,
-    Resize,
-    Scale,
-    ShortSide,
-    Std,
+    Labels,
+    NumExamples,
+    Pictures,
     option,
     prefix_of,
-    preprocess_of,
 )
 from mxq.errors import ConfigError
 
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
     from mxq.ir import Array, Executable, Model, Ref, Runner, Watched
     from mxq.verify import Side, Verification
 
-BATCH = 16
 FLOAT_A, FLOAT_B, A_B = "float_a", "float_b", "a_b"
 _TITLES = {FLOAT_A: "A against float", FLOAT_B: "B against float", A_B: "B against A"}
 
@@ -49,29 +43,17 @@ def compare(
     reference: Annotated[
         Path | None, option("--float", metavar="PREFIX", help="The float network, to compare both with on the data.")
     ] = None,
-    num_examples: Annotated[
-        int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
-    ] = None,
+    num_examples: NumExamples = None,
     batch_size: BatchSize = BATCH,
-    labels: Annotated[
-        Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
-    ] = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    labels: Labels = None,
+    *,
+    pictures: Pictures,
     as_json: Json = False,
 ) -> None:
     """Show what differs between two INT8 networks: layers, ranges, weights, settings, and results on data."""
     prefixes = [prefix_of(a), prefix_of(b)]
     if reference is not None and data is None:
         raise ConfigError(f"--float is {str(reference)!r} without --data; allowed: both, or neither")
-    pictures: dict[str, Any] = {"mean": mean, "std": std, "scale": scale, "color": color}
-    pictures |= {"short_side": short_side, "crop": crop, "resize": resize}
     runner: Runner = start_mxnet()
     from mxq import runtime
     from mxq import verify as verifying
@@ -82,7 +64,7 @@ def compare(
     runs: dict[str, Verification] = {}
     if data is not None:
         base = None if reference is None else prefix_of(reference)
-        given = preprocess_of(base or prefixes[0], preprocess, **pictures)
+        given = pictures.settings(base or prefixes[0])
         source = open_data(data, sides[0].model, given, batch_size, labels)
         source = source.take(num_examples or source.examples)
         say(f"comparing on {source.examples} of {source.description}")

@@ -11,70 +11,43 @@ from mxq.cli.app import command
 from mxq.cli.console import print_json, say, show
 from mxq.cli.networks import cluster, open_data, partitions, start_mxnet
 from mxq.cli.options import (
+    BATCH,
     DATA,
     BatchSize,
-    Color,
-    Crop,
     Epoch,
     Json,
-    Mean,
+    Labels,
+    NumExamples,
+    Pictures,
     Prefix,
-    PreprocessFile,
-    Resize,
-    Scale,
     Scheduler,
-    ShortSide,
-    Std,
     Workers,
     option,
     prefix_of,
-    preprocess_of,
 )
 from mxq.errors import DataError
 
 if TYPE_CHECKING:
     from mxq.ir import Runner
 
-BATCH = 16
-
 
 @command
 def evaluate(
     prefix: Prefix,
     data: Annotated[Path, option(metavar="PATH", help=DATA)],
-    labels: Annotated[
-        Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
-    ] = None,
-    num_examples: Annotated[
-        int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
-    ] = None,
+    labels: Labels = None,
+    num_examples: NumExamples = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     batch_size: BatchSize = BATCH,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    *,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of a classifier, float or INT8, on labelled data."""
     prefix = prefix_of(prefix)
-    settings = preprocess_of(
-        prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    settings = pictures.settings(prefix)
     runner: Runner = start_mxnet()
     from mxq import distributed, runtime
     from mxq.data import feeding, input_of

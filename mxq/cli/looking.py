@@ -14,14 +14,9 @@ from mxq.cli.console import megabytes, print_json, say, show
 from mxq.cli.networks import report_of, sizes_of
 from mxq.cli.options import (
     Epoch,
-    Exclude,
-    ExcludeOp,
-    Include,
     Json,
+    Layers,
     Prefix,
-    QuantizeMode,
-    Recipe,
-    config_of,
     option,
     prefix_of,
 )
@@ -33,11 +28,8 @@ if TYPE_CHECKING:
 @command
 def inspect(
     prefix: Prefix,
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
-    recipe: Recipe = None,
+    *,
+    layers: Layers,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +37,7 @@ def inspect(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    report, known = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode, recipe=recipe))
+    report, known = report_of(prefix, epoch, layers.config())
     broken = record.check(prefix) if known else ()
     sizes = sizes_of(prefix)
     if as_json:
@@ -68,11 +60,8 @@ def inspect(
 def explain(
     prefix: Prefix,
     node: Annotated[str, option("--node", metavar="NAME", help="A node of the float or the int8 network.")],
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
-    recipe: Recipe = None,
+    *,
+    layers: Layers,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +69,7 @@ def explain(
     from mxq.report import record, tables
 
     prefix = prefix_of(prefix)
-    report, _ = report_of(prefix, epoch, config_of(exclude, include, exclude_op, quantize_mode, recipe=recipe))
+    report, _ = report_of(prefix, epoch, layers.config())
     made = record.find(report, node)
     about = record.explain(report, made)
     if as_json:

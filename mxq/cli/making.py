@@ -9,42 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import calibrated_ranges, open_data, sizes_of
+from mxq.cli.networks import batches_of, calibrated_ranges, chosen_of, open_data, sizes_of
 from mxq.cli.options import (
+    BATCH,
     DATA,
     BatchSize,
     BiasCorrection,
     CalibMode,
-    Color,
-    Crop,
     Dtype,
     Effort,
     Epoch,
     Equalize,
-    Exclude,
-    ExcludeOp,
-    Include,
     InputDtype,
     Json,
-    Mean,
+    Layers,
     NumCalibExamples,
+    Pictures,
     Prefix,
-    PreprocessFile,
-    QuantizeMode,
     RangeChoice,
-    Recipe,
-    Resize,
     Rounding,
-    Scale,
-    ShortSide,
     Stats,
-    Std,
     Target,
     WeightCalibMode,
-    config_of,
     option,
     prefix_of,
-    preprocess_of,
 )
 from mxq.errors import ConfigError
 
@@ -53,8 +41,6 @@ if TYPE_CHECKING:
     from mxq.config import QuantConfig
     from mxq.images import Preprocess
     from mxq.pipeline import Prepared
-
-BATCH = 16
 
 
 @command
@@ -72,24 +58,14 @@ def quantize(
     num_calib_examples: NumCalibExamples = None,
     effort: Effort = None,
     target: Target = None,
-    recipe: Recipe = None,
     batch_size: BatchSize = BATCH,
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
+    *,
+    layers: Layers,
     rounding: Rounding = None,
     bias_correction: BiasCorrection = None,
     equalize: Equalize = None,
     range_choice: RangeChoice = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
@@ -99,17 +75,12 @@ def quantize(
         raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
     if not out.parent.is_dir():  # found out now, not after calibration
         raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
-    config = config_of(
-        exclude,
-        include,
-        exclude_op,
-        quantize_mode,
-        calib_mode,
-        dtype,
-        num_calib_examples,
-        recipe,
-        weight_calib_mode,
-        input_dtype,
+    config = layers.config(
+        calib_mode=calib_mode,
+        weight_calib_mode=weight_calib_mode,
+        dtype=dtype,
+        input_dtype=input_dtype,
+        num_calib_examples=num_calib_examples,
         effort=effort,
         target=target,
         rounding=rounding,
@@ -121,17 +92,7 @@ def quantize(
         raise ConfigError(
             "--data is missing; allowed: a folder of images, .npy or .npz (or --stats FILE, or --calib-mode none)"
         )
-    settings = preprocess_of(
-        prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    settings = pictures.settings(prefix)
     config = _with_preprocess(config, settings)
     prepared, calibrated = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
     from mxq import pipeline, runtime
@@ -155,16 +116,12 @@ def quantize(
 def _seen_again(data: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> Feeds:
     """Of the examples that were calibrated on, as many as are looked at again, spread evenly.
 
-    A folder tends to be sorted by class; the first few would be one class.
+    `mxq.refine` would choose as many itself, but of pictures that are all read again.
     """
-    from mxq.batches import feeds
-    from mxq.config import Budget
     from mxq.refine import EXAMPLES
 
-    config, everything = prepared.config, open_data(data, prepared.source, settings, batch_size)
-    calibrated = everything.take(config.budget.examples(everything.examples) or everything.examples)
-    some = calibrated.take(EXAMPLES[config.effort])
-    return feeds(some, prepared.fused.inputs, Budget(count=some.examples))
+    calibrated = chosen_of(open_data(data, prepared.source, settings, batch_size), prepared.config)
+    return batches_of(calibrated.take(EXAMPLES[prepared.config.effort]), prepared.fused.inputs)
 
 
 def _with_preprocess(config: QuantConfig, settings: Preprocess) -> QuantConfig:

@@ -15,21 +15,16 @@ from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show
 from mxq.cli.networks import open_data, start_mxnet
 from mxq.cli.options import (
+    BATCH,
     DATA,
-    Color,
-    Crop,
     Epoch,
     Json,
-    Mean,
+    Labels,
+    NumExamples,
+    Pictures,
     Prefix,
-    PreprocessFile,
-    Resize,
-    Scale,
-    ShortSide,
-    Std,
     option,
     prefix_of,
-    preprocess_of,
     shapes_of,
 )
 from mxq.errors import ConfigError
@@ -40,7 +35,6 @@ if TYPE_CHECKING:
     from mxq.ir import Runner
     from mxq.machine import Machine
 
-BATCH = 16
 LAYER_BATCH = 4
 """Examples to a batch where every layer's tensor, of both networks, is held at once."""
 
@@ -64,39 +58,19 @@ def verify(
     min_sqnr: Annotated[
         float | None, option(metavar="DB", help="Fail (exit code 1) below this SQNR of the outputs.")
     ] = None,
-    num_examples: Annotated[
-        int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
-    ] = None,
+    num_examples: NumExamples = None,
     batch_size: Annotated[
         int | None,
         option(min=1, metavar="N", help=f"Examples to a batch; {BATCH} by default, {LAYER_BATCH} with --layers."),
     ] = None,
-    labels: Annotated[
-        Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")
-    ] = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    labels: Labels = None,
+    *,
+    pictures: Pictures,
     as_json: Json = False,
 ) -> None:
     """Compare the INT8 network with the float one: equal answers, noise, accuracy where labels are known."""
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
-    settings = preprocess_of(
-        float_prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    settings = pictures.settings(float_prefix)
     runner: Runner = start_mxnet()
     from mxq import runtime
     from mxq import verify as verifying

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from mxq.cli.console import say
 from mxq.errors import ConfigError, QuantizeError
 
 if TYPE_CHECKING:
+    from mxq.batches import Feeds
     from mxq.config import QuantConfig
     from mxq.distributed import Partitions
     from mxq.images import Preprocess, Source
@@ -47,6 +48,19 @@ def open_data(path: Path, model: Model, settings: Preprocess, batch_size: int, l
     return open_source(path, model.inputs, settings, batch_size, labels)
 
 
+def chosen_of(source: Source, config: QuantConfig) -> Source:
+    """The examples to calibrate on, spread evenly."""
+    return source.take(config.budget.examples(source.examples) or source.examples)
+
+
+def batches_of(source: Source, inputs: Sequence[str]) -> Feeds:
+    """All of ``source``, as calibration data."""
+    from mxq.batches import feeds
+    from mxq.config import Budget
+
+    return feeds(source, inputs, Budget(count=source.examples))
+
+
 def calibrated_ranges(
     prefix: Path,
     config: QuantConfig,
@@ -63,9 +77,7 @@ def calibrated_ranges(
     """
     runner = start_mxnet()
     from mxq import distributed, pipeline, runtime
-    from mxq.batches import feeds
     from mxq.collect import Checkpoint
-    from mxq.config import Budget
     from mxq.statistics import Statistics
 
     prepared = pipeline.plan(runtime.load_model(prefix, epoch), config, runner)
@@ -77,7 +89,8 @@ def calibrated_ranges(
     if data is None:
         return prepared, pipeline.calibrate(prepared, None, runner)
     everything = open_data(data, prepared.source, settings, batch_size)
-    count = config.budget.examples(everything.examples) or everything.examples
+    chosen = chosen_of(everything, config)
+    count = chosen.examples
     say(f"calibrating on {count} of {everything.description}")
     shown = sys.stderr.isatty()
     try:
@@ -87,7 +100,7 @@ def calibrated_ranges(
             return prepared, distributed.calibrate(whole, parts, runner, client, progress=shown, stats=stats)
         name = f"{count} of {everything.examples} examples in {data.name}"
         kept = None if stats is None else Checkpoint(stats, prepared.fingerprint, name)
-        batches = feeds(everything.take(count), prepared.fused.inputs, Budget(count=count))
+        batches = batches_of(chosen, prepared.fused.inputs)
         return prepared, pipeline.calibrate(prepared, batches, runner, progress=shown, checkpoint=kept)
     except KeyboardInterrupt:
         if stats is not None and stats.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,7 +181,47 @@ ShortSide = Annotated[
 Crop = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Then cut this from the middle.")]
 Resize = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Or stretch to this size.")]
 Color = Annotated[str | None, option(metavar="RGB|BGR|GRAY", panel=_PICTURES, help="Order of the channels.")]
+Labels = Annotated[Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")]
+NumExamples = Annotated[
+    int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
+]
+BATCH = 16
+"""Examples to a batch, where no option says otherwise."""
 DATA = "A folder of images (with labels.csv for accuracy), a .npy or an .npz file."
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Options that say how pictures become a network's input. A command takes them as one parameter."""
+
+    preprocess: PreprocessFile = None
+    mean: Mean = None
+    std: Std = None
+    scale: Scale = None
+    short_side: ShortSide = None
+    crop: Crop = None
+    resize: Resize = None
+    color: Color = None
+
+    def settings(self, prefix: Path) -> Preprocess:
+        """For the network ``prefix``; see `preprocess_of`."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preprocess"}
+        return preprocess_of(prefix, self.preprocess, **given)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Options that say which layers become int8, and the recipe that says so and more; one parameter of a command."""
+
+    recipe: Recipe = None
+    exclude: Exclude = None
+    include: Include = None
+    exclude_op: ExcludeOp = None
+    quantize_mode: QuantizeMode = None
+
+    def config(self, **given: Any) -> QuantConfig:
+        """With other fields of `QuantConfig`, those that were ``given`` as options; see `config_of`."""
+        return config_of(self.exclude, self.include, self.exclude_op, self.quantize_mode, recipe=self.recipe, **given)
 
 
 def prefix_of(path: Path) -> Path:

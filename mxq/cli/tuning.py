@@ -12,35 +12,24 @@ import typer
 
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, say, show
-from mxq.cli.networks import cluster, open_data, partitions, start_mxnet
+from mxq.cli.networks import batches_of, chosen_of, cluster, open_data, partitions, start_mxnet
 from mxq.cli.options import (
+    BATCH,
     DATA,
     BatchSize,
     CalibMode,
-    Color,
-    Crop,
     Epoch,
-    Exclude,
-    ExcludeOp,
-    Include,
     Json,
-    Mean,
+    Labels,
+    Layers,
     NumCalibExamples,
+    Pictures,
     Prefix,
-    PreprocessFile,
-    QuantizeMode,
-    Recipe,
-    Resize,
-    Scale,
     Scheduler,
-    ShortSide,
-    Std,
     Target,
     Workers,
-    config_of,
     option,
     prefix_of,
-    preprocess_of,
 )
 from mxq.cli.sweeping import INTERRUPTED
 from mxq.errors import ConfigError
@@ -51,7 +40,6 @@ if TYPE_CHECKING:
     from mxq.images import Preprocess, Source
     from mxq.ir import Model
 
-BATCH = 16
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Data = Annotated[Path, option(metavar="PATH", help=f"To calibrate on. {DATA}")]
@@ -62,8 +50,7 @@ EvalData = Annotated[
         help="To measure on; by default all of --data. Without labels, the float network's answers are what counts.",
     ),
 ]
-Labels = Annotated[Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")]
-NumExamples = Annotated[
+Measured = Annotated[
     int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
 ]
 
@@ -79,10 +66,7 @@ class Opened:
     @property
     def batches(self) -> Feeds:
         """Of calibration: all that was chosen."""
-        from mxq.batches import feeds
-        from mxq.config import Budget
-
-        return feeds(self.calibration, self.model.inputs, Budget(count=self.calibration.examples))
+        return batches_of(self.calibration, self.model.inputs)
 
 
 @command
@@ -91,7 +75,7 @@ def sensitivity(
     data: Data,
     eval_data: EvalData = None,
     labels: Labels = None,
-    num_examples: NumExamples = None,
+    num_examples: Measured = None,
     mode: Annotated[
         str,
         option(
@@ -120,47 +104,16 @@ def sensitivity(
     ] = "fast",
     target: Target = None,
     batch_size: BatchSize = BATCH,
-    recipe: Recipe = None,
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    *,
+    layers: Layers,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Find the layers that suffer most from INT8: each alone in INT8, and each alone in float."""
     prefix = prefix_of(prefix)
-    config = config_of(
-        exclude,
-        include,
-        exclude_op,
-        quantize_mode,
-        calib_mode,
-        None,
-        num_calib_examples,
-        recipe,
-        effort=effort,
-        target=target,
-    )
-    settings = preprocess_of(
-        prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, effort=effort, target=target)
+    settings = pictures.settings(prefix)
     opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
     from mxq import api
     from mxq.tuning import picture, tables
@@ -192,7 +145,7 @@ def tune(
     ],
     eval_data: EvalData = None,
     labels: Labels = None,
-    num_examples: NumExamples = None,
+    num_examples: Measured = None,
     max_drop: Annotated[
         float, option(min=0.0, metavar="SHARE", show=True, help="How much less than float: 0.005 is half a point.")
     ] = 0.005,
@@ -206,39 +159,17 @@ def tune(
     num_calib_examples: NumCalibExamples = None,
     target: Target = None,
     batch_size: BatchSize = BATCH,
-    recipe: Recipe = None,
-    exclude: Exclude = None,
-    include: Include = None,
-    exclude_op: ExcludeOp = None,
-    quantize_mode: QuantizeMode = None,
-    preprocess: PreprocessFile = None,
-    mean: Mean = None,
-    std: Std = None,
-    scale: Scale = None,
-    short_side: ShortSide = None,
-    crop: Crop = None,
-    resize: Resize = None,
-    color: Color = None,
+    *,
+    layers: Layers,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
     prefix = prefix_of(prefix)
     seconds = None if time_budget is None else seconds_of(time_budget)
-    config = config_of(
-        exclude, include, exclude_op, quantize_mode, calib_mode, None, num_calib_examples, recipe, target=target
-    )
-    settings = preprocess_of(
-        prefix,
-        preprocess,
-        mean=mean,
-        std=std,
-        scale=scale,
-        color=color,
-        short_side=short_side,
-        crop=crop,
-        resize=resize,
-    )
+    config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, target=target)
+    settings = pictures.settings(prefix)
     opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
     from mxq import api
     from mxq.tuning import tables
@@ -298,9 +229,10 @@ def _opened(
     from mxq import runtime
 
     model = runtime.load_model(prefix, epoch)
-    calibration = open_data(data, model, settings, batch_size)
+    everything = open_data(data, model, settings, batch_size)
+    calibration = chosen_of(everything, config)
     evaluation = open_data(eval_data, model, settings, batch_size, labels)
-    count = config.budget.examples(calibration.examples) or calibration.examples
     measured = num_examples or evaluation.examples
-    say(f"calibrating on {count} of {calibration.description}, measuring on {measured} of {evaluation.description}")
-    return Opened(model, calibration.take(count), evaluation.take(measured))
+    words = f"calibrating on {calibration.examples} of {everything.description}"
+    say(f"{words}, measuring on {measured} of {evaluation.description}")
+    return Opened(model, calibration, evaluation.take(measured))
