@@ -13,6 +13,7 @@ from mxq.plan import Plan
 
 LONELY = "it does not lie between two int8 layers, so converting would cost more than it saves"
 POOL = 'kernel="(2, 2)" stride="(2, 2)" pool_type="max"'
+POOL_ALL = 'kernel="(1, 1)" pool_type="avg" pooling_convention="full" global_pool="True"'
 
 
 def planned(model: Model, **options) -> Plan:
@@ -151,9 +152,19 @@ class TestDecisions:
         assert plan.quantized == {"f"}
 
     def test_average_pooling_over_all_is_carried_whatever_its_convention(self):
-        pool = 'kernel="(1, 1)" pool_type="avg" pooling_convention="full" global_pool="True"'
-        model = build(conv("c", "data"), "p = Pooling(c) " + pool, fc("f", "p"), "return f")
-        assert planned(model)["p"].int8
+        model = build(conv("c", "data"), "p = Pooling(c) " + POOL_ALL, fc("f", "p"), "return f")
+        assert planned(model, quantize_mode="full")["p"].int8
+
+    def test_a_head_averages_in_float(self):
+        model = build(conv("c", "data"), "p = Pooling(c) " + POOL_ALL, "t = Flatten(p)", fc("f", "t"), "return f")
+        plan = planned(model)
+        assert plan.quantized == {"c", "f"}
+        assert plan["p"].reason.startswith("int8 would keep the range of what it averages")
+        assert plan["t"].reason == LONELY
+
+    def test_squeeze_and_excitation_averages_in_int8(self):
+        lines = (conv("c", "data"), "p = Pooling(c) " + POOL_ALL, conv("f", "p", CONV1))
+        assert planned(build(*lines, "y = broadcast_mul(c, f)", "return y"))["p"].int8
 
 
 class TestModes:

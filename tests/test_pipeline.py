@@ -236,7 +236,7 @@ class TestQuantize:
 
     def test_wrong_ranges_show(self) -> None:
         logits = build(*RESIDUAL[:-2], "return fc0")
-        prepared = planned(logits)
+        prepared = planned(logits, quantize_mode="full")
         wrong = {n: Threshold(Range(t.range.min * 20, t.range.max * 20), "fixed")
                  for n, t in calibrated(prepared).thresholds.items()}
         result = pipeline.quantize(prepared, Calibrated(Thresholds(wrong)))

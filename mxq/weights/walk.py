@@ -224,11 +224,14 @@ class _Walk:
     # ---- what reads a tensor ----
 
     def _readers(self, ref: Ref) -> list[Reader]:
-        """The linear part of each int8 operator that reads ``ref``; none where one wants a range that others have."""
+        """The linear part of each operator that reads ``ref``; none where one wants a range that others have."""
         found: list[Reader] = []
         for node in self.setting.model.graph.consumers[ref.name]:
             spec = self._spec(node)
-            if spec is None or ref not in node.inputs:
+            if ref not in node.inputs:
+                continue
+            if spec is None:
+                found.append(self._alone(node) if _averages(node) else lambda x: x)
                 continue
             if self._joined(node):
                 return []
@@ -248,10 +251,18 @@ class _Walk:
     def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation."""
         inner, weight = the_layer_of(node), self.setting.model.args[node.inputs[1].name]
-        plain = Node("layer", inner.op, {**inner.attrs, "no_bias": "True"}, (Ref("x"), Ref("w")))
-        graph = Graph((Node("x", VARIABLE), Node("w", VARIABLE), plain), (plain.out,), self.setting.model.graph.attrs)
-        call = self.runner.compile(Model(graph, {"w": weight}))
+        return self._alone(inner.with_attrs(no_bias="True"), w=weight)
+
+    def _alone(self, node: Node, **params: Array) -> Reader:
+        """``node`` with one input and ``params``."""
+        plain = replace(node, name="alone", inputs=(Ref("x"), *map(Ref, params)), label="")
+        nodes = (Node("x", VARIABLE), *(Node(name, VARIABLE) for name in params), plain)
+        call = self.runner.compile(Model(Graph(nodes, (plain.out,), self.setting.model.graph.attrs), params))
         return lambda x: call({"x": x})[0]
+
+
+def _averages(node: Node) -> bool:
+    return node.op == "Pooling" and node.attrs.get("pool_type") == "avg"
 
 
 def _telling(batches: Batches) -> Array:
