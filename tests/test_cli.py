@@ -95,7 +95,7 @@ def int8(nets: Path) -> Path:
     out = nets / "tiny-int8"
     result = run("quantize", nets / "tiny", "--data", nets / "pictures", "--out", out, *PICTURES)
     assert "calibrating on 32 of 40 images" in result.stderr
-    assert "3 int8 (2 conv+act" in result.stdout
+    assert "4 int8 (2 conv+act" in result.stdout
     return out
 
 
@@ -105,7 +105,7 @@ class TestQuantize:
             "tiny-int8-0000.params", "tiny-int8-mxq.json", "tiny-int8-symbol.json",
         ]  # fmt: skip
         assert record.check(int8) == ()
-        assert record.read(int8).plan.quantized == {"relu0", "relu1", "fc"}
+        assert record.read(int8).plan.quantized == {"relu0", "relu1", "flat", "fc"}
 
     def test_json(self, nets: Path, tmp_path: Path) -> None:
         found = data_of(
@@ -643,7 +643,7 @@ class TestCalibrate:
         assert "allowed: two or more" in run("merge-stats", stats, "--out", both, code=2).stderr
 
     def test_plot(self, nets: Path, stats: Path, tmp_path: Path) -> None:
-        assert run("plot", stats).stdout.split() == ["data", "relu0", "relu1", "flat"]
+        assert run("plot", stats).stdout.split() == ["data", "relu0", "relu1", "pool"]
         picture = tmp_path / "relu0.png"
         found = data_of("plot", stats, "--tensor", "relu0", "--out", picture, "--calib-mode", "percentile:99.5")
         with Image.open(picture) as drawn:

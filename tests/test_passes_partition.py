@@ -158,9 +158,12 @@ class TestDecisions:
     def test_a_head_averages_in_float(self):
         model = build(conv("c", "data"), "p = Pooling(c) " + POOL_ALL, "t = Flatten(p)", fc("f", "t"), "return f")
         plan = planned(model)
-        assert plan.quantized == {"c", "f"}
+        assert plan.quantized == {"c", "t", "f"}
         assert plan["p"].reason.startswith("int8 would keep the range of what it averages")
-        assert plan["t"].reason == LONELY
+
+    def test_what_comes_before_an_averaging_head_is_carried_to_it(self):
+        lines = (conv("c", "data"), conv("d", "data"), 'cat = Concat(c, d) num_args="2"')
+        assert planned(build(*lines, "p = Pooling(cat) " + POOL_ALL, fc("f", "p"), "return f")).quantized == {"c", "d", "cat", "f"}
 
     def test_squeeze_and_excitation_averages_in_int8(self):
         lines = (conv("c", "data"), "p = Pooling(c) " + POOL_ALL, conv("f", "p", CONV1))
