@@ -19,6 +19,7 @@ from mxq.pipeline import Quantized
 from mxq.report import record
 from mxq.runtime import write_pair
 from mxq.verify import Side, differences
+from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 
 LINES = (
     conv("a", "data"), bn("n", "a"), "r = Activation(n) " + RELU,
@@ -85,6 +86,28 @@ class TestDifferences:
         (found,) = differences(side(plain), side(scaled(plain, "f_bias", 1.1))).weights
         assert (found.layer, found.sqnr) == ("f", math.inf)
         assert found.bias_sqnr == pytest.approx(20.0, rel=0, abs=1e-4)
+
+    def test_parameters_of_channels_in_another_order_and_unit(self, model: Model) -> None:
+        """As passes leave them: between two layers, and a pooling between the next two."""
+        plain = quantized(model, target="avx512_vnni")  # for other CPUs channels are in another order already
+        args, graph = dict(plain.model.args), plain.model.graph
+        marks = {}
+        for maker, reader, tensors in (("quantized_r", "quantized_b", ["r"]), ("quantized_b", "f", ["b", "p"])):
+            up, down = graph[maker].inputs[1].name, graph[reader].inputs[1].name
+            bias = graph[maker].inputs[2].name
+            order, factors = np.roll(np.arange(8), 3), np.float32([1, 2, 4, 8, 1, 2, 4, 8])
+            columns = args[down].reshape(len(args[down]), 8, -1)[:, order] / factors[:, None]
+            args[up] = args[up][order] * factors[:, None, None, None]
+            args[down] = columns.reshape(args[down].shape)
+            if maker == "quantized_r":
+                args[bias] = args[bias][order] * factors
+            texts = {CHANNEL_ORDER: ",".join(map(str, order)), CHANNEL_SCALE: ",".join(map(str, factors))}
+            marks |= {f"quantized_{name}": texts for name in tensors}
+        nodes = {name: (graph[name].with_attrs(**attrs),) for name, attrs in marks.items()}
+        moved = replace(plain, model=Model(graph.replace(nodes), args, plain.model.auxs))
+        assert differences(side(plain), side(moved)).weights == ()
+        unmarked = replace(plain, model=Model(graph, args, plain.model.auxs))
+        assert {w.layer for w in differences(side(plain), side(unmarked)).weights} == {"r", "b", "f"}
 
     def test_records_of_weights_and_settings(self, model: Model, plain: Quantized) -> None:
         other = quantized(model, weight_calib_mode="mse", calib_mode="percentile:99.9")

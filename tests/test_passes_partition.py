@@ -163,7 +163,8 @@ class TestDecisions:
 
     def test_what_comes_before_an_averaging_head_is_carried_to_it(self):
         lines = (conv("c", "data"), conv("d", "data"), 'cat = Concat(c, d) num_args="2"')
-        assert planned(build(*lines, "p = Pooling(cat) " + POOL_ALL, fc("f", "p"), "return f")).quantized == {"c", "d", "cat", "f"}
+        model = build(*lines, "p = Pooling(cat) " + POOL_ALL, fc("f", "p"), "return f")
+        assert planned(model).quantized == {"c", "d", "cat", "f"}
 
     def test_squeeze_and_excitation_averages_in_int8(self):
         lines = (conv("c", "data"), "p = Pooling(c) " + POOL_ALL, conv("f", "p", CONV1))

@@ -7,15 +7,17 @@ of weights) is compared where both have one; where not, ``notes`` say what is no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from mxq import numerics
-from mxq.backends import MXNET_191
-from mxq.ir import Model, Node
+from mxq.backends import layer_of
+from mxq.ir import Array, Model, Node
 from mxq.plan import Report, TensorRecord, WeightRecord
-from mxq.verify.held import QUANTIZE, RECODING, dtype_of, is_coded, is_int8, plain_name
+from mxq.verify.held import QUANTIZE, RECODING, channels_of, dtype_of, is_coded, is_int8, plain_name
 from mxq.verify.result import json_number
 
 
@@ -191,34 +193,52 @@ def _absmax(record: TensorRecord) -> float | None:
     return None if record.min is None or record.max is None else max(abs(record.min), abs(record.max))
 
 
-def _layers(model: Model) -> dict[str, tuple[str, str]]:
-    """Layers with a weight -> the names of weight and bias; of a bias that is not there, empty."""
+def _layers(model: Model) -> dict[str, tuple[Array, Array | None]]:
+    """Layers with a weight -> weight and bias, in the order and the units of the float network's channels."""
     found = {}
     for node in model.graph.operators:
-        ops = [s for s in MXNET_191.ops if s.role == "compute" and node.op in (s.float_op, s.fused_op, s.int8_op)]
-        if ops and node.inputs[1].name in model.args:
-            inside = (n for sub in node.subgraphs for n in sub.operators if n.op == ops[0].float_op)
-            inner = next(inside, node)
-            found[plain_name(node)] = (node.inputs[1].name, "" if inner.flag("no_bias") else node.inputs[2].name)
+        layer = layer_of(node)
+        if layer is not None and node.inputs[1].name in model.args:
+            bias = None if layer.flag("no_bias") else model.args.get(node.inputs[2].name)
+            found[plain_name(node)] = _as_in_float(model, node, model.args[node.inputs[1].name], bias)
     return found
 
 
-def _weights(sides: tuple[Side, Side], layers: list[dict[str, tuple[str, str]]]) -> Iterator[Weights]:
+def _as_in_float(model: Model, node: Node, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+    """Undoes what `CHANNEL_ORDER` and `CHANNEL_SCALE` say of the layer's input and output."""
+    (rows, up), (columns, down) = (channels_of(model.graph, n) for n in (node, model.graph[node.inputs[0].name]))
+    if rows:
+        weight, bias = weight[np.argsort(rows)], None if bias is None else bias[np.argsort(rows)]
+    if up:
+        weight, bias = weight / _along(up, 0, weight), None if bias is None else bias / np.asarray(up)
+    if weight.shape[1] == 1:  # depthwise: an input channel is an output channel
+        return weight * _along(down, 0, weight) if down else weight, bias
+    if columns:
+        weight = weight.reshape(len(weight), len(columns), -1)[:, np.argsort(columns)].reshape(weight.shape)
+    return weight * _along(down, 1, weight) if down else weight, bias
+
+
+def _along(factors: Sequence[float], axis: int, weight: Array) -> Array:
+    """``factors`` of channels, to be broadcast over a weight; after Flatten, a channel has several places in a row."""
+    each = np.repeat(np.asarray(factors), weight.shape[axis] // len(factors))
+    return each.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+
+
+def _weights(sides: tuple[Side, Side], layers: list[dict[str, tuple[Array, Array | None]]]) -> Iterator[Weights]:
     first, second = layers
     for name in (n for n in first if n in second):
         records = [None if s.report is None else s.report.weights.get(name) for s in sides]
-        weight, bias = (_sqnr(sides, names) for names in zip(first[name], second[name], strict=True))
+        weight, bias = (_sqnr(a, b) for a, b in zip(first[name], second[name], strict=True))
         both = all(s.report is not None for s in sides)
         if weight != math.inf or bias not in (math.inf, None) or (both and records[0] != records[1]):
             yield Weights(name, weight, bias, *records)
 
 
-def _sqnr(sides: tuple[Side, Side], names: tuple[str, str]) -> float | None:
+def _sqnr(first: Array | None, second: Array | None) -> float | None:
     """Of a parameter of the second network against that of the first."""
-    found = [side.model.args.get(name) for side, name in zip(sides, names, strict=True)]
-    if found[0] is None or found[1] is None or found[0].shape != found[1].shape:
+    if first is None or second is None or first.shape != second.shape:
         return None
-    return numerics.sqnr_db(found[0], found[1])
+    return numerics.sqnr_db(first, second)
 
 
 def _settings(a: Report | None, b: Report | None) -> Iterator[Setting]:

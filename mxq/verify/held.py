@@ -158,18 +158,9 @@ class Counterparts:
     def held(self, ref: Ref) -> Held:
         """How the tensor ``ref`` is held."""
         node = self.int8.graph[ref.name]
-        order = tuple(map(int, self._numbers(node, CHANNEL_ORDER)))
-        scale = tuple(self._numbers(node, CHANNEL_SCALE, (*RECODING, *COMMUTING)))
-        if order and scale:
-            scale = tuple(scale[i] for i in np.argsort(order))
-        offset = sum(self._numbers(node, OFFSET))
+        order, scale = channels_of(self.int8.graph, node)
+        offset = sum(_numbers(self.int8.graph, node, OFFSET))
         return Held(self._refs(node, ref), order, scale, offset, _top(self.int8.graph, node))
-
-    def _numbers(self, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:
-        """The numbers of an attribute of what makes a tensor, before any operators ``through``; none without it."""
-        while attr not in node.attrs and node.op in through:
-            node = self.int8.graph[node.inputs[0].name]
-        return [float(v) for v in node.attrs.get(attr, "").split(",") if v]
 
     def around(self, node: Node, own: Ref | None) -> dict[Ref, Held]:
         """The nearest tensors before ``node`` of the int8 network that the float network has, but for ``own``."""
@@ -204,6 +195,20 @@ class Counterparts:
             if name != node.name and name in self.reference.inputs and name in self.int8.inputs:
                 return Ref(name)
         return None
+
+
+def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """`Held.order` and `Held.scale` of what ``node`` of an int8 network makes."""
+    order = tuple(map(int, _numbers(graph, node, CHANNEL_ORDER)))
+    scale = tuple(_numbers(graph, node, CHANNEL_SCALE, (*RECODING, *COMMUTING)))
+    return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
+
+
+def _numbers(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:
+    """The numbers of an attribute of what makes a tensor, before any operators ``through``; none without it."""
+    while attr not in node.attrs and node.op in through:
+        node = graph[node.inputs[0].name]
+    return [float(v) for v in node.attrs.get(attr, "").split(",") if v]
 
 
 def _unmoved(node: Node) -> str:
