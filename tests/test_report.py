@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from mxq.bench import Benchmark, summarize
 from mxq.errors import ConfigError, FormatError
 from mxq.ir import Ref
-from mxq.plan import Decision, Plan, Report, TensorRecord
+from mxq.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.report import record, tables
 from mxq.verify import Accuracy, Boxes, Layer, Output, Verification
 
@@ -204,6 +204,23 @@ class TestTables:
             "0 .. 6.5 by entropy over 32 examples (seen 0 .. 9); clipped", "read twice",
         ):  # fmt: skip
             assert words in text
+
+    def test_explanation_of_weights_and_saturation(self) -> None:
+        rounded = WeightRecord("layer", "rounding", 64, 2, 0.001, "reconstruction", "empirical", 0.25)
+        clipped = WeightRecord("mse", "weight_calib_mode", 64, 2, 0.001)
+        limited = SaturationRecord("pairs", "pairs", at_risk=9, limited=5, supposed=False)
+        widened = SaturationRecord("pairs", "range", at_risk=9, factor=2**0.5)
+        cases = {
+            "25.00 % of its codes are not the nearest, for the layer's output; bias correction: empirical": rounded,
+            "2 of 64 channels, 0.10 % of its values clipped by mse (weight_calib_mode)": clipped,
+            "9 pairs of products may saturate; 5 weights made smaller": limited,
+            "its input's range widened 1.41 times (what activations are like": widened,
+        }
+        for words, made in cases.items():
+            weight, saturation = (made, None) if isinstance(made, WeightRecord) else (None, made)
+            about = record.explain(REPORT, record.find(REPORT, "relu0"))
+            about = replace(about, weight=weight, saturation=saturation, target="avx2")
+            assert words in " ".join(" ".join(lines_of(tables.explanation(about), 120)).split())
 
     def test_verification(self) -> None:
         text = lines_of(tables.verification(FOUND))

@@ -46,6 +46,8 @@ class Explanation:
         calibrated: the entry in the thresholds: range, observer, observed, examples.
         weight: what became of its weight; None where nothing looked at it.
         refusals: (rule, reason) of each rule that refused the node or one of its members.
+        saturation: what was done about sums that saturate on the target; None where none can.
+        target: the CPU that the network was made for; empty where that is not known.
     """
 
     decision: Decision
@@ -53,6 +55,8 @@ class Explanation:
     calibrated: Mapping[str, Any] | None
     weight: WeightRecord | None
     refusals: tuple[tuple[str, str], ...]
+    saturation: SaturationRecord | None = None
+    target: str = ""
 
 
 def find(report: Report, name: str) -> Decision:
@@ -85,6 +89,8 @@ def explain(report: Report, decision: Decision) -> Explanation:
         tensors.get(decision.node) if isinstance(tensors, Mapping) else None,
         next((report.weights[m] for m in (decision.node, *decision.members) if m in report.weights), None),
         tuple(refusals),
+        report.saturation.get(decision.node),
+        report.target,
     )
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mxq.bench import Benchmark
-from mxq.plan import Decision, Report, TensorRecord
+from mxq.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.report.record import Explanation, tensor_of
 from mxq.sweep import Row, Sweep
 from mxq.thresholds import Thresholds
@@ -127,9 +127,9 @@ def explanation(about: Explanation) -> RenderableType:
         rows.append(("calibrated", _threshold(about.calibrated)))
         rows += [("instead of", _candidate(c)) for c in about.calibrated.get("candidates", ())[1:4]]
     if about.weight is not None:
-        w = about.weight
-        clipped = f"{w.clipped_channels} of {w.channels} channels, {percent(w.clipped_share)} of its values"
-        rows.append(("weight", f"clipped by {w.observer} ({w.source}): {clipped}"))
+        rows.append(("weight", _weight(about.weight)))
+    if about.saturation is not None:
+        rows.append((f"for {about.target}", _saturation(about.saturation)))
     parts: list[RenderableType] = [facts(rows)]
     if about.refusals:
         table = ruled("rules that refused", ("rule", "reason"))
@@ -137,6 +137,23 @@ def explanation(about: Explanation) -> RenderableType:
             table.add_row(Text(rule), Text(reason))
         parts.append(table)
     return _spaced(*parts)
+
+
+def _weight(w: WeightRecord) -> str:
+    clipped = f"{w.clipped_channels} of {w.channels} channels, {percent(w.clipped_share)} of its values clipped"
+    words = [clipped if w.source == "rounding" else f"{clipped} by {w.observer} ({w.source})"]
+    if w.rounding != "nearest":
+        words.append(f"{percent(w.moved_share)} of its codes are not the nearest, for the layer's output")
+    if w.bias_correction != "none":
+        words.append(f"bias correction: {w.bias_correction}")
+    return "; ".join(words)
+
+
+def _saturation(s: SaturationRecord) -> str:
+    did = {"none": "left alone", "pairs": f"{s.limited} weights made smaller",
+           "range": f"its input's range widened {s.factor:.3g} times"}[s.remedy]  # fmt: skip
+    guess = " (what activations are like was supposed)" if s.supposed else ""
+    return f"{s.at_risk} pairs of products may saturate; {did}{guess}"
 
 
 def calibration(found: Thresholds) -> RenderableType:
