@@ -81,7 +81,7 @@ def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
     if not all(name in node.attrs for name in _RANGE):
         raise QuantizeError(f"{node.name!r} finds its range at run time; allowed: calibrated ranges")
     plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="")
-    dtype = _dtype(node, spec)
+    dtype = dtype_of(graph, node.out)
     ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
     end = plain
     if node.flag("with_sum") and dtype == "uint8" and dtype_of(graph, node.inputs[last]) == "int8":  # written into s8
@@ -89,10 +89,3 @@ def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
         end = Node(f"{node.name}_end", "clip", {"a_min": "0.0", "a_max": repr(top)}, (plain.out,))
         plain, made = end, [*made, plain]
     return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (end.out,), label=node.label)]
-
-
-def _dtype(node: Node, spec: OpSpec) -> str:
-    """What the kernel writes."""
-    inner: Graph = node.subgraphs[0]
-    row = spec.post_op(inner[inner.heads[0].name])
-    return "uint8" if row is not None and row.unsigned else "int8"
