@@ -3,7 +3,8 @@
     MXQ_DATA=... python benchmarks/ablation.py [NET ...] [--only default fast] [--calibration 50] [--evaluation 500]
 
 NET:outliers is the network made hard: it computes the same, but some channels before each ReLU are `OUTLIER` times as
-large, and the weights that read them as much smaller, so that one range does not serve all channels.
+large, and the weights that read them as much smaller, so that one range does not serve all channels. For networks of
+`preact`, NET:streams has them in the streams of sums alone, which BatchNorms read, as trained ones have.
 
 "exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates.
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import preact
 import roofline
 from accuracy import fidelity
 from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
@@ -45,9 +47,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-OUTLIER = 100.0
-EVERY = 16
-"""One channel of so many is made an outlier."""
+OUTLIER, EVERY = preact.OUTLIER, preact.EVERY
 
 
 def with_outliers(task: Task) -> Task:
@@ -62,6 +62,16 @@ def with_outliers(task: Task) -> Task:
     hard = scaled(model, chosen)
     plain = {n.name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != CHANNEL_SCALE}),) for n in hard.graph}
     return replace(task, name=f"{task.name}:outliers", model=hard.with_graph(hard.graph.replace(plain)))
+
+
+HARDER: Mapping[str, Callable[[Task], Task]] = {"outliers": with_outliers, "streams": preact.with_outliers}
+
+
+def named(net: str, calibration: int, evaluation: int) -> Task:
+    """The network NET, or NET made harder."""
+    base, _, hard = net.partition(":")
+    task = (preact.load if base in preact.NETS else load)(base, calibration, evaluation)
+    return HARDER[hard](task) if hard else task
 
 
 def int8_share(model: Model, task: Task) -> float:
@@ -97,9 +107,7 @@ def main() -> None:
     names = ("network", "method", "score %", "drop", "agreement %", "SQNR dB", "exact dB", "int8 %", "seconds")
     table, console = Table(*names), Console(width=120)
     for net in args.nets:
-        base, _, hard = net.partition(":")
-        task = load(base, args.calibration, args.evaluation)
-        task = with_outliers(task) if hard else task
+        task = named(net, args.calibration, args.evaluation)
         reference = run(task.model, task.evaluation)
         for name in args.only:
             found = row(task, name, reference)

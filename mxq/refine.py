@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,8 +38,8 @@ FOR_SCALES: Final = 16
 """Examples from which channels' ranges are taken."""
 SWEEPS: Final = {"fast": 0, "default": 0, "best": 2}
 """How often rounding goes over the weights of a layer again."""
-FOR_SAMPLES: Final = 8
-"""Examples from which the guard against saturation takes samples."""
+AT_ONCE: Final = 8
+"""Examples of which all tensors are held at once, where the guard against saturation takes samples."""
 MEMORY: Final = 3 << 30
 """Bytes that tensors may take; fewer examples are looked at where they would take more."""
 
@@ -75,6 +75,12 @@ class Looked:
             count += len(next(iter(feed.values())))
         return found
 
+    def pieces(self, size: int) -> Iterator[dict[str, Array]]:
+        """All examples, so many at once at most."""
+        for feed in self.feeds:
+            for start in range(0, len(next(iter(feed.values()))), size):
+                yield {name: value[start : start + size] for name, value in feed.items()}
+
 
 def _share(feed: Mapping[str, Array], most: int, planned: int, left: int) -> Mapping[str, Array]:
     """What to take of a batch: all, or its share of ``most`` examples where more are ``planned``; not above ``left``.
@@ -100,9 +106,9 @@ def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
 
 
 def activations(looked: Looked, model: Model, plan: Plan) -> dict[Ref, Array]:
-    """Samples of what int8 layers read, (n, channels)."""
+    """Samples of what int8 layers read, (n, channels); of all examples, as each has but one place after a pooling."""
     refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_of(n) is not None]
-    return sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.some(FOR_SAMPLES))
+    return sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.pieces(AT_ONCE))
 
 
 def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:

@@ -116,8 +116,19 @@ class TestStrategy:
     def test_methods_are_tried_with_the_best_calibrator(self) -> None:
         scores = {"naive": 0.5, "entropy": 0.8, "mse": 0.7}
         found = World(lambda s: 0.9 if s.method.effort == "best" else scores[s.calib_mode]).run()
-        assert kinds(found)[3:] == [(METHODS, "entropy", "default", ""), (METHODS, "entropy", "best", "")]
+        assert kinds(found)[3:] == [
+            (METHODS, "entropy", "default", ""), (METHODS, "naive", "default", ""), (METHODS, "entropy", "best", ""),
+        ]  # fmt: skip
         assert found.best is found.trials[-1]
+
+    def test_or_with_the_users_where_that_serves_the_first_method_better(self) -> None:
+        def score(s: Settings) -> float:
+            return {("entropy", "fast"): 0.8, ("naive", "default"): 0.85}.get((s.calib_mode, s.method.effort), 0.5)
+
+        found = World(score).run()
+        assert {mode for stage, mode, _, _ in kinds(found)[5:] if stage == METHODS} == {"naive"}
+        assert found.best is not None
+        assert (found.best.settings.calib_mode, found.best.settings.method.effort) == ("naive", "default")
 
     def test_layers_go_back_to_float_until_the_bar_is_met_and_no_more_than_needed(self) -> None:
         found = World(needing("a", "c", "e")).run()

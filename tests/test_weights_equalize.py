@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, build, conv, fc, feeds, run
+from graphs import CHANNELS, bn, build, conv, fc, feeds, run
 from helpers import assert_close
 
 from mxq import pipeline
@@ -20,6 +20,7 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
 from mxq.verify.held import CHANNEL_SCALE
+from mxq.verify.taps import corresponding
 from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
 
 X = feeds(data=(16, CHANNELS, 6, 6))["data"]
@@ -28,6 +29,28 @@ GLOBAL = 'pool_type="avg" global_pool="True" kernel="(1, 1)"'
 DEPTHWISE = f'kernel="(3, 3)" num_filter="{CHANNELS}" num_group="{CHANNELS}" pad="(1, 1)"'
 
 PLAIN = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "return conv1")
+
+
+def preact(norm: str = 'eps="1e-05" fix_gamma="False"') -> tuple[str, ...]:
+    """Two blocks with activation first: a stream of sums, ``sum2`` the last, which BatchNorms with ``norm`` read."""
+    return (
+        conv("conv0", "data", bias=False),
+        bn("bn1", "conv0", norm),
+        'relu1 = Activation(bn1) act_type="relu"',
+        conv("conv1", "relu1"),
+        "sum1 = elemwise_add(conv1, conv0)",
+        bn("bn2", "sum1", norm),
+        'relu2 = Activation(bn2) act_type="relu"',
+        conv("conv2", "relu2", bias=False),
+        "sum2 = elemwise_add(conv2, sum1)",
+        bn("bn3", "sum2", norm),
+        'relu3 = Activation(bn3) act_type="relu"',
+        conv("conv3", "relu3"),
+        "return conv3",
+    )
+
+
+STREAM, NORMS = ("conv0", "conv1", "conv2"), ("bn1", "bn2", "bn3")
 NETS = {
     "plain": (PLAIN, ("conv0",), ("conv1",)),
     "no_bias": (
@@ -82,27 +105,59 @@ NETS = {
         ("conv0",),
         ("fc0",),
     ),
+    "stream": (preact(), STREAM, NORMS),
+    "stream_fix_gamma": (preact('eps="0.002" fix_gamma="True"'), STREAM, NORMS),
+    "stream_default_eps": (preact('fix_gamma="False"'), STREAM, NORMS),
+    "stream_with_a_layer": (
+        (*preact()[:-1], conv("conv4", "sum2"), "return conv3, conv4"),
+        STREAM,
+        (*NORMS, "conv4"),
+    ),
+    "norm_is_a_head": (
+        (conv("conv0", "data"), bn("bn1", "conv0"), conv("conv1", "conv0"), "return bn1, conv1"),
+        ("conv0",),
+        ("bn1", "conv1"),
+    ),
+    "norm_in_a_sum": (
+        (
+            conv("conv0", "data"),
+            bn("bn1", "conv0"),
+            "sum = elemwise_add(bn1, conv0)",
+            conv("conv1", "sum"),
+            "return conv1",
+        ),
+        ("conv0", "bn1"),
+        ("bn1", "conv1"),
+    ),
+    "norm_writes": (preact(), ("bn2",), ("conv2",)),
 }
-"""Name -> network, the layers that write the family with outliers, those that read it."""
+"""Name -> network, the layers and BatchNorms that write the family with outliers, those that read it."""
 
 
 def outliers(model: Model, writers: Sequence[str], readers: Sequence[str], factor: float = 50.0) -> Model:
     """The same function, with channels 1 and 4 of a tensor ``factor`` times as large; biases too."""
-    s = np.ones(CHANNELS, np.float32)
+    s = np.ones(CHANNELS)
     s[[1, 4]] = factor
-    args = dict(model.args)
+    args, auxs = dict(model.args), dict(model.auxs)
     for layer in writers:
-        for name in (f"{layer}_weight", f"{layer}_bias"):
+        for name in (f"{layer}_{end}" for end in ("weight", "bias", "gamma", "beta")):
             if name in args:
-                args[name] = args[name] * s.reshape(-1, *[1] * (args[name].ndim - 1))
+                args[name] = (args[name] * s.reshape(-1, *[1] * (args[name].ndim - 1))).astype(np.float32)
     for layer in readers:
+        if f"{layer}_moving_mean" in auxs:
+            mean, variance, eps = f"{layer}_moving_mean", f"{layer}_moving_var", model.graph[layer].number("eps", 1e-3)
+            auxs[mean] = (auxs[mean] * s).astype(np.float32)
+            auxs[variance] = (s**2 * (auxs[variance].astype(np.float64) + eps) - eps).astype(np.float32)
+            continue
         weight = args[f"{layer}_weight"]
-        if weight.shape[1] == 1:
-            args[f"{layer}_weight"] = weight / s.reshape(-1, 1, 1, 1)
-        else:
-            columns = weight.reshape(len(weight), CHANNELS, -1) / s[None, :, None]
-            args[f"{layer}_weight"] = columns.reshape(weight.shape)
-    return replace(model, args=args)
+        columns = weight / s.reshape(-1, 1, 1, 1) if weight.shape[1] == 1 else _columns(weight) / s[None, :, None]
+        args[f"{layer}_weight"] = columns.reshape(weight.shape).astype(np.float32)
+    return replace(model, args=args, auxs=auxs)
+
+
+def _columns(weight: np.ndarray) -> np.ndarray:
+    """(O, C, positions), also of a fully connected layer that reads maps."""
+    return weight.reshape(len(weight), CHANNELS, -1)
 
 
 def net(name: str, factor: float = 50.0) -> Model:
@@ -147,6 +202,13 @@ def test_the_float_network_stays_and_the_int8_one_improves(name: str) -> None:
         assert_close(same, head, rtol=1e-4, atol=1e-4 * float(np.abs(head).max()))
         assert sqnr_db(head, good) > sqnr_db(head, poor) + 8
         assert sqnr_db(head, good) > 30
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outliers_change_nothing_in_float(name: str) -> None:
+    """Or the tests here would show nothing."""
+    for head, same in zip(run(build(*NETS[name][0]), {"data": X}), run(net(name), {"data": X}), strict=True):
+        assert_close(same, head, rtol=1e-4, atol=1e-4 * float(np.abs(head).max()))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -207,7 +269,7 @@ class TestRefusals:
         return next(f.blocked for f in families(fused) if tensor in f.tensors)
 
     def test_shared_weights(self) -> None:
-        again = "again = Convolution(conv1, conv1_weight, conv1_bias) kernel=\"(3, 3)\" num_filter=\"8\" pad=\"(1, 1)\""
+        again = 'again = Convolution(conv1, conv1_weight, conv1_bias) kernel="(3, 3)" num_filter="8" pad="(1, 1)"'
         model = outliers(build(*PLAIN[:-1], again, "return again"), ("conv0",), ("conv1",))
         assert self.scaled(model) == ()
         assert "shared" in self.blocked(model, "relu0")
@@ -246,6 +308,101 @@ class TestRefusals:
         model = build(conv("conv0", "data"), RELU0, fc("fc0", "relu0", 'num_hidden="4" flatten="False"'), "return fc0")
         args = {"conv0_weight": model.args["conv0_weight"] * np.array([50, *[1] * 7]).reshape(-1, 1, 1, 1)}
         assert self.scaled(model, {k: v.astype(np.float32) for k, v in args.items()}) == ()
+
+
+class TestBatchNorm:
+    """What could not be folded takes scales, but none that it cannot."""
+
+    def blocked(self, model: Model, tensor: str) -> str:
+        return next(f.blocked for f in families(model) if tensor in f.tensors)
+
+    def test_the_stream_is_one_family_which_ends_at_norms(self) -> None:
+        fused = Done.of(net("stream")).prepared.fused
+        stream = next(f for f in families(fused) if "sum2" in f.tensors)
+        assert {"conv0", "sum1", "sum2"} <= stream.tensors
+        assert not stream.tensors & {"bn1", "relu1", "bn2", "relu2", "bn3", "relu3"}
+        assert {n.name for n in stream.readers} == {"bn1", "bn2", "bn3"}
+        after = next(f for f in families(fused) if "bn2" in f.tensors)
+        assert after.tensors == {"bn2", "relu2"}
+        assert [n.name for n in after.writers] == ["bn2"]
+
+    def test_only_gamma_and_mean_of_a_reader_change(self) -> None:
+        done = Done.of(net("stream"))
+        before, after = done.prepared.fused, done.model
+        s = np.array([float(v) for v in after.graph["conv0"].attrs[CHANNEL_SCALE].split(",")])
+        for norm in NORMS:
+            assert_close(after.args[f"{norm}_gamma"], before.args[f"{norm}_gamma"] / s, rtol=1e-5, atol=0)
+            assert_close(after.auxs[f"{norm}_moving_mean"], before.auxs[f"{norm}_moving_mean"] * s, rtol=1e-5, atol=0)
+            assert np.array_equal(after.auxs[f"{norm}_moving_var"], before.auxs[f"{norm}_moving_var"])
+            assert np.array_equal(after.args[f"{norm}_beta"], before.args[f"{norm}_beta"])
+
+    def test_a_large_eps_changes_nothing(self) -> None:
+        """In float. The stock int8 kernel divides by sqrt(1 + eps) once more, scaled or not."""
+        model = outliers(build(*preact('eps="0.3" fix_gamma="False"')), STREAM, NORMS)
+        done = Done.of(model)
+        assert "sum1" in done.names
+        wanted, found = run(model, {"data": X})[0], run(done.model, {"data": X})[0]
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+
+    def test_both_sides_of_a_norm_can_have_outliers(self) -> None:
+        model = outliers(net("stream"), ("bn2",), ("conv2",))
+        done = Done.of(model)
+        assert {"sum1", "bn2", "relu2"} <= set(done.names)
+        wanted, found = run(model, {"data": X})[0], run(done.model, {"data": X})[0]
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+        assert sqnr_db(wanted, run(done.int8(scaled=True), {"data": X})[0]) > 30
+
+    def test_the_default_recovers(self) -> None:
+        """Through the pipeline as users call it, no node named."""
+        model, found = net("stream"), {}
+        for equalized_too in (False, True):
+            config = QuantConfig(num_calib_examples="100%", target="avx512_vnni", equalize=equalized_too)
+            prepared = pipeline.plan(model, config)
+            ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False)
+            done = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=[{"data": X}])
+            found[equalized_too] = sqnr_db(run(model, {"data": X})[0], run(exact(done.model), {"data": X})[0])
+        assert found[False] < 25
+        assert found[True] > 30
+
+    def test_every_tensor_can_be_read_back(self) -> None:
+        """The int8 network says which are scaled, and what a BatchNorm makes of such a one is not."""
+        model = net("stream")
+        config = QuantConfig(num_calib_examples="100%")
+        prepared = pipeline.plan(model, config)
+        ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False)
+        done = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=[{"data": X}]).model
+        taps = corresponding(model, done)
+        assert {"sum1", "bn2", "relu2", "sum2"} <= {tap.name.removeprefix("quantized_") for tap in taps}
+        for tap in taps:
+            wanted, *coded = (*run(model, {"data": X}, (tap.float,))[1:], *run(done, {"data": X}, tap.int8)[1:])
+            assert sqnr_db(wanted, tap.held.read(coded).values) > 25
+
+    @pytest.mark.parametrize(("norm", "why"), [('fix_gamma="True"', "fixed"), ('fix_gamma="False" axis="2"', "axis 1")])
+    def test_what_it_cannot_do(self, norm: str, why: str) -> None:
+        """As networks are before `mxq.passes.simplify`, and with channels elsewhere."""
+        relu = 'relu1 = Activation(bn1) act_type="relu"'
+        model = build(conv("conv0", "data"), bn("bn1", "conv0", norm), relu, conv("conv1", "relu1"), "return conv1")
+        assert why in self.blocked(model, "conv0")
+        assert why in self.blocked(model, "relu1")
+
+    def test_its_statistics_may_not_be_read(self) -> None:
+        norm = bn("bn1", "conv0", 'fix_gamma="False" output_mean_var="True"')
+        model = build(conv("conv0", "data"), norm, conv("conv1", "conv0"), "return bn1, bn1:1, conv1")
+        assert "mean" in self.blocked(model, "conv0")
+
+    @pytest.mark.parametrize("shared", ["gamma", "beta", "moving_mean", "moving_var"])
+    def test_shared_parameters(self, shared: str) -> None:
+        lines = preact()
+        model = build(*(line.replace(f"bn2_{shared}", f"bn3_{shared}") for line in lines))
+        done = Done.of(model)
+        assert "shared" in self.blocked(done.prepared.fused, "sum2")
+        assert done.names == ()
+
+    def test_a_stream_that_is_an_output(self) -> None:
+        model = outliers(build(*preact()[:-1], "return conv3, sum2"), STREAM, NORMS)
+        done = Done.of(model)
+        assert self.blocked(done.prepared.fused, "sum1") == "it is an output of the network"
+        assert done.names == ()
 
 
 class TestClip:

@@ -7,7 +7,7 @@ import pytest
 from helpers import assert_close
 
 from mxq.weights.grid import FULL, HALVED, Grid, extremes, nearest, steps
-from mxq.weights.rounding import _unit_upper, covariance, damped, descend, error_of, successive
+from mxq.weights.rounding import FACTORED, _cholesky, _unit_upper, covariance, damped, descend, error_of, successive
 
 SHAPES = [(1, 6, 20), (1, 3, 150), (4, 5, 9), (7, 1, 9)]
 """Groups, output channels, inputs: dense, dense of more than one block, grouped, depthwise."""
@@ -77,6 +77,27 @@ def test_the_factor_is_unit_upper_triangular(groups: int, size: int) -> None:
         middle = inverse @ h @ inverse.T
         assert np.diag(middle).min() > 0
         assert_close(middle - np.diag(np.diag(middle)), np.zeros_like(h), rtol=0, atol=1e-3 * np.abs(h).max())
+
+
+@pytest.mark.parametrize("size", [9, FACTORED, 2 * FACTORED + 7])
+def test_the_factor_by_blocks_is_that_of_numpy(size: int) -> None:
+    hessian = damped(covariance(correlated(2, size)), 0.01)
+    lower = _cholesky(hessian)
+    assert lower.dtype == np.float32
+    assert_close(lower, np.linalg.cholesky(hessian), rtol=0, atol=1e-4 * np.abs(lower).max())
+
+
+def test_what_float32_cannot_factor_float64_does() -> None:
+    size = 2 * FACTORED
+    causes = np.random.default_rng(0).standard_normal((1, size, 3))
+    hessian = (causes @ causes.swapaxes(1, 2) + 5e-6 * np.eye(size)).astype(np.float32)
+    assert np.linalg.eigvalsh(hessian.astype(np.float64)).min() > 0
+    with pytest.raises(np.linalg.LinAlgError):
+        _cholesky(hessian)
+    upper = _unit_upper(hessian)
+    assert upper.dtype == np.float32
+    assert np.isfinite(upper).all()
+    assert_close(np.tril(upper[0]), np.eye(size), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -112,7 +112,7 @@ def guard(
         note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
         table[str(ref)] = replace(found, range=span, note="; ".join(filter(None, (found.note, note))))
     for layer in layers:
-        factor = factors.get(layer.data, 1.0)
+        factor = factors.get(_ranged(model, plan, layer.data), 1.0)
         chosen = layer.remedy
         kind, changed = "range" if factor > 1 else chosen.kind, 0
         if kind == "pairs":
@@ -182,13 +182,13 @@ def _bound(model: Model, ref: Ref) -> float:
 
 
 def _factors(model: Model, plan: Plan, thresholds: Thresholds, layers: list[_Layer]) -> dict[Ref, float]:
-    """The tensors whose ranges are to be widened, and how much."""
+    """The tensors whose ranges are to be widened -> how much."""
     found = {}
-    for ref in dict.fromkeys(layer.data for layer in layers):
-        readers = [layer for layer in layers if layer.data == ref]
+    for read in dict.fromkeys(layer.data for layer in layers):
+        readers, ref = [layer for layer in layers if layer.data == read], _ranged(model, plan, read)
         kinds = [layer.remedy for layer in readers]
         least = sum(k.cost / layer.energy for k, layer in zip(kinds, readers, strict=True))
-        if least == 0 or not _widens(model, plan, thresholds, ref, readers):
+        if least == 0 or not (_alone(model, read, readers) and _widens(model, plan, thresholds, ref)):
             continue
         for factor in FACTORS:
             if _bound(model, ref) < thresholds.range(str(ref)).max * factor:
@@ -199,14 +199,32 @@ def _factors(model: Model, plan: Plan, thresholds: Thresholds, layers: list[_Lay
     return found
 
 
-def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref, readers: list[_Layer]) -> bool:
-    """Whether ``readers`` are all that reads ``ref``, in the range that its threshold says."""
+def _ranged(model: Model, plan: Plan, ref: Ref) -> Ref:
+    """The tensor whose range ``ref`` has: itself, or what int8 operators, read by nobody else, carry to it."""
+    while not _has_range(model, plan, ref):
+        data = model.graph[ref.name].inputs
+        if len(data) != 1 or len(model.graph.consumers[data[0].name]) > 1 or data[0] in model.graph.heads:
+            break
+        ref = data[0]
+    return ref
+
+
+def _has_range(model: Model, plan: Plan, ref: Ref) -> bool:
+    """Whether ``ref`` is coded in a range of its own."""
     spec = MXNET_191.find(model.graph[ref.name].op)
-    own = ref.name not in plan.quantized or (spec is not None and spec.calibrated)
-    alone = {n.name for n in model.graph.consumers[ref.name]} == {r.node.name for r in readers}
-    alone &= all(ref not in r.node.inputs[1:] for r in readers)  # a layer may add to its result what it reads
+    return ref.name not in plan.quantized or (spec is not None and spec.calibrated)
+
+
+def _alone(model: Model, ref: Ref, readers: list[_Layer]) -> bool:
+    """Whether ``readers`` are all that reads ``ref``; a layer may also add to its result what it reads."""
+    names = {n.name for n in model.graph.consumers[ref.name]}
+    return names == {r.node.name for r in readers} and all(ref not in r.node.inputs[1:] for r in readers)
+
+
+def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref) -> bool:
+    """Whether the range of ``ref`` may be another."""
     free = str(ref) in thresholds and thresholds[str(ref)].observer != "fixed"
-    return own and alone and free and ref not in model.graph.heads
+    return free and _has_range(model, plan, ref) and ref not in model.graph.heads
 
 
 def _limited(layer: _Layer, model: Model, chosen: Remedy) -> tuple[Array, int]:

@@ -67,8 +67,8 @@ class _Bound:
         with mxnet_says("MXNet cannot run the network on input " + _describe(shapes)):
             if shapes != self._shapes:
                 self._bind(arrays)
-                self._shapes = shapes
-            return list(self._executor.forward(is_train=False, **{k: to_ndarray(v) for k, v in arrays.items()}))
+                self._shapes, arrays = shapes, {}  # they are bound
+            return list(self._executor.forward(is_train=False, **arrays))
 
     def _bind(self, arrays: Mapping[str, Array]) -> None:
         inputs = {name: to_ndarray(value) for name, value in arrays.items()}

@@ -19,6 +19,7 @@ CALIBRATORS, METHODS, LAYERS = "calibrators", "methods", "layers"
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 INTERRUPTED: Final = "it was interrupted"
+WHOLE: Final = "a network wholly in int8 meets the bar, and none is faster"
 SLACK: Final = 1e-9
 """0.844 - 0.839 is more than 0.005 to a computer."""
 
@@ -125,7 +126,7 @@ class Space:
 
     Attributes:
         calibrators: in order; the first is the user's.
-        methods: in order, tried with the best calibrator.
+        methods: in order, the first tried with two calibrators.
         rank: called once, with the best settings so far: the layers, in the order in which to leave them in float, with
             the time that each costs there.
     """
@@ -145,17 +146,33 @@ def strategy(space: Space, bar: Bar) -> Asking:
     for settings in space.calibrators:
         seen.append((yield CALIBRATORS, settings))
         if bar.met(seen[-1]):
-            return "a network wholly in int8 meets the bar, and none is faster"
+            return WHOLE
     best = bar.best(seen)
     if best is None:
         return "every calibrator failed"
-    chosen = best.settings
-    for method in space.methods:
-        seen.append((yield METHODS, replace(chosen, method=method)))
-        if bar.met(seen[-1]):
-            return "a network wholly in int8 meets the bar, and none is faster"
+    seen += yield from _methods(best.settings, space, bar)
+    if bar.met(seen[-1]):
+        return WHOLE
     best = bar.best(seen) or best
     return (yield from _partial(best.settings, space, bar))
+
+
+def _methods(best: Settings, space: Space, bar: Bar) -> Generator[tuple[str, Settings], Trial, list[Trial]]:
+    """The first method with the best calibrator and the user's, all others with that which serves the first better.
+
+    Which calibrator is best without methods says little: a ResNet with outlier channels was at 9 % with one and at 0
+    with another, then at 74 % and 82 %.
+    """
+    seen: list[Trial] = []
+    bases = list(dict.fromkeys((best, space.calibrators[0])))
+    for method in space.methods:
+        for base in bases:
+            seen.append((yield METHODS, replace(base, method=method)))
+            if bar.met(seen[-1]):
+                return seen
+        if len(bases) > 1 and (found := bar.best(seen)) is not None:
+            bases = [found.settings]
+    return seen
 
 
 def _partial(base: Settings, space: Space, bar: Bar) -> Asking:

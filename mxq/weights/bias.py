@@ -63,12 +63,13 @@ def correction(target: Array, made: Array, activation: Activation) -> Array:
     if activation == Activation():
         mean: Array = (target - made).mean(axis=1, dtype=np.float64)
         return mean
-    wanted = activation(target)
+    wanted, ones = activation(target), np.ones((1, target.shape[1]), np.float32)
     found = np.zeros((target.shape[0], target.shape[2]))
     for _ in range(STEPS):
-        moved = made + found[:, None].astype(np.float32)
-        active = activation.active(moved)
-        count = active.sum(axis=1)
-        off = np.where(active, wanted - activation(moved), 0).sum(axis=1, dtype=np.float64)
-        found = found + np.where(count >= FEW, off / np.maximum(count, 1), 0.0)
+        off: Array = made + found[:, None].astype(np.float32)
+        active = activation.active(off).astype(np.float32)
+        np.subtract(wanted, off, out=off)  # where it is active, f(x) is x
+        off *= active
+        count, total = ((ones @ part)[:, 0] for part in (active, off))
+        found = found + np.where(count >= FEW, total / np.maximum(count, 1), 0.0)
     return found

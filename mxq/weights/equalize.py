@@ -7,17 +7,26 @@ One range serves all channels of a tensor, so a channel that uses a tenth of it 
 nothing in conv1, whose weights have a step per channel, nor in a depthwise conv2; in a dense one, columns of w2 shrink
 against others.
 
+A BatchNorm that could not be folded stands for conv1, conv2 or both, as a depthwise convolution does. In networks with
+activation before convolution they read the stream of sums, which is scaled as a whole and no further:
+
+Before:  x -> BatchNorm(gamma, beta, mean, variance) -> y
+After:   s x -> BatchNorm(r gamma / s, r beta, s mean, variance) -> r y           r is to y's channels what s is to x's
+
 Conditions: everything between conv1 and conv2 commutes with positive scales: ReLU, leaky ReLU, pooling, Flatten, sums,
 whose operands then share s. A clip at a does where ``s * max <= a``, so there s only grows, and up to that. No other
-operator reads the tensors, they are no output, and the weights belong to their layers alone.
+operator reads the tensors, they are no output, and the weights belong to their layers alone. BatchNorm normalises axis
+1 with moving statistics, and its gamma is not fixed (`mxq.passes.simplify` makes one of ones).
 
 Formula. ``s_c = min((1 / r_c)^p, a_c)`` with r_c the largest value of channel c, in shares of its tensor's, and p of
 `POWERS` with the least noise of rounding, in shares of each reader's output:
 
     sum_j [ t^2/12 sum_c |w_jc|^2 / s_c^2  +  sum_o t_o^2/12 sum_c s_c^2 E[x_c^2] ] / sum_c |w_jc|^2 E[x_c^2]       (1)
 
-t the tensor's step, t_o that of output channel o's weights. Sources: Nagel et al., arXiv:1906.04721, section 4.1, for
-the identity; Xiao et al., "SmoothQuant" (arXiv:2211.10438), eq. 4, for powers of activations' ranges.
+t the tensor's step, t_o that of output channel o's weights. Of a BatchNorm w is diagonal, gamma / sqrt(variance + eps),
+and not rounded, and below the fraction line is what calibration data shows of its output. Sources: Nagel et al.,
+arXiv:1906.04721, section 4.1, for the identity; Xiao et al., "SmoothQuant" (arXiv:2211.10438), eq. 4, for powers of
+activations' ranges.
 """
 
 from __future__ import annotations
@@ -81,7 +90,7 @@ def _channels(batches: Sequence[Array]) -> Channels:
 
 @dataclass
 class Family:
-    """Tensors that must be scaled alike, with the layers that write and read them.
+    """Tensors that must be scaled alike, with the layers and BatchNorms that write and read them.
 
     Attributes:
         cap: where a clip bounds the tensors.
@@ -119,7 +128,7 @@ def families(model: Model) -> list[Family]:
 def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
     """What ``node`` says of the families of its inputs and output."""
     data = [r.name for r in node.inputs if model.param(r.name) is None]
-    layer = layer_of(node)
+    layer = _absorber(node)
     if layer is not None and (node.inputs[0].name not in data or (node.flag("with_sum") and len(data) < 2)):
         for name in (*data, node.name):
             table[name].blocked = f"{node.name!r} reads a constant"
@@ -142,16 +151,39 @@ def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
     _after(node, layer, table[node.name])
 
 
+def _absorber(node: Node) -> Node | None:
+    """What takes scales into its parameters: the layer that ``node`` holds, or itself, a BatchNorm."""
+    return node if _is_norm(node) else layer_of(node)
+
+
+def _is_norm(node: Node) -> bool:
+    return node.op == "BatchNorm"
+
+
 def _refusal(model: Model, node: Node, layer: Node) -> str:
     """Why what ``node`` reads and makes cannot be scaled; empty where it can."""
     own = [r.name for r in node.inputs if model.param(r.name) is not None]
-    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(own) != (1 if layer.flag("no_bias") else 2):
+    count = 4 if _is_norm(layer) else 1 if layer.flag("no_bias") else 2
+    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(set(own)) != count:
         return f"a parameter of {node.name!r} is shared"
+    if _is_norm(layer):
+        return _unusual(layer)
     groups = int(layer.number("num_group", 1))
     if groups > 1 and not (model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])):
         return f"{node.name!r} is a grouped convolution"
     if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
         return f"the channels of {node.name!r} are its last axis"
+    return ""
+
+
+def _unusual(norm: Node) -> str:
+    """Why a BatchNorm takes no scales; empty where it does."""
+    if norm.flag("fix_gamma", default=True):
+        return f"the gamma of {norm.name!r} is fixed"
+    if norm.number("axis", 1) != 1:
+        return f"the channels of {norm.name!r} are not axis 1"
+    if norm.flag("output_mean_var"):
+        return f"{norm.name!r} gives its mean and variance too"
     return ""
 
 
@@ -201,17 +233,21 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
     most = np.maximum(np.minimum(MOST, family.cap / np.maximum(room, 1e-30)), 1.0)
     inverse = 1 / np.maximum(share, 1 / MOST)
     choices = [np.minimum(inverse**power, most) for power in POWERS]
-    costs = [sum(_noise(model, node, seen[node.inputs[0].name], s) for node in family.readers) for s in choices]
+    costs = [sum(_noise(model, node, seen, s) for node in family.readers) for s in choices]
     best = int(np.argmin(costs))
     return choices[best] if costs[best] < WORTH * costs[0] else None
 
 
-def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
+def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -> float:
     """The reader's term of (1)."""
-    layer = the_layer_of(reader)
-    weight = model.args[reader.inputs[1].name].astype(np.float64)
+    x = seen[reader.inputs[0].name]
     span = SPAN["int8" if x.signed else "uint8"]
     tensor_step = (s * x.largest).max() / span
+    if _is_norm(reader):
+        squares, energy = _gains(model, reader) ** 2, float(seen[reader.name].square.sum())
+        return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
+    layer = the_layer_of(reader)
+    weight = model.args[reader.inputs[1].name].astype(np.float64)
     if int(layer.number("num_group", 1)) > 1:
         squares = (weight.reshape(len(weight), -1) ** 2).sum(axis=1)
         rounding = 0.0
@@ -224,30 +260,46 @@ def _noise(model: Model, reader: Node, x: Channels, s: Array) -> float:
     return float((tensor_step**2 / 12 * (squares / s**2).sum() + rounding) / max(energy, 1e-30))
 
 
+def _gains(model: Model, norm: Node) -> Array:
+    """What a BatchNorm multiplies each channel by, (C,) float64."""
+    gamma, variance = model.args[norm.inputs[1].name], model.auxs[norm.inputs[4].name]
+    gains: Array = gamma / np.sqrt(variance.astype(np.float64) + norm.number("eps", 1e-3))
+    return gains
+
+
 def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
-    """The model with all the scales of ``chosen``, in its weights and biases; nodes say so in `CHANNEL_SCALE`."""
-    args = dict(model.args)
+    """The model with all the scales of ``chosen``, in its parameters; nodes say so in `CHANNEL_SCALE`."""
+    args, auxs = dict(model.args), dict(model.auxs)
     changes: dict[str, Sequence[Node]] = {}
     for family, s in chosen:
-        for node in family.writers:
-            for ref in node.inputs[1 : 2 if the_layer_of(node).flag("no_bias") else 3]:
-                value = args[ref.name].astype(np.float64)
-                args[ref.name] = (value * s.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+        for node in family.writers:  # weight and bias, or gamma and beta
+            for name in (r.name for r in node.inputs[1:3] if r.name in args):
+                args[name] = _times(args[name], s)
             text = ",".join(f"{v:.8g}" for v in s)
             changes[node.name] = (node.with_attrs(**{CHANNEL_SCALE: text}),)
         for node in family.readers:
-            args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, the_layer_of(node))
-    return model.with_graph(model.graph.replace(changes), args)
+            args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, node)
+            if _is_norm(node):
+                auxs[node.inputs[3].name] = _times(auxs[node.inputs[3].name], s)
+    return replace(model.with_graph(model.graph.replace(changes), args), auxs=auxs)
 
 
-def _divided(weight: Array, s: Array, layer: Node) -> Array:
-    """The weight of a reader, (O, C, ...) or (C, 1, ...) or (O, C * positions), for inputs that are scaled by s."""
-    if int(layer.number("num_group", 1)) > 1:
-        found: Array = weight / s.reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        columns = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
-        found = columns.reshape(weight.shape)
+def _times(value: Array, s: Array) -> Array:
+    """``value``, (C, ...) float32, times s."""
+    found: Array = value.astype(np.float64) * s.reshape(-1, *[1] * (value.ndim - 1))
     return found.astype(np.float32)
+
+
+def _divided(weight: Array, s: Array, reader: Node) -> Array:
+    """What a reader multiplies its inputs by, for inputs that are scaled by s.
+
+    Args:
+        weight: (O, C, ...) or (O, C * positions) of a dense layer, (C, ...) of a depthwise one and of BatchNorm.
+    """
+    if _is_norm(reader) or int(the_layer_of(reader).number("num_group", 1)) > 1:
+        return _times(weight, 1 / s)
+    columns: Array = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
+    return columns.reshape(weight.shape).astype(np.float32)
 
 
 def equalize(

@@ -54,13 +54,17 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
         (G, O) float64; 1 where all of the channel is zero. Source: MMSE range, arXiv:2106.08295, section 3.1.
     """
     largest = np.abs(weight).max(axis=2).astype(np.float64)
-    best, least = largest / grid.span, np.full(largest.shape, np.inf)
+    shares = weight / np.maximum(largest, _DEAD)[:, :, None].astype(np.float32)
+    costs = []
     for ratio in RATIOS:
-        step = np.maximum(largest * ratio / grid.span, _DEAD)
-        off = np.clip(np.rint(weight / step[:, :, None]), -grid.top, grid.top) * step[:, :, None] - weight
-        cost = np.einsum("gok,gok,gk->go", off, off, importance, optimize=True)
-        better = cost < least
-        best, least = np.where(better, step, best), np.where(better, cost, least)
+        step = np.float32(ratio / grid.span)
+        off = np.rint(shares / step)
+        np.clip(off, -grid.top, grid.top, out=off)
+        off *= step
+        off -= shares
+        off *= off
+        costs.append(off @ importance.astype(np.float32)[:, :, None])
+    best = np.take(RATIOS, np.argmin(costs, axis=0)[:, :, 0]) * largest / grid.span
     return np.where(largest > _DEAD, best, 1.0)
 
 

@@ -88,9 +88,8 @@ def choose_places(counts: Sequence[int], most: int, rng: np.random.Generator) ->
 
 def outputs_at(tensors: Sequence[Array], places: Places, geometry: Geometry) -> Array:
     """(groups, N, O / groups): the values of the layer's outputs at the places."""
-    axis = geometry.channel_axis
-    rows = [np.moveaxis(t, axis, -1).reshape(-1, t.shape[axis])[c] for t, c in zip(tensors, places, strict=True)]
-    stacked = np.concatenate(rows)
+    last = [np.moveaxis(t, geometry.channel_axis, -1) for t in tensors]
+    stacked = np.concatenate([t[np.unravel_index(c, t.shape[:-1])] for t, c in zip(last, places, strict=True)])
     return np.ascontiguousarray(stacked.reshape(len(stacked), geometry.groups, -1).transpose(1, 0, 2))
 
 

@@ -4,7 +4,8 @@ Formula. Of the ranges ``a * r``, r the calibrated one and a in `SHARES`, take t
 
     sum_j  || W_j (q_a(x) - x) ||^2 / || W_j x ||^2                                                       (1)
 
-over the layers j that read x; for a reader that is no layer (a sum, a pooling) W_j is the identity. Source: the
+over the layers j that read x; for a reader that is no layer (a sum, a pooling) W_j is the identity. What rounding adds
+falls with a^2 and what clipping adds grows, so shares are tried in order until the sum grows. Source: the
 reconstruction error of a layer's output as a criterion for ranges, Wang et al., "Towards Accurate Post-training Network
 Quantization via Bit-Split and Stitching" (ICML 2020), section 3.2; Nagel et al., arXiv:2106.08295, eq. 11 for the
 tensor's own.
@@ -36,13 +37,18 @@ def narrowed(value: Array, span: Range, code: Code, readers: Sequence[Reader]) -
         code: how the tensor is coded.
         readers: at least one.
     """
-    spans = [Range(span.min * share, span.max * share) for share in SHARES]
-    noise = [code.coded(value, s) - value for s in spans]
-    total = np.zeros(len(spans))
-    for reader in readers:
-        made = reader(np.concatenate([value, *noise]))
-        energies = [float(np.vdot(part, part)) for part in np.split(made, len(spans) + 1)]
-        if energies[0] > 0:
-            total += np.array(energies[1:]) / energies[0]
-    best = int(total.argmin())
-    return spans[best] if total[best] < GAIN * total[0] else span
+    heard = [(reader, energy) for reader in readers if (energy := _energy(reader(value))) > 0]
+    best, costs = span, list[float]()
+    for share in SHARES:
+        tried = Range(span.min * share, span.max * share)
+        noise = code.coded(value, tried) - value
+        cost = sum(_energy(reader(noise)) / energy for reader, energy in heard)
+        if costs and cost >= min(costs):
+            break
+        costs.append(cost)
+        best = tried
+    return best if costs[-1] < GAIN * costs[0] else span
+
+
+def _energy(x: Array) -> float:
+    return float(np.vdot(x, x))

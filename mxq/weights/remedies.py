@@ -121,7 +121,7 @@ def change(codes: Array, other: Array, samples: Array) -> Array:
     second = data[:, :, 0].T @ data[:, :, 0] / max(len(data), 1)
     for place in range(off.shape[2]):
         part = off[rows, :, place]
-        total[rows] += np.einsum("oi,oi->o", part @ second, part, dtype=np.float64)
+        total[rows] += (part @ second * part).sum(axis=1, dtype=np.float64)
     return total
 
 

@@ -30,6 +30,8 @@ from mxq.ir import Array
 
 BLOCK = 64
 """Columns between two updates by matrix product."""
+FACTORED = 128
+"""Columns that are factored at once."""
 
 
 def covariance(inputs: Array) -> Array:
@@ -63,22 +65,24 @@ def successive(wanted: Array, hessian: Array, step: Array, fixed: Array, most: i
     """
     order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1)
     upper = _unit_upper(_permuted(hessian, order[:, ::-1]))
-    weight, given = (np.take_along_axis(a, order[:, None], axis=2).transpose(2, 0, 1) for a in (wanted, fixed))
-    weight, given = np.ascontiguousarray(weight, np.float32), np.ascontiguousarray(given)  # (K, G, O): rows by input
-    scale, size = step.astype(np.float32), wanted.shape[2]
-    error, codes = np.zeros_like(weight), np.zeros(weight.shape, np.int16)
+    weight, given = (np.take_along_axis(a, order[:, None], axis=2).swapaxes(1, 2) for a in (wanted, fixed))
+    weight, given = (np.ascontiguousarray(a, np.float32) for a in (weight, given))  # (G, K, O): rows by input
+    free, scale, size = given == 0, step.astype(np.float32), wanted.shape[2]
+    error, codes = np.zeros_like(weight), given
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
-        carried = np.einsum("igo,gik->kgo", error[:start], upper[:, :start, start:stop], optimize=True)
+        pulled = weight[:, start:stop] + upper[:, :start, start:stop].swapaxes(1, 2) @ error[:, :start]
+        within = np.ascontiguousarray(upper[:, start:stop, start:stop].swapaxes(1, 2))
         for k in range(start, stop):
-            pull = carried[k - start]
-            if k > start:
-                pull = pull + np.einsum("igo,gi->go", error[start:k], upper[:, start:k, k], optimize=False)
-            near = np.clip(np.rint((weight[k] + pull) / scale), -most, most).astype(np.int16)
-            codes[k] = np.where(given[k] != 0, given[k], near)
-            error[k] = weight[k] - scale * codes[k]
+            near = pulled[:, k - start] + (within[:, None, k - start, : k - start] @ error[:, start:k])[:, 0]
+            near /= scale
+            np.rint(near, out=near)
+            np.maximum(near, -most, out=near)
+            np.minimum(near, most, out=near)
+            np.copyto(codes[:, k], near, where=free[:, k])
+            error[:, k] = weight[:, k] - scale * codes[:, k]
     back = np.argsort(order, axis=1)
-    return np.take_along_axis(codes.transpose(1, 2, 0), back[:, None], axis=2)
+    return np.take_along_axis(codes.swapaxes(1, 2), back[:, None], axis=2).astype(np.int16)
 
 
 def _permuted(matrices: Array, order: Array) -> Array:
@@ -89,12 +93,24 @@ def _permuted(matrices: Array, order: Array) -> Array:
 def _unit_upper(backwards: Array) -> Array:
     """U of ``h = U D U'``, from h read backwards: its Cholesky factor, backwards."""
     try:
-        lower = np.linalg.cholesky(backwards)
+        lower = _cholesky(backwards)
     except np.linalg.LinAlgError:  # beyond float32
-        lower = np.linalg.cholesky(backwards.astype(np.float64)).astype(np.float32)
-    factor = lower[:, ::-1, ::-1]
-    found: Array = factor / np.einsum("gkk->gk", factor)[:, None, :]
-    return found
+        lower = _cholesky(backwards.astype(np.float64)).astype(np.float32)
+    lower /= np.einsum("gkk->gk", lower)[:, None].copy()
+    return np.ascontiguousarray(lower[:, ::-1, ::-1])
+
+
+def _cholesky(matrices: Array) -> Array:
+    """What `numpy.linalg.cholesky` gives, which computes in float64; here only blocks on the diagonal are."""
+    lower = np.zeros_like(matrices, order="C")
+    for start in range(0, matrices.shape[1], FACTORED):
+        stop = start + FACTORED
+        left, row = lower[:, start:, :start], np.swapaxes(lower[:, start:stop, :start], 1, 2)
+        panel = matrices[:, start:, start:stop] - left @ row
+        own = lower[:, start:stop, start:stop] = np.linalg.cholesky(panel[:, :FACTORED])
+        if stop < matrices.shape[1]:
+            lower[:, stop:, start:stop] = panel[:, FACTORED:] @ np.swapaxes(np.linalg.inv(own), 1, 2)
+    return lower
 
 
 def descend(codes: Array, wanted: Array, hessian: Array, step: Array, fixed: Array, most: int, sweeps: int) -> Array:
@@ -128,6 +144,6 @@ def descend(codes: Array, wanted: Array, hessian: Array, step: Array, fixed: Arr
 
 def error_of(codes: Array, wanted: Array, hessian: Array, step: Array) -> Array:
     """``(W - s Q) H (W - s Q)'`` of each output channel: (G, O)."""
-    off: Array = np.asarray(wanted - step[:, :, None] * codes, np.float32)
+    off = wanted - step.astype(np.float32)[:, :, None] * codes
     error: Array = np.einsum("gok,gok->go", off @ hessian, off)
     return error

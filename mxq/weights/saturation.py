@@ -83,8 +83,8 @@ def excess(codes: Array, highest: ArrayLike = HIGHEST) -> Array:
         (O, P, K) int32, positive above `TOP`, negative below `BOTTOM`.
     """
     both, top = pairs(codes).astype(np.int32), _of_pairs(highest, codes.shape[1])
-    above = (np.maximum(both, 0) * top).sum(axis=2) - TOP
-    below = (np.minimum(both, 0) * top).sum(axis=2) - BOTTOM
+    above, below = _reached(both, top)
+    above, below = above - TOP, below - BOTTOM
     return np.asarray(np.maximum(above, 0) + np.minimum(below, 0), np.int32)
 
 
@@ -167,9 +167,8 @@ def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pa
     offset = np.float32(SHIFT * factor if kernel == "shifted" else 0)
     both, given = pairs(codes), pairs(data + offset)
     reach = given.max(axis=0)  # (P, 2, 1 or K)
-    above = (np.maximum(both, 0) * reach).sum(axis=2) > factor * TOP
-    below = (np.minimum(both, 0) * reach).sum(axis=2) < factor * BOTTOM
-    risky = above | below
+    above, below = _reached(both, reach)
+    risky = (above > factor * TOP) | (below < factor * BOTTOM)
     if data.shape[2] > 1:
         return _square(both, given, risky, factor)
     total = np.zeros(len(codes))
@@ -189,6 +188,12 @@ def _square(both: Array, given: Array, risky: Array, factor: float) -> Array:
         starts = np.flatnonzero(np.diff(channel, prepend=-1))
         sums[channel[starts]] += np.add.reduceat(gone, starts, axis=0)
     return np.asarray(np.einsum("on,on->o", sums, sums, dtype=np.float64) / max(len(given), 1))
+
+
+def _reached(both: Array, top: Array) -> tuple[Array, Array]:
+    """The highest and the lowest sum of each pair where activation codes are 0 to ``top``: (O, P, K) each."""
+    first, second = (both[:, :, side] * top[..., side, :] for side in (0, 1))
+    return np.maximum(first, 0) + np.maximum(second, 0), np.minimum(first, 0) + np.minimum(second, 0)
 
 
 def _chunks(mask: Array, size: int) -> Iterator[tuple[Array, Array, Array]]:
