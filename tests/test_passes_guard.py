@@ -168,6 +168,22 @@ class TestGuard:
         assert [e.node for e in trace.events] == ["z"]
         assert "a" not in records  # reads s8, whose kernel halves its weights
 
+    @pytest.mark.parametrize(("more", "factor"), [((), 1.15), (('m = Activation(p) act_type="tanh"',), 1.0)])
+    def test_of_a_tensor_that_is_carried_to_the_layer_too(self, more, factor):
+        """Unless something else reads it on the way."""
+        pool = 'p = Pooling(r) kernel="(2, 2)" stride="(2, 2)" pool_type="max"'
+        heads = "return z" if not more else "return z, m"
+        prepared = planned(*CHAIN[:2], pool, conv("z", "p"), *more, heads)
+        assert prepared.plan["p"].int8
+        table = {str(r): Threshold(Range(0 if r.name == "r" else -4.0, 4.0), "naive") for r in prepared.plan.observe}
+        values = np.random.default_rng(0).uniform(2, 4, (200, CHANNELS)).astype(np.float32)
+        samples = {Ref("p"): values}
+        _, thresholds, records = guard(
+            prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
+        )
+        assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
+        assert thresholds.range("r").max == 4 if factor == 1 else thresholds.range("r").max > 4 * factor
+
     def test_a_range_that_somebody_fixed_stays(self):
         prepared = planned(*CHAIN)
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4, 4), "fixed") for r in prepared.plan.observe}

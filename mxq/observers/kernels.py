@@ -39,14 +39,15 @@ LANES: Final = 4
 SIGN: Final = 0x80000000
 
 
-def _compiled(function: F) -> F:
+def compiled(function: F) -> F:
+    """``function`` compiled when it is first called, or read from the cache."""
     try:
         return cast("F", numba.njit(nogil=True, cache=True)(function))
     except RuntimeError:  # neither the package nor the home directory can be written: compile for this process
         return cast("F", numba.njit(nogil=True)(function))
 
 
-@_compiled
+@compiled
 def _extremes(signed: NDArray[np.int32], unsigned: NDArray[np.uint32]) -> tuple[int, int, int]:
     """The largest of the bits of float32 values read as int32, the largest and the smallest read as uint32."""
     highest, top, lowest = signed[0], unsigned[0], unsigned[0]
@@ -72,7 +73,7 @@ def extremes(x: Floats) -> tuple[float, float]:
     return low + 0.0, high + 0.0  # which makes -0.0 into 0.0
 
 
-@_compiled
+@compiled
 def count(x: Floats, factor: np.float32, half: int, lanes: Counts) -> None:
     """Counts ``trunc(x * factor) + half`` into ``lanes`` (4, 2 half + 1), in place; all of ``x`` (n,) must fit.
 
@@ -90,7 +91,7 @@ def count(x: Floats, factor: np.float32, half: int, lanes: Counts) -> None:
         first[np.uint64(np.int64(x[i] * factor) + half)] += 1
 
 
-@_compiled
+@compiled
 def _antiderivative(x: float, step: float, whole: float, lowest: int, highest: int) -> float:
     code = min(max(np.rint(x / step), lowest), highest)
     rest = x - code * step
@@ -98,7 +99,7 @@ def _antiderivative(x: float, step: float, whole: float, lowest: int, highest: i
     return found
 
 
-@_compiled
+@compiled
 def expected_errors(edges: Reals, counts: Reals, thresholds: Reals, lowest: int, highest: int) -> Reals:
     """Mean squared quantization error of values spread evenly over each bin, for each threshold.
 

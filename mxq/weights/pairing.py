@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mxq.numerics import Array
+from mxq.observers.kernels import compiled
 from mxq.weights.saturation import BOTTOM, HIGHEST, TOP
 
 ROUNDS = 10
@@ -32,15 +33,25 @@ def conflicts(codes: Array, highest: ArrayLike = HIGHEST) -> Array:
     found = np.zeros((codes.shape[1], codes.shape[1]), np.float32)
     for sign, bound in ((1, TOP), (-1, -BOTTOM)):
         sums = (np.maximum(sign * rows.astype(np.int32), 0) * np.asarray(highest, np.int32)).astype(np.float32)
-        for row in sums[(sums > bound / 2).any(axis=1)]:
-            large = np.flatnonzero(row > bound / 2)  # one of two that are too much together is more than half
-            over = row - (bound - row[large, None])
-            np.maximum(over, 0, out=over)
-            over *= over
-            over[:, large] /= 2  # two that are large meet twice
-            found[large] += over
+        _add_excess(sums[(sums > bound / 2).any(axis=1)], np.float32(bound), found)
     np.fill_diagonal(found, 0)
     return np.asarray(found + found.T, np.float64)
+
+
+@compiled
+def _add_excess(sums: Array, bound: np.float32, found: Array) -> None:
+    """Adds to ``found`` (I, I) how far the sums of each two of a row exceed ``bound``, squared.
+
+    One of two that are too much together is more than half; two that are so meet twice.
+    """
+    half = bound / 2
+    for row in range(sums.shape[0]):
+        for i in range(sums.shape[1]):
+            if sums[row, i] > half:
+                room = bound - sums[row, i]
+                for j in range(sums.shape[1]):
+                    over = max(sums[row, j] - room, 0)
+                    found[i, j] += over * over / 2 if sums[row, j] > half else over * over
 
 
 def cost_of(order: Array, costs: Array) -> float:
