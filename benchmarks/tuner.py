@@ -2,8 +2,8 @@
 
     MXQ_DATA=... python benchmarks/tuner.py [NET ...] [--kills 2] [--max-drop 0.005] [--budget 1800]
 
-NET may be made hard, NET:outliers, see `ablation`. Each search is a process of its own. It is ended by SIGKILL in the
-middle of a trial, a third and two thirds on the way, and started again in the same workdir.
+NET may be made hard, NET:outliers, as for `ablation`. Each search is a process of its own. It is ended by SIGKILL in
+the middle of a trial, a third and two thirds on the way, and started again in the same workdir.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablation import with_outliers
-from real_nets import load
+from ablation import named
 from rich.console import Console
 from rich.table import Table
 
@@ -37,9 +36,7 @@ POLL = 0.05
 def search(args: argparse.Namespace, net: str, workdir: Path) -> None:
     """One search, in this process; what it found is written beside its journal."""
     logging.disable(logging.INFO)
-    base, _, hard = net.partition(":")
-    task = load(base, args.calibration, args.evaluation)
-    task = with_outliers(task) if hard else task
+    task = named(net, args.calibration, args.evaluation)
     found = mxq.tune(
         (to_symbol(task.model.graph), to_arrays(task.model.args), to_arrays(task.model.auxs)),
         task.calibration,
@@ -59,7 +56,7 @@ def started(args: argparse.Namespace, net: str, workdir: Path) -> subprocess.Pop
     """The same as another process."""
     options = ("calibration", "evaluation", "max_drop", "budget")
     given = [part for name in options for part in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-    return subprocess.Popen([sys.executable, __file__, net, *given, "--search", str(workdir)])
+    return subprocess.Popen([sys.executable, __file__, net, *given, "--search", str(workdir)])  # noqa: S603
 
 
 def trials(workdir: Path) -> list[dict[str, Any]]:
@@ -100,9 +97,8 @@ def compared(args: argparse.Namespace, net: str, folder: Path, console: Console)
                       f"{trial['seconds']:.0f}")  # fmt: skip
     console.print(f"{net}: {reference['verdict']}; {reference['seconds']:.0f} s")
     console.print(table)
-    count, ends = reference["trials"], []
-    for kill in range(args.kills):
-        ends.append(killed(args, net, broken, count * (kill + 1) // (args.kills + 1)))
+    parts = range(1, args.kills + 1)
+    ends = [killed(args, net, broken, reference["trials"] * part // (args.kills + 1)) for part in parts]
     started(args, net, broken).wait()
     again = result(broken)
     same = all(again[k] == reference[k] for k in ("trials", "sha256", "stopped")) and again["best"]["settings"] == (
