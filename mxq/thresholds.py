@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,9 @@ class Range:
     def union(self, other: Range) -> Range:
         return Range(min(self.min, other.min), max(self.max, other.max))
 
+    def times(self, factor: float) -> Range:
+        return Range(self.min * factor, self.max * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -66,6 +69,10 @@ class Threshold:
     note: str = ""
     source: str = ""
     candidates: tuple[Candidate, ...] = ()
+
+    def ranged(self, span: Range, note: str) -> Threshold:
+        """This with another range, and a ``note`` on why after any that is there."""
+        return replace(self, range=span, note="; ".join(filter(None, (self.note, note))))
 
 
 @dataclass(frozen=True)

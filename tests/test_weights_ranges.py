@@ -11,7 +11,7 @@ from mxq import numerics
 from mxq.plan import TensorRecord
 from mxq.thresholds import Range
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.ranges import GAIN, SHARES, Reader, narrowed
+from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed
 
 INT8, UINT8 = Code("int8"), Code("uint8")
 
@@ -77,6 +77,17 @@ class TestNarrowed:
         assert min(errors) < GAIN * errors[0]
         found = narrowed(value, span, INT8, [reader])
         assert found == Range(span.min * best, span.max * best)
+
+    def test_of_many_values_shares_are_tried_until_the_error_has_grown(self) -> None:
+        rng, heard = np.random.default_rng(0), list[int]()
+
+        def reader(x: np.ndarray) -> np.ndarray:
+            heard.append(x.size)
+            return x
+
+        value = rng.uniform(0, 0.78, (4, 5, MANY)).astype(np.float32)
+        assert narrowed(value, Range(0.0, 1.0), UINT8, [reader]) == Range(0.0, 0.8)
+        assert len(heard) == 1 + 4  # the values, then the shares 1, 0.9, 0.8 and 0.7
 
     def test_small_gains_are_not_worth_it(self) -> None:
         """A calibrated range a little too wide: by 1 % the step would be finer, by 2 % the error smaller; not by a

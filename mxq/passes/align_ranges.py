@@ -14,7 +14,6 @@ Formula: range_i := the union of all inputs' ranges.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import reduce
 
 from mxq.backends import MXNET_191, BackendSpec
@@ -43,7 +42,7 @@ def align_ranges(
             if alone and found.range != union:
                 low, high = found.range.min, found.range.max
                 note = f"from [{low:.6g}, {high:.6g}], to be what {node.name!r} joins it with"
-                table[str(ref)] = replace(found, range=union, note="; ".join(filter(None, (found.note, note))))
+                table[str(ref)] = found.ranged(union, note)
                 if trace is not None:
                     trace.events.append(Event(NAME, NAME, ref.name))
     return Thresholds(table)

@@ -20,7 +20,7 @@ worst that can be costs more than saturation does (see `mxq.weights.remedies`). 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -35,7 +35,7 @@ from mxq.passes.partition import NONE
 from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord
 from mxq.rewrite import Event, Trace
-from mxq.thresholds import Range, Thresholds
+from mxq.thresholds import Thresholds
 from mxq.weights.remedies import FACTORS, Remedy, coarser, limited, remedy, supposed
 from mxq.weights.saturation import Kernel, kernel_of, lost
 
@@ -108,9 +108,8 @@ def guard(
     args, table, records = dict[str, Array](), dict(thresholds), dict[str, SaturationRecord]()
     for ref, factor in factors.items():
         found = table[str(ref)]
-        span = Range(found.range.min * factor, found.range.max * factor)
         note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
-        table[str(ref)] = replace(found, range=span, note="; ".join(filter(None, (found.note, note))))
+        table[str(ref)] = found.ranged(found.range.times(factor), note)
     for layer in layers:
         factor = factors.get(_ranged(model, plan, layer.data), 1.0)
         chosen = layer.remedy

@@ -326,5 +326,5 @@ def _rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
         abs(asked) / abs(was) if was else 1.0
         for asked, was in ((threshold.range.min, seen.low.min()), (threshold.range.max, seen.high.max()))
     ]
-    note = "; ".join(filter(None, (threshold.note, "its channels are scaled to share it")))
-    return replace(threshold, range=Range(min(low * kept[0], 0.0), max(high * kept[1], 0.0)), observed=None, note=note)
+    span = Range(min(low * kept[0], 0.0), max(high * kept[1], 0.0))
+    return replace(threshold, observed=None).ranged(span, "its channels are scaled to share it")

@@ -5,7 +5,7 @@ Formula. Of the ranges ``a * r``, r the calibrated one and a in `SHARES`, take t
     sum_j  || W_j (q_a(x) - x) ||^2 / || W_j x ||^2                                                       (1)
 
 over the layers j that read x; for a reader that is no layer (a sum, a pooling) W_j is the identity. What rounding adds
-falls with a^2 and what clipping adds grows, so shares are tried in order until the sum grows. Source: the
+falls with a^2 and what clipping adds grows, so shares are tried in order until the sum has grown. Source: the
 reconstruction error of a layer's output as a criterion for ranges, Wang et al., "Towards Accurate Post-training Network
 Quantization via Bit-Split and Stitching" (ICML 2020), section 3.2; Nagel et al., arXiv:2106.08295, eq. 11 for the
 tensor's own.
@@ -24,6 +24,8 @@ from mxq.weights.coding import Code
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 GAIN = 0.98
 """A narrower range has to bring the error below so much of the calibrated one's, or it is not worth its clipping."""
+ENOUGH, MANY = 1.5, 1 << 16
+"""Where the error is so many times the least, no further shares are tried; of fewer values chance may make it grow."""
 Reader = Callable[[Array], Array]
 """The linear part of what reads a tensor: (n, ...) to (n, ...)."""
 
@@ -38,16 +40,14 @@ def narrowed(value: Array, span: Range, code: Code, readers: Sequence[Reader]) -
         readers: at least one.
     """
     heard = [(reader, energy) for reader in readers if (energy := _energy(reader(value))) > 0]
-    best, costs = span, list[float]()
-    for share in SHARES:
-        tried = Range(span.min * share, span.max * share)
+    spans, costs = [span.times(share) for share in SHARES], list[float]()
+    for tried in spans:
         noise = code.coded(value, tried) - value
-        cost = sum(_energy(reader(noise)) / energy for reader, energy in heard)
-        if costs and cost >= min(costs):
+        costs.append(sum(_energy(reader(noise)) / energy for reader, energy in heard))
+        if value.size >= MANY and costs[-1] > ENOUGH * min(costs):
             break
-        costs.append(cost)
-        best = tried
-    return best if costs[-1] < GAIN * costs[0] else span
+    best = int(np.argmin(costs))
+    return spans[best] if costs[best] < GAIN * costs[0] else span
 
 
 def _energy(x: Array) -> float:

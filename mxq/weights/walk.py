@@ -281,4 +281,4 @@ def _narrowed(threshold: Threshold, span: Range) -> Threshold:
     if span == threshold.range:
         return threshold
     note = f"from [{threshold.range.min:.6g}, {threshold.range.max:.6g}], for the layers that read it"
-    return replace(threshold, range=span, note="; ".join(filter(None, (threshold.note, note))))
+    return threshold.ranged(span, note)
