@@ -184,6 +184,17 @@ class TestGuard:
         assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
         assert thresholds.range("r").max == 4 if factor == 1 else thresholds.range("r").max > 4 * factor
 
+    def test_few_samples_do_not_show_the_largest_values(self):
+        prepared = planned(*CHAIN)
+        table = {str(r): Threshold(Range(0 if r.name == "r" else -4.0, 4.0), "naive") for r in prepared.plan.observe}
+        rows = np.random.default_rng(0).uniform(1, 3, (100, CHANNELS)).astype(np.float32)
+        factors = []
+        for times in (1, 10):
+            samples = {Ref("r"): np.tile(rows, (times, 1))}
+            given = (prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2")
+            factors.append(guard(*given, samples=samples)[2]["z"].factor)
+        assert factors[0] > factors[1]
+
     def test_a_range_that_somebody_fixed_stays(self):
         prepared = planned(*CHAIN)
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4, 4), "fixed") for r in prepared.plan.observe}

@@ -36,11 +36,15 @@ from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
+from mxq.weights.activity import PLACES
 from mxq.weights.remedies import FACTORS, Remedy, coarser, limited, remedy, supposed
 from mxq.weights.saturation import Kernel, kernel_of, lost
 
 NAME = "guard"
 _TINY = 1e-30
+MARGIN = 1.25
+"""Where samples are few, as behind a global pooling, other data may have values so many times as large: with the
+samples as they are, a CIFAR ResNet-56 loses 1 dB in its last layer."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ def _layer(model: Model, node: Node, kernel: Kernel, record: TensorRecord, value
         assumed = True
     else:
         size = max(abs(record.min or 0.0), abs(record.max or 0.0))
-        given = numerics.quantize(values, numerics.scale(size, record.dtype), record.dtype).astype(np.float32)
+        grown = values * (MARGIN if len(values) < PLACES else 1.0)
+        given = numerics.quantize(grown, numerics.scale(size, record.dtype), record.dtype).astype(np.float32)
         assumed = False
     step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / numerics.SPAN["int8"]
     flat = codes.reshape(*codes.shape[:2], -1).astype(np.float32)
