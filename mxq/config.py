@@ -161,8 +161,8 @@ class QuantConfig:
             it; "naive" keeps them as they are.
         quantized_dtype: activations as "int8", "uint8" (needs non-negative tensors), or "auto", u8 where the
             calibrated range has no negative part.
-        quantize_mode: "smart" quantizes convolutions, fully connected layers and what lies between them;
-            "full" everything that has an int8 kernel.
+        quantize_mode: "smart" quantizes convolutions, fully connected layers and what lies between them, but for the
+            average pooling of a head; "full" everything that has an int8 kernel.
         quantize_granularity: "channel-wise", a scale for each output channel of a weight. (MXNet's other choice,
             "tensor-wise", concerns fully connected layers only, is less accurate and no faster; it is not offered.)
         exclude_layers: names or shell patterns of nodes to leave in float, op types ("op:*Pooling"), or predicates

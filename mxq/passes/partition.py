@@ -1,8 +1,8 @@
 """Partition: which operators of the fused float graph become int8, which tensors need a range, and why not the rest.
 
 An operator becomes int8 when its row in the backend's table allows it, the user does not exclude it, and, in
-mode "smart", it is a "compute" operator or a "carry" operator between two of those. The walk is that of
-``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
+mode "smart", it is a "compute" operator or a "carry" operator between two of those, but not a head's average pooling.
+The walk is that of ``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
 """
 
 from __future__ import annotations
