@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from mxq.backends import MXNET_191, OpSpec, the_layer_of
 from mxq.config import Methods
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
+from mxq.ir import Array, Model, Node, Ref, Runner
 from mxq.plan import Plan, TensorRecord, WeightRecord
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
-from mxq.weights.live import Batches, Live, Schedule, ancestors
+from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
 from mxq.weights.patches import Geometry
 from mxq.weights.ranges import Reader, narrowed
 from mxq.weights.saturation import kernel_of
@@ -250,15 +250,13 @@ class _Walk:
 
     def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation."""
-        inner, weight = the_layer_of(node), self.setting.model.args[node.inputs[1].name]
-        return self._alone(inner.with_attrs(no_bias="True"), w=weight)
+        return self._alone(replace(the_layer_of(node), inputs=node.inputs[:2]).with_attrs(no_bias="True"))
 
-    def _alone(self, node: Node, **params: Array) -> Reader:
-        """``node`` with one input and ``params``."""
-        plain = replace(node, name="alone", inputs=(Ref("x"), *map(Ref, params)), label="")
-        nodes = (Node("x", VARIABLE), *(Node(name, VARIABLE) for name in params), plain)
-        call = self.runner.compile(Model(Graph(nodes, (plain.out,), self.setting.model.graph.attrs), params))
-        return lambda x: call({"x": x})[0]
+    def _alone(self, node: Node) -> Reader:
+        """``node``, which reads one tensor."""
+        model = alone(self.setting.model, node)
+        call, name = self.runner.compile(model), model.inputs[0]
+        return lambda x: call({name: x})[0]
 
 
 def _averages(node: Node) -> bool:
