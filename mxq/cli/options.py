@@ -204,9 +204,21 @@ class Pictures:
     color: Color = None
 
     def settings(self, prefix: Path) -> Preprocess:
-        """For the network ``prefix``; see `preprocess_of`."""
+        """Those of the file that was given, or of the one beside the network ``prefix``, with the options on top."""
+        from mxq.images import Preprocess, read_preprocess
+
+        file, beside = self.preprocess, prefix.parent / PREPROCESS_FILE
+        if file is None and beside.is_file():
+            file = beside
+            say(f"pictures are prepared by {beside}")
+        settings = read_preprocess(file).to_json() if file is not None else _recorded(prefix)
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preprocess"}
-        return preprocess_of(prefix, self.preprocess, **given)
+        changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
+        if "resize" in changed:
+            settings = {k: v for k, v in settings.items() if k not in ("short_side", "crop")}
+        elif "crop" in changed or "short_side" in changed:
+            settings.pop("resize", None)
+        return Preprocess.from_json({**settings, **changed}, "settings")
 
 
 @dataclass(frozen=True)
@@ -266,29 +278,6 @@ def config_of(
     }
     changes: dict[str, Any] = {**added, **{k: v for k, v in given.items() if v is not None}}
     return replace(base, **changes)
-
-
-def preprocess_of(prefix: Path, file: Path | None, **given: str | float | None) -> Preprocess:
-    """The settings of ``file``, or of the one beside the network, with those ``given`` as options on top.
-
-    Args:
-        prefix: the network.
-        file: ``--preprocess``.
-        given: `Preprocess` field -> the option's value, still text for pairs and lists; None where not given.
-    """
-    from mxq.images import Preprocess, read_preprocess
-
-    beside = prefix.parent / PREPROCESS_FILE
-    if file is None and beside.is_file():
-        file = beside
-        say(f"pictures are prepared by {beside}")
-    settings = read_preprocess(file).to_json() if file is not None else _recorded(prefix)
-    changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
-    if "resize" in changed:
-        settings = {k: v for k, v in settings.items() if k not in ("short_side", "crop")}
-    elif "crop" in changed or "short_side" in changed:
-        settings.pop("resize", None)
-    return Preprocess.from_json({**settings, **changed}, "settings")
 
 
 def _recorded(prefix: Path) -> dict[str, Any]:
