@@ -2,9 +2,9 @@
 
     MXQ_DATA=... python benchmarks/ablation.py [NET ...] [--only default fast] [--calibration 50] [--evaluation 500]
 
-NET:outliers is the network made hard: it computes the same, but some channels before each ReLU are `OUTLIER` times as
-large, and the weights that read them as much smaller, so that one range does not serve all channels. For networks of
-`preact`, NET:streams has them in the streams of sums alone, which BatchNorms read, as trained ones have.
+NET:outliers is the network made hard: it computes the same, but some channels before each ReLU are `preact.OUTLIER`
+times as large, and the weights that read them as much smaller, so that one range does not serve all channels. For
+networks of `preact`, NET:streams has them in the streams of sums alone, which BatchNorms read, as trained ones have.
 
 "exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates. "unguarded" is made for CPUs
@@ -49,9 +49,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-OUTLIER, EVERY = preact.OUTLIER, preact.EVERY
-
-
 def with_outliers(task: Task) -> Task:
     """The same function with outlier channels, as `mxq.weights.equalize` takes them away."""
     model = prepare(task.model)
@@ -59,7 +56,7 @@ def with_outliers(task: Task) -> Task:
     for family in families(model):
         if not family.blocked and family.writers and family.readers:
             factors = np.ones(len(model.args[family.writers[0].inputs[1].name]))
-            factors[::EVERY] = OUTLIER
+            factors[:: preact.EVERY] = preact.OUTLIER
             chosen.append((family, factors))
     hard = scaled(model, chosen)
     plain = {n.name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != CHANNEL_SCALE}),) for n in hard.graph}

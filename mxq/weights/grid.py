@@ -55,7 +55,7 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
     """
     largest = np.abs(weight).max(axis=2).astype(np.float64)
     shares = weight / np.maximum(largest, _DEAD)[:, :, None].astype(np.float32)
-    costs = []
+    costs, weights = [], importance.astype(np.float32)[:, :, None]
     for ratio in RATIOS:
         step = np.float32(ratio / grid.span)
         off = np.rint(shares / step)
@@ -63,7 +63,7 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
         off *= step
         off -= shares
         off *= off
-        costs.append(off @ importance.astype(np.float32)[:, :, None])
+        costs.append(off @ weights)
     best = np.take(RATIOS, np.argmin(costs, axis=0)[:, :, 0]) * largest / grid.span
     return np.where(largest > _DEAD, best, 1.0)
 
