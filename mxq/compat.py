@@ -22,7 +22,7 @@ from types import MappingProxyType, ModuleType
 import numpy as np
 
 from mxq.errors import MxqError
-from mxq.machine import check_omp_num_threads
+from mxq.machine import check_omp_num_threads, keep_one_team
 
 NUMPY_ALIASES = MappingProxyType(
     {
@@ -44,7 +44,7 @@ class UnsupportedEnvironment(MxqError, ImportError):
 
 
 def prepare() -> None:
-    """Makes ``import mxnet`` possible; does nothing the second time.
+    """Makes ``import mxnet`` possible, and what it will run quick; does nothing the second time.
 
     Raises:
         UnsupportedEnvironment: MXNet is not installed, or numpy is 2 or newer.
@@ -54,6 +54,7 @@ def prepare() -> None:
     check_environment(np.__version__, has_mxnet="mxnet" in sys.modules or importlib.util.find_spec("mxnet") is not None)
     restore_numpy_aliases(np)
     provide_distutils()
+    keep_one_team(os.environ)
 
 
 def check_environment(numpy_version: str, *, has_mxnet: bool) -> None:

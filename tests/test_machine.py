@@ -244,6 +244,15 @@ def test_apply_threads_leaves_the_users_choice() -> None:
     assert environ == {"OMP_NUM_THREADS": "2"}
 
 
+def test_copies_start_no_second_team_unless_the_user_says_so() -> None:
+    environ: dict[str, str] = {}
+    machine.keep_one_team(environ)
+    assert environ == {"MXNET_CPU_PARALLEL_SIZE": "2147483647"}
+    chosen = {"MXNET_CPU_PARALLEL_SIZE": "5000"}
+    machine.keep_one_team(chosen)
+    assert chosen == {"MXNET_CPU_PARALLEL_SIZE": "5000"}
+
+
 def test_no_advice_where_all_is_well() -> None:
     assert machine.advice(described(4, 2), {}) == []  # hyper-threads: halving is right
     assert machine.advice(described(2, 2), {"OMP_NUM_THREADS": "2"}) == []

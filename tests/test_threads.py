@@ -66,20 +66,22 @@ class TestPlan:
 
 
 class TestLaunchLines:
+    ONE = "MXNET_CPU_PARALLEL_SIZE=2147483647"
+
     def test_one_node(self) -> None:
         machine = described(SERVER[:4])
         assert threads.launch_lines(threads.plan(machine=machine), machine, "python my.py") == (
-            "OMP_NUM_THREADS=4 taskset -c 0-3 python my.py",
+            f"OMP_NUM_THREADS=4 {self.ONE} taskset -c 0-3 python my.py",
         )
 
     def test_several_nodes(self) -> None:
         machine = described(SERVER)
         assert threads.launch_lines(threads.plan(2, machine=machine), machine) == (
-            "OMP_NUM_THREADS=4 numactl --physcpubind=0-3 --membind=0 python serve.py &",
-            "OMP_NUM_THREADS=4 numactl --physcpubind=4-7 --membind=1 python serve.py &",
+            f"OMP_NUM_THREADS=4 {self.ONE} numactl --physcpubind=0-3 --membind=0 python serve.py &",
+            f"OMP_NUM_THREADS=4 {self.ONE} numactl --physcpubind=4-7 --membind=1 python serve.py &",
         )
         (whole,) = threads.launch_lines(threads.plan(machine=machine), machine)
-        assert whole == "OMP_NUM_THREADS=8 numactl --physcpubind=0-7 --localalloc python serve.py"
+        assert whole == f"OMP_NUM_THREADS=8 {self.ONE} numactl --physcpubind=0-7 --localalloc python serve.py"
 
 
 BUSY = """
@@ -103,6 +105,19 @@ def busy(side):
         run()
     took = {task: t - before.get(task, 0) for task, t in spent().items()}
     return sum(t > max(took.values()) / 5 for t in took.values())
+"""
+
+
+COUNT = """
+import os
+import mxq, numpy as np, mxnet as mx
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+mx.nd.ones((1000, 1000)).wait_to_read()  # the engine's worker has its team
+before = tasks()
+mx.nd.array(np.ones((1000, 1000), np.float32)).wait_to_read()
 """
 
 
@@ -130,6 +145,17 @@ class TestUse:
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[0] == "1"
         assert done.stdout.split()[2:] == ["2", "True"]
+
+    @several
+    def test_copies_start_no_second_team(self) -> None:
+        done = fresh_python(COUNT + "print(tasks() - before)", OMP_NUM_THREADS="2")
+        assert done.stdout.split() == ["0"], done.stderr
+
+    @several
+    def test_a_second_team_is_ended(self) -> None:
+        code = COUNT + "print(tasks() - before); mxq.threads.use(2); print(tasks() - before)"
+        done = fresh_python(code, OMP_NUM_THREADS="2", MXNET_CPU_PARALLEL_SIZE="200000")
+        assert done.stdout.split() == ["1", "0"], done.stderr
 
     def test_before_the_import(self) -> None:
         cpu = min(os.sched_getaffinity(0))

@@ -220,10 +220,19 @@ def doctor(
         ("int8 kernels", _kernels(machine)),
         ("cores", _cores(machine)),
         ("OMP_NUM_THREADS", f"{asked or 'not set'}: MXNet runs on {picked}; {best} would be best"),
+        (machines.COPY_SIZE, _copies(environ[machines.COPY_SIZE])),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("oneDNN", "inside MXNet" if onednn else "missing"),
     ]
     show(tables.facts(rows), "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set.")
+
+
+def _copies(size: str) -> str:
+    from mxq import machine as machines
+
+    if size == machines.NEVER:
+        return f"{size}: no second team of threads; set it too where MXNet serves without mxq"
+    return f"{size}: copies of as many values start a second team of threads; {machines.NEVER} would be best"
 
 
 def _kernels(machine: Machine) -> str:

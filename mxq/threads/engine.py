@@ -33,6 +33,7 @@ ENGINES = ("ThreadedEnginePerDevice", "NaiveEngine")
 
 _CPU = (ctypes.c_int * 3)(1, 0, 0)  # mxnet::Context: device type, device, and one for shared memory
 _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_PAUSE_HARD = 2  # omp_pause_hard
 _pushed: list[Any] = []  # for good: a worker may still be leaving a task when we hear that it is done
 _after_fork: list[int] = []  # the number to set again; empty: none was set so
 
@@ -64,6 +65,7 @@ def use(count: int | None = None, cores: Iterable[int] | None = None) -> int:
         pin(held)
     if "mxnet" in sys.modules:
         _set_in_engine(threads)
+        _end_own_team()
         if not _after_fork:
             os.register_at_fork(after_in_parent=lambda: _set_in_engine(_after_fork[0]))
         _after_fork[:] = [threads]
@@ -155,6 +157,15 @@ def _set_in_engine(count: int) -> None:
         push(kept, None, None, ctypes.byref(_CPU), None, 0, None, 0, None, 0, b"mxq.threads")
     if not all(done.acquire(timeout=PATIENCE) for _ in range(workers)):
         raise ConfigError(f"MXNet's engine did not take {count} threads within {PATIENCE:g} s; call it before mxnet")
+
+
+def _end_own_team() -> None:
+    """Ends the OpenMP threads of this thread, such as a copy before mxq was imported has started.
+
+    They slow the engine's down (see `mxq.machine.keep_one_team`), and come back where they are needed again.
+    """
+    with suppress(OSError, AttributeError):  # another OpenMP, or libgomp before GCC 9
+        ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(_PAUSE_HARD)
 
 
 def _calls() -> tuple[Callable[..., int], Callable[[int], int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mxq.errors import ConfigError
-from mxq.machine import Core, Machine, cpu_list, detect, recommended_threads
+from mxq.machine import COPY_SIZE, NEVER, Core, Machine, cpu_list, detect, recommended_threads
 
 PROGRAM = "python serve.py"
 
@@ -66,7 +66,8 @@ def plan(instances: int = 1, threads: int | None = None, machine: Machine | None
 def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRAM) -> tuple[str, ...]:
     """A shell line for each of ``sets``: ``program`` on one thread per CPU, held on these.
 
-    With ``taskset``; with ``numactl``, which also keeps memory near, where the machine has several NUMA nodes.
+    And on no others (`mxq.machine.keep_one_team`). With ``taskset``; with ``numactl``, which also keeps memory near,
+    where the machine has several NUMA nodes.
     """
     node_of = {cpu: core.node for core in machine.topology for cpu in core.cpus}
     numa = len(set(node_of.values())) > 1
@@ -77,7 +78,7 @@ def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRA
             nodes = {node_of[cpu] for cpu in cpus}
             memory = f"--membind={min(nodes)}" if len(nodes) == 1 else "--localalloc"
             held = f"numactl --physcpubind={cpu_list(cpus)} {memory}"
-        lines.append(f"OMP_NUM_THREADS={len(cpus)} {held} {program}{' &' if len(sets) > 1 else ''}")
+        lines.append(f"OMP_NUM_THREADS={len(cpus)} {COPY_SIZE}={NEVER} {held} {program}{' &' if len(sets) > 1 else ''}")
     return tuple(lines)
 
 
