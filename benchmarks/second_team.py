@@ -1,0 +1,79 @@
+"""What a second team of OpenMP threads costs: an int8 network of stock MXNet before and after one large copy.
+
+    python benchmarks/second_team.py [NET] [--repeats 5]
+
+Each figure is of a fresh process that imports MXNet alone; processes take turns. "copied" has made one ``mx.nd.array``
+of 602,112 values first, in its own thread (see `mxq.machine.keep_one_team`); "one team" has too, with the variable set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+import mxq  # isort: skip  (before mxnet)
+
+THREADS = mxq.use_physical_cores()
+
+import startup  # noqa: E402
+from zoo import NETS  # noqa: E402
+
+from mxq.machine import COPY_SIZE, NEVER  # noqa: E402
+
+CHILD = """
+import sys, time, warnings
+if sys.version_info >= (3, 12):
+    import mxq  # what MXNet misses there
+import numpy as np, mxnet as mx
+warnings.simplefilter("ignore")
+net = mx.gluon.SymbolBlock.imports(sys.argv[1] + "-symbol.json", ["data"], sys.argv[1] + "-0000.params")
+net.hybridize(static_alloc=True, static_shape=True)
+x = mx.nd.array(np.load(sys.argv[2]))
+if sys.argv[3] == "copied":
+    mx.nd.array(np.zeros(602112, np.float32)).wait_to_read()
+taken = []
+for _ in range(150):
+    start = time.perf_counter()
+    net(x).wait_to_read()
+    taken.append(time.perf_counter() - start)
+print(np.median(taken[50:]))
+"""
+SETTINGS: Mapping[str, tuple[str, str]] = {
+    "no copy": ("", "200000"),
+    "copied": ("copied", "200000"),
+    "one team": ("copied", NEVER),
+}
+"""What a process does first, and from how many values on MXNet copies with OpenMP."""
+
+
+def seconds(prefix: Path, setting: str) -> float:
+    """Of one inference, the median of a process."""
+    does, size = SETTINGS[setting]
+    command = [sys.executable, "-c", CHILD, str(prefix), str(prefix.parent / "example.npy"), does]
+    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS), COPY_SIZE: size}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)  # noqa: S603
+    return float(done.stdout)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("net", nargs="?", default="resnet18_v1", choices=sorted(NETS))
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mxq-team-") as folder:
+        prefix = startup.write(NETS[args.net], Path(folder))["int8"]
+        rounds = [{name: seconds(prefix, name) for name in SETTINGS} for _ in range(args.repeats)]
+    for name in SETTINGS:
+        ratio = median(r[name] / r["no copy"] for r in rounds)
+        print(f"{name:10} {1000 * median(r[name] for r in rounds):.2f} ms, {ratio:.2f} x")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
