@@ -8,7 +8,8 @@ networks of `preact`, NET:streams has them in the streams of sums alone, which B
 
 "exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates. "unguarded" is made for CPUs
-with VNNI: where this one has none, its SQNR is what the default would have without the guard.
+with VNNI: where this one has none, its SQNR is what the default would have without the guard. "float-stem" leaves the
+first two convolutions in float.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "no-ranges": {"range_choice": "tensor", "equalize": False},
     "best": {"effort": "best"},
     "unguarded": {"target": "avx512_vnni"},
+    "float-stem": {},
 }
 
 
@@ -73,6 +75,11 @@ def named(net: str, calibration: int, evaluation: int) -> Task:
     return HARDER[hard](task) if hard else task
 
 
+def first_convolutions(model: Model, count: int = 2) -> list[str]:
+    """The names of the convolutions that a network begins with."""
+    return [node.name for node in model.graph.operators if node.op == "Convolution"][:count]
+
+
 def int8_share(model: Model, task: Task) -> float:
     """Percent of the multiply-adds in int8."""
     macs = roofline.multiply_adds(task.model, {task.model.inputs[0]: (1, *task.calibration.shape[1:])})
@@ -83,7 +90,8 @@ def row(task: Task, name: str, reference: Any) -> tuple[str, ...]:
     """One line of the table."""
     start = time.perf_counter()
     tool, _, mode = name.partition("-")
-    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **SETTINGS[name])
+    stem = {"exclude_layers": first_convolutions(task.model)} if name == "float-stem" else {}
+    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **SETTINGS[name], **stem)
     seconds = time.perf_counter() - start
     outputs = run(model, task.evaluation)
     agreement, sqnr = fidelity(reference, outputs)
