@@ -420,7 +420,7 @@ class TestSweep:
         ]  # fmt: skip
         assert all(r["reading"]["median_ms"] > 0 and r["reading"]["calls"] >= 3 for r in found["rows"])
         assert found["best"]["latency"] is None
-        first = f"OMP_NUM_THREADS=1 taskset -c {min(cpus)} python serve.py &"
+        first = f"OMP_NUM_THREADS=1 MXNET_CPU_PARALLEL_SIZE=2147483647 taskset -c {min(cpus)} python serve.py &"
         assert found["best"]["throughput"]["commands"][0] == first
 
     @pytest.mark.parametrize("ended", [False, True])
@@ -435,7 +435,8 @@ class TestSweep:
         command = ("bench", nets / "tiny", "--sweep", "--shape", f"3x{SIDE}x{SIDE}", "--batch-size", "1")
         done = run(*command, code=130 if ended else 0)
         assert "best latency and throughput" in done.stdout
-        assert "least latency, 2.00 ms at batch 1:\n  OMP_NUM_THREADS=1 taskset -c 0 python serve.py\n" in done.stdout
+        line = "OMP_NUM_THREADS=1 MXNET_CPU_PARALLEL_SIZE=2147483647 taskset -c 0 python serve.py"
+        assert f"least latency, 2.00 ms at batch 1:\n  {line}\n" in done.stdout
         assert ("SIGKILL" in done.stdout) is not ended
         assert ("mxq: interrupted" in done.stderr) is ended
 

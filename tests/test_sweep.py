@@ -103,7 +103,9 @@ class TestSweep:
         told = found.to_json(machine(2))
         assert told["best"]["throughput"] == {
             "row": 3,
-            "commands": [f"OMP_NUM_THREADS=1 taskset -c {n} python serve.py &" for n in (0, 1)],
+            "commands": [
+                f"OMP_NUM_THREADS=1 MXNET_CPU_PARALLEL_SIZE=2147483647 taskset -c {n} python serve.py &" for n in (0, 1)
+            ],
         }
         assert told["rows"][4] == {
             "threads": 1, "instances": 2, "cpus": [[0], [1]], "batch_size": 32, "reading": None, "problem": "killed",
