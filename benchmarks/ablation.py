@@ -47,8 +47,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "no-ranges": {"range_choice": "tensor", "equalize": False},
     "best": {"effort": "best"},
     "unguarded": {"target": "avx512_vnni"},
-    "float-stem": {},
 }
+FLOAT_STEM = "float-stem"
 
 
 def with_outliers(task: Task) -> Task:
@@ -75,9 +75,12 @@ def named(net: str, calibration: int, evaluation: int) -> Task:
     return HARDER[hard](task) if hard else task
 
 
-def first_convolutions(model: Model, count: int = 2) -> list[str]:
-    """The names of the convolutions that a network begins with."""
-    return [node.name for node in model.graph.operators if node.op == "Convolution"][:count]
+def options(task: Task, name: str) -> Mapping[str, Any]:
+    """What `mxq.quantize_model` is asked for by the line ``name``."""
+    if name != FLOAT_STEM:
+        return SETTINGS[name]
+    convolutions = [node.name for node in task.model.graph.operators if node.op == "Convolution"]
+    return {"exclude_layers": convolutions[:2]}
 
 
 def int8_share(model: Model, task: Task) -> float:
@@ -90,8 +93,7 @@ def row(task: Task, name: str, reference: Any) -> tuple[str, ...]:
     """One line of the table."""
     start = time.perf_counter()
     tool, _, mode = name.partition("-")
-    stem = {"exclude_layers": first_convolutions(task.model)} if name == "float-stem" else {}
-    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **SETTINGS[name], **stem)
+    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **options(task, name))
     seconds = time.perf_counter() - start
     outputs = run(model, task.evaluation)
     agreement, sqnr = fidelity(reference, outputs)
@@ -106,7 +108,7 @@ def main() -> None:
     """Measure and print, a line as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nets", nargs="*", default=[*IMAGENET, *CIFAR, YOLO])
-    parser.add_argument("--only", nargs="+", default=["contrib-naive", "contrib-entropy", *SETTINGS])
+    parser.add_argument("--only", nargs="+", default=["contrib-naive", "contrib-entropy", *SETTINGS, FLOAT_STEM])
     parser.add_argument("--calibration", type=int, default=50, help="images")
     parser.add_argument("--evaluation", type=int, default=500, help="images (CIFAR: twenty times as many)")
     args = parser.parse_args()

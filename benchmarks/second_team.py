@@ -9,29 +9,20 @@ of 602,112 values first, in its own thread (see `mxq.machine.keep_one_team`); "o
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-import mxq  # isort: skip  (before mxnet)
+from rich.console import Console
+from startup import STOCK, seconds, write
+from zoo import NETS
 
-THREADS = mxq.use_physical_cores()
+from mxq.machine import COPY_SIZE, NEVER
 
-import startup  # noqa: E402
-from zoo import NETS  # noqa: E402
-
-from mxq.machine import COPY_SIZE, NEVER  # noqa: E402
-
-CHILD = """
-import sys, time, warnings
-if sys.version_info >= (3, 12):
-    import mxq  # what MXNet misses there
-import numpy as np, mxnet as mx
-warnings.simplefilter("ignore")
+CHILD = (
+    STOCK
+    + """
 net = mx.gluon.SymbolBlock.imports(sys.argv[1] + "-symbol.json", ["data"], sys.argv[1] + "-0000.params")
 net.hybridize(static_alloc=True, static_shape=True)
 x = mx.nd.array(np.load(sys.argv[2]))
@@ -44,6 +35,7 @@ for _ in range(150):
     taken.append(time.perf_counter() - start)
 print(np.median(taken[50:]))
 """
+)
 SETTINGS: Mapping[str, tuple[str, str]] = {
     "no copy": ("", "200000"),
     "copied": ("copied", "200000"),
@@ -52,27 +44,25 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
 """What a process does first, and from how many values on MXNet copies with OpenMP."""
 
 
-def seconds(prefix: Path, setting: str) -> float:
-    """Of one inference, the median of a process."""
+def inference(prefix: Path, setting: str) -> float:
+    """Seconds of one inference, the median of a process."""
     does, size = SETTINGS[setting]
-    command = [sys.executable, "-c", CHILD, str(prefix), str(prefix.parent / "example.npy"), does]
-    env = {**os.environ, "OMP_NUM_THREADS": str(THREADS), COPY_SIZE: size}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)  # noqa: S603
-    return float(done.stdout)
+    return seconds(prefix, CHILD, does, **{COPY_SIZE: size})
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("net", nargs="?", default="resnet18_v1", choices=sorted(NETS))
+    parser.add_argument("net", nargs="?", default="resnet18_v1", choices=NETS)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mxq-team-") as folder:
-        prefix = startup.write(NETS[args.net], Path(folder))["int8"]
-        rounds = [{name: seconds(prefix, name) for name in SETTINGS} for _ in range(args.repeats)]
+        prefix = write(NETS[args.net], Path(folder))["int8"]
+        rounds = [{name: inference(prefix, name) for name in SETTINGS} for _ in range(args.repeats)]
+    console = Console()
     for name in SETTINGS:
         ratio = median(r[name] / r["no copy"] for r in rounds)
-        print(f"{name:10} {1000 * median(r[name] for r in rounds):.2f} ms, {ratio:.2f} x")  # noqa: T201
+        console.print(f"{name:10} {1000 * median(r[name] for r in rounds):.2f} ms, {ratio:.2f} x")
 
 
 if __name__ == "__main__":

@@ -25,12 +25,17 @@ from mxq.bench import summarize
 from mxq.config import QuantConfig
 from mxq.runtime import MxnetRunner, write_pair
 
-CHILD = """
+STOCK = """
 import sys, time, warnings
 if sys.version_info >= (3, 12):
     import mxq  # what MXNet misses there
 import numpy as np, mxnet as mx
 warnings.simplefilter("ignore")
+"""
+"""How a program of stock MXNet begins."""
+CHILD = (
+    STOCK
+    + """
 x = mx.nd.array(np.load(sys.argv[2]))
 x.wait_to_read()
 start = time.perf_counter()
@@ -41,6 +46,7 @@ for y in result if isinstance(result, (list, tuple)) else [result]:
     y.wait_to_read()
 print(time.perf_counter() - start)
 """
+)
 
 
 def write(net: Net, folder: Path) -> dict[str, Path]:
@@ -55,10 +61,17 @@ def write(net: Net, folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in made}
 
 
-def seconds(prefix: Path) -> float:
-    """Of one start."""
-    command = [sys.executable, "-c", CHILD, str(prefix), str(prefix.parent / "example.npy")]
-    environ = {**os.environ, "MXNET_SUBGRAPH_VERBOSE": "0"}
+def seconds(prefix: Path, program: str = CHILD, *arguments: str, **variables: str) -> float:
+    """What a program prints last, in a process of its own: of one start, unless another is given.
+
+    Args:
+        prefix: of the pair; the program's first argument, the example beside it the second.
+        program: its text.
+        arguments: further ones.
+        variables: of its environment.
+    """
+    command = [sys.executable, "-c", program, str(prefix), str(prefix.parent / "example.npy"), *arguments]
+    environ = {**os.environ, "MXNET_SUBGRAPH_VERBOSE": "0", **variables}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)  # noqa: S603
     return float(done.stdout.split()[-1])
 

@@ -342,15 +342,13 @@ def apply_threads(environ: MutableMapping[str, str], count: int) -> bool:
     Returns:
         Whether it set it.
     """
-    if environ.get("OMP_NUM_THREADS", "").strip():
-        return False
-    environ["OMP_NUM_THREADS"] = str(count)
-    return True
+    return _set_unless_set(environ, "OMP_NUM_THREADS", str(count))
 
 
 COPY_SIZE: Final = "MXNET_CPU_PARALLEL_SIZE"
 """The variable that says from how many values on MXNet copies an array with OpenMP (``common/utils.h``; 200,000)."""
 NEVER: Final = str(2**31 - 1)
+"""The largest value that it can have: no copy is made with OpenMP."""
 
 
 def keep_one_team(environ: MutableMapping[str, str]) -> None:
@@ -361,8 +359,15 @@ def keep_one_team(environ: MutableMapping[str, str]) -> None:
     each, and libgomp's no longer wait for work awake but sleep (``gomp_throttled_spin_count_var``, ``env.c`` of GCC's
     libgomp): each operator has to wake them. ResNet-18 in int8 takes 1.5 times as long then on two CPUs at batch 1.
     """
-    if not environ.get(COPY_SIZE, "").strip():
-        environ[COPY_SIZE] = NEVER
+    _set_unless_set(environ, COPY_SIZE, NEVER)
+
+
+def _set_unless_set(environ: MutableMapping[str, str], name: str, value: str) -> bool:
+    """Sets a variable that is missing or blank, and says whether it was."""
+    if environ.get(name, "").strip():
+        return False
+    environ[name] = value
+    return True
 
 
 def advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
