@@ -8,8 +8,8 @@ networks of `preact`, NET:streams has them in the streams of sums alone, which B
 
 "exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates. "unguarded" is made for CPUs
-with VNNI: where this one has none, its SQNR is what the default would have without the guard. "float-stem" leaves the
-first two convolutions in float.
+with VNNI: where this one has none, its SQNR is what the default would have without the guard. "int8-stem" has the
+first two convolutions of MobileNets in int8, which the default leaves in float.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mxq.pipeline import prepare
 from mxq.verify.held import CHANNEL_SCALE
 from mxq.weights.equalize import families, scaled
 
-NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor"}
+NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor", "stem": "int8"}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "fast": {"effort": "fast"},
     "equalize": {**NONE, "equalize": True},
@@ -46,9 +46,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "no-equalize": {"equalize": False},
     "no-ranges": {"range_choice": "tensor", "equalize": False},
     "best": {"effort": "best"},
+    "int8-stem": {"stem": "int8"},
     "unguarded": {"target": "avx512_vnni"},
 }
-FLOAT_STEM = "float-stem"
 
 
 def with_outliers(task: Task) -> Task:
@@ -75,14 +75,6 @@ def named(net: str, calibration: int, evaluation: int) -> Task:
     return HARDER[hard](task) if hard else task
 
 
-def options(task: Task, name: str) -> Mapping[str, Any]:
-    """What `mxq.quantize_model` is asked for by the line ``name``."""
-    if name != FLOAT_STEM:
-        return SETTINGS[name]
-    convolutions = [node.name for node in task.model.graph.operators if node.op == "Convolution"]
-    return {"exclude_layers": convolutions[:2]}
-
-
 def int8_share(model: Model, task: Task) -> float:
     """Percent of the multiply-adds in int8."""
     macs = roofline.multiply_adds(task.model, {task.model.inputs[0]: (1, *task.calibration.shape[1:])})
@@ -93,7 +85,7 @@ def row(task: Task, name: str, reference: Any) -> tuple[str, ...]:
     """One line of the table."""
     start = time.perf_counter()
     tool, _, mode = name.partition("-")
-    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **options(task, name))
+    model = by_contrib(task, mode) if tool == "contrib" else by_mxq(task, **SETTINGS[name])
     seconds = time.perf_counter() - start
     outputs = run(model, task.evaluation)
     agreement, sqnr = fidelity(reference, outputs)
@@ -108,7 +100,7 @@ def main() -> None:
     """Measure and print, a line as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nets", nargs="*", default=[*IMAGENET, *CIFAR, YOLO])
-    parser.add_argument("--only", nargs="+", default=["contrib-naive", "contrib-entropy", *SETTINGS, FLOAT_STEM])
+    parser.add_argument("--only", nargs="+", default=["contrib-naive", "contrib-entropy", *SETTINGS])
     parser.add_argument("--calibration", type=int, default=50, help="images")
     parser.add_argument("--evaluation", type=int, default=500, help="images (CIFAR: twenty times as many)")
     args = parser.parse_args()

@@ -482,6 +482,7 @@ def _material(
 ) -> tuning.Material:
     """What `tune` and `sensitivity` make their networks from; statistics are kept in ``folder``."""
     runner = runtime.MxnetRunner()
+    config = tuning.wholly_int8(config)
     prepared = tuning.observing_more(pipeline.plan(runtime.load_model(net), config, runner))
     data = tuning.repeatable(given.calib_data, prepared.fused.inputs, config.budget, given.batch_size)
     whole = given.calib_data if isinstance(given.calib_data, Partitions) else data

@@ -20,6 +20,7 @@ EFFORTS = ("fast", "default", "best")
 ROUNDINGS = ("nearest", "reconstruction")
 BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 RANGE_CHOICES = ("tensor", "layer")
+STEMS = ("float", "int8")
 TARGETS = ("native", "avx512_vnni", "avx512", "avx2")
 
 Selector: TypeAlias = str | Callable[[Node], bool]
@@ -127,13 +128,15 @@ def _check_calibrator(name: str, value: Any, where: str = "") -> None:
 class Methods:
     """What is done for accuracy beyond ranges that observers find; see `QuantConfig` for the fields.
 
-    All but "analytic" bias correction look at calibration data once more, layer after layer (`mxq.weights.walk`).
+    All but "analytic" bias correction and ``stem``, which `mxq.passes.partition` decides, look at calibration data once
+    more, layer after layer (`mxq.weights.walk`).
     """
 
     equalize: bool
     bias_correction: str
     rounding: str
     range_choice: str
+    stem: str
 
     @property
     def need_data(self) -> bool:
@@ -142,10 +145,13 @@ class Methods:
         return self.equalize or any(chosen)
 
 
+_ALL = Methods(
+    equalize=True, bias_correction="empirical", rounding="reconstruction", range_choice="layer", stem="float"
+)
 METHODS: Mapping[str, Methods] = {
-    "fast": Methods(equalize=False, bias_correction="none", rounding="nearest", range_choice="tensor"),
-    "default": Methods(equalize=True, bias_correction="empirical", rounding="reconstruction", range_choice="layer"),
-    "best": Methods(equalize=True, bias_correction="empirical", rounding="reconstruction", range_choice="layer"),
+    "fast": Methods(equalize=False, bias_correction="none", rounding="nearest", range_choice="tensor", stem="int8"),
+    "default": _ALL,
+    "best": _ALL,
 }
 """What each effort stands for."""
 
@@ -185,6 +191,9 @@ class QuantConfig:
         rounding: of weights: to the "nearest" code, or by "reconstruction" of the layer's output.
         range_choice: of activations: by the "tensor"'s observer alone, or narrowed where that helps the output of the
             "layer"s that read it.
+        stem: "float" leaves in float, in mode "smart", the convolution of an image and the depthwise one that alone
+            reads it, as MobileNets begin: few channels, whose rounding is most of the network's noise. "int8" is
+            quicker at large batches, and the default where the network is fed integers (``input_dtype``).
         target: the CPU that the network is for, "avx512_vnni", "avx512" or "avx2"; "native": this one. Without VNNI
             sums of two products saturate in 16 bits, which the network is then kept from.
     """
@@ -207,6 +216,7 @@ class QuantConfig:
     bias_correction: str | None = None
     rounding: str | None = None
     range_choice: str | None = None
+    stem: str | None = None
     target: str = "native"
 
     def __post_init__(self) -> None:
@@ -221,6 +231,7 @@ class QuantConfig:
             ("bias_correction", (*BIAS_CORRECTIONS, None)),
             ("rounding", (*ROUNDINGS, None)),
             ("range_choice", (*RANGE_CHOICES, None)),
+            ("stem", (*STEMS, None)),
             ("target", TARGETS),
         ):
             if getattr(self, name) not in allowed:
@@ -245,8 +256,11 @@ class QuantConfig:
     @property
     def methods(self) -> Methods:
         """What ``effort`` stands for, with what was asked for by name instead."""
-        asked = {f.name: getattr(self, f.name) for f in fields(Methods)}
-        return replace(METHODS[self.effort], **{k: v for k, v in asked.items() if v is not None})
+        asked = {f.name: value for f in fields(Methods) if (value := getattr(self, f.name)) is not None}
+        usual = METHODS[self.effort]
+        if self.input_dtype != "float32":
+            usual = replace(usual, stem="int8")
+        return replace(usual, **asked)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; predicates appear by their name."""

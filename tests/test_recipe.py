@@ -22,6 +22,7 @@ from mxq.config import (
     MODES,
     RANGE_CHOICES,
     ROUNDINGS,
+    STEMS,
     TARGETS,
     LayerConfig,
     QuantConfig,
@@ -67,6 +68,7 @@ configs = st.builds(
     bias_correction=st.sampled_from([None, *BIAS_CORRECTIONS]),
     rounding=st.sampled_from([None, *ROUNDINGS]),
     range_choice=st.sampled_from([None, *RANGE_CHOICES]),
+    stem=st.sampled_from([None, *STEMS]),
     target=st.sampled_from(TARGETS),
 )
 
@@ -347,6 +349,7 @@ class TestOptions:
             ("bias_correction", "bias_correction", "analytic"),
             ("rounding", "rounding", "reconstruction"),
             ("range_choice", "range_choice", "tensor"),
+            ("stem", "stem", "int8"),
             ("target", "target", "native"),
         ],
     )

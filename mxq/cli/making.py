@@ -29,6 +29,7 @@ from mxq.cli.options import (
     RangeChoice,
     Rounding,
     Stats,
+    Stem,
     Target,
     WeightCalibMode,
     option,
@@ -65,6 +66,7 @@ def quantize(
     bias_correction: BiasCorrection = None,
     equalize: Equalize = None,
     range_choice: RangeChoice = None,
+    stem: Stem = None,
     pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
@@ -87,6 +89,7 @@ def quantize(
         bias_correction=bias_correction,
         equalize=equalize,
         range_choice=range_choice,
+        stem=stem,
     )
     if data is None and stats is None and config.calib_mode != "none":
         raise ConfigError(

@@ -139,6 +139,15 @@ RangeChoice = Annotated[
         help="Take ranges as calibrated, or narrow them where the layers that read the tensor gain by it.",
     ),
 ]
+Stem = Annotated[
+    str | None,
+    option(
+        metavar="float|int8",
+        panel=_METHODS,
+        help="Leave the first convolution in float, and the depthwise one after it, where a network begins so; or not, "
+        "which is quicker at large batches.",
+    ),
+]
 NumCalibExamples = Annotated[
     str | None,
     option(

@@ -54,6 +54,10 @@ class LayerChoices:
         found = self._value(node, "threshold")
         return (float(found[0]), float(found[1])) if isinstance(found, tuple) else None
 
+    def asks_int8(self, node: str) -> bool:
+        """Whether a node was asked to be int8."""
+        return self._value(node, "quantize") is True
+
     def source(self, node: str, field: str) -> str:
         """What set a ``field`` of `LayerConfig` for a node, such as "overrides 'stage1_*'"; empty where nothing did."""
         found = self.table.get(node, {}).get(field)

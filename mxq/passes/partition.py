@@ -1,14 +1,15 @@
 """Partition: which operators of the fused float graph become int8, which tensors need a range, and why not the rest.
 
 An operator becomes int8 when its row in the backend's table allows it, the user does not exclude it, and, in
-mode "smart", it is a "compute" operator or a "carry" operator between two of those, but not a head's average pooling.
+mode "smart", it is a "compute" operator or a "carry" operator between two of those, but not a head's average pooling
+and, where the settings say so, not a stem of few channels.
 The walk is that of ``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
@@ -16,7 +17,7 @@ from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
 from mxq.passes.overrides import LayerChoices, override_source, views
-from mxq.passes.shapes import is_global_pooling
+from mxq.passes.shapes import is_depthwise, is_global_pooling
 from mxq.plan import Decision, Plan
 from mxq.rewrite import Trace
 
@@ -41,10 +42,15 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
             reasons[node.name] = reason
         else:
             specs[node.name] = spec
+    stem: Mapping[str, str] = {}
     if config.quantize_mode == "smart":
         reasons |= _lonely(graph, specs)
+        left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
         if config.calib_mode != NONE:
-            reasons |= _coarse(graph, [name for name in specs if name not in reasons])
+            reasons |= _coarse(graph, left)
+        if config.methods.stem == "float":
+            stem = _stem(model, left)
+            reasons |= stem
     why = {
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
@@ -59,8 +65,8 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
         )
         for node in graph.operators
     )
-    quantized = {n: specs[n] for n in specs if n not in reasons}
-    observe = () if config.calib_mode == NONE else tuple(_observed(graph, quantized))
+    ranged = {n: specs[n] for n in specs if n not in reasons or n in stem}  # so that statistics serve any effort
+    observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged))
     return Plan(decisions, observe)
 
 
@@ -195,6 +201,25 @@ def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     why = "int8 would keep the range of what it averages, of which means take up little; float costs next to nothing"
     pools = [n for n in map(graph.__getitem__, names) if is_global_pooling(n) and n.attrs.get("pool_type") == "avg"]
     return {pool.name: why for pool in pools if len(graph.consumers[pool.inputs[0].name]) == 1}
+
+
+def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
+    """The convolution of an input and the depthwise one that alone reads it, as MobileNets begin.
+
+    Of a MobileNet's noise with all methods most is that of three tensors: the input, and what these two write, some 30
+    channels that all others come from. Float takes it away, for 2 to 5 % of the multiply-adds (``benchmarks/ablation.py
+    --only default int8-stem``).
+    """
+    why = "a stem of few channels, whose rounding would be most of the network's noise; stem 'int8' makes it int8"
+    graph = model.graph
+    convs = {name: layer for name in names if (layer := layer_of(graph[name])) and layer.op == "Convolution"}
+    found: dict[str, str] = {}
+    for name, layer in convs.items():
+        after = [node.name for node in graph.consumers[name]]
+        begins = graph[name].inputs[0].name in model.inputs and not is_depthwise(layer)
+        if begins and len(after) == 1 and after[0] in convs and is_depthwise(convs[after[0]]):
+            found |= {name: why, after[0]: why}
+    return found
 
 
 def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:

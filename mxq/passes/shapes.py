@@ -73,6 +73,12 @@ def is_pointwise(conv: Node) -> bool:
     )
 
 
+def is_depthwise(conv: Node) -> bool:
+    """Whether each of a convolution's outputs reads a channel of its own."""
+    groups = conv.number("num_group", 1)
+    return groups > 1 and groups == conv.number("num_filter", 0)
+
+
 COLUMN = {"shape": "(0, -1, 1, 1)"}
 """Attributes of the Reshape that makes (N, C) a pooled image, (N, C, 1, 1)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mxq.tuning.budget import Budget
 from mxq.tuning.data import repeatable
-from mxq.tuning.layers import observing_more
+from mxq.tuning.layers import observing_more, wholly_int8
 from mxq.tuning.making import Material
 from mxq.tuning.result import Tuned
 from mxq.tuning.running import sensitivity, tune
@@ -32,4 +32,5 @@ __all__ = [
     "repeatable",
     "sensitivity",
     "tune",
+    "wholly_int8",
 ]

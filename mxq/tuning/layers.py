@@ -55,6 +55,11 @@ def with_only(config: QuantConfig, all_layers: Collection[str], name: str) -> Qu
     return replace(others, overrides={**kept, name: chosen}, quantize_mode="smart")
 
 
+def wholly_int8(config: QuantConfig) -> QuantConfig:
+    """``config`` with a stem that is a choice like any other, unless it says what the stem is to be."""
+    return replace(config, stem="int8") if config.stem is None else config
+
+
 def observing_more(prepared: Prepared) -> Prepared:
     """``prepared`` with every tensor to observe whose range may be needed when some layers stay in float.
 
