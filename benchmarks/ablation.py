@@ -42,6 +42,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "bias": {**NONE, "bias_correction": "empirical"},
     "rounding": {**NONE, "rounding": "reconstruction"},
     "ranges": {**NONE, "range_choice": "layer"},
+    "stem": {**NONE, "stem": "float"},
     "default": {},
     "no-equalize": {"equalize": False},
     "no-ranges": {"range_choice": "tensor", "equalize": False},

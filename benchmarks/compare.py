@@ -1,7 +1,7 @@
 """Speed of mxq's int8 beside float32, ``mxnet.contrib.quantization``, OpenVINO and ONNX Runtime, in one run.
 
     python benchmarks/peers/make_env.py                     # once: the environment of OpenVINO and ONNX Runtime
-    python benchmarks/compare.py [NET ...] [--batch-sizes 1 16] [--json FILE] [--chart FILE.png]
+    python benchmarks/compare.py [NET ...] [--batch-sizes 1 16] [--set NAME=VALUE ...] [--json FILE] [--chart FILE.png]
     python benchmarks/compare.py --from FILE --chart FILE.png
 
 NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike.
@@ -58,6 +58,8 @@ class Options:
     threads: int
     images: int
     python: Path
+    asked: tuple[str, ...] = ()
+    """Settings of mxq that are not the defaults, "quantize_mode=full"."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -77,8 +79,8 @@ class Network:
         counts = map(str, (self._options.images, *self._options.batches))
         self._step("build", sys.executable, "mxnet_nets.py", "build", self.name, str(self.folder), *counts)
 
-    def serve(self, candidate: str, batch: int) -> Server:
-        """Quantizes where that is not done yet, and starts the server.
+    def serve(self, candidate: str, batch: int, **variables: str) -> Server:
+        """Quantizes where that is not done yet, and starts the server, with ``variables`` in its environment.
 
         Raises:
             Failure: one of these steps fails.
@@ -86,7 +88,8 @@ class Network:
         where = (str(self.folder), str(batch))
         if candidate in MXNET:
             if candidate != "float32":
-                self._step(candidate, sys.executable, "mxnet_nets.py", "quantize", candidate, str(self.folder))
+                asked = self._options.asked if candidate == OURS else ()
+                self._step(candidate, sys.executable, "mxnet_nets.py", "quantize", candidate, str(self.folder), *asked)
             command = [sys.executable, str(PEERS / "mxnet_nets.py"), "serve", candidate, *where]
         else:
             python = str(self._options.python)
@@ -95,7 +98,8 @@ class Network:
             self._step(f"export-{batch}", python, "onnx_export.py", *where)
             self._step(f"{candidate}-{batch}", python, f"{candidate}_int8.py", "quantize", *where)
             command = [python, str(PEERS / f"{candidate}_int8.py"), "serve", *where]
-        return Server(candidate, command, self._options.env, self.folder / f"serve-{candidate}-{batch}.log")
+        env = {**self._options.env, **variables}
+        return Server(candidate, command, env, self.folder / f"serve-{candidate}-{batch}.log")
 
     def _step(self, name: str, python: str, script: str, *arguments: str) -> None:
         if name not in self._done:
@@ -269,6 +273,7 @@ def settings(options: Options) -> dict[str, object]:
         "threads": options.threads,
         "repeats": options.repeats,
         "calibration images": options.images,
+        "mxq": " ".join(options.asked) or "defaults",
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
@@ -281,6 +286,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--peers", nargs="+", choices=list(LABELS), default=list(LABELS), help="candidates beside mxq")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of mxq: stem=int8")
     parser.add_argument("--env", type=Path, default=PEERS / ".venv", help="environment that peers/make_env.py built")
     parser.add_argument("--threads", type=int, help="of every candidate (default: OMP_NUM_THREADS, or one per core)")
     parser.add_argument("--calibration", type=int, default=16, help="images; rounded up to the largest batch")
@@ -302,6 +308,7 @@ def measured(args: argparse.Namespace, console: Console) -> Run:
         threads=args.threads or mxq.use_physical_cores(),
         images=max(args.calibration, *args.batch_sizes),
         python=args.env / "bin" / "python",
+        asked=tuple(args.set),
     )
     result = Run(settings(options))
     try:

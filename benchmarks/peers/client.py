@@ -80,6 +80,11 @@ class Server:
         self._ask(f"outputs {path}")
         return read_outputs(path)
 
+    def profile(self, calls: int) -> dict[str, list[float]]:
+        """Type of operator -> how many run in a call and their seconds, on average of ``calls``."""
+        found: dict[str, list[float]] = self._ask(f"profile {calls}")["kinds"]
+        return found
+
     def close(self) -> None:
         """Ends the process."""
         _end(self._child)

@@ -1,7 +1,7 @@
 """The MXNet side of the comparison, each step a process of its own: build a network, quantize it, serve it.
 
     python mxnet_nets.py build NET FOLDER IMAGES BATCH ...
-    python mxnet_nets.py quantize fused|contrib|mxq FOLDER
+    python mxnet_nets.py quantize fused|contrib|mxq FOLDER [NAME=VALUE ...]
     python mxnet_nets.py serve CANDIDATE FOLDER BATCH
 
 ``NET:raw`` is the detector NET without non-maximum suppression and what follows it.
@@ -26,7 +26,7 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 
 import protocol  # noqa: E402
 import roofline  # noqa: E402
-from mxnet import io  # noqa: E402
+from mxnet import io, profiler  # noqa: E402
 from mxnet.contrib import quantization as contrib  # noqa: E402
 
 from mxq.ir import Model, toposort  # noqa: E402
@@ -76,10 +76,10 @@ def without_nms(model: Model) -> Model:
     return model.with_graph(toposort(model.graph.nodes, heads, model.graph.attrs))
 
 
-def by_mxq(model: Model, images: Any) -> Model:
-    """Mxq's int8, with its defaults."""
+def by_mxq(model: Model, images: Any, **settings: str) -> Model:
+    """Mxq's int8, with its defaults but for ``settings``."""
     symbol = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
-    found = mxq.quantize_model(*symbol, calib_data=images, num_calib_examples=len(images), batch_size=4)
+    found = mxq.quantize_model(*symbol, calib_data=images, num_calib_examples=len(images), batch_size=4, **settings)
     return from_symbol(*found)
 
 
@@ -95,16 +95,16 @@ def by_contrib(model: Model, images: Any) -> Model:
     return from_symbol(*found)
 
 
-KINDS: Mapping[str, Callable[[Model, Any], Model]] = {
+KINDS: Mapping[str, Callable[..., Model]] = {
     "fused": lambda model, _: fuse_float(model),
     "contrib": by_contrib,
     "mxq": by_mxq,
 }
 
 
-def quantize(kind: str, folder: Path) -> None:
+def quantize(kind: str, folder: Path, **settings: str) -> None:
     """Writes the pair of one candidate; for mxq also which share of the multiply-adds is int8."""
-    found = KINDS[kind](load_model(folder / "float32"), np.load(folder / "calibration.npy"))
+    found = KINDS[kind](load_model(folder / "float32"), np.load(folder / "calibration.npy"), **settings)
     write_pair(found, folder / kind)
     if kind == "mxq":
         share = roofline.int8_share(found, json.loads((folder / "macs.json").read_text()))
@@ -131,14 +131,25 @@ class Server:
     def outputs(self) -> Sequence[Any]:
         return [output.asnumpy() for output in self._outputs]
 
+    def profile(self, calls: int) -> protocol.Kinds:
+        """Needs ``MXNET_EXEC_BULK_EXEC_INFERENCE=0``, without which many operators run as one."""
+        profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True)
+        profiler.set_state("run")
+        for _ in range(calls):
+            self()
+        profiler.set_state("stop")
+        table = json.loads(profiler.dumps(format="json"))["Time"]["operator"]
+        own = ("WaitForVar", "DeleteVariable")  # the engine's
+        return {op: (v["Count"] / calls, v["Total"] / calls / 1e3) for op, v in table.items() if op not in own}
+
 
 def main() -> None:
     """One step."""
     match sys.argv[1:]:
         case ["build", name, folder, count, *batches]:
             build(name, Path(folder), int(count), [int(b) for b in batches])
-        case ["quantize", kind, folder]:
-            quantize(kind, Path(folder))
+        case ["quantize", kind, folder, *settings]:
+            quantize(kind, Path(folder), **dict(setting.split("=", 1) for setting in settings))
         case ["serve", kind, folder, batch]:
             protocol.serve(lambda: Server(kind, Path(folder), batch))
         case _:

@@ -65,6 +65,9 @@ class Server:
     def __call__(self) -> object:
         return self._session.run_with_iobinding(self._binding)
 
+    def profile(self, calls: int) -> protocol.Kinds:
+        raise NotImplementedError("onnxruntime is not profiled")
+
     def outputs(self) -> Sequence[Any]:
         return list(self._binding.copy_outputs_to_cpu())
 

@@ -33,7 +33,8 @@ class Server:
     def __init__(self, folder: Path, batch: str) -> None:
         threads = int(os.environ["OMP_NUM_THREADS"])
         settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
-        compiled = ov.Core().compile_model(folder / f"openvino-{batch}.xml", "CPU", settings)
+        profiled = {"PERF_COUNT": "YES"} if protocol.PROFILED in os.environ else {}
+        compiled = ov.Core().compile_model(folder / f"openvino-{batch}.xml", "CPU", {**settings, **profiled})
         self._request = compiled.create_infer_request()
         self._images = np.load(folder / f"input-{batch}.npy")
         self._request.set_input_tensor(ov.Tensor(self._images, shared_memory=True))
@@ -44,6 +45,17 @@ class Server:
 
     def __call__(self) -> object:
         return self._request.infer(share_outputs=True)
+
+    def profile(self, calls: int) -> protocol.Kinds:
+        found: dict[str, tuple[float, float]] = {}
+        for _ in range(calls):
+            self._request.infer(share_outputs=True)
+            for node in self._request.profiling_info:
+                if node.status == ov.ProfilingInfo.Status.EXECUTED:
+                    count, seconds = found.get(node.node_type, (0.0, 0.0))
+                    taken = node.real_time.total_seconds()
+                    found[node.node_type] = (count + 1 / calls, seconds + taken / calls)
+        return found
 
     def outputs(self) -> Sequence[Any]:
         return [tensor.data for tensor in self._request.output_tensors]

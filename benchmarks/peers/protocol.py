@@ -5,6 +5,7 @@ It answers each line on stdin with one line of JSON on stdout, after a first one
     -              {"ready": {what is loaded, with which settings}}
     time CALLS     {"seconds": mean of CALLS calls, "busy": seconds of these and of one before that does not count}
     outputs FILE   {"saved": FILE}: the outputs of one call, as .npz with keys "0", "1", ...
+    profile CALLS  {"kinds": {type of operator: [operators, seconds] of a call, by the library's own profiler}}
 
 or with ``{"error": reason}`` and its end. The call that does not count wakes the threads and fills the caches, which
 other servers used since. Whatever libraries print goes to stderr. Needs numpy alone, so it runs in every environment.
@@ -22,6 +23,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+Kinds = dict[str, tuple[float, float]]
+"""Type of operator -> how many run in a call, and the seconds that all of them take."""
+PROFILED = "MXQ_PROFILED"
+"""Variable of the environment with which a network is loaded so that it can be profiled, which may cost time."""
+
 
 class Loaded(Protocol):
     """A network with its input, ready to run; ``about`` says with which versions and settings."""
@@ -33,6 +39,9 @@ class Loaded(Protocol):
 
     def outputs(self) -> Sequence[Any]:
         """The outputs of the last call, as arrays."""
+
+    def profile(self, calls: int) -> Kinds:
+        """Where the time of a call goes, on average of ``calls``."""
 
 
 def main(quantize: Callable[[Path, str], None], server: Callable[[Path, str], Loaded]) -> None:
@@ -76,5 +85,7 @@ def _obey(network: Loaded, words: Sequence[str]) -> dict[str, Any]:
         case ["outputs", path]:
             np.savez(path, **{str(i): np.asarray(a) for i, a in enumerate(network.outputs())})
             return {"saved": path}
+        case ["profile", calls]:
+            return {"kinds": network.profile(int(calls))}
         case _:
-            raise ValueError(f"{' '.join(words)!r}; allowed: time CALLS, outputs FILE")
+            raise ValueError(f"{' '.join(words)!r}; allowed: time CALLS, outputs FILE, profile CALLS")
