@@ -101,8 +101,9 @@ def compared(args: argparse.Namespace, net: str, folder: Path, console: Console)
     ends = [killed(args, net, broken, reference["trials"] * part // (args.kills + 1)) for part in parts]
     started(args, net, broken).wait()
     again = result(broken)
-    same = all(again[k] == reference[k] for k in ("trials", "sha256", "stopped")) and again["best"]["settings"] == (
-        reference["best"]["settings"]
+    same = (
+        all(again[k] == reference[k] for k in ("trials", "sha256", "stopped"))
+        and again["best"]["settings"] == (reference["best"]["settings"])
     )
     console.print(f"killed in the trials after {ends}: {'the same network, bit for bit' if same else 'ANOTHER RESULT'}")
     return same

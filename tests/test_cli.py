@@ -466,6 +466,7 @@ class TestDoctor:
         assert found["onednn"] is True
         assert found["threads"]["recommended"] >= 1
         assert found["machine"]["cores"] >= 1
+        assert set(found["threads"]["variables"]) == {"OMP_NUM_THREADS", "MXNET_CPU_PARALLEL_SIZE"}
 
     @pytest.mark.parametrize(("flags", "warns"), [("avx2", True), ("avx2 avx_vnni", False)])
     def test_warns_where_the_network_is_for_another_cpu(

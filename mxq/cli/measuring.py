@@ -211,7 +211,8 @@ def doctor(
     if as_json:
         facts = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(machine).items()}
         facts |= {"cpus": machine.cpus, "target": machine.target, "saturates": machine.saturates}
-        threads = {"mxnet": picked, "recommended": best}
+        threads: dict[str, object] = {"mxnet": picked, "recommended": best}
+        threads["variables"] = {name: environ.get(name) for name in ("OMP_NUM_THREADS", machines.COPY_SIZE)}
         print_json({"machine": facts, "versions": versions, "onednn": onednn, "threads": threads, "advice": hints})
         return
     asked = environ.get("OMP_NUM_THREADS", "")
