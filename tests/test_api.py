@@ -744,3 +744,16 @@ def test_to_symbol_of_a_model_is_accepted_as_a_tuple() -> None:
     model = load_model(small())
     net = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
     np.testing.assert_array_equal(forward(quantize(net)), forward(quantize()))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_own_threads_end_with_the_call(monkeypatch, fails):
+    """They take time from MXNet's engine, in which the network runs next."""
+    ended = []
+    monkeypatch.setattr(mxq.threads, "end_own_team", lambda: ended.append(True))
+    if fails:
+        with pytest.raises(mxq.MxqError):
+            mxq.quantize_net(small(), X, calib_mode="of nobody")
+    else:
+        mxq.quantize_net(small(), X)
+    assert ended == [True]

@@ -15,6 +15,7 @@ from mxq.ir import Array, Executable, Graph, Model, Ref, Watched
 from mxq.runtime.files import to_block
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
+from mxq.threads import end_own_team
 
 
 class MxnetRunner:
@@ -143,10 +144,12 @@ def _describe(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> str:
 def serve(model: Model, feeds: Mapping[str, Array]) -> Callable[[], None]:
     """A function that runs ``model`` on ``feeds`` once and waits for the result, as a server would.
 
-    It is a hybridized block with static memory; the inputs are prepared once. (Executors copy them at every call.)
+    It is a hybridized block with static memory; the inputs are prepared once. (Executors copy them at every call.) The
+    OpenMP threads of the caller's own end, as they would slow it down.
     """
     block, inputs = to_block(model), [to_ndarray(feeds[name]) for name in model.inputs]
     block.hybridize(static_alloc=True, static_shape=True)
+    end_own_team()
 
     def call() -> None:
         result = block(*inputs)

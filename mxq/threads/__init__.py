@@ -7,7 +7,7 @@
 `plan` gives the CPUs of several processes side by side, `launch_lines` the commands that start them.
 """
 
-from mxq.threads.engine import use, use_physical_cores
+from mxq.threads.engine import end_own_team, use, use_physical_cores
 from mxq.threads.plan import launch_lines, plan, split, usable_cores
 
-__all__ = ["launch_lines", "plan", "split", "usable_cores", "use", "use_physical_cores"]
+__all__ = ["end_own_team", "launch_lines", "plan", "split", "usable_cores", "use", "use_physical_cores"]

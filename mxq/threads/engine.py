@@ -65,7 +65,7 @@ def use(count: int | None = None, cores: Iterable[int] | None = None) -> int:
         pin(held)
     if "mxnet" in sys.modules:
         _set_in_engine(threads)
-        _end_own_team()
+        end_own_team()
         if not _after_fork:
             os.register_at_fork(after_in_parent=lambda: _set_in_engine(_after_fork[0]))
         _after_fork[:] = [threads]
@@ -159,8 +159,8 @@ def _set_in_engine(count: int) -> None:
         raise ConfigError(f"MXNet's engine did not take {count} threads within {PATIENCE:g} s; call it before mxnet")
 
 
-def _end_own_team() -> None:
-    """Ends the OpenMP threads of this thread, such as a copy before mxq was imported has started.
+def end_own_team() -> None:
+    """Ends the OpenMP threads of this thread, such as reading an output in oneDNN's layout or a large copy starts.
 
     They slow the engine's down (see `mxq.machine.keep_one_team`), and come back where they are needed again.
     """
