@@ -3,9 +3,9 @@
     python benchmarks/peers/make_env.py                     # once
     python benchmarks/bounds.py [NET ...] [--batch-sizes 1 16] [--markdown FILE]
 
-NET is a name of `zoo.NETS`. Networks are made and served as by `compare.py`. "all" is the time of a call, without any
-profiler; processes take turns. The other columns are what the profiler of each library says, in processes of their
-own, whose sum can be more than "all" by what profiling costs: some microseconds an operator.
+NET is a name of `zoo.NETS`, or NET:raw. Networks are made and served as by `compare.py`. "all" is the time of a call,
+without any profiler; processes take turns. The other columns are what the profiler of each library says, in processes
+of their own, whose sum can be more than "all" by what profiling costs: some microseconds an operator.
 """
 
 from __future__ import annotations
@@ -41,11 +41,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Kind -> what the types of its operators have in their names; the first that fits. "_sg_mkldnn_conv" is a layer."""
-
-
 COLUMNS = (LAYERS, POINTWISE, CONCAT, POOLING, CONVERSION, OTHER)
 UNDER_PROFILER = {PROFILED: "1", "MXNET_EXEC_BULK_EXEC_INFERENCE": "0"}
-CALLS = 64
+EXAMPLES = 64
 """Examples in a turn."""
 Shares = dict[str, tuple[float, float]]
 """Kind -> how many operators run in a call, and their milliseconds."""
@@ -94,7 +92,7 @@ def lines(name: str, options: Options) -> Iterator[tuple[str, ...]]:
         net = Network(name, Path(folder), options)
         net.build()
         for batch in options.batches:
-            calls = max(1, CALLS // batch)
+            calls = max(1, EXAMPLES // batch)
             whole = timed(net, batch, options.repeats, calls)
             for tool in TOOLS:
                 found = profiled(net, tool, batch, options.repeats * calls)

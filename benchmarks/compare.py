@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -177,11 +177,12 @@ def compare(net: Network, row: Row, options: Options) -> None:
     except Failure as failure:
         row.figures = {name: Figure(failure=str(failure)) for name in options.candidates}
         return
-    with _servers() as servers:
+    with ExitStack() as stack:
+        servers: list[Server] = []
         for name in options.candidates:
             figure = row.figures[name] = Figure()
             try:
-                server = net.serve(name, row.batch)
+                server = stack.enter_context(closing(net.serve(name, row.batch)))
                 servers.append(server)
                 figure.about = server.about
                 figure.sqnr_db = agreement(net.folder, row.batch, server)
@@ -193,16 +194,6 @@ def compare(net: Network, row: Row, options: Options) -> None:
         for server in servers:
             if server.overhead:
                 row.figures[server.name].about["round_trip_overhead_us"] = round(1e6 * median(server.overhead))
-
-
-@contextmanager
-def _servers() -> Iterator[list[Server]]:
-    servers: list[Server] = []
-    try:
-        yield servers
-    finally:
-        for server in servers:
-            server.close()
 
 
 def agreement(folder: Path, batch: int, server: Server) -> list[float | None]:

@@ -74,7 +74,7 @@ def is_pointwise(conv: Node) -> bool:
 
 
 def is_depthwise(conv: Node) -> bool:
-    """Whether each of a convolution's outputs reads a channel of its own."""
+    """Whether a convolution has as many groups as outputs."""
     groups = conv.number("num_group", 1)
     return groups > 1 and groups == conv.number("num_filter", 0)
 
