@@ -32,6 +32,7 @@ from mxq.passes import (
     SHAPE_ONLY,
     SIMPLIFY,
     SPLIT_GROUPS,
+    SUBSAMPLE_EARLY,
     align_ranges,
     fold_constants,
     guard,
@@ -103,7 +104,8 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     trace = trace if trace is not None else Trace()
     if runner is not None:
         model = fold_constants(model, runner, trace)
-    return _run((SIMPLIFY, DETECTION, SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, POOLED_DENSE), model, trace)
+    steps = (SIMPLIFY, DETECTION, SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE)
+    return _run(steps, model, trace)
 
 
 def fuse_float(model: Model, runner: Runner | None = None) -> Model:
@@ -268,7 +270,7 @@ def quantize(
     _check_complete(prepared, calibrated)
     built, warnings = _built(prepared, calibrated, runner, data)
     fused, decided, thresholds = built.model, built.plan, built.thresholds
-    model, tensors = quantize_graph(fused, decided, thresholds, built.coding)
+    model, tensors = quantize_graph(fused, decided, thresholds, built.coding, exact=built.exact)
     model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
     int8 = len(decided.quantized)
     report = Report(

@@ -53,13 +53,15 @@ class Plan:
 class TensorRecord:
     """How one int8 tensor of the written graph is coded: ``dtype`` "int8" or "uint8" and the range written for it.
 
-    ``note`` says where that differs from the calibrated range and why.
+    ``note`` says where that differs from the calibrated range and why. ``offset`` is what is added to values before they
+    are coded, in activation units.
     """
 
     dtype: str
     min: float | None = None
     max: float | None = None
     note: str = ""
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

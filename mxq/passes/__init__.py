@@ -15,6 +15,7 @@ from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import SIMPLIFY
 from mxq.passes.split_groups import SPLIT_GROUPS
+from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 
 __all__ = [
     "DETECTION",
@@ -27,6 +28,7 @@ __all__ = [
     "SHAPE_ONLY",
     "SIMPLIFY",
     "SPLIT_GROUPS",
+    "SUBSAMPLE_EARLY",
     "align_ranges",
     "fold_constants",
     "guard",

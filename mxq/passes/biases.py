@@ -23,8 +23,8 @@ def has_bias(node: Node) -> bool:
     return layer is not None and not layer.flag("no_bias")
 
 
-def with_bias(model: Model, node: Node, offset: float) -> tuple[tuple[Node, ...], dict[str, Array]]:
-    """A fused layer with ``offset`` (activation units) added to every channel's bias; the nodes and the new values."""
+def with_bias(model: Model, node: Node, offset: float | Array) -> tuple[tuple[Node, ...], dict[str, Array]]:
+    """A fused layer with ``offset`` (activation units; of each channel, or all) added to its bias; nodes, new values."""
     if has_bias(node):
         name = node.inputs[2].name
         return (node,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}

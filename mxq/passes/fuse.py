@@ -22,6 +22,7 @@ from mxq.ir import ROUTE, VARIABLE, Graph, Model, Node, Ref, standing_for
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
+from mxq.verify.held import STRIDE
 
 _SUM = "elemwise_add"
 
@@ -62,7 +63,8 @@ class Fuse:
         root = match.root
         outside, subgraph = _subgraph(match)
         route = "; ".join(n.attrs[ROUTE] for n in match.interior if ROUTE in n.attrs)
-        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **({ROUTE: route} if route else {})}
+        kept = {name: root.attrs[name] for name in (STRIDE,) if name in root.attrs}
+        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **({ROUTE: route} if route else {}), **kept}
         fused = Node(root.name, self.spec.fused_op, attrs, outside, (subgraph,), root.label)
         dropped = {n.name: () for n in match.interior if n is not root}
         return Rewrite({**dropped, root.name: (fused,)})

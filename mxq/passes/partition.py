@@ -17,6 +17,7 @@ from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
 from mxq.passes.overrides import LayerChoices, override_source, views
+from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
 from mxq.plan import Decision, Plan
 from mxq.rewrite import Trace
@@ -55,6 +56,8 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
     }
+    merged = rectified(model, specs.keys() - reasons.keys())
+    why |= {relu: f"{why[relu]}, by saturation in {norm.name!r}" for relu, norm in merged.items()}
     decisions = tuple(
         Decision(
             node=node.name,
@@ -66,7 +69,7 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
         for node in graph.operators
     )
     ranged = {n: specs[n] for n in specs if n not in reasons or n in stem}  # so that statistics serve any effort
-    observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged))
+    observe = () if config.calib_mode == NONE else tuple(_observed(model, ranged))
     return Plan(decisions, observe)
 
 
@@ -250,8 +253,9 @@ def _why_int8(spec: OpSpec, asked_by: str) -> str:
     return f"{why}, asked for by {asked_by}" if asked_by else why
 
 
-def _observed(graph: Graph, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:
+def _observed(model: Model, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:
     """Float tensors whose range the int8 graph needs: what is quantized, and what calibrated kernels write."""
+    graph, merged = model.graph, rectified(model, quantized)
     found: dict[Ref, None] = {}
     for node in graph.operators:
         if node.name not in quantized:
@@ -261,5 +265,7 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:
             if node.inputs[i].name not in quantized:
                 found[node.inputs[i]] = None
         if spec.calibrated and not writes_float(graph, node, spec, quantized):
+            found[node.out] = None
+        if node.name in merged:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None
     return found

@@ -20,6 +20,7 @@ Guards, each for a stock kernel that would otherwise fail or compute something e
 * elemwise_add without a calibrated range scales a u8 summand for 32 bits before it makes it s8, like the other one
   (``mkldnn_quantized_elemwise_add.cc``): it is converted to s8 first.
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
+* int8 BatchNorm and ReLU write s8, of which the ReLU leaves half: see `mxq.passes.rectify`.
 * conv + sum has no clip in int8. It is written as ReLU with a range that ends at the clip's bound, where u8 saturates.
 """
 
@@ -35,11 +36,15 @@ from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
-from mxq.ir import Graph, Model, Node, Ref, standing_for, toposort
+from mxq.ir import Array, Graph, Model, Node, Ref, standing_for, toposort
+from mxq.passes.biases import with_bias
+from mxq.passes.exact import on_grid
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
+from mxq.passes.rectify import rectified, written
 from mxq.plan import Plan, TensorRecord
 from mxq.thresholds import Range, Thresholds
+from mxq.verify.held import OFFSET
 
 INT8, UINT8 = "int8", "uint8"
 HALF = 255.5 / 127.5
@@ -49,21 +54,29 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """An int8 tensor of the new graph: refs of its values, minimum and maximum, its type, and its range if known."""
+    """An int8 tensor of the new graph: refs of its values, minimum and maximum; what `TensorRecord` says of it."""
 
     values: Ref
     min: Ref
     max: Ref
     dtype: str
     range: Range | None = None
+    offset: float = 0.0
 
     @staticmethod
-    def of(node: str, dtype: str, span: Range | None = None) -> Coded:
-        return Coded(Ref(node), Ref(node, 1), Ref(node, 2), dtype, span)
+    def of(node: str, record: TensorRecord) -> Coded:
+        """The tensor that ``node`` makes."""
+        return Coded(Ref(node), Ref(node, 1), Ref(node, 2), record.dtype, _range(record), record.offset)
 
 
 def quantize_graph(
-    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, backend: BackendSpec = MXNET_191
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    backend: BackendSpec = MXNET_191,
+    *,
+    exact: bool = True,
 ) -> tuple[Model, Mapping[str, TensorRecord]]:
     """Builds the int8 model.
 
@@ -71,6 +84,7 @@ def quantize_graph(
         model: the fused float model that ``plan`` was made for.
         plan: from `partition`.
         thresholds: a range for every tensor in ``plan.observe``.
+        exact: whether the target's kernels add products exactly; otherwise they halve the weights of s8 tensors.
 
     Returns:
         The int8 model, and how each of its int8 tensors is coded, by name.
@@ -79,7 +93,8 @@ def quantize_graph(
         CalibrationError: a range is missing.
         QuantizeError: "uint8" was asked for a tensor with negative values.
     """
-    builder = _Builder(model, plan, thresholds, config, backend, LayerChoices.of(model.graph, config))
+    choices, merged = LayerChoices.of(model.graph, config), rectified(model, plan.quantized)
+    builder = _Builder(model, plan, thresholds, config, backend, choices, merged, exact)
     for node in model.graph:
         if node.name in plan.quantized:
             builder.quantize(node)
@@ -88,7 +103,7 @@ def quantize_graph(
     for head in model.graph.heads:
         builder.as_float(head)
     graph = toposort(builder.nodes.values(), model.graph.heads, model.graph.attrs)
-    return model.with_graph(graph), builder.records
+    return model.with_graph(graph, builder.args), builder.records
 
 
 @dataclass
@@ -99,6 +114,9 @@ class _Builder:
     config: QuantConfig
     backend: BackendSpec
     choices: LayerChoices
+    rectified: Mapping[str, Node]
+    exact: bool
+    args: dict[str, Array] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     coded: dict[Ref, Coded] = field(default_factory=dict)
     quantizers: dict[tuple[Ref, str], Coded] = field(default_factory=dict)
@@ -127,7 +145,7 @@ class _Builder:
             record = self._record(ref, dtype) if tensor is None else _recoded(tensor, dtype)
             self.nodes[name] = Node(name, "_contrib_quantize_v2", {"out_type": dtype, **_range_attrs(record)}, (ref,))
             self.records[name] = record
-            self.quantizers[ref, dtype] = Coded.of(name, dtype, _range(record))
+            self.quantizers[ref, dtype] = Coded.of(name, record)
         return self.quantizers[ref, dtype]
 
     def _input_dtype(self, ref: Ref) -> str:
@@ -170,6 +188,11 @@ class _Builder:
 
     def quantize(self, node: Node) -> None:
         """A node that becomes int8."""
+        if any(node is norm for norm in self.rectified.values()):  # it is made with the ReLU that reads it
+            return
+        if node.name in self.rectified:
+            self._rectify(node, self.rectified[node.name])
+            return
         spec = self.backend.find(node.op)
         if spec is None:
             raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
@@ -186,6 +209,8 @@ class _Builder:
             half = dtype == UINT8 and tensors[last].dtype == INT8
             if dtype == INT8 and tensors[last].dtype == UINT8:
                 tensors[last] = self.as_int8(node.inputs[last], INT8)
+        if spec.role == "compute" and tensors[0].offset:
+            node = self._without_offset(node, tensors[0])
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
         ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
         if self._calibrated(node, spec):
@@ -193,6 +218,29 @@ class _Builder:
         else:
             record = _carried(tensors, dtype)
         self._add(node, spec, (*inputs, *ranges), record)
+
+    def _rectify(self, relu: Node, norm: Node) -> None:
+        """A BatchNorm that does what the ReLU after it would; see `mxq.passes.rectify`."""
+        spec, data = self.backend.find(norm.op), self.as_int8(norm.inputs[0])
+        if spec is None:
+            raise QuantizeError(f"{norm.name!r} ({norm.op}) has no int8 kernel in {self.backend.name}")
+        plain = self._record(relu.out, UINT8)
+        span, offset = written(plain.max or 0.0)
+        note = "; ".join(filter(None, (plain.note, "the lowest code is zero, for saturation to do what the ReLU would")))
+        record = TensorRecord(INT8, float(np.float32(span.min)), float(np.float32(span.max)), note, offset)
+        beta = norm.inputs[2].name
+        self.args[beta] = (self.model.args[beta].astype(np.float64) + offset).astype(np.float32)
+        both = replace(norm, name=relu.name, label=relu.label).with_attrs(**standing_for(norm, relu))
+        self._add(both, spec, (data.values, *norm.inputs[1:], data.min, data.max), record)
+
+    def _without_offset(self, conv: Node, data: Coded) -> Node:
+        """A convolution whose bias takes back what was added to the tensor that it reads."""
+        weight = on_grid(self.model.args[conv.inputs[1].name], halved=data.dtype == INT8 and not self.exact)
+        sums = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.float64)
+        nodes, values = with_bias(self.model, conv, -data.offset * sums)
+        self.args |= values
+        self.nodes |= {node.name: node for node in nodes[:-1]}
+        return nodes[-1]
 
     def _of_one_type(self, node: Node, tensors: Mapping[int, Coded]) -> dict[int, Coded]:
         """``tensors``, all of them s8 where one is."""
@@ -228,9 +276,11 @@ class _Builder:
         if name in self.model.graph:
             raise QuantizeError(f"{node.name!r} needs the name {name!r} for its int8 form, but a node has it already")
         attrs = _range_attrs(record) if spec.calibrated else {}
+        if record.offset:
+            attrs = {**attrs, OFFSET: repr(record.offset)}
         self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, attrs), label="")
         at_runtime = spec.calibrated and self.config.calib_mode == NONE
-        coded = self._requantize(node, record) if at_runtime else Coded.of(name, record.dtype, _range(record))
+        coded = self._requantize(node, record) if at_runtime else Coded.of(name, record)
         self.coded[node.out] = coded
         self.records[coded.values.name] = record
 
@@ -252,11 +302,11 @@ class _Builder:
 
     def _requantize(self, node: Node, record: TensorRecord) -> Coded:
         """int32 results become 8 bits in a range found at run time."""
-        name, source = f"requantize_{node.name}", Coded.of(f"quantized_{node.name}", "int32")
+        name, source = f"requantize_{node.name}", Coded.of(f"quantized_{node.name}", TensorRecord("int32"))
         self.nodes[name] = Node(
             name, "_contrib_requantize", {"out_type": record.dtype}, (source.values, source.min, source.max)
         )
-        return Coded.of(name, record.dtype)
+        return Coded.of(name, record)
 
 
 def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:
@@ -286,8 +336,8 @@ def _carried(tensors: Mapping[int, Coded], dtype: str) -> TensorRecord:
     known = [s for s in spans if s is not None]
     if len(known) < len(spans):
         return TensorRecord(dtype)
-    span = reduce(Range.union, known)
-    return TensorRecord(dtype, span.min, span.max)
+    span, offset = reduce(Range.union, known), next(iter(tensors.values())).offset
+    return TensorRecord(dtype, span.min, span.max, offset=offset)
 
 
 def _recoded(tensor: Coded, dtype: str) -> TensorRecord:

@@ -5,8 +5,8 @@ ranges are found at run time, ``requantize_x`` after it), ``x_quantize`` quantiz
 operators left in float are called ``x``. `mxq.passes.integer_input` adds ``data_normalize`` and integer inputs.
 
 A pass that changes what a tensor holds says so in an attribute of the node that makes it, which MXNet keeps and
-ignores: ``held = value * scale + offset``, with `CHANNEL_SCALE` and `OFFSET`, in `CHANNEL_ORDER`. What only codes,
-decodes or recodes a tensor holds what it reads.
+ignores: ``held = value * scale + offset``, with `CHANNEL_SCALE` and `OFFSET`, in `CHANNEL_ORDER`, of every so many
+pixels, with `STRIDE`. What only codes, decodes or recodes a tensor holds what it reads.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ the tensor with `SHIFTED` after it."""
 
 SHIFTED: Final = "_shifted"
 
+STRIDE: Final = "__stride__"
+"""Attribute of a node whose tensor has but every so many rows and columns (axes 2, 3) of the float network's: "2,2"."""
+
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
 MADE, REMADE = "quantized_", "requantize_"
 LEVELS: Final = 256
@@ -62,6 +65,7 @@ class Held:
         scale: what each channel's values are multiplied by, in the float network's order; empty for 1.
         offset: what is added then.
         top: the highest code that can occur, where that is below the type's own.
+        stride: of how many rows and columns one is held.
     """
 
     refs: tuple[Ref, ...]
@@ -69,6 +73,16 @@ class Held:
     scale: tuple[float, ...] = ()
     offset: float = 0.0
     top: int = LEVELS
+    stride: tuple[int, int] = (1, 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all pixels are held."""
+        return self.stride == (1, 1)
+
+    def part(self, whole: Array) -> Array:
+        """What is held of the float network's tensor."""
+        return whole if self.is_whole else whole[:, :, :: self.stride[0], :: self.stride[1]]
 
     def read(self, arrays: Sequence[Array]) -> Reading:
         """What ``arrays``, the tensors ``refs``, say."""
@@ -160,10 +174,10 @@ class Counterparts:
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
         offset = sum(_numbers(self.int8.graph, node, OFFSET))
-        return Held(self._refs(node, ref), order, scale, offset, _top(self.int8.graph, node))
+        return Held(self._refs(node, ref), order, scale, offset, _top(self.int8.graph, node), self._stride(node, ref))
 
     def around(self, node: Node, own: Ref | None) -> dict[Ref, Held]:
-        """The nearest tensors before ``node`` of the int8 network that the float network has, but for ``own``."""
+        """The nearest tensors before ``node`` that the float network has, but for ``own``, and that are held whole."""
         found: dict[Ref, Held] = {}
         seen: set[Ref] = set()
         pending = list(reversed(node.inputs))
@@ -174,11 +188,17 @@ class Counterparts:
                 continue
             seen.add(ref)
             tensor = self.float_of(ref)
-            if tensor is None or tensor == own:
+            if tensor is None or tensor == own or not self.held(ref).is_whole:
                 pending.extend(reversed(maker.inputs))
             else:
                 found.setdefault(tensor, self.held(ref))
         return found
+
+    def _stride(self, node: Node, ref: Ref) -> tuple[int, int]:
+        """Beside the float network, which may hold a part itself, as a fused one does."""
+        tensor, (rows, columns) = self.float_of(ref), strides_of(self.int8.graph, node)
+        first = (1, 1) if tensor is None else strides_held(self.reference.graph[tensor.name])
+        return rows // first[0], columns // first[1]
 
     def _refs(self, node: Node, ref: Ref) -> tuple[Ref, ...]:
         if is_coded(node):
@@ -202,6 +222,19 @@ def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float,
     order = tuple(map(int, _numbers(graph, node, CHANNEL_ORDER)))
     scale = tuple(_numbers(graph, node, CHANNEL_SCALE, (*RECODING, *COMMUTING)))
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
+
+
+def strides_of(graph: Graph, node: Node) -> tuple[int, int]:
+    """`Held.stride` of what ``node`` of an int8 network makes, beside the original network."""
+    while STRIDE not in node.attrs and node.op in RECODING:
+        node = graph[node.inputs[0].name]
+    return strides_held(node)
+
+
+def strides_held(node: Node) -> tuple[int, int]:
+    """What `STRIDE` says of a node; (1, 1) where it says nothing."""
+    rows, columns = node.ints(STRIDE) or (1, 1)
+    return rows, columns
 
 
 def _numbers(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:

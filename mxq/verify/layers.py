@@ -97,10 +97,11 @@ class LayerTally:
         for i, tap in enumerate(self.taps):
             x, reading = reference(sources[tap.float]), read(tap.held)
             shapes[tap.float] = x.shape
-            if x.shape == reading.codes.shape:
+            part = tap.held.part
+            if part(x).shape == reading.codes.shape:
                 inputs = {ref: read(held).values for ref, held in tap.reads.items()}
                 f = x if tap.float.name in self._inputs else self._exact(i, inputs, shapes)
-                self._sums[i] = self._sums[i].add(x, reading, f)
+                self._sums[i] = self._sums[i].add(part(x), reading, None if f is None else part(f))
 
     def _exact(self, i: int, inputs: Mapping[Ref, Array], shapes: Mapping[Ref, tuple[int, ...]]) -> Array | None:
         """What the float layer of tap ``i`` makes of ``inputs``; None where it cannot be told."""

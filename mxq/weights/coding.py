@@ -26,30 +26,39 @@ class Code:
         dtype: "int8" or "uint8".
         widened: the written range in shares of the calibrated one.
         bound: what its values do not exceed, in activation units.
+        rectified: s8 codes stand for values from zero on (`mxq.passes.rectify`), as u8 ones do.
     """
 
     dtype: str
     widened: float = 1.0
     bound: float = np.inf
+    rectified: bool = False
 
     @staticmethod
     def of(record: TensorRecord, calibrated: Range) -> Code:
         """From what `mxq.passes.quantize` wrote for a tensor of that calibrated range."""
+        if record.offset:
+            return Code(record.dtype, rectified=True)
         top = record.max if record.max is not None else calibrated.max
         doubled = record.dtype == "uint8" and top > _DOUBLED * calibrated.max > 0
         widened = SPAN["uint8"] / SPAN["int8"] if doubled else 1.0
         bound = top if top < calibrated.max else np.inf
         return Code(record.dtype, widened, bound)
 
+    @property
+    def levels(self) -> str:
+        """The type that has the levels of this code."""
+        return "uint8" if self.rectified else self.dtype
+
     def scale(self, span: Range) -> float:
         """Codes per unit where ``span`` is the calibrated range."""
-        size = max(span.max, 0.0) if self.dtype == "uint8" else span.absmax
+        size = max(span.max, 0.0) if self.levels == "uint8" else span.absmax
         size = min(size, self.bound) * self.widened
-        return float(numerics.scale(size if size > 0 else 1.0, self.dtype))
+        return float(numerics.scale(size if size > 0 else 1.0, self.levels))
 
     def coded(self, value: Array, span: Range) -> Array:
         """``value`` as its codes represent it."""
-        low, high = CODES[self.dtype]
+        low, high = CODES[self.levels]
         scale = np.float32(self.scale(span))
         top = CODES["int8"][1] if self.widened > 1 else high
         codes = np.multiply(value, scale, dtype=np.float32)

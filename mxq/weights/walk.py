@@ -164,7 +164,7 @@ class _Walk:
             spans = [s for s in known if s is not None]
             if len(spans) == len(known):
                 span = self.carried[ref] = reduce(Range.union, spans)
-                return code_all(value, Code(record.dtype), span)
+                return code_all(value, Code(record.dtype, rectified=bool(record.offset)), span)
         return code_all(value, self.codes[ref], self.spans[str(ref)]) if ref in self.codes else value
 
     def _spec(self, node: Node) -> OpSpec | None:

@@ -1,0 +1,82 @@
+"""Rectify by saturation: an int8 BatchNorm whose lowest code is the zero of the ReLU after it.
+
+Before:  x -> BatchNorm -> y in [-m, m] -> relu -> z in codes 0..127 -> conv1x1(w, b)
+After:   x -> BatchNorm(beta - c) -> z - c in codes -128..127 -> conv1x1(w, b + c sum(w))
+
+The stock int8 BatchNorm and int8 ReLU write s8 (``mkldnn_quantized_batch_norm.cc``, ``mkldnn_quantized_act.cc``), so
+that a ReLU leaves half of the codes unused, and each passes over the tensor. Written with c = 128 steps less, what is
+below zero saturates at code -128, which then means zero: one operator less and one bit more, as if the tensor were u8.
+
+Conditions: BatchNorm and ReLU become int8, nothing else reads between them, and beta is BatchNorm's alone. What reads
+the ReLU is int8 1x1 convolutions without padding (which would be zeros, in this code c), each with a bias that is its
+own or none; poolings without padding may lie between, as they keep the offset.
+Formula: step s = max(z) / 255.5, as of u8 (`mxq.numerics`); c = 128 s; codes q = z / s - 128; and
+sum_i w_i z_i + b = sum_i w_i (s q_i) + b + c sum_i w_i, w as the kernel rounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from mxq.backends import layer_of
+from mxq.ir import Graph, Model, Node, Ref
+from mxq.numerics import CODES, SPAN
+from mxq.passes.biases import has_bias
+from mxq.passes.shapes import is_global_pooling, is_pointwise
+from mxq.thresholds import Range
+
+NORM, RELU = "BatchNorm", "Activation"
+
+
+def rectified(model: Model, quantized: Collection[str]) -> dict[str, Node]:
+    """Of each ReLU that is done by saturation, the BatchNorm that does it.
+
+    Args:
+        model: fused, float.
+        quantized: names of the nodes that become int8.
+    """
+    found = {}
+    for node in model.graph.operators:
+        if node.op == RELU and node.attrs.get("act_type") == "relu" and node.name in quantized:
+            norm = model.graph[node.inputs[0].name]
+            if norm.name in quantized and _alone(model, norm, node) and _stands_offset(model, node, quantized):
+                found[node.name] = norm
+    return found
+
+
+def _alone(model: Model, norm: Node, relu: Node) -> bool:
+    """Whether ``norm`` is a BatchNorm that serves ``relu`` alone, its beta too."""
+    if norm.op != NORM or relu.inputs[0].output or norm.name in model.graph.head_names:
+        return False
+    beta = norm.inputs[2].name
+    return model.graph.consumers[norm.name] == (relu,) and beta in model.args and _is_own(model.graph, beta)
+
+
+def _stands_offset(model: Model, node: Node, quantized: Collection[str]) -> bool:
+    """Whether all that reads ``node`` is right if a constant is added to it, or can be made so."""
+    readers = model.graph.consumers[node.name]
+    if not readers or node.name in model.graph.head_names:
+        return False
+    return all(r.name in quantized and _reads_offset(model, r, node.out, quantized) for r in readers)
+
+
+def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[str]) -> bool:
+    if reader.inputs.count(ref) != 1 or reader.inputs[0] != ref:
+        return False
+    if reader.op == "Pooling":
+        inside = not set(reader.ints("pad")) - {0} and reader.attrs.get("pooling_convention", "valid") == "valid"
+        return (inside or is_global_pooling(reader)) and _stands_offset(model, reader, quantized)
+    layer = layer_of(reader)
+    if layer is None or layer.op != "Convolution" or not is_pointwise(layer):
+        return False
+    return not has_bias(reader) or _is_own(model.graph, reader.inputs[2].name)
+
+
+def _is_own(graph: Graph, parameter: str) -> bool:
+    return len(graph.consumers[parameter]) == 1
+
+
+def written(top: float) -> tuple[Range, float]:
+    """The range to write for a rectified tensor of values up to ``top``, and its offset -c, in activation units."""
+    half = top * SPAN["int8"] / SPAN["uint8"]
+    return Range(-half, half), CODES["int8"][0] * half / SPAN["int8"]

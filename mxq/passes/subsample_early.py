@@ -1,0 +1,214 @@
+"""Subsample early: pixels that no layer reads, or that are averaged at once, are not computed.
+
+Before:  x -> conv3x3 -> conv1x1 + y -> relu -> conv1x1(stride 2), conv1x1(stride 2)
+After:   x -> conv3x3(stride 2) -> conv1x1 + pool1x1(y, stride 2) -> relu -> conv1x1, conv1x1
+
+Before:  x -> conv1x1 -> average pooling -> y
+After:   x -> average pooling -> conv1x1 -> y
+
+A 1x1 convolution of stride s reads every s-th row and column. Where all readers of a tensor do, the stride moves
+towards the input, through what works pixel by pixel, into the convolutions that make the tensor. In ResNet v1 with
+bottlenecks the last block of each stage makes four times the pixels that the next stage reads: a tenth of all products.
+DenseNet's transitions, the other kind, make a tenth of its products too many.
+
+Conditions of the first: (N, C, H, W) without groups or padding in the readers; no other reader, no output of the
+network; a convolution is among what makes less. Of the second: the pooling alone reads the convolution; its padding, if
+any, is not counted.
+Formula: floor((floor((h - k) / t)) / s) = floor((h - k) / (t s)), so sizes agree for any image, and results are exact;
+mean(W x + b) = W mean(x) + b up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from mxq.ir import ROUTE, Graph, Model, Node, Ref, standing_for
+from mxq.passes.shapes import ELEMENTWISE, is_pointwise
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite.rule import single_consumer
+from mxq.verify.held import STRIDE, strides_held
+
+NAME = "subsample_early"
+WHY = "makes only the pixels that are read"
+Stride = tuple[int, int]
+ALL: Stride = (1, 1)
+_OF_ONE = ("LeakyReLU", "BatchNorm")
+"""Elementwise operators of whose inputs the first alone is an image."""
+
+
+@dataclass(frozen=True)
+class PoolFirst:
+    """An average of 1x1 convolutions is a 1x1 convolution of averages, of which there are fewer."""
+
+    name: str = "pool_first"
+    pattern: Op = Op(("Pooling",), (Op(("Convolution",), (Any_("x"),), bind="conv"),), bind="pool")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        conv, pool = match["conv"], match["pool"]
+        if pool.attrs.get("pool_type") != "avg" or not is_pointwise(conv):
+            return NOT_MEANT
+        if stride_of(conv) != ALL:
+            return Reject(f"the convolution has stride {stride_of(conv)}", (conv.name,))
+        if set(pool.ints("pad")) - {0} and pool.flag("count_include_pad", default=True):
+            return Reject("the pooling averages its padding too, which would have no bias", (pool.name,))
+        return single_consumer(model, match)
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        conv, pool = match["conv"], match["pool"]
+        first = replace(pool, name=model.graph.unused(f"{pool.name}_first"), label="", inputs=(match.refs["x"],))
+        first = first.with_attrs(**standing_for(pool))
+        last = replace(conv, name=pool.name, label=pool.label, inputs=(first.out, *conv.inputs[1:]))
+        last = last.with_attrs(**standing_for(conv), **{ROUTE: WHY})
+        return Rewrite({conv.name: (), pool.name: (first, last)})
+
+
+def stride_of(conv: Node) -> Stride:
+    """Of a convolution of images, in rows and columns."""
+    found = conv.ints("stride") or ALL
+    return found[0], found[-1]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Of which tensors no more than every so many rows and columns are read; of those not in ``table``, all are."""
+
+    graph: Graph
+    table: Mapping[str, Stride] = field(default_factory=dict)
+
+    def of(self, ref: Ref) -> Stride:
+        """The stride of what is read of a tensor."""
+        return self.table.get(ref.name, ALL) if ref.output == 0 else ALL
+
+    def by(self, reader: Node, place: int) -> Stride:
+        """The stride at which ``reader`` reads its input number ``place`` for what is read of its own result."""
+        own = self.of(reader.out)
+        if reader.op == "Convolution" and is_pointwise(reader) and place == 0:
+            return _times(stride_of(reader), own)
+        return own if reader.op in ELEMENTWISE and place in _images(reader) else ALL
+
+
+def _times(a: Stride, b: Stride) -> Stride:
+    return a[0] * b[0], a[1] * b[1]
+
+
+def _over(a: Stride, b: Stride) -> Stride:
+    return a[0] // b[0], a[1] // b[1]
+
+
+def _images(node: Node) -> range:
+    """Which inputs of an elementwise operator have the shape of its result."""
+    return range(1 if node.op in _OF_ONE else len(node.inputs))
+
+
+def _demand(graph: Graph) -> Demand:
+    """What is read of every tensor that can be made with fewer pixels, where a convolution gets less to do by it."""
+    idle: set[str] = set()
+    while True:
+        table: dict[str, Stride] = {}
+        found = Demand(graph, table)
+        for node in reversed(graph.operators):
+            stride = _read_of(found, node)
+            if stride != ALL and node.name not in idle and (node.op in ELEMENTWISE or _is_image_convolution(node)):
+                table[node.name] = stride
+        saves = _saving(found)
+        if saves >= table.keys():
+            return found
+        idle |= table.keys() - saves
+
+
+def _read_of(demand: Demand, node: Node) -> Stride:
+    """The stride at which all readers of a node's result read it."""
+    graph, found = demand.graph, set[Stride]()
+    if node.name in graph.head_names:
+        return ALL
+    for reader in graph.consumers[node.name]:
+        for place, ref in enumerate(reader.inputs):
+            if ref.name == node.name:
+                found.add(demand.by(reader, place) if ref.output == 0 else ALL)
+    return found.pop() if len(found) == 1 else ALL
+
+
+def _is_image_convolution(node: Node) -> bool:
+    kernel, layout = node.ints("kernel"), node.attrs.get("layout", "None")
+    return node.op == "Convolution" and len(kernel) == 2 and layout in ("None", "NCHW")
+
+
+def _saving(demand: Demand) -> set[str]:
+    """The tensors with fewer pixels for which a convolution has less to do."""
+    saves: set[str] = set()
+    for node in demand.graph.operators:
+        if node.name in demand.table and (
+            node.op == "Convolution" or any(node.inputs[i].name in saves for i in _images(node))
+        ):
+            saves.add(node.name)
+    return saves
+
+
+@dataclass
+class _Maker:
+    """Makes the nodes of a graph in which only what ``demand`` says is computed."""
+
+    demand: Demand
+    subsampled: dict[tuple[Ref, Stride], Ref] = field(default_factory=dict)
+
+    def nodes(self, node: Node) -> Iterator[Node]:
+        """What takes the place of ``node``."""
+        own = self.demand.of(node.out)
+        if node.op == "Convolution":
+            yield self._convolution(node, own)
+        elif own == ALL:
+            yield node
+        else:
+            inputs = list(node.inputs)
+            for i in _images(node):
+                step = _over(own, self.demand.of(inputs[i]))
+                if step != ALL and (inputs[i], step) not in self.subsampled:
+                    made = self._subsampling(node, inputs[i], step)
+                    self.subsampled[inputs[i], step] = made.out
+                    yield made
+                inputs[i] = self.subsampled.get((inputs[i], step), inputs[i])
+            yield _marked(replace(node, inputs=tuple(inputs)), own)
+
+    def _convolution(self, conv: Node, own: Stride) -> Node:
+        stride = _over(_times(stride_of(conv), own), self.demand.of(conv.inputs[0]))
+        moved = conv if stride == stride_of(conv) else conv.with_attrs(stride=str(stride))
+        return moved if own == ALL else _marked(moved, own).with_attrs(**{ROUTE: WHY})
+
+    def _subsampling(self, reader: Node, ref: Ref, step: Stride) -> Node:
+        attrs = {
+            "kernel": "(1, 1)", "pool_type": "max", "stride": str(step), "pooling_convention": "valid",
+            **standing_for(reader), ROUTE: "the pixels that are read, by pooling of one each",
+        }  # fmt: skip
+        name = f"{ref.name}{ref.output or ''}_every_{step[0]}x{step[1]}"
+        return Node(self.demand.graph.unused(name), "Pooling", attrs, (ref,))
+
+
+def _marked(node: Node, stride: Stride) -> Node:
+    rows, columns = _times(stride, strides_held(node))
+    return node.with_attrs(**{STRIDE: f"{rows},{columns}"})
+
+
+def move_strides(model: Model, trace: Trace | None = None) -> Model:
+    """Moves strides of 1x1 convolutions towards the input, with the event "move_strides" for each tensor that shrinks.
+
+    Returns:
+        The rewritten model; the same object where nothing moves.
+    """
+    demand = _demand(model.graph)
+    if not demand.table:
+        return model
+    maker = _Maker(demand)
+    changes = {node.name: tuple(maker.nodes(node)) for node in model.graph.operators}
+    if trace is not None:
+        trace.events.extend(Event(NAME, "move_strides", name) for name in reversed(demand.table))
+    changed = {name: nodes for name, nodes in changes.items() if nodes != (model.graph[name],)}
+    return model.with_graph(model.graph.replace(changed))
+
+
+def _run(model: Model, trace: Trace) -> Model:
+    return move_strides(apply_rules(model, (PoolFirst(),), trace, NAME), trace)
+
+
+SUBSAMPLE_EARLY = Pass(NAME, _run, requires=(FLOAT,), ensures=(FLOAT,))
