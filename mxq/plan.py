@@ -53,8 +53,8 @@ class Plan:
 class TensorRecord:
     """How one int8 tensor of the written graph is coded: ``dtype`` "int8" or "uint8" and the range written for it.
 
-    ``note`` says where that differs from the calibrated range and why. ``offset`` is what is added to values before they
-    are coded, in activation units.
+    ``note`` says where that differs from the calibrated range and why. ``offset`` is added to values before
+    they are coded, in activation units.
     """
 
     dtype: str

@@ -24,7 +24,11 @@ def has_bias(node: Node) -> bool:
 
 
 def with_bias(model: Model, node: Node, offset: float | Array) -> tuple[tuple[Node, ...], dict[str, Array]]:
-    """A fused layer with ``offset`` (activation units; of each channel, or all) added to its bias; nodes, new values."""
+    """A fused layer with ``offset`` added to its bias; the nodes and the new values.
+
+    Args:
+        offset: of each channel, (O,), or of all, in activation units.
+    """
     if has_bias(node):
         name = node.inputs[2].name
         return (node,), {name: (model.args[name].astype(np.float64) + offset).astype(np.float32)}

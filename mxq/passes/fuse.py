@@ -62,12 +62,17 @@ class Fuse:
     def build(self, model: Model, match: Match) -> Rewrite:
         root = match.root
         outside, subgraph = _subgraph(match)
-        route = "; ".join(n.attrs[ROUTE] for n in match.interior if ROUTE in n.attrs)
-        kept = {name: root.attrs[name] for name in (STRIDE,) if name in root.attrs}
-        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **({ROUTE: route} if route else {}), **kept}
+        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **_said(match)}
         fused = Node(root.name, self.spec.fused_op, attrs, outside, (subgraph,), root.label)
         dropped = {n.name: () for n in match.interior if n is not root}
         return Rewrite({**dropped, root.name: (fused,)})
+
+
+def _said(match: Match) -> dict[str, str]:
+    """What earlier passes said of the members: why each is what it is, once, and which pixels the last one makes."""
+    route = "; ".join(dict.fromkeys(n.attrs[ROUTE] for n in match.interior if ROUTE in n.attrs))
+    held = {STRIDE: match.root.attrs[STRIDE]} if STRIDE in match.root.attrs else {}
+    return {**({ROUTE: route} if route else {}), **held}
 
 
 def _flags(spec: OpSpec, match: Match) -> dict[str, str]:

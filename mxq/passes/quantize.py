@@ -226,7 +226,7 @@ class _Builder:
             raise QuantizeError(f"{norm.name!r} ({norm.op}) has no int8 kernel in {self.backend.name}")
         plain = self._record(relu.out, UINT8)
         span, offset = written(plain.max or 0.0)
-        note = "; ".join(filter(None, (plain.note, "the lowest code is zero, for saturation to do what the ReLU would")))
+        note = "; ".join(filter(None, (plain.note, "the lowest code is zero, so that saturation is the ReLU")))
         record = TensorRecord(INT8, float(np.float32(span.min)), float(np.float32(span.max)), note, offset)
         beta = norm.inputs[2].name
         self.args[beta] = (self.model.args[beta].astype(np.float64) + offset).astype(np.float32)

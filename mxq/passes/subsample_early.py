@@ -12,19 +12,19 @@ bottlenecks the last block of each stage makes four times the pixels that the ne
 DenseNet's transitions, the other kind, make a tenth of its products too many.
 
 Conditions of the first: (N, C, H, W) without groups or padding in the readers; no other reader, no output of the
-network; a convolution is among what makes less. Of the second: the pooling alone reads the convolution; its padding, if
-any, is not counted.
+network; a convolution is among what makes less. Of the second: the pooling alone reads the convolution and makes fewer
+pixels; its padding, if any, is not counted.
 Formula: floor((floor((h - k) / t)) / s) = floor((h - k) / (t s)), so sizes agree for any image, and results are exact;
 mean(W x + b) = W mean(x) + b up to the rounding of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from mxq.ir import ROUTE, Graph, Model, Node, Ref, standing_for
-from mxq.passes.shapes import ELEMENTWISE, is_pointwise
+from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_pointwise
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -47,7 +47,7 @@ class PoolFirst:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         conv, pool = match["conv"], match["pool"]
-        if pool.attrs.get("pool_type") != "avg" or not is_pointwise(conv):
+        if pool.attrs.get("pool_type") != "avg" or not is_pointwise(conv) or not _makes_fewer(pool):
             return NOT_MEANT
         if stride_of(conv) != ALL:
             return Reject(f"the convolution has stride {stride_of(conv)}", (conv.name,))
@@ -64,10 +64,15 @@ class PoolFirst:
         return Rewrite({conv.name: (), pool.name: (first, last)})
 
 
-def stride_of(conv: Node) -> Stride:
-    """Of a convolution of images, in rows and columns."""
-    found = conv.ints("stride") or ALL
+def stride_of(node: Node) -> Stride:
+    """Of a convolution or pooling of images, in rows and columns."""
+    found = node.ints("stride") or ALL
     return found[0], found[-1]
+
+
+def _makes_fewer(pool: Node) -> bool:
+    """Whether a pooling of images has fewer pixels to make than it reads."""
+    return is_global_pooling(pool) or (len(pool.ints("kernel")) == 2 and stride_of(pool) != ALL)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Demand:
     """Of which tensors no more than every so many rows and columns are read; of those not in ``table``, all are."""
 
     graph: Graph
-    table: Mapping[str, Stride] = field(default_factory=dict)
+    table: dict[str, Stride] = field(default_factory=dict)
 
     def of(self, ref: Ref) -> Stride:
         """The stride of what is read of a tensor."""
