@@ -102,10 +102,10 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
     trace = trace if trace is not None else Trace()
-    if runner is not None:
+    model = _run((SIMPLIFY, DETECTION), model, trace)
+    if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
         model = fold_constants(model, runner, trace)
-    steps = (SIMPLIFY, DETECTION, SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE)
-    return _run(steps, model, trace)
+    return _run((SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE), model, trace)
 
 
 def fuse_float(model: Model, runner: Runner | None = None) -> Model:

@@ -13,6 +13,7 @@ from mxq.ir import Model, Ref
 from mxq.passes import DETECTION, candidates
 from mxq.passes.detection import ChooseBoxes, ChooseRows
 from mxq.rewrite import Trace, apply_rules, run_pass
+from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
 
 K, KEPT, CLASSES = 12, 8, 3
@@ -258,9 +259,10 @@ def test_one_scale_and_one_class():
     assert_identical(model, result, {"data": given["data"][..., :2], "every": given["every"]})
 
 
-def test_it_is_part_of_the_preparation():
+@pytest.mark.parametrize("runner", [None, MxnetRunner()], ids=["alone", "constants"])
+def test_it_is_part_of_the_preparation(runner):
     trace = Trace()
-    result = pipeline.prepare(ssd(), trace)
+    result = pipeline.prepare(ssd(), trace, runner)
     assert trace.fired("nms_of_chosen_boxes") == 1
     assert_identical(ssd(), result, fed("ssd", _ties))
     assert_identical(yolo(), pipeline.fuse_float(yolo()), fed("yolo", _ties))
