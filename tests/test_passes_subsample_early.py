@@ -132,7 +132,7 @@ def test_what_goes_up_to_where_all_is_read():
 def test_wrong_strides_are_noticed(wrong, monkeypatch):
     monkeypatch.setattr(subsample_early, "_over", lambda a, _: wrong if a == (2, 2) else a)
     model = build(*BLOCK, *NEXT, "return c, d")
-    with pytest.raises(Exception, match="Incompatible attr|shape"):
+    with pytest.raises(Exception, match=r"Incompatible attr|shape"):
         assert_same_outputs(model, move_strides(model), **CLOSE)
 
 

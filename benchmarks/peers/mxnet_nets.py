@@ -35,7 +35,7 @@ from mxq.runtime import (  # noqa: E402
     MxnetRunner,
     from_symbol,
     load_model,
-    read_block,
+    serve,
     to_arrays,
     to_symbol,
     versions,
@@ -112,24 +112,18 @@ def quantize(kind: str, folder: Path, **settings: str) -> None:
 
 
 class Server:
-    """A hybridized block with static memory, as `mxq.runtime.serve` makes it."""
+    """An executor that holds its input, as `mxq.runtime.serve` makes it."""
 
     def __init__(self, kind: str, folder: Path, batch: str) -> None:
-        self._block = read_block(folder / kind)
-        self._block.hybridize(static_alloc=True, static_shape=True)
-        self._images = to_arrays({"x": np.load(folder / f"input-{batch}.npy")})["x"]
-        self._outputs: list[Any] = []
+        model = load_model(folder / kind)
+        self._served = serve(model, {model.inputs[0]: np.load(folder / f"input-{batch}.npy")})
         self.about = {**versions(), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
 
     def __call__(self) -> object:
-        result = self._block(self._images)
-        self._outputs = list(result) if isinstance(result, list | tuple) else [result]
-        for output in self._outputs:
-            output.wait_to_read()
-        return self._outputs
+        return self._served()
 
     def outputs(self) -> Sequence[Any]:
-        return [output.asnumpy() for output in self._outputs]
+        return self._served.outputs()
 
     def profile(self, calls: int) -> protocol.Kinds:
         """Needs ``MXNET_EXEC_BULK_EXEC_INFERENCE=0``, without which many operators run as one."""
