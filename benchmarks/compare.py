@@ -40,7 +40,7 @@ NETS = (
     "resnet18_v1", "resnet50_v1", "resnet50_v2", "mobilenet1.0", "mobilenetv2_1.0", "squeezenet1.1", "densenet121",
     "inceptionv3", "vgg16", "se_resnext50_32x4d", "ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc",
 )  # fmt: skip
-MXNET = ("float32", "fused", "contrib", "mxq")
+MXNET = ("float32", "mxnet", "fused", "contrib", "mxq")
 WARMUP = 2
 Peaks = dict[str, dict[str, float]]
 """Operations per second: "int8" or "float32" -> stack of `roofline.py` -> figure."""

@@ -18,6 +18,7 @@ from mxq.bench import Timing, summarize
 OURS, BASE = "mxq", "fused"
 LABELS = {
     "float32": "float32",
+    "mxnet": "MXNet's fused float32",
     "fused": "fused float32",
     "contrib": "contrib int8",
     "mxq": "mxq int8",
@@ -26,6 +27,7 @@ LABELS = {
 }
 COLORS = {
     "float32": "#b8b8b8",
+    "mxnet": "#9b9b9b",
     "fused": "#7f7f7f",
     "contrib": "#e0a34a",
     "mxq": "#1f6fb2",

@@ -1,7 +1,7 @@
 """The MXNet side of the comparison, each step a process of its own: build a network, quantize it, serve it.
 
     python mxnet_nets.py build NET FOLDER IMAGES BATCH ...
-    python mxnet_nets.py quantize fused|contrib|mxq FOLDER [NAME=VALUE ...]
+    python mxnet_nets.py quantize mxnet|fused|contrib|mxq FOLDER [NAME=VALUE ...]
     python mxnet_nets.py serve CANDIDATE FOLDER BATCH
 
 ``NET:raw`` is the detector NET without non-maximum suppression and what follows it.
@@ -95,7 +95,14 @@ def by_contrib(model: Model, images: Any) -> Model:
     return from_symbol(*found)
 
 
+def by_mxnet(model: Model) -> Model:
+    """Float as MXNet itself fuses it: its oneDNN backend, BatchNorm in the convolutions, no other pass of mxq's."""
+    fused = to_symbol(model.graph).get_backend_symbol("MKLDNN")
+    return from_symbol(fused, to_arrays(model.args), to_arrays(model.auxs))
+
+
 KINDS: Mapping[str, Callable[..., Model]] = {
+    "mxnet": lambda model, _: by_mxnet(model),
     "fused": lambda model, _: fuse_float(model),
     "contrib": by_contrib,
     "mxq": by_mxq,
