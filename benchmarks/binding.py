@@ -1,0 +1,74 @@
+"""What a Gluon block costs beside a bound executor: int8 networks of stock MXNet at batch 1, operators the same.
+
+    python benchmarks/binding.py [NET ...] [--repeats 7]
+
+Each figure is of a fresh process that imports MXNet alone; processes take turns. A hybridized block with static memory
+is given an array that exists already; the executor's input lies in its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from startup import STOCK, seconds, write
+from zoo import NETS
+
+from mxq.bench import summarize
+from mxq.machine import COPY_SIZE, NEVER
+
+HELD = {
+    "block": """
+net = mx.gluon.SymbolBlock.imports(prefix + "-symbol.json", ["data"], prefix + "-0000.params")
+net.hybridize(static_alloc=True, static_shape=True)
+x = mx.nd.array(example)
+call = lambda: net(x)
+""",
+    "executor": """
+symbol, args, states = mx.model.load_checkpoint(prefix, 0)
+net = symbol.simple_bind(mx.cpu(), grad_req="null", data=example.shape)
+net.copy_params_from(args, states)
+net.arg_dict["data"][:] = example
+call = lambda: net.forward(is_train=False)[0]
+""",
+}
+TIMED = """
+taken = []
+for _ in range(200):
+    start = time.perf_counter()
+    call().wait_to_read()
+    taken.append(time.perf_counter() - start)
+print(np.median(taken[50:]))
+"""
+FED = """
+prefix, example = sys.argv[1], np.load(sys.argv[2])
+"""
+AS_WRITTEN = {"MXNET_SUBGRAPH_BACKEND": "default", COPY_SIZE: NEVER}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nets", nargs="*", default=["resnet18_v1", "resnet50_v1", "densenet121"])
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    console = Console()
+    for name in args.nets:
+        with tempfile.TemporaryDirectory(prefix="mxq-binding-") as folder:
+            prefix = write(NETS[name], Path(folder))["int8"]
+            rounds = [
+                {kind: seconds(prefix, STOCK + FED + held + TIMED, **AS_WRITTEN) for kind, held in HELD.items()}
+                for _ in range(args.repeats)
+            ]
+        took = {kind: [r[kind] for r in rounds] for kind in HELD}
+        found = summarize(name, took["executor"], took["block"])
+        block, executor = (1000 * median(took[kind]) for kind in HELD)
+        ratio = f"{found.speedup:.3f} ({found.low:.3f}-{found.high:.3f}) times as fast"
+        console.print(f"{name:14} block {block:.2f} ms, executor {executor:.2f} ms, {ratio}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
