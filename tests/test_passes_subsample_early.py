@@ -110,6 +110,7 @@ STAYS = {
     "padding": (*BLOCK, conv("c", "r", S2 + ' pad="(1, 1)"'), "return c"),
     "groups": (*BLOCK, conv("c", "r", S2 + ' num_group="2"'), "return c"),
     "no convolution makes less": ("x = tanh(data)", conv("c", "x", S2), "return c"),
+    "a BatchNorm of columns": (conv("a", "data"), bn("n", "a", 'eps="1e-05" axis="3"'), conv("c", "n", S2), "return c"),
     "no strides": (*BLOCK, conv("c", "r", CONV1), "return c"),
 }  # fmt: skip
 

@@ -35,7 +35,7 @@ WHY = "makes only the pixels that are read"
 Stride = tuple[int, int]
 ALL: Stride = (1, 1)
 _OF_ONE = ("LeakyReLU", "BatchNorm")
-"""Elementwise operators of whose inputs the first alone is an image."""
+"""Pixelwise operators of whose inputs the first alone is an image."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,17 @@ def stride_of(node: Node) -> Stride:
 
 def _makes_fewer(pool: Node) -> bool:
     """Whether a pooling of images has fewer pixels to make than it reads."""
-    return is_global_pooling(pool) or (len(pool.ints("kernel")) == 2 and stride_of(pool) != ALL)
+    return is_global_pooling(pool) or (_is_of_images(pool) and stride_of(pool) != ALL)
+
+
+def _is_of_images(node: Node) -> bool:
+    """Whether a convolution or pooling is one of (N, C, H, W)."""
+    return len(node.ints("kernel")) == 2 and node.attrs.get("layout", "None") in ("None", "NCHW")
+
+
+def _is_pixelwise(node: Node) -> bool:
+    """Whether each pixel of what an operator makes is of the same pixel of what it reads."""
+    return node.op in ELEMENTWISE and (node.op != "BatchNorm" or node.attrs.get("axis", "1") == "1")
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Demand:
         own = self.of(reader.out)
         if reader.op == "Convolution" and is_pointwise(reader) and place == 0:
             return _times(stride_of(reader), own)
-        return own if reader.op in ELEMENTWISE and place in _images(reader) else ALL
+        return own if _is_pixelwise(reader) and place in _images(reader) else ALL
 
 
 def _times(a: Stride, b: Stride) -> Stride:
@@ -103,7 +113,7 @@ def _over(a: Stride, b: Stride) -> Stride:
 
 
 def _images(node: Node) -> range:
-    """Which inputs of an elementwise operator have the shape of its result."""
+    """Which inputs of a pixelwise operator have the shape of its result."""
     return range(1 if node.op in _OF_ONE else len(node.inputs))
 
 
@@ -115,7 +125,8 @@ def _demand(graph: Graph) -> Demand:
         found = Demand(graph, table)
         for node in reversed(graph.operators):
             stride = _read_of(found, node)
-            if stride != ALL and node.name not in idle and (node.op in ELEMENTWISE or _is_image_convolution(node)):
+            makes = _is_pixelwise(node) or (node.op == "Convolution" and _is_of_images(node))
+            if stride != ALL and makes and node.name not in idle:
                 table[node.name] = stride
         saves = _saving(found)
         if saves >= table.keys():
@@ -133,11 +144,6 @@ def _read_of(demand: Demand, node: Node) -> Stride:
             if ref.name == node.name:
                 found.add(demand.by(reader, place) if ref.output == 0 else ALL)
     return found.pop() if len(found) == 1 else ALL
-
-
-def _is_image_convolution(node: Node) -> bool:
-    kernel, layout = node.ints("kernel"), node.attrs.get("layout", "None")
-    return node.op == "Convolution" and len(kernel) == 2 and layout in ("None", "NCHW")
 
 
 def _saving(demand: Demand) -> set[str]:
