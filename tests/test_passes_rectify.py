@@ -190,6 +190,11 @@ def test_a_float_reader():
     assert not is_rectified(model, exclude_layers=("d",))
 
 
+def test_a_bias_that_is_no_parameter():
+    model = dense('k = sum(data) axis="(0, 2, 3)"', conv("c", "r", CONV1).replace("c_bias", "k"), "return c")
+    assert not is_rectified(model)
+
+
 def test_a_shared_beta():
     second = (bn("m", "x", NORM).replace("m_beta", "n_beta"), "q = Activation(m) " + RELU)
     assert not is_rectified(dense(*second, conv("c", "r", CONV1), conv("d", "q", CONV1), "return c, d"))

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from mxq.backends import layer_of
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.ir import Model, Node, Ref
 from mxq.numerics import CODES, SPAN
 from mxq.passes.biases import has_bias
 from mxq.passes.shapes import is_global_pooling, is_pointwise
@@ -48,8 +48,7 @@ def _alone(model: Model, norm: Node, relu: Node) -> bool:
     """Whether ``norm`` is a BatchNorm that serves ``relu`` alone, its beta too."""
     if norm.op != NORM or relu.inputs[0].output or norm.name in model.graph.head_names:
         return False
-    beta = norm.inputs[2].name
-    return model.graph.consumers[norm.name] == (relu,) and beta in model.args and _is_own(model.graph, beta)
+    return model.graph.consumers[norm.name] == (relu,) and _is_own(model, norm.inputs[2])
 
 
 def _stands_offset(model: Model, node: Node, quantized: Collection[str]) -> bool:
@@ -69,11 +68,12 @@ def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[st
     layer = layer_of(reader)
     if layer is None or layer.op != "Convolution" or not is_pointwise(layer):
         return False
-    return not has_bias(reader) or _is_own(model.graph, reader.inputs[2].name)
+    return not has_bias(reader) or _is_own(model, reader.inputs[2])
 
 
-def _is_own(graph: Graph, parameter: str) -> bool:
-    return len(graph.consumers[parameter]) == 1
+def _is_own(model: Model, ref: Ref) -> bool:
+    """Whether ``ref`` is a parameter that one node reads."""
+    return ref.name in model.args and len(model.graph.consumers[ref.name]) == 1
 
 
 def written(top: float) -> tuple[Range, float]:

@@ -32,7 +32,7 @@ which it is there. Other attributes speak of channels as they are here."""
 
 OFFSET: Final = "__offset__"
 """Attribute of a node whose tensor is the float network's plus this float, after any scale. Such a node has the name of
-the tensor with `SHIFTED` after it."""
+the tensor with `SHIFTED` after it where the tensor is shifted in float too (`mxq.passes.shift_summand`)."""
 
 SHIFTED: Final = "_shifted"
 
