@@ -14,38 +14,27 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from startup import STOCK, seconds, write
+from startup import BLOCK, STOCK, TIMED, seconds, write
 from zoo import NETS
 
 from mxq.bench import summarize
 from mxq.machine import COPY_SIZE, NEVER
 
 HELD = {
-    "block": """
-net = mx.gluon.SymbolBlock.imports(prefix + "-symbol.json", ["data"], prefix + "-0000.params")
-net.hybridize(static_alloc=True, static_shape=True)
-x = mx.nd.array(example)
+    "block": BLOCK
+    + """
+x = mx.nd.array(np.load(sys.argv[2]))
 call = lambda: net(x)
 """,
     "executor": """
-symbol, args, states = mx.model.load_checkpoint(prefix, 0)
+example = np.load(sys.argv[2])
+symbol, args, states = mx.model.load_checkpoint(sys.argv[1], 0)
 net = symbol.simple_bind(mx.cpu(), grad_req="null", data=example.shape)
 net.copy_params_from(args, states)
 net.arg_dict["data"][:] = example
 call = lambda: net.forward(is_train=False)[0]
 """,
 }
-TIMED = """
-taken = []
-for _ in range(200):
-    start = time.perf_counter()
-    call().wait_to_read()
-    taken.append(time.perf_counter() - start)
-print(np.median(taken[50:]))
-"""
-FED = """
-prefix, example = sys.argv[1], np.load(sys.argv[2])
-"""
 AS_WRITTEN = {"MXNET_SUBGRAPH_BACKEND": "default", COPY_SIZE: NEVER}
 
 
@@ -60,7 +49,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="mxq-binding-") as folder:
             prefix = write(NETS[name], Path(folder))["int8"]
             rounds = [
-                {kind: seconds(prefix, STOCK + FED + held + TIMED, **AS_WRITTEN) for kind, held in HELD.items()}
+                {kind: seconds(prefix, STOCK + held + TIMED, **AS_WRITTEN) for kind, held in HELD.items()}
                 for _ in range(args.repeats)
             ]
         took = {kind: [r[kind] for r in rounds] for kind in HELD}

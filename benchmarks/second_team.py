@@ -15,26 +15,21 @@ from pathlib import Path
 from statistics import median
 
 from rich.console import Console
-from startup import STOCK, seconds, write
+from startup import BLOCK, STOCK, TIMED, seconds, write
 from zoo import NETS
 
 from mxq.machine import COPY_SIZE, NEVER
 
 CHILD = (
     STOCK
+    + BLOCK
     + """
-net = mx.gluon.SymbolBlock.imports(sys.argv[1] + "-symbol.json", ["data"], sys.argv[1] + "-0000.params")
-net.hybridize(static_alloc=True, static_shape=True)
 x = mx.nd.array(np.load(sys.argv[2]))
 if sys.argv[3] == "copied":
     mx.nd.array(np.zeros(602112, np.float32)).wait_to_read()
-taken = []
-for _ in range(150):
-    start = time.perf_counter()
-    net(x).wait_to_read()
-    taken.append(time.perf_counter() - start)
-print(np.median(taken[50:]))
+call = lambda: net(x)
 """
+    + TIMED
 )
 SETTINGS: Mapping[str, tuple[str, str]] = {
     "no copy": ("", "200000"),

@@ -261,6 +261,10 @@ class Model:
         """The value of a parameter, argument or auxiliary; None for an input or an operator."""
         return self.args.get(name, self.auxs.get(name))
 
+    def is_own(self, parameter: str) -> bool:
+        """Whether ``parameter`` is among ``args`` and one node alone reads it."""
+        return parameter in self.args and len(self.graph.consumers[parameter]) == 1
+
     def with_graph(self, graph: Graph, args: Mapping[str, Array] | None = None) -> Model:
         """This model with another graph and ``args`` added or changed; parameters that no node reads are dropped."""
         kept = {n.name for n in graph.variables}

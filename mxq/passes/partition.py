@@ -69,7 +69,7 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
         for node in graph.operators
     )
     ranged = {n: specs[n] for n in specs if n not in reasons or n in stem}  # so that statistics serve any effort
-    observe = () if config.calib_mode == NONE else tuple(_observed(model, ranged))
+    observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged, merged))
     return Plan(decisions, observe)
 
 
@@ -253,9 +253,14 @@ def _why_int8(spec: OpSpec, asked_by: str) -> str:
     return f"{why}, asked for by {asked_by}" if asked_by else why
 
 
-def _observed(model: Model, quantized: Mapping[str, OpSpec]) -> Iterable[Ref]:
-    """Float tensors whose range the int8 graph needs: what is quantized, and what calibrated kernels write."""
-    graph, merged = model.graph, rectified(model, quantized)
+def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[str]) -> Iterable[Ref]:
+    """Float tensors whose range the int8 graph needs: what is quantized, and what calibrated kernels write.
+
+    Args:
+        graph: fused.
+        quantized: the rows of what becomes int8.
+        merged: the ReLUs that their BatchNorms do.
+    """
     found: dict[Ref, None] = {}
     for node in graph.operators:
         if node.name not in quantized:

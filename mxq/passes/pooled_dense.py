@@ -42,7 +42,7 @@ class PooledConvolution:
         if not is_pointwise(conv) or not is_pooled(model.graph, match.refs["x"]):
             return NOT_MEANT
         weight = conv.inputs[1].name
-        if weight not in model.args or len(model.graph.consumers[weight]) > 1:
+        if not model.is_own(weight):
             return Reject(f"the weight {weight!r} is not a parameter of this layer alone", (conv.name,))
         return None
 

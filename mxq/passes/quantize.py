@@ -95,7 +95,10 @@ def quantize_graph(
     """
     choices, merged = LayerChoices.of(model.graph, config), rectified(model, plan.quantized)
     builder = _Builder(model, plan, thresholds, config, backend, choices, merged, exact)
+    absorbed = {norm.name for norm in merged.values()}  # each is made with the ReLU that reads it
     for node in model.graph:
+        if node.name in absorbed:
+            continue
         if node.name in plan.quantized:
             builder.quantize(node)
         else:
@@ -188,8 +191,6 @@ class _Builder:
 
     def quantize(self, node: Node) -> None:
         """A node that becomes int8."""
-        if any(node is norm for norm in self.rectified.values()):  # it is made with the ReLU that reads it
-            return
         if node.name in self.rectified:
             self._rectify(node, self.rectified[node.name])
             return

@@ -22,7 +22,7 @@ from mxq.backends import layer_of
 from mxq.ir import Model, Node, Ref
 from mxq.numerics import CODES, SPAN
 from mxq.passes.biases import has_bias
-from mxq.passes.shapes import is_global_pooling, is_pointwise
+from mxq.passes.shapes import is_global_pooling, is_pointwise, pads
 from mxq.thresholds import Range
 
 NORM, RELU = "BatchNorm", "Activation"
@@ -48,7 +48,7 @@ def _alone(model: Model, norm: Node, relu: Node) -> bool:
     """Whether ``norm`` is a BatchNorm that serves ``relu`` alone, its beta too."""
     if norm.op != NORM or relu.inputs[0].output or norm.name in model.graph.head_names:
         return False
-    return model.graph.consumers[norm.name] == (relu,) and _is_own(model, norm.inputs[2])
+    return model.graph.consumers[norm.name] == (relu,) and model.is_own(norm.inputs[2].name)
 
 
 def _stands_offset(model: Model, node: Node, quantized: Collection[str]) -> bool:
@@ -63,17 +63,12 @@ def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[st
     if reader.inputs.count(ref) != 1 or reader.inputs[0] != ref:
         return False
     if reader.op == "Pooling":
-        inside = not set(reader.ints("pad")) - {0} and reader.attrs.get("pooling_convention", "valid") == "valid"
+        inside = not pads(reader) and reader.attrs.get("pooling_convention", "valid") == "valid"
         return (inside or is_global_pooling(reader)) and _stands_offset(model, reader, quantized)
     layer = layer_of(reader)
     if layer is None or layer.op != "Convolution" or not is_pointwise(layer):
         return False
-    return not has_bias(reader) or _is_own(model, reader.inputs[2])
-
-
-def _is_own(model: Model, ref: Ref) -> bool:
-    """Whether ``ref`` is a parameter that one node reads."""
-    return ref.name in model.args and len(model.graph.consumers[ref.name]) == 1
+    return not has_bias(reader) or model.is_own(reader.inputs[2].name)
 
 
 def written(top: float) -> tuple[Range, float]:

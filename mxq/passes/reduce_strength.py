@@ -30,7 +30,7 @@ from mxq.ir import ROUTE, VARIABLE, Array, Model, Node, Ref, standing_for
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
-from mxq.rewrite.rule import single_consumer
+from mxq.rewrite.rule import exchanged, single_consumer
 
 _SCALED = ("_div_scalar", "_mul_scalar")
 
@@ -185,11 +185,7 @@ class PoolBeforePReLU:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         act, pool = match["act"], match["pool"]
-        first = replace(pool, name=model.graph.unused(f"{pool.name}_first"), label="", inputs=(match.refs["x"],))
-        first = first.with_attrs(**standing_for(pool))
-        last = replace(act, name=pool.name, label=pool.label, inputs=(first.out, *act.inputs[1:]))
-        last = last.with_attrs(**standing_for(act))
-        return Rewrite({act.name: (), pool.name: (first, last)})
+        return Rewrite({act.name: (), pool.name: exchanged(model, act, pool)})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mxq.ir import Graph, Model, Node, Ref
-from mxq.passes.shapes import ELEMENTWISE
+from mxq.passes.shapes import ELEMENTWISE, is_of_images
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
@@ -109,9 +109,9 @@ def _predictor(graph: Graph, like: Ref) -> Node | None:
 
 def keeps_size(conv: Node) -> bool:
     """Whether the result of a convolution is as high and wide as its image."""
-    kernel = conv.ints("kernel")
-    if len(kernel) != 2 or conv.attrs.get("layout", "None") not in ("None", "NCHW"):
+    if not is_of_images(conv):
         return False
+    kernel = conv.ints("kernel")
     pad, dilate, stride = (conv.ints(a) or (d, d) for a, d in (("pad", 0), ("dilate", 1), ("stride", 1)))
     return stride == (1, 1) and all(2 * p == d * (k - 1) for p, d, k in zip(pad, dilate, kernel, strict=True))
 

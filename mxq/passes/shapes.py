@@ -28,7 +28,7 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
     if ref.output != 0:
         return None
     node = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)  # fused or not
-    if node.op in _LAYERS and len(node.ints("kernel")) == 2 and node.attrs.get("layout", "None") in ("None", "NCHW"):
+    if node.op in _LAYERS and is_of_images(node):
         return int(node.number("num_filter", 0))
     if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
         parts = [image_channels(graph, r) for r in node.inputs]
@@ -39,12 +39,32 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
 def _keeps_channels(node: Node) -> bool:
     if node.op == "UpSampling":
         return node.attrs.get("sample_type") == "nearest" and len(node.inputs) == 1
+    return _is_nchw(node)
+
+
+def _is_nchw(node: Node) -> bool:
     return node.attrs.get("layout", "None") in ("None", "NCHW")
+
+
+def is_of_images(node: Node) -> bool:
+    """Whether a convolution or pooling is one of (N, C, H, W)."""
+    return len(node.ints("kernel")) == 2 and _is_nchw(node)
+
+
+def stride_of(node: Node) -> tuple[int, int]:
+    """Of a convolution or pooling of images, in rows and columns."""
+    found = node.ints("stride") or (1, 1)
+    return found[0], found[-1]
+
+
+def pads(node: Node) -> bool:
+    """Whether a convolution or pooling pads what it reads."""
+    return any(node.ints("pad"))
 
 
 def is_global_pooling(node: Node) -> bool:
     """Whether ``node`` leaves one value of each channel of an image, (N, C, 1, 1)."""
-    two_axes = node.attrs.get("layout", "None") in ("None", "NCHW") and len(node.ints("kernel")) in (0, 2)
+    two_axes = _is_nchw(node) and len(node.ints("kernel")) in (0, 2)
     return node.op == "Pooling" and node.flag("global_pool") and two_axes
 
 
@@ -66,10 +86,7 @@ def is_pooled(graph: Graph, ref: Ref) -> bool:
 def is_pointwise(conv: Node) -> bool:
     """Whether a convolution is a 1x1 one without padding or groups."""
     return (
-        conv.ints("kernel") == (1, 1)
-        and set(conv.ints("pad")) <= {0}
-        and conv.attrs.get("num_group", "1") == "1"
-        and conv.attrs.get("layout", "None") in ("None", "NCHW")
+        conv.ints("kernel") == (1, 1) and not pads(conv) and conv.attrs.get("num_group", "1") == "1" and _is_nchw(conv)
     )
 
 

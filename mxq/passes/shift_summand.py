@@ -82,7 +82,7 @@ def _bias_refusal(model: Model, conv: Node) -> Reject | None:
     if not has_bias(conv):
         return None
     bias = conv.inputs[2].name
-    if bias not in model.args or len(model.graph.consumers[bias]) > 1:
+    if not model.is_own(bias):
         return Reject(f"the bias {bias!r} is not a parameter of {conv.name!r} alone", (conv.name,))
     return None
 

@@ -75,7 +75,7 @@ class ExplicitGamma:
         gamma = node.inputs[1].name
         if not node.flag("fix_gamma", default=True):
             return NOT_MEANT
-        if gamma not in model.args or len(model.graph.consumers[gamma]) > 1:
+        if not model.is_own(gamma):
             return Reject(f"gamma {gamma!r} is not a parameter of this node alone", (node.name,))
         return None
 

@@ -98,7 +98,7 @@ def _outputs(model: Model, grouped: Node, each: int) -> int:
 
 def _shared(model: Model, conv: Node) -> Reject | None:
     for ref in conv.inputs[1:]:
-        if ref.name not in model.args or len(model.graph.consumers[ref.name]) > 1:
+        if not model.is_own(ref.name):
             return Reject(f"{ref.name!r} is not a parameter of {conv.name!r} alone", (conv.name,))
     return None
 

@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from mxq.ir import ROUTE, Graph, Model, Node, Ref, standing_for
-from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_pointwise
+from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
-from mxq.rewrite.rule import single_consumer
+from mxq.rewrite.rule import exchanged, single_consumer
 from mxq.verify.held import STRIDE, strides_held
 
 NAME = "subsample_early"
@@ -51,33 +51,19 @@ class PoolFirst:
             return NOT_MEANT
         if stride_of(conv) != ALL:
             return Reject(f"the convolution has stride {stride_of(conv)}", (conv.name,))
-        if set(pool.ints("pad")) - {0} and pool.flag("count_include_pad", default=True):
+        if pads(pool) and pool.flag("count_include_pad", default=True):
             return Reject("the pooling averages its padding too, which would have no bias", (pool.name,))
         return single_consumer(model, match)
 
     def build(self, model: Model, match: Match) -> Rewrite:
         conv, pool = match["conv"], match["pool"]
-        first = replace(pool, name=model.graph.unused(f"{pool.name}_first"), label="", inputs=(match.refs["x"],))
-        first = first.with_attrs(**standing_for(pool))
-        last = replace(conv, name=pool.name, label=pool.label, inputs=(first.out, *conv.inputs[1:]))
-        last = last.with_attrs(**standing_for(conv), **{ROUTE: WHY})
-        return Rewrite({conv.name: (), pool.name: (first, last)})
-
-
-def stride_of(node: Node) -> Stride:
-    """Of a convolution or pooling of images, in rows and columns."""
-    found = node.ints("stride") or ALL
-    return found[0], found[-1]
+        first, last = exchanged(model, conv, pool)
+        return Rewrite({conv.name: (), pool.name: (first, last.with_attrs(**{ROUTE: WHY}))})
 
 
 def _makes_fewer(pool: Node) -> bool:
     """Whether a pooling of images has fewer pixels to make than it reads."""
-    return is_global_pooling(pool) or (_is_of_images(pool) and stride_of(pool) != ALL)
-
-
-def _is_of_images(node: Node) -> bool:
-    """Whether a convolution or pooling is one of (N, C, H, W)."""
-    return len(node.ints("kernel")) == 2 and node.attrs.get("layout", "None") in ("None", "NCHW")
+    return is_global_pooling(pool) or (is_of_images(pool) and stride_of(pool) != ALL)
 
 
 def _is_pixelwise(node: Node) -> bool:
@@ -125,7 +111,7 @@ def _demand(graph: Graph) -> Demand:
         found = Demand(graph, table)
         for node in reversed(graph.operators):
             stride = _read_of(found, node)
-            makes = _is_pixelwise(node) or (node.op == "Convolution" and _is_of_images(node))
+            makes = _is_pixelwise(node) or (node.op == "Convolution" and is_of_images(node))
             if stride != ALL and makes and node.name not in idle:
                 table[node.name] = stride
         saves = _saving(found)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from mxq.ir import Array, Model, Node, Ref
+from mxq.ir import Array, Model, Node, Ref, standing_for
 from mxq.rewrite.pattern import Match, Op
 
 
@@ -43,6 +43,14 @@ class Rule(Protocol):
     def check(self, model: Model, match: Match) -> Reject | None: ...
 
     def build(self, model: Model, match: Match) -> Rewrite: ...
+
+
+def exchanged(model: Model, inner: Node, outer: Node) -> tuple[Node, Node]:
+    """``outer`` before ``inner``, whose result it read; the second of them makes what ``outer`` made."""
+    first = replace(outer, name=model.graph.unused(f"{outer.name}_first"), label="", inputs=inner.inputs[:1])
+    first = first.with_attrs(**standing_for(outer))
+    second = replace(inner, name=outer.name, label=outer.label, inputs=(first.out, *inner.inputs[1:]))
+    return first, second.with_attrs(**standing_for(inner))
 
 
 def single_consumer(model: Model, match: Match) -> Reject | None:

@@ -94,10 +94,14 @@ class _WatchedBound(_Bound):
 
     def __call__(self, feeds: Mapping[str, Array], visit: Callable[[Ref, Array], None]) -> None:  # type: ignore[override]
         with self._monitor.showing(visit):
-            outputs = self.forward(feeds)
-            with mxnet_says("MXNet failed while it ran the network"):
-                for output in outputs:
-                    output.wait_to_read()
+            _wait(self.forward(feeds))
+
+
+def _wait(outputs: Sequence[Any]) -> None:
+    """Waits until MXNet, which runs behind our back, has made ``outputs``, and says what it complains of."""
+    with mxnet_says("MXNet failed while it ran the network"):
+        for output in outputs:
+            output.wait_to_read()
 
 
 @contextmanager
@@ -158,13 +162,12 @@ class Served:
     def __init__(self, model: Model, feeds: Mapping[str, Array]) -> None:
         self._bound = _Bound(to_symbol(model.graph), model)
         self._outputs = self._bound.forward(feeds)
-        self.outputs()
+        _wait(self._outputs)
         end_own_team()
 
     def __call__(self) -> None:
         self._outputs = self._bound.again()
-        for output in self._outputs:
-            output.wait_to_read()
+        _wait(self._outputs)
 
     def outputs(self) -> list[Array]:
         """The results of the last call."""

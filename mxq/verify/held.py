@@ -188,15 +188,16 @@ class Counterparts:
                 continue
             seen.add(ref)
             tensor = self.float_of(ref)
-            if tensor is None or tensor == own or not self.held(ref).is_whole:
+            held = None if tensor is None or tensor == own else self.held(ref)
+            if tensor is None or held is None or not held.is_whole:
                 pending.extend(reversed(maker.inputs))
             else:
-                found.setdefault(tensor, self.held(ref))
+                found.setdefault(tensor, held)
         return found
 
     def _stride(self, node: Node, ref: Ref) -> tuple[int, int]:
         """Beside the float network, which may hold a part itself, as a fused one does."""
-        tensor, (rows, columns) = self.float_of(ref), strides_of(self.int8.graph, node)
+        tensor, (rows, columns) = self.float_of(ref), strides_held(_teller(self.int8.graph, node, STRIDE))
         first = (1, 1) if tensor is None else strides_held(self.reference.graph[tensor.name])
         return rows // first[0], columns // first[1]
 
@@ -224,13 +225,6 @@ def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float,
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
 
 
-def strides_of(graph: Graph, node: Node) -> tuple[int, int]:
-    """`Held.stride` of what ``node`` of an int8 network makes, beside the original network."""
-    while STRIDE not in node.attrs and node.op in RECODING:
-        node = graph[node.inputs[0].name]
-    return strides_held(node)
-
-
 def strides_held(node: Node) -> tuple[int, int]:
     """What `STRIDE` says of a node; (1, 1) where it says nothing."""
     rows, columns = node.ints(STRIDE) or (1, 1)
@@ -239,9 +233,14 @@ def strides_held(node: Node) -> tuple[int, int]:
 
 def _numbers(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:
     """The numbers of an attribute of what makes a tensor, before any operators ``through``; none without it."""
+    return [float(v) for v in _teller(graph, node, attr, through).attrs.get(attr, "").split(",") if v]
+
+
+def _teller(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> Node:
+    """The node that may have an attribute of what ``node`` makes: itself, or what is before operators ``through``."""
     while attr not in node.attrs and node.op in through:
         node = graph[node.inputs[0].name]
-    return [float(v) for v in node.attrs.get(attr, "").split(",") if v]
+    return node
 
 
 def _unmoved(node: Node) -> str:

@@ -183,7 +183,7 @@ class _Walk:
     def _improve(self, node: Node) -> None:
         """Chooses the parameters of an int8 layer, unless another operator reads them too."""
         model, names = self.setting.model, [r.name for r in node.inputs[1:3]]
-        if any(len(model.graph.consumers[n]) > 1 or n not in model.args for n in names):
+        if not all(map(model.is_own, names)):
             return
         inner = the_layer_of(node)
         geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
