@@ -75,9 +75,13 @@ class Result:
 # ---- convolution ---------------------------------------------------------------------------------------------
 
 
-def conv_graph(act: str, summed: bool, quantized: str, tail: str, attrs: str) -> Graph:
-    """A fused convolution over data (and summand), float or, with ``quantized`` attributes, int8."""
-    flags = ['with_sum="true"'] * summed + [f'{"with_postsum_act" if summed else "with_act"}="true"'] * bool(act)
+def conv_graph(act: str, summed: bool, quantized: str, tail: str, attrs: str, *, early: bool = False) -> Graph:
+    """A fused convolution over data (and summand), float or, with ``quantized`` attributes, int8.
+
+    ``early``: the activation comes before the sum.
+    """
+    late = summed and not early
+    flags = ['with_sum="true"'] * summed + [f'{"with_postsum_act" if late else "with_act"}="true"'] * bool(act)
     int8 = bool(quantized)
     ranges = ", qd:1, qd:2" + (", qs:1, qs:2" if summed else "") if int8 else ""
     data, summand = ("qd", ", qs") if int8 else ("data", ", s")
@@ -88,11 +92,13 @@ def conv_graph(act: str, summed: bool, quantized: str, tail: str, attrs: str) ->
         "w0 = null",
         "b0 = null",
         f"c = Convolution(d0, w0, b0) {attrs}",
-        *(["s0 = null", "a = elemwise_add(c, s0)"] * summed),
-        *([f"z = {act.format('a' if summed else 'c')}"] if act else []),
-        f"return {'z' if act else 'a' if summed else 'c'}",
-        "}",
     ]
+    last = "c"
+    steps = [f"z = {act}"] * bool(act) + ["a = elemwise_add({}, s0)"] * summed
+    for step in steps if early else reversed(steps):
+        lines += ["s0 = null"] * step.startswith("a") + [step.format(last)]
+        last = step[0]
+    lines += [f"return {last}", "}"]
     return read_text(
         "\n".join([*lines, *(["y = _contrib_dequantize(f, f:1, f:2)", "return y, f"] if int8 else ["return f"])])
     )
@@ -105,6 +111,7 @@ def conv(
     act: str = "",
     summand: np.ndarray | None = None,
     *,
+    early: bool = False,
     sum_dtype: str = "",
     widen: float = 1.0,
     low: float | None = None,
@@ -115,12 +122,12 @@ def conv(
 ) -> Result:
     """Runs conv [+ sum] [+ act] in float and int8, its result written in the range of the float result."""
     arrays = {"data": data, "w": weight, "b": B} | ({} if summand is None else {"s": summand})
-    (wanted,) = feed_graph(conv_graph(act, summand is not None, "", "", attrs), arrays)
+    (wanted,) = feed_graph(conv_graph(act, summand is not None, "", "", attrs, early=early), arrays)
     tail = quantizer("qd", "data", data)
     if summand is not None:
         tail += "\n" + quantizer("qs", "s", summand, sum_dtype)
     written = 'quantized="true" ' + bounds(wanted.min() if low is None else low, (top or wanted.max()) * widen)
-    net = conv_graph(act, summand is not None, written, tail, attrs)
+    net = conv_graph(act, summand is not None, written, tail, attrs, early=early)
     got, codes = feed_graph(net, arrays)
     return Result(wanted, got, codes)
 
@@ -138,6 +145,14 @@ class TestConvolution:
     def test_right_after_an_s8_sum(self, act, dtype):
         result = conv(act, SIGNED)
         assert result.codes.dtype == dtype
+        assert result.sqnr > GOOD
+
+    def test_right_with_leaky_relu_before_the_sum(self):
+        result = conv(LEAKY, SIGNED, early=True)
+        plain = mx.nd.Convolution(*map(mx.nd.array, (X, W, B)), kernel=(3, 3), num_filter=16, pad=(1, 1))
+        wanted = mx.nd.LeakyReLU(plain, act_type="leaky", slope=0.2).asnumpy() + SIGNED
+        np.testing.assert_allclose(result.wanted, wanted, rtol=1e-5, atol=1e-5)
+        assert result.codes.dtype == np.int8
         assert result.sqnr > GOOD
 
     def test_right_after_a_u8_sum(self):

@@ -87,6 +87,22 @@ def test_after_a_sum(act, in_float, why_not_int8):
     check(chain(act, *SUM, layer="s"), "fuse_conv_add_act", CONV, in_float, why_not_int8)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("act", dict(row[:2] for row in AFTER_CONV))
+def test_before_a_sum(act, int8):
+    """Only leaky ReLU: after ReLU an s8 sum would be less than what two u8 summands give."""
+    trace = Trace()
+    after = ("a = " + ACTS[act].format("c"), "s = elemwise_add(data, a)", "z = sin(s)", "return z")
+    model = build(conv("c", "data"), *after)
+    result = fuse(model, int8=int8, trace=trace)
+    assert trace.fired("fuse_conv_act_add") == int(act == "leaky")
+    if act == "leaky":
+        assert op_names(result) == [CONV, "sin"]
+        assert_same_outputs(model, result, **CLOSE)
+    elif act != "elu":
+        assert any("is fused after a sum, not before it" in found for found in reasons(trace, "fuse_conv_act_add"))
+
+
 def check(model: Model, rule: str, fused_op: str, in_float: bool, why_not_int8: str) -> None:
     for int8, fires, reason in ((False, in_float, "no post-op"), (True, not why_not_int8, why_not_int8)):
         trace = Trace()
@@ -104,6 +120,10 @@ STRUCTURES = {
     "conv": ("fuse_conv", (conv("c", "data"), "return c")),
     "conv_no_bias": ("fuse_conv", (conv("c", "data", bias=False), "return c")),
     "conv_relu": ("fuse_conv_act", (conv("c", "data"), "a = Activation(c) " + RELU, "return a")),
+    "conv_act_add": (
+        "fuse_conv_act_add",
+        (conv("c", "data"), "a = " + ACTS["leaky"].format("c"), "s = elemwise_add(a, data)", "return s"),
+    ),
     "conv_add": ("fuse_conv_add", (conv("c", "data"), "s = elemwise_add(c, data)", "return s")),
     "conv_add_relu": ("fuse_conv_add_act", (*SUM, "a = Activation(s) " + RELU, "return a")),
     "conv_add_turned": (

@@ -50,7 +50,7 @@ CONVOLUTION = OpSpec(
         _RELU,
         _OTHER_ACTIVATIONS,
         PostOp("LeakyReLU", {"act_type": ("leaky",), "slope": ("0",)}, unsigned=True),
-        PostOp("LeakyReLU", {"act_type": ("leaky",)}),
+        PostOp("LeakyReLU", {"act_type": ("leaky",)}, before_sum=True),
         PostOp(
             "LeakyReLU",
             {"act_type": ("gelu",)},

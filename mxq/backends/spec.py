@@ -66,6 +66,8 @@ class PostOp:
         where: attribute -> values for which the row holds; values compare as numbers where they are.
         unsigned: the kernel writes u8 after it, s8 otherwise.
         int8: the int8 kernel does it too, and right; ``reason`` says why not.
+        before_sum: the kernels, float and int8, do it before they add a fused summand, too, and nothing is lost by
+            that. After ReLU it would be: the int8 kernel writes s8 after a sum, the sum of two u8 is u8.
         saturates: it bounds the result from above. After a fused elemwise_add, where the int8 kernel does not know
             it, it is written as ReLU: its calibrated range ends no later, and what lies beyond saturates.
     """
@@ -75,6 +77,7 @@ class PostOp:
     unsigned: bool = False
     int8: bool = True
     reason: str = ""
+    before_sum: bool = False
     saturates: bool = False
 
     def matches(self, node: Node) -> bool:
@@ -108,7 +111,7 @@ class OpSpec:
             is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float; after
             it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
         runtime_range: works without calibrated ranges (``calib_mode="none"``).
-        with_sum: an elemwise_add may be fused before the post-op.
+        with_sum: an elemwise_add may be fused before the post-op, or after one that may come before a sum.
         post_ops: what may be fused after.
     """
 

@@ -1,6 +1,7 @@
 """Fuse: a convolution or fully connected layer with what the kernel can apply to its result before writing it.
 
 Before:  x -> Convolution [-> elemwise_add(., y)] [-> Activation | LeakyReLU | clip] -> z
+Before:  x -> Convolution -> leaky ReLU -> elemwise_add(., y) -> z
 After:   x, y -> _sg_mkldnn_conv{the same nodes as a subgraph} -> z
 
 Before:  x -> FullyConnected [-> Activation | LeakyReLU | clip | abs] -> z
@@ -29,7 +30,7 @@ _SUM = "elemwise_add"
 
 @dataclass(frozen=True)
 class Fuse:
-    """One shape of fusion: ``pattern`` with a node bound as "layer" and perhaps "sum" and "act".
+    """One shape of fusion: ``pattern`` with a node bound as "layer" and perhaps "early", "sum", "act", in this order.
 
     ``int8`` selects which post-ops are allowed.
     """
@@ -49,10 +50,13 @@ class Fuse:
         return single_consumer(model, match) or self._post_op_refusal(match)
 
     def _post_op_refusal(self, match: Match) -> Reject | None:
-        act = match.nodes.get("act")
+        early = "early" in match.nodes
+        act = match.nodes.get("early" if early else "act")
         if act is None:
             return None
         row = self.spec.post_op(act)
+        if early and row is not None and not row.before_sum:
+            return Reject(f"{act.op} with {dict(act.attrs)} is fused after a sum, not before it", (act.name,))
         if row is None:
             return Reject(f"the kernel has no post-op {act.op} with {dict(act.attrs)}", (act.name,))
         if self.int8 and not row.int8:
@@ -78,14 +82,14 @@ def _said(match: Match) -> dict[str, str]:
 def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
     if spec.with_sum:
         after = "with_postsum_act" if "sum" in match.nodes else "with_act"
-        found = {"with_sum": "sum" in match.nodes, after: "act" in match.nodes}
-        return {k: "true" for k, v in found.items() if v}
+        flags = {"early": "with_act", "sum": "with_sum", "act": after}
+        return {flag: "true" for member, flag in flags.items() if member in match.nodes}
     return {"with_eltwise": "True"} if "act" in match.nodes else {}
 
 
 def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:
     """The fused node's inputs (the layer's own, then the sum operand), and the subgraph over variables for them."""
-    layer, total, act = (match.nodes.get(k) for k in ("layer", "sum", "act"))
+    layer, early, total, act = (match.nodes.get(k) for k in ("layer", "early", "sum", "act"))
     if layer is None:
         raise ValueError("the pattern binds no 'layer'")
     nodes, outside, names = [], list(layer.inputs), []
@@ -93,10 +97,12 @@ def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:
         names.append(_free(slot, match))
         nodes.append(Node(names[-1], VARIABLE))
     nodes.append(replace(layer, inputs=tuple(map(Ref, names)), label=""))
+    if early is not None:
+        nodes.append(replace(early, inputs=(layer.out,), label=""))
     if total is not None:
         outside.append(match.refs["operand"])
-        nodes.append(Node(_free("sum", match), VARIABLE))
-        nodes.append(replace(total, inputs=(layer.out, nodes[-1].out), label=""))
+        summed, operand = nodes[-1].out, Node(_free("sum", match), VARIABLE)
+        nodes += [operand, replace(total, inputs=(summed, operand.out), label="")]
     if act is not None:
         nodes.append(replace(act, inputs=(nodes[-1].out,), label=""))
     return tuple(outside), Graph(tuple(nodes), (nodes[-1].out,))
@@ -118,7 +124,11 @@ def _rules(spec: BackendSpec, *, int8: bool) -> Iterator[Rule]:
         acts = tuple(dict.fromkeys(p.op for p in row.post_ops))
         short = row.fused_op.removeprefix("_sg_mkldnn_")
         if row.with_sum:
+            early = Op(acts, (layer,), bind="early")
             yield Fuse(f"fuse_{short}_add_act", Op(acts, (total,), bind="act"), row, int8)
+            yield Fuse(
+                f"fuse_{short}_act_add", Op((_SUM,), (early, Any_("operand")), bind="sum", commutative=True), row, int8
+            )
         yield Fuse(f"fuse_{short}_act", Op(acts, (layer,), bind="act"), row, int8)
         if row.with_sum:
             yield Fuse(f"fuse_{short}_add", total, row, int8)

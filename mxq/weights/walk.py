@@ -187,7 +187,9 @@ class _Walk:
             return
         inner = the_layer_of(node)
         geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
-        summands = (self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])) if node.flag("with_sum") else None
+        summands = None
+        if node.flag("with_sum") and not node.flag("with_act"):  # what the layer makes is added to the summand as it is
+            summands = self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])
         most = max(LEAST_PLACES * self.setting.places, 2 * weight[0].size)
         found = layers.seen(weight, self.float.held[data], self._coded(data), summands, geometry, most, self.rng)
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
