@@ -4,7 +4,8 @@
     python benchmarks/compare.py [NET ...] [--batch-sizes 1 16] [--set NAME=VALUE ...] [--json FILE] [--chart FILE.png]
     python benchmarks/compare.py --from FILE --chart FILE.png
 
-NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike.
+NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike;
+``NET:less`` is one without it for OpenVINO and ONNX Runtime alone: MXNet exports none that does the same.
 
 Every candidate is a process of its own with the same number of threads, its input in memory. The processes take turns:
 one call that is not timed, then those that are, by the process' own clock; the others sleep (see `peers/client.py`).
@@ -41,6 +42,7 @@ NETS = (
     "inceptionv3", "vgg16", "se_resnext50_32x4d", "ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc",
 )  # fmt: skip
 MXNET = ("float32", "mxnet", "fused", "contrib", "mxq")
+LESS = "less"
 WARMUP = 2
 Peaks = dict[str, dict[str, float]]
 """Operations per second: "int8" or "float32" -> stack of `roofline.py` -> figure."""
@@ -71,13 +73,26 @@ class Network:
     """The steps of one network; each runs once, and its failure is kept for all who ask again."""
 
     def __init__(self, name: str, folder: Path, options: Options) -> None:
-        self.name, self.folder, self._options = name, folder, options
+        self.name, self._options = name, options
+        base, _, form = name.partition(":")
+        self._forms = {folder: base, folder / "less": f"{base}:raw"} if form == LESS else {folder: name}
         self._done: dict[str, Failure | None] = {}
 
+    @property
+    def folder(self) -> Path:
+        """Of what MXNet runs."""
+        return next(iter(self._forms))
+
+    def folder_of(self, candidate: str) -> Path:
+        """Where the network that ``candidate`` runs is, with its references."""
+        return self.folder if candidate in MXNET else list(self._forms)[-1]
+
     def build(self) -> None:
-        """The float network, as files in the folder."""
-        counts = map(str, (self._options.images, *self._options.batches))
-        self._step("build", sys.executable, "mxnet_nets.py", "build", self.name, str(self.folder), *counts)
+        """The float network, as files in its folder."""
+        counts = list(map(str, (self._options.images, *self._options.batches)))
+        for folder, name in self._forms.items():
+            folder.mkdir(exist_ok=True)
+            self._step(f"build-{name}", sys.executable, "mxnet_nets.py", "build", name, str(folder), *counts)
 
     def serve(self, candidate: str, batch: int, **variables: str) -> Server:
         """Quantizes where that is not done yet, and starts the server, with ``variables`` in its environment.
@@ -85,7 +100,7 @@ class Network:
         Raises:
             Failure: one of these steps fails.
         """
-        where = (str(self.folder), str(batch))
+        where = (str(self.folder_of(candidate)), str(batch))
         if candidate in MXNET:
             if candidate != "float32":
                 asked = self._options.asked if candidate == OURS else ()
@@ -185,7 +200,7 @@ def compare(net: Network, row: Row, options: Options) -> None:
                 server = stack.enter_context(closing(net.serve(name, row.batch)))
                 servers.append(server)
                 figure.about = server.about
-                figure.sqnr_db = agreement(net.folder, row.batch, server)
+                figure.sqnr_db = agreement(net.folder_of(name), row.batch, server)
             except Failure as failure:
                 figure.failure = str(failure)
         share = net.folder / "int8.json"

@@ -24,6 +24,7 @@ from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import (
     DETECTION,
     FOLD_BN,
+    FOLD_SCALE,
     FUSE_FLOAT,
     FUSE_INT8,
     POOLED_DENSE,
@@ -105,7 +106,7 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     model = _run((SIMPLIFY, DETECTION), model, trace)
     if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
         model = fold_constants(model, runner, trace)
-    return _run((SHAPE_ONLY, FOLD_BN, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE), model, trace)
+    return _run((SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE), model, trace)
 
 
 def fuse_float(model: Model, runner: Runner | None = None) -> Model:

@@ -4,6 +4,7 @@ from mxq.passes.align_ranges import align_ranges
 from mxq.passes.constants import fold_constants
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
 from mxq.passes.guard import guard
 from mxq.passes.pair_channels import pair_channels
@@ -20,6 +21,7 @@ from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 __all__ = [
     "DETECTION",
     "FOLD_BN",
+    "FOLD_SCALE",
     "FUSE_FLOAT",
     "FUSE_INT8",
     "POOLED_DENSE",

@@ -41,7 +41,7 @@ class SkipElementwise:
         if made is None:
             return NOT_MEANT
         if made.name in model.graph.head_names or not all(
-            _reads_shape_alone(reader, made) for reader in model.graph.consumers[made.name]
+            reads_shape_alone(reader, made) for reader in model.graph.consumers[made.name]
         ):
             return NOT_MEANT  # it is computed anyway
         return None
@@ -67,7 +67,8 @@ def _shape_source(graph: Graph, node: Node) -> Node | None:
     return made if made.op in ELEMENTWISE and ref.output == 0 else None
 
 
-def _reads_shape_alone(reader: Node, made: Node) -> bool:
+def reads_shape_alone(reader: Node, made: Node) -> bool:
+    """Whether ``reader`` wants to know nothing of ``made`` but its shape."""
     at = [i for i, ref in enumerate(reader.inputs) if ref.name == made.name]
     return reader.op in SHAPE_INPUT and at == [SHAPE_INPUT[reader.op]]
 

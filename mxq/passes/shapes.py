@@ -15,13 +15,14 @@ ELEMENTWISE = (
 """Operators whose first output has the shape of their first input."""
 
 _SPATIAL = ("Pooling", "UpSampling")
+_NORMS = ("L2Normalization",)
 _LAYERS = ("Convolution", "Deconvolution")
 
 
 def image_channels(graph: Graph, ref: Ref) -> int | None:
     """The number of channels of ``ref`` where it is known to be (N, C, H, W); None where it is not."""
     node = graph[ref.name]
-    while ref.output == 0 and node.op in (*ELEMENTWISE, *_SPATIAL):
+    while ref.output == 0 and node.op in (*ELEMENTWISE, *_SPATIAL, *_NORMS):
         if node.op in _SPATIAL and not _keeps_channels(node):
             return None
         ref, node = node.inputs[0], graph[node.inputs[0].name]
