@@ -27,6 +27,7 @@ from mxq.passes import (
     FOLD_SCALE,
     FUSE_FLOAT,
     FUSE_INT8,
+    POOL_LAST,
     POOLED_DENSE,
     REDUCE_STRENGTH,
     REDUCE_WHAT_IS_LEFT,
@@ -106,7 +107,8 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     model = _run((SIMPLIFY, DETECTION), model, trace)
     if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
         model = fold_constants(model, runner, trace)
-    return _run((SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, SUBSAMPLE_EARLY, POOLED_DENSE), model, trace)
+    steps = (SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, POOL_LAST, SUBSAMPLE_EARLY, POOLED_DENSE)
+    return _run(steps, model, trace)
 
 
 def fuse_float(model: Model, runner: Runner | None = None) -> Model:

@@ -21,6 +21,8 @@ RULES = {rule.name: rule for rule in (*BEFORE_FUSION, *AFTER_FUSION)}
 SIGMOID = ('p = _plus_scalar(data) scalar="3.0"', 'k = clip(p) a_min="0" a_max="6"')
 PRELU = 'a = LeakyReLU({}, a_gamma) act_type="prelu"'
 
+INNER = 'i = Concat(a, data) num_args="2"'
+JOINED = 'o = Concat(data, i, a, i) num_args="4"'
 CASES = {
     "hard_sigmoid": ((*SIGMOID, 'y = _div_scalar(k) scalar="6.0"', "return y"), ["hard_sigmoid"], ROUNDED),
     "divide_as_multiply": (('y = _div_scalar(data) scalar="3.0"', "return y"), ["_mul_scalar"], ROUNDED),
@@ -40,6 +42,7 @@ CASES = {
         ["Pooling", "LeakyReLU"],
         EXACT,
     ),
+    "join_once": (("a = exp(data)", INNER, JOINED, "return o"), ["exp", "Concat"], EXACT),
     "prelu_as_maximum": (
         (conv("c", "data"), PRELU.format("c"), "return a"),
         ["Convolution", "broadcast_mul", "_maximum"],
@@ -183,3 +186,16 @@ class TestTeeth:
         args = {**result.args, "a_slopes": result.args["a_slopes"][:, ::-1]}
         with pytest.raises(AssertionError, match="Not equal"):
             assert_same_outputs(model, replace(result, args=args), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("a = exp(data)", INNER + ' dim="2"', 'o = Concat(i, i) num_args="2"', "return o"),
+        ("a = exp(data)", INNER, JOINED, "z = exp(i)", "return o, z"),
+        ("a = exp(data)", INNER, JOINED, "return o, i"),
+    ],
+)
+def test_what_else_reads_a_concat_or_joins_along_another_axis(lines):
+    model = build(*lines)
+    assert run_pass(REDUCE_STRENGTH, model) is model

@@ -9,6 +9,7 @@ from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
 from mxq.passes.guard import guard
 from mxq.passes.pair_channels import pair_channels
 from mxq.passes.partition import partition
+from mxq.passes.pool_last import POOL_LAST
 from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
@@ -25,6 +26,7 @@ __all__ = [
     "FUSE_FLOAT",
     "FUSE_INT8",
     "POOLED_DENSE",
+    "POOL_LAST",
     "REDUCE_STRENGTH",
     "REDUCE_WHAT_IS_LEFT",
     "SHAPE_ONLY",

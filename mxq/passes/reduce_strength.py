@@ -15,6 +15,9 @@ After:   maximum(x, a * x)                 2.7 -> 1.4    LeakyReLU(Pooling(x, ma
 Before:  x / c                                           clip(x, 0, b)   (what no layer took in)
 After:   x * (1/c)                         2.2 -> 1.0    minimum(relu(x), b)                2.7 -> 0.9
 
+Before:  Concat(a, Concat(b, c))
+After:   Concat(a, b, c)           (b and c are copied once)
+
 Conditions: results inside are read by nothing else. Where a rule needs the shape (N, C, H, W), the nodes before must
 show it (`mxq.passes.shapes`). maximum(x, a x) is PReLU for slopes a <= 1 only, and pooling before it for a >= 0.
 Formula: each is an identity of real numbers. 1/c and hard_sigmoid round elsewhere; the others are exact in float32.
@@ -235,8 +238,34 @@ class ClipAsMinimum:
         return Rewrite({node.name: (relu, root)})
 
 
+@dataclass(frozen=True)
+class JoinOnce:
+    """What a Concat joins that another one alone reads is joined by that one (Inception's last blocks)."""
+
+    name: str = "join_once"
+    pattern: Op = Op(("Concat",))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return None if _parts(model, match.root) else NOT_MEANT
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        outer, parts = match.root, _parts(model, match.root)
+        inputs = tuple(ref for r in outer.inputs for ref in (parts[r.name].inputs if r.name in parts else (r,)))
+        joined = replace(outer, inputs=inputs).with_attrs(
+            num_args=str(len(inputs)), **standing_for(*parts.values(), outer)
+        )
+        return Rewrite({**dict.fromkeys(parts, ()), outer.name: (joined,)})
+
+
+def _parts(model: Model, outer: Node) -> dict[str, Node]:
+    """The Concats along the same axis that ``outer`` alone reads."""
+    graph, axis = model.graph, outer.attrs.get("dim", "1")
+    inner = [graph[r.name] for r in outer.inputs if graph[r.name].op == "Concat" and r.name not in graph.head_names]
+    return {n.name: n for n in inner if n.attrs.get("dim", "1") == axis and graph.consumers[n.name] == (outer,)}
+
+
 BEFORE_FUSION = (
-    HardSigmoid(), GlobalPooling(), RepeatAsUpSampling(), UpSamplingAsDeconvolution(), PoolBeforePReLU(),
+    HardSigmoid(), GlobalPooling(), RepeatAsUpSampling(), UpSamplingAsDeconvolution(), PoolBeforePReLU(), JoinOnce(),
 )  # fmt: skip
 AFTER_FUSION = (ClipAsMinimum(), DivideAsMultiply(), PReLUAsMaximum())
 

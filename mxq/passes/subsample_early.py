@@ -32,6 +32,7 @@ from mxq.verify.held import STRIDE, strides_held
 
 NAME = "subsample_early"
 WHY = "makes only the pixels that are read"
+WHY_POOLED = "makes one pixel of what was averaged"
 Stride = tuple[int, int]
 ALL: Stride = (1, 1)
 _OF_ONE = ("LeakyReLU", "BatchNorm")
@@ -58,7 +59,7 @@ class PoolFirst:
     def build(self, model: Model, match: Match) -> Rewrite:
         conv, pool = match["conv"], match["pool"]
         first, last = exchanged(model, conv, pool)
-        return Rewrite({conv.name: (), pool.name: (first, last.with_attrs(**{ROUTE: WHY}))})
+        return Rewrite({conv.name: (), pool.name: (first, last.with_attrs(**{ROUTE: WHY_POOLED}))})
 
 
 def _makes_fewer(pool: Node) -> bool:

@@ -1,0 +1,89 @@
+"""Pool last: which averages change places with the convolution, that results stay, and when they do not."""
+
+from __future__ import annotations
+
+import pytest
+from graphs import CONV3, GOLDENS, RELU, assert_same_outputs, build, conv, graph, op_names, quantized, reasons
+from helpers import assert_golden
+
+from mxq.ir import Model
+from mxq.passes import POOL_LAST
+from mxq.rewrite import Trace, run_pass
+from mxq.serde import write_text
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+POOL = 'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"'
+FEWER = 'kernel="(1, 1)" num_filter="4"'
+BRANCH = (POOL, conv("c", "p", FEWER), "r = Activation(c) " + RELU, "return r")
+
+
+def test_structure_and_numbers(update_goldens):
+    """A pooled branch of Inception; the padding is averaged, too, and has no bias."""
+    model, trace = build(*BRANCH), Trace()
+    result = run_pass(POOL_LAST, model, trace)
+    assert trace.fired("pool_last") == 1
+    assert_golden(write_text(result.graph), GOLDENS / "pool_last.txt", update=update_goldens)
+    assert_same_outputs(model, result, **CLOSE)
+    assert run_pass(POOL_LAST, result) is result
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        'p = Pooling(data) kernel="(2, 3)" pool_type="avg"',
+        'p = Pooling(data) kernel="(2, 2)" pool_type="avg" count_include_pad="False"',
+        'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg" stride="(1, 1)" pooling_convention="full"',
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_other_averages(pool, bias):
+    model = build(pool, conv("c", "p", FEWER, bias=bias), "return c")
+    result = run_pass(POOL_LAST, model)
+    assert op_names(result) == ["Convolution", "Convolution"]
+    assert_same_outputs(model, result, **CLOSE)
+
+
+def test_both_are_int8_and_the_second_has_the_relu():
+    lines = (conv("b", "data"), "x = Activation(b) " + RELU, POOL.replace("data", "x"), *BRANCH[1:-1], conv("d", "r"))
+    made = quantized(build(*lines, "return d")).model.graph
+    assert [n.op for n in made.operators if n.flag("quantized")] == ["_sg_mkldnn_conv"] * 4
+    assert "_contrib_quantized_pooling" not in [n.op for n in made.operators]
+
+
+ONLY = 'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg" '
+REFUSED = {
+    "edges": ((ONLY + 'count_include_pad="False"', conv("c", "p", FEWER), "return c"), "averages fewer values"),
+    "as many": ((ONLY, conv("c", "p", 'kernel="(1, 1)" num_filter="8"'), "return c"), "makes 8 channels of 8"),
+    "another reader": ((ONLY, conv("c", "p", FEWER), "t = exp(p)", "return c, t"), "is also read by 't'"),
+    "head": ((ONLY, conv("c", "p", FEWER), "return c, p"), "is an output"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    lines, reason = REFUSED[name]
+    model, trace = build(*lines), Trace()
+    assert run_pass(POOL_LAST, model, trace) is model
+    assert any(reason in found for found in reasons(trace, "pool_last"))
+
+
+def test_a_weight_that_is_fed():
+    model, trace = Model(graph(*BRANCH)), Trace()
+    assert run_pass(POOL_LAST, model, trace) is model
+    assert reasons(trace, "pool_last") == ["the weight of 'c' is no parameter"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ('p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="max"', conv("c", "p", FEWER)),
+        ('p = Pooling(data) kernel="(2, 2)" stride="(2, 2)" pool_type="avg"', conv("c", "p", FEWER)),
+        ('p = Pooling(data) kernel="(2, 2)" global_pool="True" pool_type="avg"', conv("c", "p", FEWER)),
+        (ONLY, conv("c", "p", FEWER + ' stride="(2, 2)"')),
+        (ONLY, conv("c", "p", CONV3)),
+    ],
+)
+def test_not_meant(lines):
+    model, trace = build(*lines, "return c"), Trace()
+    assert run_pass(POOL_LAST, model, trace) is model
+    assert not reasons(trace, "pool_last")
