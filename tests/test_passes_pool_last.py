@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import pytest
-from graphs import CONV3, GOLDENS, RELU, assert_same_outputs, build, conv, graph, op_names, quantized, reasons
+from graphs import (
+    CONV3,
+    GOLDENS,
+    RELU,
+    SHAPE,
+    assert_same_outputs,
+    build,
+    conv,
+    feeds,
+    graph,
+    op_names,
+    quantized,
+    reasons,
+)
 from helpers import assert_golden
 
 from mxq.ir import Model
 from mxq.passes import POOL_LAST
 from mxq.rewrite import Trace, run_pass
+from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
+from mxq.verify import verify
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 POOL = 'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"'
 FEWER = 'kernel="(1, 1)" num_filter="4"'
 BRANCH = (POOL, conv("c", "p", FEWER), "r = Activation(c) " + RELU, "return r")
+IN_A_NETWORK = (
+    conv("b", "data"), "x = Activation(b) " + RELU, POOL.replace("data", "x"), *BRANCH[1:-1], conv("d", "r"), "return d",
+)  # fmt: skip
 
 
 def test_structure_and_numbers(update_goldens):
@@ -44,8 +62,7 @@ def test_other_averages(pool, bias):
 
 
 def test_both_are_int8_and_the_second_has_the_relu():
-    lines = (conv("b", "data"), "x = Activation(b) " + RELU, POOL.replace("data", "x"), *BRANCH[1:-1], conv("d", "r"))
-    made = quantized(build(*lines, "return d")).model.graph
+    made = quantized(build(*IN_A_NETWORK)).model.graph
     assert [n.op for n in made.operators if n.flag("quantized")] == ["_sg_mkldnn_conv"] * 4
     assert "_contrib_quantized_pooling" not in [n.op for n in made.operators]
 
@@ -87,3 +104,12 @@ def test_not_meant(lines):
     model, trace = build(*lines, "return c"), Trace()
     assert run_pass(POOL_LAST, model, trace) is model
     assert not reasons(trace, "pool_last")
+
+
+def test_verify_compares_what_both_networks_make():
+    """The convolution before the average has no counterpart, what the average makes is what the convolution made."""
+    model, data = build(*IN_A_NETWORK), feeds(data=SHAPE)
+    found = verify(MxnetRunner(), model, quantized(model, data).model, [data], layers=True)
+    assert found.outputs[0].sqnr > 25
+    assert [layer.name for layer in found.layers][1:] == ["x", "r", "d"]
+    assert all(layer.sqnr > 25 for layer in found.layers)
