@@ -31,7 +31,8 @@ POOL = 'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"'
 FEWER = 'kernel="(1, 1)" num_filter="4"'
 BRANCH = (POOL, conv("c", "p", FEWER), "r = Activation(c) " + RELU, "return r")
 IN_A_NETWORK = (
-    conv("b", "data"), "x = Activation(b) " + RELU, POOL.replace("data", "x"), *BRANCH[1:-1], conv("d", "r"), "return d",
+    conv("b", "data"), "x = Activation(b) " + RELU, POOL.replace("data", "x"), *BRANCH[1:-1], conv("d", "r"),
+    "return d",
 )  # fmt: skip
 
 
