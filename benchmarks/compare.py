@@ -9,6 +9,7 @@ NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppr
 
 Every candidate is a process of its own with the same number of threads, its input in memory. The processes take turns:
 one call that is not timed, then those that are, by the process' own clock; the others sleep (see `peers/client.py`).
+MXNet runs the operators in the calling thread, as the others do (``MXNET_ENGINE_TYPE=NaiveEngine``; `binding.py`).
 All quantize with the same calibration images. What fails, fails alone: the table says why, and the run goes on.
 """
 
@@ -66,7 +67,8 @@ class Options:
     @property
     def env(self) -> dict[str, str]:
         """Of all processes."""
-        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "MXNET_SUBGRAPH_VERBOSE": "0"}
+        engine = {"MXNET_ENGINE_TYPE": os.environ.get("MXNET_ENGINE_TYPE", "NaiveEngine")}
+        return {**os.environ, **engine, "OMP_NUM_THREADS": str(self.threads), "MXNET_SUBGRAPH_VERBOSE": "0"}
 
 
 class Network:
