@@ -42,7 +42,11 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Kind -> what the types of its operators have in their names; the first that fits. "_sg_mkldnn_conv" is a layer."""
 COLUMNS = (LAYERS, POINTWISE, CONCAT, POOLING, CONVERSION, OTHER)
-UNDER_PROFILER = {PROFILED: "1", "MXNET_EXEC_BULK_EXEC_INFERENCE": "0"}
+UNDER_PROFILER = {
+    PROFILED: "1",
+    "MXNET_EXEC_BULK_EXEC_INFERENCE": "0",
+    "MXNET_ENGINE_TYPE": "ThreadedEnginePerDevice",  # NaiveEngine counts every operator twice
+}
 EXAMPLES = 64
 """Examples in a turn."""
 Shares = dict[str, tuple[float, float]]

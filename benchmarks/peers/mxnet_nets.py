@@ -133,7 +133,7 @@ class Server:
         return self._served.outputs()
 
     def profile(self, calls: int) -> protocol.Kinds:
-        """Needs ``MXNET_EXEC_BULK_EXEC_INFERENCE=0``, without which many operators run as one."""
+        """Needs a threaded engine and ``MXNET_EXEC_BULK_EXEC_INFERENCE=0``, without which many operators run as one."""
         profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=os.devnull)
         profiler.set_state("run")
         for _ in range(calls):
