@@ -21,24 +21,28 @@ from zoo import NETS
 from mxq.bench import summarize
 from mxq.machine import COPY_SIZE, NEVER
 
-HELD = {
-    "block": BLOCK
+FED_BLOCK = (
+    BLOCK
     + """
 x = mx.nd.array(np.load(sys.argv[2]))
 call = lambda: net(x)
-""",
-    "executor": """
+"""
+)
+EXECUTOR = """
 example = np.load(sys.argv[2])
 symbol, args, states = mx.model.load_checkpoint(sys.argv[1], 0)
 net = symbol.simple_bind(mx.cpu(), grad_req="null", data=example.shape)
 net.copy_params_from(args, states)
 net.arg_dict["data"][:] = example
 call = lambda: net.forward(is_train=False)[0]
-""",
-}
-HELD["calling thread"] = HELD["executor"]
+"""
 AS_WRITTEN = {"MXNET_SUBGRAPH_BACKEND": "default", COPY_SIZE: NEVER}
-ENGINES = {"calling thread": {"MXNET_ENGINE_TYPE": "NaiveEngine"}}
+WAYS = {
+    "block": (FED_BLOCK, AS_WRITTEN),
+    "executor": (EXECUTOR, AS_WRITTEN),
+    "calling thread": (EXECUTOR, {**AS_WRITTEN, "MXNET_ENGINE_TYPE": "NaiveEngine"}),
+}
+"""Program, which makes a ``call``, and environment of each."""
 
 
 def main() -> None:
@@ -52,18 +56,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="mxq-binding-") as folder:
             prefix = write(NETS[name], Path(folder))["int8"]
             rounds = [
-                {
-                    kind: seconds(prefix, STOCK + held + TIMED, **AS_WRITTEN, **ENGINES.get(kind, {}))
-                    for kind, held in HELD.items()
-                }
+                {way: seconds(prefix, STOCK + held + TIMED, **env) for way, (held, env) in WAYS.items()}
                 for _ in range(args.repeats)
             ]
-        took = {kind: [r[kind] for r in rounds] for kind in HELD}
-        words = [f"block {1000 * median(took['block']):.2f} ms"]
-        for kind in ("executor", "calling thread"):
-            found = summarize(name, took[kind], took["block"])
+        block, *others = ((way, [r[way] for r in rounds]) for way in WAYS)
+        words = [f"block {1000 * median(block[1]):.2f} ms"]
+        for way, took in others:
+            found = summarize(name, took, block[1])
             ratio = f"{found.speedup:.3f} ({found.low:.3f}-{found.high:.3f}) times as fast"
-            words.append(f"{kind} {1000 * median(took[kind]):.2f} ms, {ratio}")
+            words.append(f"{way} {1000 * median(took):.2f} ms, {ratio}")
         console.print(f"{name:14} {'; '.join(words)}", soft_wrap=True)
 
 

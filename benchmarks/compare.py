@@ -75,19 +75,15 @@ class Network:
     """The steps of one network; each runs once, and its failure is kept for all who ask again."""
 
     def __init__(self, name: str, folder: Path, options: Options) -> None:
-        self.name, self._options = name, options
+        self.name, self.folder, self._options = name, folder, options
         base, _, form = name.partition(":")
-        self._forms = {folder: base, folder / "less": f"{base}:raw"} if form == LESS else {folder: name}
+        self._peers_folder = folder / LESS if form == LESS else folder
+        self._forms = {folder: base, self._peers_folder: f"{base}:raw"} if form == LESS else {folder: name}
         self._done: dict[str, Failure | None] = {}
-
-    @property
-    def folder(self) -> Path:
-        """Of what MXNet runs."""
-        return next(iter(self._forms))
 
     def folder_of(self, candidate: str) -> Path:
         """Where the network that ``candidate`` runs is, with its references."""
-        return self.folder if candidate in MXNET else list(self._forms)[-1]
+        return self.folder if candidate in MXNET else self._peers_folder
 
     def build(self) -> None:
         """The float network, as files in its folder."""

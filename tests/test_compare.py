@@ -219,6 +219,15 @@ def test_a_network_that_cannot_be_built_fails_in_every_cell(tmp_path, monkeypatc
     )
 
 
+def test_peers_get_a_network_of_their_own_without_non_maximum_suppression(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(compare, "run", lambda command, env, log, timeout: asked.append(command[3:5]))
+    net = compare.Network("net:less", tmp_path, options())
+    net.build()
+    assert asked == [["net", str(tmp_path)], ["net:raw", str(tmp_path / "less")]]
+    assert [net.folder_of(name) for name in ("mxq", "openvino")] == [tmp_path, tmp_path / "less"]
+
+
 def test_what_nobody_expected_fails_one_row_and_the_next_follows(monkeypatch) -> None:
     def filling(net, row, given) -> None:
         if net.name == "large":

@@ -93,11 +93,11 @@ def conv_graph(act: str, summed: bool, quantized: str, tail: str, attrs: str, *,
         "b0 = null",
         f"c = Convolution(d0, w0, b0) {attrs}",
     ]
-    last = "c"
-    steps = [f"z = {act}"] * bool(act) + ["a = elemwise_add({}, s0)"] * summed
-    for step in steps if early else reversed(steps):
-        lines += ["s0 = null"] * step.startswith("a") + [step.format(last)]
-        last = step[0]
+    steps = [("z", act)] * bool(act) + [("a", "elemwise_add({}, s0)")] * summed
+    last, lines = "c", [*lines, *["s0 = null"] * summed]
+    for name, step in steps if early else reversed(steps):
+        lines.append(f"{name} = {step.format(last)}")
+        last = name
     lines += [f"return {last}", "}"]
     return read_text(
         "\n".join([*lines, *(["y = _contrib_dequantize(f, f:1, f:2)", "return y, f"] if int8 else ["return f"])])

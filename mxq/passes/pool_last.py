@@ -23,7 +23,7 @@ from mxq.ir import ROUTE, VARIABLE, Model, Node, Ref, standing_for
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
-from mxq.rewrite.rule import single_consumer
+from mxq.rewrite.rule import exchanged, single_consumer
 
 WHY = "an average of the channels that are left"
 
@@ -53,15 +53,16 @@ class PoolLast:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         pool, conv = match["pool"], match["conv"]
-        name, window = model.graph.unused(f"{conv.name}_first"), model.graph.unused(f"{conv.name}_average")
-        first = replace(conv, name=name, label="", inputs=(match.refs["x"], conv.inputs[1]))
-        first = first.with_attrs(no_bias="True", **standing_for(conv))
+        first, average = exchanged(model, pool, conv)
+        first = replace(first, inputs=first.inputs[:2]).with_attrs(no_bias="True")
+        window = model.graph.unused(f"{conv.name}_average")
         channels, kernel = conv.attrs["num_filter"], pool.ints("kernel")
         attrs = {
             "kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)"), "num_filter": channels,
             "num_group": channels, "no_bias": str(len(conv.inputs) < 3), ROUTE: WHY, **standing_for(pool, conv),
         }  # fmt: skip
-        last = Node(conv.name, "Convolution", attrs, (first.out, Ref(window), *conv.inputs[2:]), label=conv.label)
+        inputs = (*average.inputs, Ref(window), *conv.inputs[2:])
+        last = replace(average, op="Convolution", attrs=attrs, inputs=inputs)
         values = np.full((int(channels), 1, *kernel), 1 / np.prod(kernel), np.float32)
         return Rewrite({pool.name: (), conv.name: (first, Node(window, VARIABLE), last)}, args={window: values})
 

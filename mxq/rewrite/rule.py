@@ -47,7 +47,8 @@ class Rule(Protocol):
 
 def exchanged(model: Model, inner: Node, outer: Node) -> tuple[Node, Node]:
     """``outer`` before ``inner``, whose result it read; the second of them makes what ``outer`` made."""
-    first = replace(outer, name=model.graph.unused(f"{outer.name}_first"), label="", inputs=inner.inputs[:1])
+    inputs = (*inner.inputs[:1], *outer.inputs[1:])
+    first = replace(outer, name=model.graph.unused(f"{outer.name}_first"), label="", inputs=inputs)
     first = first.with_attrs(**standing_for(outer))
     second = replace(inner, name=outer.name, label=outer.label, inputs=(first.out, *inner.inputs[1:]))
     return first, second.with_attrs(**standing_for(inner))
