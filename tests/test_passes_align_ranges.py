@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from graphs import RELU, build, conv, quantized, run
 
 from mxq import pipeline
@@ -45,6 +46,30 @@ def test_what_is_read_elsewhere_keeps_its_range_but_counts():
     assert found == {"a": Range(0, 5), "b": Range(0, 5)}
     found, _ = aligned(*branches(CAT, conv("z", "k"), conv("y", "a"), "return z, y"), a=(0, 2), b=(0, 5))
     assert found == {"a": Range(0, 2), "b": Range(0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("own", "union", "expected"),
+    [
+        ((0, 4), (0, 5), (0, 5)),
+        ((0, 4), (0, 5.8), (0, 4)),  # more than the root of 2
+        ((-4, 3), (-5, 1), (-5, 3)),
+        ((0, 4), (-1, 5), (0, 4)),  # it would turn from u8 to s8
+    ],
+)
+def test_what_is_read_elsewhere_is_widened_a_little(own, union, expected):
+    found, _ = aligned(*branches(CAT, conv("z", "k"), conv("y", "a"), "return z, y"), a=own, b=union)
+    assert found["a"] == Range(*expected)
+
+
+def test_a_dense_block_has_one_range():
+    lines, ranges = [conv("p", "data"), "k0 = Activation(p) " + RELU], {"k0": (0.0, 3.0)}
+    for i in range(1, 4):
+        lines += [conv(f"c{i}", f"k{i - 1}"), f"a{i} = Activation(c{i}) " + RELU]
+        lines += [f'k{i} = Concat(k{i - 1}, a{i}) dim="1" num_args="2"']
+        ranges[f"a{i}"] = (0.0, 3.0 + 0.3 * i)
+    found, _ = aligned(*lines, conv("z", "k3"), "return z", **ranges)
+    assert set(found.values()) == {Range(0, 3.9)}
 
 
 def test_a_concat_in_float_changes_nothing():

@@ -6,9 +6,13 @@ After:   conv_a -> [0, 5] ---> Concat -> [0, 5]        conv_b -> [0, 5] -/
 The stock kernel (``mkldnn_quantized_concat.cc``) writes in the widest of its inputs' ranges; every other input is first
 reordered into it. A value of conv_a is rounded to the coarse step either way, but rounded twice without this.
 
-Conditions: the tensor is written in a calibrated range (or quantized from float), and the Concat alone reads it, at
-once or through int8 operators that keep the range (pooling, Flatten, another Concat).
+Conditions: the tensor is written in a calibrated range (or quantized from float), and goes into the Concat at once or
+through int8 operators that keep the range (pooling, Flatten, another Concat). Where something else reads it or them as
+well, which then reads the coarse step, too, its step grows by `SHARED` at most and its sign stays.
 Formula: range_i := the union of all inputs' ranges.
+
+A dense block of DenseNet joins what it has with 32 channels more, again and again. Where each time one range is a
+little wider than all before, everything is rounded anew: 14 of 58 Concats, 3 % of its time at batch 16, and 1 dB of its outputs.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from mxq.rewrite import Event, Trace
 from mxq.thresholds import Range, Thresholds
 
 NAME = "align_ranges"
+SHARED = 2**0.5
+"""Rounding to a step d leaves a variance of d^2 / 12 (uniform noise), so that the one rounding to the step widened by
+this has as much as the two it stands for: to the tensor's own step, and again to one no finer."""
 
 
 def align_ranges(
@@ -33,19 +40,24 @@ def align_ranges(
     for node in reversed(graph.operators):  # the last of nested ones first: it holds the others' inputs
         if node.op != "Concat" or node.name not in plan.quantized:
             continue
-        sources = [s for ref in node.inputs for s in _sources(graph, ref, plan, backend)]
-        if len({r for r, _ in sources}) < 2 or any(str(r) not in table for r, _ in sources):
+        sources = dict(s for ref in node.inputs for s in _sources(graph, ref, plan, backend))
+        if len(sources) < 2 or any(str(r) not in table for r in sources):
             continue
-        union = reduce(Range.union, (table[str(r)].range for r, _ in sources))
-        for ref, alone in sources:
+        union = reduce(Range.union, (table[str(r)].range for r in sources))
+        for ref, alone in sources.items():
             found = table[str(ref)]
-            if alone and found.range != union:
+            if found.range != union and (alone or _is_near(found.range, union)):
                 low, high = found.range.min, found.range.max
                 note = f"from [{low:.6g}, {high:.6g}], to be what {node.name!r} joins it with"
                 table[str(ref)] = found.ranged(union, note)
                 if trace is not None:
                     trace.events.append(Event(NAME, NAME, ref.name))
     return Thresholds(table)
+
+
+def _is_near(own: Range, union: Range) -> bool:
+    """Whether a tensor that others read, too, may be written in ``union``."""
+    return union.absmax <= SHARED * own.absmax and (own.min < 0) == (union.min < 0)
 
 
 def _sources(
