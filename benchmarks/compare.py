@@ -10,6 +10,7 @@ NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppr
 Every candidate is a process of its own with the same number of threads, its input in memory. The processes take turns:
 one call that is not timed, then those that are, by the process' own clock; the others sleep (see `peers/client.py`).
 MXNet runs the operators in the calling thread, as the others do (``MXNET_ENGINE_TYPE=NaiveEngine``; `binding.py`).
+mxq is told the shape of the input (``input_shape``), as the files of OpenVINO and ONNX Runtime say it.
 All quantize with the same calibration images. What fails, fails alone: the table says why, and the run goes on.
 """
 

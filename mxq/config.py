@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
+from operator import index
 from typing import Any, TypeAlias
 
 from mxq.errors import ConfigError, one_of
@@ -27,6 +28,8 @@ Selector: TypeAlias = str | Callable[[Node], bool]
 """A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
 ("op:Convolution", "op:*Pooling"), or a predicate over nodes."""
 OP = "op:"
+Shape: TypeAlias = tuple[int, ...]
+"""Of one example: (3, 224, 224)."""
 _PREDICATE = "<predicate "
 
 
@@ -196,6 +199,9 @@ class QuantConfig:
             quicker at large batches, and the default where the network is fed integers (``input_dtype``).
         target: the CPU that the network is for, "avx512_vnni", "avx512" or "avx2"; "native": this one. Without VNNI
             sums of two products saturate in 16 bits, which the network is then kept from.
+        input_shape: of one example, (3, 224, 224) or "3x224x224", by name where there are several inputs, if the
+            network will be fed no other: less is left to compute (`mxq.passes.fix_shape`), and it refuses others.
+            None: any that the network takes.
     """
 
     calib_mode: str = "naive"
@@ -218,6 +224,7 @@ class QuantConfig:
     range_choice: str | None = None
     stem: str | None = None
     target: str = "native"
+    input_shape: Shape | Mapping[str, Shape] | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"):
@@ -248,10 +255,17 @@ class QuantConfig:
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
         object.__setattr__(self, "preprocess", _settings(self.preprocess))
+        object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
 
     @property
     def budget(self) -> Budget:
         return Budget.parse(self.num_calib_examples)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Input -> its one shape; under "" that of the only input. Empty where any shape will do."""
+        given = _input_shape(self.input_shape)
+        return given if isinstance(given, Mapping) else {} if given is None else {"": given}
 
     @property
     def methods(self) -> Methods:
@@ -266,6 +280,8 @@ class QuantConfig:
         """A JSON-ready dictionary; predicates appear by their name."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["overrides"] = {k: asdict(v) for k, v in self.overrides.items()}
+        if isinstance(self.input_shape, Mapping):
+            data["input_shape"] = {name: list(shape) for name, shape in self.shapes.items()}
         for name in ("exclude_layers", "include_layers"):
             data[name] = [s if isinstance(s, str) else f"{_PREDICATE}{selector_name(s)}>" for s in data[name]]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
@@ -292,6 +308,29 @@ class QuantConfig:
                         "allowed: names and patterns"
                     )
         return config
+
+
+def _input_shape(value: Any) -> Shape | dict[str, Shape] | None:
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and value:
+        return {str(name): _shape(shape) for name, shape in value.items()}
+    return _shape(value)
+
+
+def _shape(value: Any) -> Shape:
+    """Three positive integers, or as many as an example has axes; in text with "x" between them."""
+    parts = value.split("x") if isinstance(value, str) else value
+    try:
+        shape = tuple(index(int(p) if isinstance(p, str) else p) for p in parts)
+    except (TypeError, ValueError):
+        shape = ()
+    if not shape or min(shape) < 1 or any(isinstance(p, bool) for p in parts):
+        raise ConfigError(
+            f"input_shape is {value!r}; allowed: the axes of one example, (3, 224, 224) or '3x224x224', "
+            "or a mapping of inputs to such"
+        )
+    return shape
 
 
 def _layer_config(pattern: Any, value: Any) -> LayerConfig:

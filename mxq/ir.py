@@ -27,6 +27,9 @@ ORIGIN = "__origin__"
 INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
 """Integers that an input may be of, by what ``__dtype__`` of its variable says (``TypeFlag``, mshadow's ``base.h``)."""
 
+INPUT_SHAPE = "__input_shape__"
+"""Attribute of an input that has one shape alone: that of an example, "(3, 224, 224)". MXNet keeps and ignores it."""
+
 ROUTE = "__route__"
 """Attribute of a node that stands for an original one of another kind: what it is and why, in words, for reports."""
 
@@ -100,7 +103,7 @@ class Node:
 
 def standing_for(*nodes: Node) -> dict[str, str]:
     """Attributes of a node by which reports take it for the original nodes of ``nodes``."""
-    return {ORIGIN: " ".join(name for node in nodes for name in node.origins)}
+    return {ORIGIN: " ".join(dict.fromkeys(name for node in nodes for name in node.origins))}
 
 
 @dataclass(frozen=True)

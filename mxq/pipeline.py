@@ -22,6 +22,7 @@ from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
 from mxq.ir import Array, Model, Ref, Runner
 from mxq.passes import (
+    AVERAGES,
     DETECTION,
     FOLD_BN,
     FOLD_SCALE,
@@ -36,12 +37,14 @@ from mxq.passes import (
     SPLIT_GROUPS,
     SUBSAMPLE_EARLY,
     align_ranges,
+    fix_shape,
     fold_constants,
     guard,
     pair_channels,
     partition,
     quantize_graph,
     shift_summands,
+    with_shapes,
 )
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
@@ -107,7 +110,7 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     model = _run((SIMPLIFY, DETECTION), model, trace)
     if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
         model = fold_constants(model, runner, trace)
-    steps = (SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, POOL_LAST, SUBSAMPLE_EARLY, POOLED_DENSE)
+    steps = (SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, POOL_LAST, SUBSAMPLE_EARLY, POOLED_DENSE, AVERAGES)
     return _run(steps, model, trace)
 
 
@@ -121,16 +124,28 @@ def _run(steps: Iterable[Pass], model: Model, trace: Trace) -> Model:
 
 
 def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Prepared:
-    """Everything that happens before calibration; a ``runner`` computes what parameters alone determine.
+    """Everything that happens before calibration.
+
+    Args:
+        model: as given.
+        config: the settings.
+        runner: computes what parameters alone determine, and sizes, where ``config`` has an ``input_shape``.
 
     Raises:
         QuantizeError: the network is int8 already.
-        ConfigError: a pattern of ``config`` matches nothing, or its calibrator is unknown.
+        ConfigError: a pattern of ``config`` matches nothing, its calibrator is unknown, or the inputs are not those
+            that it has shapes of.
+        RuntimeFailure: the network does not take these shapes.
     """
     _check_observers(config)
     check_input(model, config)
     trace = Trace()
-    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepare(model, trace, runner), trace)
+    prepared = prepare(with_shapes(model, config.shapes) if config.shapes else model, trace, runner)
+    if config.shapes:
+        if runner is None:
+            raise ValueError("input_shape needs a runner")
+        prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
+    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepared, trace)
     return Prepared(model, fused, partition(fused, config, trace=trace), config, trace)
 
 

@@ -20,6 +20,7 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     rounding: reconstruction          # or nearest
     range_choice: layer               # or tensor
     stem: float                       # or int8: the first two convolutions of a MobileNet
+    input_shape: [3, 224, 224]        # of one example, if it will be fed no other
     target: avx512_vnni               # or avx512, avx2: the CPU that it is for; native: this one
     include_layers: []                # where given, only these are quantized
     overrides:                        # pattern -> settings; later ones win

@@ -130,7 +130,7 @@ def quantized(
 ) -> pipeline.Quantized:
     """The whole pipeline, calibrated on one batch: ``data`` or `feeds`."""
     config = QuantConfig(**{"num_calib_examples": "100%", **options})
-    prepared = pipeline.plan(model, config)
+    prepared = pipeline.plan(model, config, MxnetRunner() if config.shapes else None)
     given = feeds() if data is None else data
     array = next(iter(given.values())) if isinstance(given, Mapping) else given
     return pipeline.quantize(prepared, pipeline.calibrate(prepared, array, MxnetRunner(), progress=False))

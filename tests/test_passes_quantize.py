@@ -295,6 +295,19 @@ class TestFusedSums:
         assert sqnr_db(run(model)[0], run(quantized(model, calib_mode=calib).model)[0]) > 30
 
 
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_layer_after_a_convolution_of_a_whole_image(channels, batch):
+    """MXNet ends in "We can't generate TBlob for MKLDNN data" without the Flatten between them."""
+    one, whole = (f'kernel="({k}, {k})" num_filter="{channels}"' for k in (1, 7))
+    size = (batch, channels, 7, 7)
+    lines = (conv("a", "data", one), "ra = Activation(a) " + RELU, conv("b", "ra", whole), "rb = Activation(b) " + RELU)
+    model, data = build(*lines, fc("f", "rb"), fc("g", "rb"), "return f, g", data=size), feeds(data=size)
+    made = quantized(model, data).model
+    assert [n.op for n in made.graph.operators].count("_contrib_quantized_flatten") == 1
+    assert all(sqnr_db(wanted, found) > 25 for wanted, found in zip(run(model, data), run(made, data), strict=True))
+
+
 def test_origins_survive_into_the_int8_graph():
     found = quantized(conv_relu())
     assert found.model.graph["quantized_r"].attrs[ORIGIN] == "c r"

@@ -49,6 +49,7 @@ layers = st.builds(
     dtype=st.none() | st.sampled_from(DTYPES),
     threshold=st.none() | st.tuples(numbers, numbers).map(lambda pair: tuple(sorted(pair))),
 )
+shapes = st.lists(st.integers(1, 4096), min_size=1, max_size=4)
 configs = st.builds(
     QuantConfig,
     calib_mode=specs,
@@ -69,6 +70,7 @@ configs = st.builds(
     rounding=st.sampled_from([None, *ROUNDINGS]),
     range_choice=st.sampled_from([None, *RANGE_CHOICES]),
     stem=st.sampled_from([None, *STEMS]),
+    input_shape=st.none() | shapes | st.dictionaries(words, shapes, min_size=1, max_size=3),
     target=st.sampled_from(TARGETS),
 )
 
@@ -350,6 +352,7 @@ class TestOptions:
             ("rounding", "rounding", "reconstruction"),
             ("range_choice", "range_choice", "tensor"),
             ("stem", "stem", "int8"),
+            ("input_shape", "input_shape", (3, 8, 8)),
             ("target", "target", "native"),
         ],
     )

@@ -77,7 +77,8 @@ def without_nms(model: Model) -> Model:
 
 
 def by_mxq(model: Model, images: Any, **settings: str) -> Model:
-    """Mxq's int8, with its defaults but for ``settings``."""
+    """Mxq's int8, with its defaults but for ``settings`` and the shape of the input, which the others' files have."""
+    settings.setdefault("input_shape", "x".join(map(str, images.shape[1:])))
     symbol = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
     found = mxq.quantize_model(*symbol, calib_data=images, num_calib_examples=len(images), batch_size=4, **settings)
     return from_symbol(*found)

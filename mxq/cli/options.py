@@ -95,6 +95,13 @@ InputDtype = Annotated[
         help="What the network is fed: floats, the default; int8 codes; or uint8 pixels. mxq.data makes the integers.",
     ),
 ]
+InputShape = Annotated[
+    str | None,
+    option(
+        metavar="CxHxW",
+        help="The one shape of an example, 3x224x224, if the network will be fed no other: less is left to compute.",
+    ),
+]
 Effort = Annotated[
     str | None,
     option(

@@ -1,8 +1,10 @@
 """The passes, one page each: simplify, fold_bn, fuse, partition, quantize, and what goes between and after."""
 
 from mxq.passes.align_ranges import align_ranges
+from mxq.passes.averages import AVERAGES
 from mxq.passes.constants import fold_constants
 from mxq.passes.detection import DETECTION
+from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
@@ -20,6 +22,7 @@ from mxq.passes.split_groups import SPLIT_GROUPS
 from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 
 __all__ = [
+    "AVERAGES",
     "DETECTION",
     "FOLD_BN",
     "FOLD_SCALE",
@@ -34,10 +37,12 @@ __all__ = [
     "SPLIT_GROUPS",
     "SUBSAMPLE_EARLY",
     "align_ranges",
+    "fix_shape",
     "fold_constants",
     "guard",
     "pair_channels",
     "partition",
     "quantize_graph",
     "shift_summands",
+    "with_shapes",
 ]

@@ -12,7 +12,8 @@ well, which then reads the coarse step, too, its step grows by `SHARED` at most 
 Formula: range_i := the union of all inputs' ranges.
 
 A dense block of DenseNet joins what it has with 32 channels more, again and again. Where each time one range is a
-little wider than all before, everything is rounded anew: 14 of 58 Concats, 3 % of its time at batch 16, and 1 dB of its outputs.
+little wider than all before, everything is rounded anew: 14 of 58 Concats, 3 % of its time at batch 16, and 1 dB of
+its outputs.
 """
 
 from __future__ import annotations

@@ -44,8 +44,13 @@ def fold_constants(model: Model, runner: Runner, trace: Trace | None = None) -> 
     if not values:
         return model
     trace.events += [Event(STEP, RULE, name) for name in values]
-    changes = {name: (Node(name, VARIABLE, label=model.graph[name].label),) for name in values}
+    changes = {name: (_parameter(model.graph[name], value),) for name, value in values.items()}
     return model.with_graph(model.graph.replace(changes), values)
+
+
+def _parameter(node: Node, value: Array) -> Node:
+    """What stands for ``node``; its shape is written, as ``simple_bind`` cannot tell it from what reads it."""
+    return Node(node.name, VARIABLE, {"__shape__": str(value.shape)}, label=node.label)
 
 
 def _constants(model: Model) -> dict[str, Node]:

@@ -16,6 +16,7 @@ from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
+from mxq.passes.averages import WHY as AVERAGE
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
@@ -52,6 +53,7 @@ def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_19
         if config.methods.stem == "float":
             stem = _stem(model, left)
             reasons |= stem
+        reasons |= _of_float(graph, [name for name in left if name not in reasons])
     why = {
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
@@ -206,6 +208,17 @@ def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     return {pool.name: why for pool in pools if len(graph.consumers[pool.inputs[0].name]) == 1}
 
 
+def _of_float(graph: Graph, names: Collection[str]) -> dict[str, str]:
+    """Averages that are convolutions (`mxq.passes.averages`) of what no int8 operator makes."""
+    why = "it averages a float tensor, so converting would cost more than it saves"
+    averages = filter(_is_average, map(graph.__getitem__, names))
+    return {node.name: why for node in averages if node.inputs[0].name not in names}
+
+
+def _is_average(node: Node) -> bool:
+    return node.attrs.get(ROUTE) == AVERAGE
+
+
 def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
     """The convolution of an input and the depthwise one that alone reads it, as MobileNets begin.
 
@@ -220,7 +233,8 @@ def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
     for name, layer in convs.items():
         after = [node.name for node in graph.consumers[name]]
         begins = graph[name].inputs[0].name in model.inputs and not is_depthwise(layer)
-        if begins and len(after) == 1 and after[0] in convs and is_depthwise(convs[after[0]]):
+        depthwise = [n for n in after if n in convs and is_depthwise(convs[n]) and not _is_average(graph[n])]
+        if begins and len(after) == len(depthwise) == 1:
             found |= {name: why, after[0]: why}
     return found
 

@@ -8,8 +8,8 @@ that a ReLU leaves half of the codes unused, and each passes over the tensor. Wr
 below zero saturates at code -128, which then means zero: one operator less and one bit more, as if the tensor were u8.
 
 Conditions: BatchNorm and ReLU become int8, nothing else reads between them, and beta is BatchNorm's alone. What reads
-the ReLU is int8 1x1 convolutions without padding (which would be zeros, in this code c), each with a bias that is its
-own or none; poolings without padding may lie between, as they keep the offset.
+the ReLU is int8 convolutions without padding (which would be zeros, in this code c), most of them 1x1, each with a bias
+that is its own or none; poolings without padding may lie between, as they keep the offset.
 Formula: step s = max(z) / 255.5, as of u8 (`mxq.numerics`); c = 128 s; codes q = z / s - 128; and
 sum_i w_i z_i + b = sum_i w_i (s q_i) + b + c sum_i w_i, w as the kernel rounds it.
 """
@@ -22,7 +22,7 @@ from mxq.backends import layer_of
 from mxq.ir import Model, Node, Ref
 from mxq.numerics import CODES, SPAN
 from mxq.passes.biases import has_bias
-from mxq.passes.shapes import is_global_pooling, is_pointwise, pads
+from mxq.passes.shapes import is_global_pooling, pads
 from mxq.thresholds import Range
 
 NORM, RELU = "BatchNorm", "Activation"
@@ -66,7 +66,7 @@ def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[st
         inside = not pads(reader) and reader.attrs.get("pooling_convention", "valid") == "valid"
         return (inside or is_global_pooling(reader)) and _stands_offset(model, reader, quantized)
     layer = layer_of(reader)
-    if layer is None or layer.op != "Convolution" or not is_pointwise(layer):
+    if layer is None or layer.op != "Convolution" or pads(layer):
         return False
     return not has_bias(reader) or model.is_own(reader.inputs[2].name)
 

@@ -1,11 +1,11 @@
-"""What a graph alone says of a tensor's shape, without the size of any input.
+"""What a graph alone says of a tensor's shape, without the size of any input but where that has one alone.
 
 Rules that need a number of channels or a spatial size of 1x1 ask here; both follow from the nodes that make a tensor.
 """
 
 from __future__ import annotations
 
-from mxq.ir import Graph, Node, Ref
+from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
 
 ELEMENTWISE = (
     "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",
@@ -28,6 +28,9 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
         ref, node = node.inputs[0], graph[node.inputs[0].name]
     if ref.output != 0:
         return None
+    if node.is_variable:
+        shape = node.ints(INPUT_SHAPE)
+        return shape[0] if len(shape) == 3 else None
     node = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)  # fused or not
     if node.op in _LAYERS and is_of_images(node):
         return int(node.number("num_filter", 0))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Executable, Graph, Model, Ref, Watched
+from mxq.ir import INPUT_SHAPE, Array, Executable, Graph, Model, Ref, Watched
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 from mxq.threads import end_own_team
@@ -46,6 +46,7 @@ class _Bound:
         self._needed = [name for name in model.inputs if name in arguments]
         types = {name: model.graph[name].input_dtype for name in self._needed}
         self._integers = {name: np.dtype(dtype) for name, dtype in types.items() if dtype != "float32"}
+        self._fixed = {n: shape for n in self._needed if (shape := model.graph[n].ints(INPUT_SHAPE))}
         self._shapes: dict[str, tuple[tuple[int, ...], Any]] | None = None
         self._executor: Any = None
 
@@ -58,6 +59,12 @@ class _Bound:
         if missing:
             raise RuntimeFailure(f"input {missing[0]!r} is not fed; fed: {', '.join(map(repr, feeds)) or 'nothing'}")
         arrays = {name: np.asarray(feeds[name]) for name in self._needed}
+        for name, shape in self._fixed.items():
+            if arrays[name].shape[1:] != shape:
+                raise RuntimeFailure(
+                    f"input {name!r} takes examples of shape {shape} alone (input_shape), but one of "
+                    f"{arrays[name].shape[1:]} was fed"
+                )
         for name, dtype in self._integers.items():
             if arrays[name].dtype != dtype:
                 raise RuntimeFailure(

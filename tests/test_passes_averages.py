@@ -1,0 +1,111 @@
+"""Averages as convolutions: which become one, that results stay, that int8 is closer to float, and which stay."""
+
+from __future__ import annotations
+
+import pytest
+from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, fc, feeds, graph, op_names, quantized, reasons, run
+from helpers import assert_golden, exact_sums
+
+from mxq.ir import Model
+from mxq.numerics import sqnr_db
+from mxq.passes import AVERAGES
+from mxq.rewrite import Trace, run_pass
+from mxq.serde import write_text
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+SIZE = (4, 8, 7, 7)
+POOL = 'p = Pooling(x) kernel="(7, 7)" pool_type="avg"'
+BODY = (conv("a", "data"), "x = Activation(a) " + RELU)
+HEAD = (*BODY, POOL, fc("f", "p"), "return f")
+
+
+def sized(*lines: str) -> Model:
+    return build(*lines, data=SIZE)
+
+
+def test_structure_and_numbers(update_goldens):
+    model, trace = sized(*HEAD), Trace()
+    result = run_pass(AVERAGES, model, trace)
+    assert trace.fired("window_average") == 1
+    assert_golden(write_text(result.graph), GOLDENS / "averages.txt", update=update_goldens)
+    assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
+    assert run_pass(AVERAGES, result) is result
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        POOL + ' stride="(7, 7)"',
+        POOL.replace("(7, 7)", "(5, 6)"),
+        POOL.replace("(7, 7)", "(5, 5)") + ' pad="(2, 1)" stride="(2, 3)"',
+        POOL.replace("(7, 7)", "(5, 5)") + ' count_include_pad="False"',
+    ],
+)
+@pytest.mark.parametrize("body", [BODY, (conv("x", "data"),)])
+def test_other_windows(pool, body):
+    """After a tensor with negative values there is no ReLU."""
+    model = sized(*body, pool, fc("f", "p"), "return f")
+    result = run_pass(AVERAGES, model)
+    assert op_names(result).count("Activation") == 2 * (len(body) - 1)
+    assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
+
+
+@exact_sums
+@pytest.mark.parametrize("seed", range(3))
+def test_closer_to_float_than_the_int8_pooling(seed, monkeypatch):
+    model, data = build(*HEAD, data=SIZE, seed=seed), feeds(data=SIZE)
+    made = quantized(model, data).model
+    assert "_contrib_quantized_pooling" not in op_names(made)
+    assert "Pooling" not in op_names(made)
+    (wanted,), (better,) = run(model, data), run(made, data)
+    monkeypatch.setattr("mxq.passes.averages.LARGE", 10**6)
+    made = quantized(model, data).model
+    assert "_contrib_quantized_pooling" in op_names(made)
+    (worse,) = run(made, data)
+    assert sqnr_db(wanted, better) > sqnr_db(wanted, worse)
+
+
+def test_what_is_float_is_averaged_in_float():
+    made = quantized(sized(*HEAD), feeds(data=SIZE), exclude_layers=("a",))
+    decision = made.report.plan["p"]
+    assert not decision.int8
+    assert "it averages a float tensor" in decision.reason
+    assert quantized(sized(*HEAD), feeds(data=SIZE)).report.plan["p"].int8
+
+
+def test_explain_says_what_it_is():
+    made = quantized(sized(*HEAD), feeds(data=SIZE))
+    assert "an average, as a convolution" in made.report.plan["p"].reason
+
+
+REFUSED = {
+    "edges": ((*BODY, POOL + ' pad="(1, 1)" count_include_pad="False"', fc("f", "p"), "return f"), "fewer values"),
+    "ceil": ((*BODY, POOL + ' pooling_convention="full"', fc("f", "p"), "return f"), "beyond the image"),
+    "unknown channels": ((POOL.replace("x", "data"), fc("f", "p"), "return f"), "how many channels 'data' has"),
+    "another reader": ((*BODY, POOL, fc("f", "p"), "y = exp(x)", "return f, y"), "'x' is read elsewhere"),
+    "an output": ((*BODY, POOL, "return p"), "no layer reads it"),
+    "an output after Flatten": ((*BODY, POOL, "f = Flatten(p)", "return f"), "no layer reads it"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    lines, reason = REFUSED[name]
+    model, trace = sized(*lines), Trace()
+    assert run_pass(AVERAGES, model, trace) is model
+    assert any(reason in found for found in reasons(trace, "window_average"))
+
+
+@pytest.mark.parametrize(
+    "pool", [POOL.replace("avg", "max"), POOL.replace("(7, 7)", "(4, 4)"), POOL + ' global_pool="True"']
+)
+def test_not_meant(pool):
+    model, trace = sized(*BODY, pool, fc("f", "p"), "return f"), Trace()
+    assert run_pass(AVERAGES, model, trace) is model
+    assert not reasons(trace, "window_average")
+
+
+def test_without_parameters():
+    """What it needs to know is in the graph."""
+    found = run_pass(AVERAGES, Model(graph(*HEAD)))
+    assert list(found.args) == ["p_window"]
