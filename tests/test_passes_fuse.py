@@ -275,6 +275,11 @@ REFUSED = {
         (conv("c", "data"), "s = elemwise_add(c, c)", "return s"),
         "both operands of the sum are the layer's own result",
     ),
+    "own activation twice": (
+        "fuse_conv_act_add",
+        (conv("c", "data"), 'a = LeakyReLU(c) act_type="leaky" slope="0.1"', "s = elemwise_add(a, a)", "return s"),
+        "both operands of the sum are the layer's own result",
+    ),
     "clip from below zero": (
         "fuse_conv_act",
         (conv("c", "data"), 'a = clip(c) a_min="-1" a_max="1"', "return a"),

@@ -304,8 +304,12 @@ def test_a_layer_after_a_convolution_of_a_whole_image(channels, batch):
     lines = (conv("a", "data", one), "ra = Activation(a) " + RELU, conv("b", "ra", whole), "rb = Activation(b) " + RELU)
     model, data = build(*lines, fc("f", "rb"), fc("g", "rb"), "return f, g", data=size), feeds(data=size)
     made = quantized(model, data).model
-    assert [n.op for n in made.graph.operators].count("_contrib_quantized_flatten") == 1
+    assert [n.op for n in made.graph.operators].count("_contrib_quantized_flatten") == 2
     assert all(sqnr_db(wanted, found) > 25 for wanted, found in zip(run(model, data), run(made, data), strict=True))
+    fused = pipeline.fuse_float(model)
+    assert [n.op for n in fused.graph.operators].count("Flatten") == 2
+    for wanted, found in zip(run(model, data), run(fused, data), strict=True):
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_origins_survive_into_the_int8_graph():

@@ -11,6 +11,9 @@ Conditions: results inside are read by nothing else; the convolution has 2 or 3 
 post-op is one the kernel computes right (rows of `mxq.backends.onednn`, which differ for float and int8).
 The fused node takes the name of its last member, so readers and thresholds keep the tensor's name, and the sum
 operand comes last among its inputs, as ``ConnectSubgraphInputs`` in ``mkldnn_conv_property.h`` demands.
+
+A fused fully connected layer that reads a fused convolution which leaves less of an image reads a Flatten of it: where
+that is 1x1, MXNet ends in "We can't generate TBlob for MKLDNN data" (``SgMKLDNNFCOp::Forward``), in float and in int8.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.backends import MXNET_191, BackendSpec, OpSpec, the_layer_of
+from mxq.backends.onednn import CONVOLUTION, FULLY_CONNECTED
 from mxq.ir import ROUTE, VARIABLE, Graph, Model, Node, Ref, standing_for
+from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 from mxq.verify.held import STRIDE
 
 _SUM = "elemwise_add"
+_FLAT = "between a convolution and a fully connected layer, which MXNet's kernel does not read as it is"
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Fuse:
         broken = self.spec.broken_need(layer, int8=self.int8)
         if broken:
             return Reject(broken, (layer.name,))
-        if match.refs.get("operand") == layer.out:
+        if match.refs.get("operand") in [node.out for node in match.interior]:
             return Reject("both operands of the sum are the layer's own result", (layer.name,))
         return single_consumer(model, match) or self._post_op_refusal(match)
 
@@ -137,12 +143,34 @@ def _rules(spec: BackendSpec, *, int8: bool) -> Iterator[Rule]:
         yield Fuse(f"fuse_{short}", Op((row.float_op,), bind="layer"), row, int8)
 
 
+@dataclass(frozen=True)
+class FlattenBetween:
+    """A Flatten between a fused convolution and the fused layer that flattens its result."""
+
+    layer: str
+    conv: str
+    name: str = "flatten_between"
+
+    @property
+    def pattern(self) -> Op:
+        return Op((self.layer,), (Op((self.conv,), bind="conv"),))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        flattens = the_layer_of(match.root).flag("flatten", default=True)
+        return NOT_MEANT if not flattens or keeps_size(the_layer_of(match["conv"])) else None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        layer = match.root
+        flat = Node(model.graph.unused(f"{layer.name}_flat"), "Flatten", {ROUTE: _FLAT}, layer.inputs[:1])
+        return Rewrite({layer.name: (flat, replace(layer, inputs=(flat.out, *layer.inputs[1:])))})
+
+
 def fuse(model: Model, *, int8: bool, backend: BackendSpec = MXNET_191, trace: Trace | None = None) -> Model:
     """Fuses for the float kernels or, with ``int8``, for the int8 ones."""
     for rule in _rules(backend, int8=int8):
         # Each rule is exhausted before a shorter one starts, or the short one would take the head of a long chain.
         model = apply_rules(model, (rule,), trace, "fuse")
-    return model
+    return apply_rules(model, (FlattenBetween(FULLY_CONNECTED.fused_op, CONVOLUTION.fused_op),), trace, "fuse")
 
 
 def _pass(*, int8: bool) -> Pass:

@@ -21,8 +21,6 @@ Guards, each for a stock kernel that would otherwise fail or compute something e
   (``mkldnn_quantized_elemwise_add.cc``): it is converted to s8 first.
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
 * int8 BatchNorm and ReLU write s8, of which the ReLU leaves half: see `mxq.passes.rectify`.
-* a fully connected layer that reads a convolution with a result of 1x1 finds its range in memory that still has
-  oneDNN's layout (``SgMKLDNNFCOp::Forward``: "We can't generate TBlob for MKLDNN data"): it reads a Flatten of it.
 * conv + sum has no clip in int8. It is written as ReLU with a range that ends at the clip's bound, where u8 saturates.
 """
 
@@ -34,7 +32,7 @@ from functools import reduce
 
 import numpy as np
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
+from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
@@ -212,8 +210,6 @@ class _Builder:
             half = dtype == UINT8 and tensors[last].dtype == INT8
             if dtype == INT8 and tensors[last].dtype == UINT8:
                 tensors[last] = self.as_int8(node.inputs[last], INT8)
-        if spec.float_op == FULLY_CONNECTED.float_op and node.flag("flatten", default=True):
-            tensors[0] = self._flat(node.inputs[0], tensors[0])
         if spec.role == "compute" and tensors[0].offset:
             node = self._without_offset(node, tensors[0])
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
@@ -237,17 +233,6 @@ class _Builder:
         self.args[beta] = (self.model.args[beta].astype(np.float64) + offset).astype(np.float32)
         both = replace(norm, name=relu.name, label=relu.label).with_attrs(**standing_for(norm, relu))
         self._add(both, spec, (data.values, *norm.inputs[1:], data.min, data.max), record)
-
-    def _flat(self, ref: Ref, data: Coded) -> Coded:
-        """What a fully connected layer reads of ``ref``: ``data`` itself, unless an int8 convolution made it."""
-        layer = layer_of(self.model.graph[ref.name])
-        if self.coded.get(ref) != data or layer is None or layer.op != "Convolution":
-            return data
-        name = f"{data.values.name}_flat"
-        if name not in self.nodes:
-            self.nodes[name] = Node(name, "_contrib_quantized_flatten", {}, (data.values, data.min, data.max))
-            self.records[name] = self.records[data.values.name]
-        return replace(data, values=Ref(name), min=Ref(name, 1), max=Ref(name, 2))
 
     def _without_offset(self, conv: Node, data: Coded) -> Node:
         """A convolution whose bias takes back what was added to the tensor that it reads."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mxq.ir import Graph, Model, Node, Ref
-from mxq.passes.shapes import ELEMENTWISE, is_of_images
+from mxq.passes.shapes import ELEMENTWISE, keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
@@ -106,15 +106,6 @@ def _predictor(graph: Graph, like: Ref) -> Node | None:
         if of_parameters and readers and all(reader.op in _MOVERS for reader in readers):
             return conv
     return None
-
-
-def keeps_size(conv: Node) -> bool:
-    """Whether the result of a convolution is as high and wide as its image."""
-    if not is_of_images(conv):
-        return False
-    kernel = conv.ints("kernel")
-    pad, dilate, stride = (conv.ints(a) or (d, d) for a, d in (("pad", 0), ("dilate", 1), ("stride", 1)))
-    return stride == (1, 1) and all(2 * p == d * (k - 1) for p, d, k in zip(pad, dilate, kernel, strict=True))
 
 
 def _run(model: Model, trace: Trace) -> Model:

@@ -66,6 +66,15 @@ def pads(node: Node) -> bool:
     return any(node.ints("pad"))
 
 
+def keeps_size(conv: Node) -> bool:
+    """Whether the result of a convolution is as high and wide as its image."""
+    if not is_of_images(conv):
+        return False
+    kernel = conv.ints("kernel")
+    pad, dilate, stride = (conv.ints(a) or (d, d) for a, d in (("pad", 0), ("dilate", 1), ("stride", 1)))
+    return stride == (1, 1) and all(2 * p == d * (k - 1) for p, d, k in zip(pad, dilate, kernel, strict=True))
+
+
 def is_global_pooling(node: Node) -> bool:
     """Whether ``node`` leaves one value of each channel of an image, (N, C, 1, 1)."""
     two_axes = _is_nchw(node) and len(node.ints("kernel")) in (0, 2)
