@@ -30,6 +30,7 @@ LARGE = 25
 WHY = "an average, as a convolution with a range of its own"
 _LAYERS = ("Convolution", "FullyConnected")
 _MOVERS = ("Flatten", "Reshape", "Dropout")
+_RELU = {"act_type": "relu"}
 _KEEP_SIGN = ("Pooling", "Concat", "Flatten", "Dropout", "_copy", "elemwise_add")
 
 
@@ -90,24 +91,16 @@ def averaging(
     """
     graph, x = model.graph, pool.inputs[0]
     ones = graph.unused(f"{pool.name}_window")
-    conv = replace(
-        pool,
-        op="Convolution",
-        attrs={
-            **window, "num_filter": str(channels), "num_group": str(channels), "no_bias": "True", ROUTE: WHY,
-            **standing_for(pool),
-        },
-        inputs=(x, Ref(ones)),
-    )  # fmt: skip
+    said = {key: value for key, value in pool.attrs.items() if key.startswith("__")} | standing_for(pool)
+    said[ROUTE] = "; ".join(filter(None, (said.get(ROUTE), WHY)))
+    attrs = {**window, "num_filter": str(channels), "num_group": str(channels), "no_bias": "True", **said}
+    conv = replace(pool, op="Convolution", attrs=attrs, inputs=(x, Ref(ones)))
     nodes: tuple[Node, ...] = (Node(ones, VARIABLE), conv)
     if never_negative(graph, x):
         conv = replace(conv, name=graph.unused(f"{pool.name}_average"), label="")
-        nodes = (nodes[0], conv, replace(pool, op="Activation", attrs=_RELU | standing_for(pool), inputs=(conv.out,)))
+        nodes = (nodes[0], conv, replace(pool, op="Activation", attrs=_RELU | said, inputs=(conv.out,)))
     kernel = conv.ints("kernel")
     return nodes, {ones: np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)}
-
-
-_RELU = {"act_type": "relu"}
 
 
 def never_negative(graph: Graph, ref: Ref) -> bool:

@@ -216,7 +216,7 @@ def _of_float(graph: Graph, names: Collection[str]) -> dict[str, str]:
 
 
 def _is_average(node: Node) -> bool:
-    return node.attrs.get(ROUTE) == AVERAGE
+    return AVERAGE in node.attrs.get(ROUTE, "")
 
 
 def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
