@@ -118,7 +118,7 @@ def test_stock_mxnet_refuses_another_shape(tail, tmp_path):
     made = quantized(build(*BODY, POOL, *tail), input_shape=SHAPE).model
     write_pair(made, tmp_path / "net")
     command = [sys.executable, "-c", STOCK, str(tmp_path / "net")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == [f"(2, {10 if len(tail) == 2 else 8})", "refused"]
 
 
