@@ -16,7 +16,7 @@ from helpers import assert_close
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.ir import Graph, Model, Ref
-from mxq.rewrite import Trace
+from mxq.rewrite import Pass, Trace, run_pass
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_text
 
@@ -139,6 +139,13 @@ def quantized(
 def reasons(trace: Trace, rule: str) -> list[str]:
     """Why ``rule`` refused, each reason once, in order."""
     return list(dict.fromkeys(e.reason for e in trace.events if e.rule == rule and not e.fired))
+
+
+def refusals(step: Pass, model: Model, rule: str) -> list[str]:
+    """Why ``rule`` of a pass refused, which leaves ``model`` the object it was."""
+    trace = Trace()
+    assert run_pass(step, model, trace) is model
+    return reasons(trace, rule)
 
 
 def op_names(model: Model) -> list[str]:

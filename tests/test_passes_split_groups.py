@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, feeds, op_names, quantized, reasons, run
+from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, feeds, op_names, quantized, refusals, run
 from helpers import assert_golden
 
 from mxq.ir import Model
@@ -73,9 +73,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refuses(reason):
-    model, trace = made(*REFUSED[reason]), Trace()
-    assert run_pass(SPLIT_GROUPS, model, trace) is model
-    assert reasons(trace, "split_groups") == [reason]
+    assert refusals(SPLIT_GROUPS, made(*REFUSED[reason]), "split_groups") == [reason]
 
 
 @pytest.mark.parametrize("groups", [1, 64])

@@ -16,10 +16,12 @@ channels is known; nothing else reads x; a layer reads y. What the network retur
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.backends import layer_of
 from mxq.ir import ROUTE, VARIABLE, Array, Graph, Model, Node, Ref, standing_for
 from mxq.passes.shapes import image_channels, is_global_pooling, is_of_images, pads
 from mxq.passes.simplify import FLOAT
@@ -28,7 +30,6 @@ from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace
 LARGE = 25
 """Values in a window. Means of 2x2 or 3x3 take up much of the range."""
 WHY = "an average, as a convolution with a range of its own"
-_LAYERS = ("Convolution", "FullyConnected")
 _MOVERS = ("Flatten", "Reshape", "Dropout")
 _RELU = {"act_type": "relu"}
 _KEEP_SIGN = ("Pooling", "Concat", "Flatten", "Dropout", "_copy", "elemwise_add")
@@ -77,7 +78,7 @@ def refusal(model: Model, pool: Node) -> Reject | None:
 
 def _feeds_layer(graph: Graph, node: Node) -> bool:
     readers = graph.consumers[node.name]
-    return any(r.op in _LAYERS or (r.op in _MOVERS and _feeds_layer(graph, r)) for r in readers)
+    return any(layer_of(r) is not None or (r.op in _MOVERS and _feeds_layer(graph, r)) for r in readers)
 
 
 def averaging(
@@ -90,27 +91,43 @@ def averaging(
         window: attributes of the convolution: kernel, stride, pad.
     """
     graph, x = model.graph, pool.inputs[0]
-    ones = graph.unused(f"{pool.name}_window")
     said = {key: value for key, value in pool.attrs.items() if key.startswith("__")} | standing_for(pool)
     said[ROUTE] = "; ".join(filter(None, (said.get(ROUTE), WHY)))
-    attrs = {**window, "num_filter": str(channels), "num_group": str(channels), "no_bias": "True", **said}
-    conv = replace(pool, op="Convolution", attrs=attrs, inputs=(x, Ref(ones)))
-    nodes: tuple[Node, ...] = (Node(ones, VARIABLE), conv)
-    if never_negative(graph, x):
-        conv = replace(conv, name=graph.unused(f"{pool.name}_average"), label="")
-        nodes = (nodes[0], conv, replace(pool, op="Activation", attrs=_RELU | said, inputs=(conv.out,)))
+    ones, conv, args = as_depthwise(pool, graph.unused(f"{pool.name}_window"), channels, {**window, **said})
+    if not _never_negative(graph, x):
+        return (ones, conv), args
+    conv = replace(conv, name=graph.unused(f"{pool.name}_average"), label="")
+    return (ones, conv, replace(pool, op="Activation", attrs=_RELU | said, inputs=(conv.out,))), args
+
+
+def as_depthwise(
+    pool: Node, ones: str, channels: int, attrs: Mapping[str, str], bias: Sequence[Ref] = ()
+) -> tuple[Node, Node, dict[str, Array]]:
+    """An average as a depthwise convolution: the variable of its weight, the convolution, and the weight's value.
+
+    Args:
+        pool: the average of an image.
+        ones: what to call the variable.
+        channels: of the image.
+        attrs: of the convolution; "kernel" among them.
+        bias: what it reads beside its weight.
+    """
+    counts = {"num_filter": str(channels), "num_group": str(channels), "no_bias": str(not bias)}
+    inputs = (*pool.inputs, Ref(ones), *bias)
+    conv = replace(pool, op="Convolution", attrs={**attrs, **counts}, inputs=inputs)
     kernel = conv.ints("kernel")
-    return nodes, {ones: np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)}
+    value = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
+    return Node(ones, VARIABLE), conv, {ones: value}
 
 
-def never_negative(graph: Graph, ref: Ref) -> bool:
+def _never_negative(graph: Graph, ref: Ref) -> bool:
     """Whether the graph shows that no value of ``ref`` is below zero."""
     node = graph[ref.name]
     if node.op == "Activation":
         return node.attrs.get("act_type") in ("relu", "sigmoid", "softrelu")
     if node.op == "clip":
         return node.number("a_min", -1.0) >= 0
-    return node.op in _KEEP_SIGN and all(never_negative(graph, r) for r in node.inputs)
+    return node.op in _KEEP_SIGN and all(_never_negative(graph, r) for r in node.inputs)
 
 
 def _run(model: Model, trace: Trace) -> Model:

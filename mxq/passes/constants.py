@@ -9,6 +9,7 @@ Formula: MXNet itself computes the values, so they are the same bit by bit.
 
 What depends on an input through its size alone, such as anchors cut to a feature map, stays: a graph cannot hold its
 users to one size (``bind`` does not look at ``__shape__``), and after `mxq.passes.shape_only` little is left to gain.
+Where the user says that there is one size, `mxq.passes.fix_shape` goes before.
 """
 
 from __future__ import annotations

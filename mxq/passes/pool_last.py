@@ -17,9 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from mxq.ir import ROUTE, VARIABLE, Model, Node, Ref, standing_for
+from mxq.ir import ROUTE, Model, standing_for
+from mxq.passes.averages import as_depthwise
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
@@ -55,16 +54,13 @@ class PoolLast:
         pool, conv = match["pool"], match["conv"]
         first, average = exchanged(model, pool, conv)
         first = replace(first, inputs=first.inputs[:2]).with_attrs(no_bias="True")
-        window = model.graph.unused(f"{conv.name}_average")
-        channels, kernel = conv.attrs["num_filter"], pool.ints("kernel")
         attrs = {
-            "kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)"), "num_filter": channels,
-            "num_group": channels, "no_bias": str(len(conv.inputs) < 3), ROUTE: WHY, **standing_for(pool, conv),
+            "kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)"), ROUTE: WHY,
+            **standing_for(pool, conv),
         }  # fmt: skip
-        inputs = (*average.inputs, Ref(window), *conv.inputs[2:])
-        last = replace(average, op="Convolution", attrs=attrs, inputs=inputs)
-        values = np.full((int(channels), 1, *kernel), 1 / np.prod(kernel), np.float32)
-        return Rewrite({pool.name: (), conv.name: (first, Node(window, VARIABLE), last)}, args={window: values})
+        channels, name = int(conv.number("num_filter", 0)), model.graph.unused(f"{conv.name}_average")
+        window, last, args = as_depthwise(average, name, channels, attrs, conv.inputs[2:])
+        return Rewrite({pool.name: (), conv.name: (first, window, last)}, args=args)
 
 
 def _run(model: Model, trace: Trace) -> Model:
