@@ -278,7 +278,8 @@ def settings(options: Options) -> dict[str, object]:
         "threads": options.threads,
         "repeats": options.repeats,
         "calibration images": options.images,
-        "mxq": " ".join(options.asked) or "defaults",
+        "mxq": " ".join(("input_shape", *options.asked)),
+        "MXNET_ENGINE_TYPE": options.env["MXNET_ENGINE_TYPE"],
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
