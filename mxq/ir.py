@@ -6,6 +6,7 @@ returns a new `Model`, or the same object where nothing changed.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,8 @@ Array = NDArray[Any]
 VARIABLE = "null"
 """The op name of a variable (input or parameter) in MXNet's symbol JSON."""
 ORIGIN = "__origin__"
-"""Attribute of a node that stands for several original ones: their names, in order. MXNet keeps and ignores it."""
+"""Attribute of a node that stands for several original ones: their names, in order, as a JSON list. MXNet keeps and
+ignores it. Older files have them joined by spaces."""
 
 INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
 """Integers that an input may be of, by what ``__dtype__`` of its variable says (``TypeFlag``, mshadow's ``base.h``)."""
@@ -82,7 +84,7 @@ class Node:
     @property
     def origins(self) -> tuple[str, ...]:
         """Names of the original nodes that this one stands for; its own where it is original."""
-        return tuple(self.attrs[ORIGIN].split(" ")) if ORIGIN in self.attrs else (self.name,)
+        return _names(self.attrs[ORIGIN]) if ORIGIN in self.attrs else (self.name,)
 
     def flag(self, attr: str, default: bool = False) -> bool:
         """A boolean attribute, as MXNet spells it ("True", "true", "1")."""
@@ -103,7 +105,18 @@ class Node:
 
 def standing_for(*nodes: Node) -> dict[str, str]:
     """Attributes of a node by which reports take it for the original nodes of ``nodes``."""
-    return {ORIGIN: " ".join(dict.fromkeys(name for node in nodes for name in node.origins))}
+    return {ORIGIN: json.dumps(list(dict.fromkeys(name for node in nodes for name in node.origins)))}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in the attribute `ORIGIN`."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
+        return tuple(found)
+    return tuple(text.split(" "))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxq.errors import GraphError
-from mxq.ir import ORIGIN, Graph, Model, Node, Ref, toposort
+from mxq.ir import ORIGIN, Graph, Model, Node, Ref, standing_for, toposort
 
 CHAIN = graph("a = relu(data)", "b = exp(a)", "c = elemwise_add(b, a)", "return c")
 
@@ -53,7 +53,19 @@ class TestNode:
 
     def test_origins(self):
         assert Node("n", "op").origins == ("n",)
-        assert Node("n", "op", {ORIGIN: "a b"}).origins == ("a", "b")
+        assert Node("n", "op", {ORIGIN: "a b"}).origins == ("a", "b")  # as older files have them
+
+    @pytest.mark.parametrize(
+        "names", [("my conv", "a,b"), ('say "x"', "it's"), ("[1", "[]"), ("\\", "\u00e9\n"), ('["a", "b"]',), ("", "1")]
+    )
+    def test_origins_of_any_name(self, names):
+        node = Node("n", "op", standing_for(*(Node(name, "op") for name in names)))
+        assert node.origins == names
+        assert Node("m", "op", standing_for(node, Node(names[0], "op"), Node("z", "op"))).origins == (*names, "z")
+
+    @pytest.mark.parametrize("text", ["[1, 2]", "7", "null", "[]", '{"a": 1}', "[" * 10**5])
+    def test_what_looks_like_json_but_is_no_list_of_names(self, text):
+        assert Node("n", "op", {ORIGIN: text}).origins == tuple(text.split(" "))
 
     def test_with_attrs_leaves_the_original(self):
         node = Node("n", "op", {"a": "1"})

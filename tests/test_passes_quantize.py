@@ -13,7 +13,7 @@ from helpers import assert_close, assert_golden, exact_sums
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
-from mxq.ir import ORIGIN, Model
+from mxq.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.passes import quantize_graph
 from mxq.serde import read_symbol, write_symbol, write_text
@@ -314,7 +314,7 @@ def test_a_layer_after_a_convolution_of_a_whole_image(channels, batch):
 
 def test_origins_survive_into_the_int8_graph():
     found = quantized(conv_relu())
-    assert found.model.graph["quantized_r"].attrs[ORIGIN] == "c r"
+    assert found.model.graph["quantized_r"].origins == ("c", "r")
     assert set(found.report.tensors) == {"data_quantize", "quantized_r"}
 
 

@@ -107,6 +107,11 @@ def tally(report: Report) -> str:
     return "; ".join(parts)
 
 
+def _listed(name: str) -> str:
+    """A name as it stands in a list by commas."""
+    return repr(name) if any(c in " ,'\"" for c in name) else name
+
+
 def explanation(about: Explanation) -> RenderableType:
     """All that is known about one node."""
     made = about.decision
@@ -117,7 +122,7 @@ def explanation(about: Explanation) -> RenderableType:
         ("because", made.reason),
     ]
     if made.members and made.members != (made.node,):
-        rows.append(("made of", ", ".join(made.members)))
+        rows.append(("made of", ", ".join(map(_listed, made.members))))
     if about.coded is not None:
         dtype, covers = _coding(about.coded)
         rows.append(("coded as", f"{dtype.plain}, {covers.plain}"))
