@@ -288,8 +288,8 @@ def quantize(
     _check_complete(prepared, calibrated)
     built, warnings = _built(prepared, calibrated, runner, data)
     fused, decided, thresholds = built.model, built.plan, built.thresholds
-    model, tensors = quantize_graph(fused, decided, thresholds, built.coding, exact=built.exact)
-    model, tensors, fed = integer_input(model, tensors, prepared.config, prepared.trace)
+    model, coded = quantize_graph(fused, decided, thresholds, built.coding, exact=built.exact)
+    model, tensors, fed = integer_input(model, coded, prepared.config, prepared.trace)
     int8 = len(decided.quantized)
     report = Report(
         plan=decided,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -54,7 +54,9 @@ class TensorRecord:
     """How one int8 tensor of the written graph is coded: ``dtype`` "int8" or "uint8" and the range written for it.
 
     ``note`` says where that differs from the calibrated range and why. ``offset`` is added to values before
-    they are coded, in activation units.
+    they are coded, in activation units. ``widened`` is the written range in shares of the calibrated one where it was
+    widened on purpose. ``of`` names the tensor of the fused float network that an int8 operator makes here; it is empty
+    for what is quantized from float, or fed.
     """
 
     dtype: str
@@ -62,6 +64,35 @@ class TensorRecord:
     max: float | None = None
     note: str = ""
     offset: float = 0.0
+    widened: float = 1.0
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class Tensors(Mapping[str, TensorRecord]):
+    """The records of an int8 network's tensors, by their names there and by the float network's tensors.
+
+    Attributes:
+        by_name: name of each int8 tensor -> its record.
+        names: tensor of the fused float network -> the name of its codes: those that an int8 operator makes or, where
+            none does, the first ones that it is quantized to.
+    """
+
+    by_name: Mapping[str, TensorRecord]
+    names: Mapping[Ref, str]
+
+    def of(self, ref: Ref) -> TensorRecord | None:
+        """How the float network's tensor ``ref`` is coded; None where it is not."""
+        return self.by_name.get(self.names.get(ref, ""))
+
+    def __getitem__(self, name: str) -> TensorRecord:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,18 @@ from helpers import assert_close, assert_golden, exact_sums
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
-from mxq.ir import Model
+from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import quantize_graph
+from mxq.report.record import find, tensor_of
+from mxq.runtime import MxnetRunner
 from mxq.serde import read_symbol, write_symbol, write_text
 from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.verify.taps import corresponding
 
 HALF = 255.5 / 127.5
 POSITIVE = {"data": np.abs(feeds()["data"])}
+POOL = 'p = Pooling(r) kernel="(2, 2)" pool_type="max"'
 ZERO_RANGE, RUN_TIME = "the calibrated range was zero", "range found at run time"
 
 
@@ -86,12 +90,59 @@ class TestNames:
         )
         assert {"s_quantize", "s_1_quantize"} <= {n.name for n in quantized(model).model.graph}
 
-    def test_a_taken_name_is_an_error(self):
-        model = build(conv("c", "data"), "quantized_c = exp(c)", "return quantized_c")
-        with pytest.raises(
-            QuantizeError, match="'c' needs the name 'quantized_c' for its int8 form, but a node has it"
-        ):
-            quantized(model)
+    TAKEN: ClassVar = (
+        conv("c", "data"),
+        "r = Activation(c) " + RELU,
+        "{0} = tanh(data)",
+        conv("{1}", "{0}"),
+        "{2} = Activation({1}) " + RELU,
+        "{3} = sin(r)",
+        "s = elemwise_mul({2}, {3})",
+        conv("d", "s"),
+        "return d, r",
+    )
+
+    def test_taken_names_are_avoided_and_change_nothing(self):
+        """Those that int8 forms and quantizers would have: parameters, ranges, records verify's tensors are alike."""
+        plain, taken = ("x0", "x1", "x2", "x3"), ("data_quantize", "quantized_r", "quantized_d", "s_quantize")
+        made = []
+        for names in (plain, taken):
+            lines = [line.format(*names) for line in self.TAKEN]
+            prepared = pipeline.plan(build(*lines), QuantConfig(num_calib_examples="100%", target="avx512_vnni"))
+            ranges = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False)
+            done = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=[feeds()])
+            known = dict(zip(names, plain, strict=True))
+            taps = corresponding(done.prepared.fused, done.model)
+            made.append(
+                {
+                    "parameters": [v.tobytes() for v in done.model.args.values()],
+                    "thresholds": list(done.thresholds.values()),
+                    "refined": [known.get(name, name) for name in done.report.weights],
+                    "coded": [tensor_of(done.report, name) is not None for name in ("c", "r", names[2], names[3], "d")],
+                    "taps": [(known.get(t.float.name, t.float.name), t.op, t.held.scale) for t in taps],
+                    "outputs": [v.tobytes() for v in run(done.model)],
+                }
+            )
+            for name in names:
+                if name in done.prepared.fused.graph:
+                    assert find(done.report, name).node == name
+        one, other = made
+        assert other == one
+        assert one["coded"] == [False, True, True, False, True]
+
+    def test_a_relu_that_has_nothing_to_do_is_coded_as_what_it_reads(self):
+        model = build(
+            conv("c", "data"),
+            "r = Activation(c) " + RELU,
+            POOL,
+            "a = Activation(p) " + RELU,
+            conv("d", "a"),
+            "return d",
+        )
+        _, tensors = written(model, {"data": (-1, 1), "r": (0, 1), "d": (-1, 1)}, quantize_mode="full")
+        assert tensors.of(Ref("a")) == tensors["quantized_p"]
+        assert tensors.of(Ref("data")) == tensors["data_quantize"]
+        assert tensors.of(Ref("c")) is None
 
     @pytest.mark.parametrize("first", ["data_quantize = exp(data)", conv("c", "data")], ids=["before", "after"])
     def test_a_taken_quantizer_name_is_avoided(self, first):

@@ -50,9 +50,11 @@ class NumpyRunner:
 
 
 def network(*nodes: tuple[str, str, str], heads: Sequence[str], attrs: Mapping[str, str] | None = None) -> Model:
-    """A model over the input "data" of (name, op, inputs) rows."""
+    """A model over the input "data" of (name, op, inputs) rows; those called "quantized_..." are int8."""
     made = [Node("data", VARIABLE)]
-    made += [Node(n, op, attrs or {}, tuple(Ref(i) for i in inputs.split())) for n, op, inputs in nodes]
+    for name, op, inputs in nodes:
+        said = {**(attrs or {}), **({"quantized": "true"} if name.startswith("quantized_") else {})}
+        made.append(Node(name, op, said, tuple(Ref(i) for i in inputs.split())))
     return Model(Graph(tuple(made), tuple(Ref(h) for h in heads)))
 
 
@@ -297,7 +299,7 @@ def codes(scale: float, dtype: str = "int8", of: Callable[[Array], Array] = iden
 
 def marked(model: Model, **attrs: Mapping[str, str]) -> Model:
     """``model`` with attributes for nodes by name."""
-    nodes = tuple(replace(n, attrs=attrs.get(n.name, n.attrs)) for n in model.graph)
+    nodes = tuple(replace(n, attrs={**n.attrs, **attrs.get(n.name, {})}) for n in model.graph)
     return Model(Graph(nodes, model.graph.heads))
 
 

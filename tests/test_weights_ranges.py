@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import build, conv, quantized, run
 from helpers import assert_close
 
 from mxq import numerics
+from mxq.passes import quantize_graph
 from mxq.plan import TensorRecord
 from mxq.thresholds import Range
 from mxq.weights.coding import Code, code_all, codes_of
@@ -111,9 +114,10 @@ class TestCode:
         np.testing.assert_array_equal(again, Code(dtype).coded(value, span))
 
     def test_doubled_uses_half_the_codes(self) -> None:
-        record = TensorRecord("uint8", 0.0, 2.0 * 255.5 / 127.5)
+        record = TensorRecord("uint8", 0.0, 2.0 * 255.5 / 127.5, widened=255.5 / 127.5)
         code = Code.of(record, Range(0.0, 2.0))
-        assert code.widened == pytest.approx(255.5 / 127.5)
+        assert code.widened == 255.5 / 127.5
+        assert Code.of(replace(record, widened=1.0), Range(0.0, 2.0)).widened == 1.0  # written so for another reason
         value = np.linspace(0, 4, 1000).astype(np.float32)
         found = code.coded(value, Range(0.0, 2.0))
         assert len(np.unique(found)) == 128
@@ -130,7 +134,9 @@ class TestCode:
         model = build(conv("c0", "data"), 'r0 = Activation(c0) act_type="relu"', conv("c1", "r0"), "return c1")
         done = quantized(model, effort="fast", target="avx512_vnni")
         spans = {name: t.range for name, t in done.thresholds.items()}
-        codes = codes_of(done.report.tensors, spans)
+        prepared = done.prepared
+        _, tensors = quantize_graph(prepared.fused, prepared.plan, done.thresholds, prepared.config)
+        codes = codes_of(tensors, spans)
         assert {str(r): c.dtype for r, c in codes.items()} == {"data": "int8", "r0": "uint8", "c1": "int8"}
         out = next(c for r, c in codes.items() if r.name == "c1")
         got = run(done.model)[0]  # on the grid of its code

@@ -21,9 +21,9 @@ from mxq.backends import MXNET_191, OpSpec
 from mxq.errors import QuantizeError
 from mxq.ir import Array, Graph, Model, Node, toposort
 from mxq.passes.partition import data_inputs
-from mxq.verify.held import dtype_of
+from mxq.verify.held import TENSOR, dtype_of, tensor_name
 
-_GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
+_GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize", TENSOR)
 _RANGE = ("min_calib_range", "max_calib_range")
 
 
@@ -82,7 +82,7 @@ def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
         raise QuantizeError(f"{node.name!r} finds its range at run time; allowed: calibrated ranges")
     plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="")
     dtype = dtype_of(graph, node.out)
-    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
+    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}, TENSOR: tensor_name(node)}
     end = plain
     if node.flag("with_sum") and dtype == "uint8" and dtype_of(graph, node.inputs[last]) == "int8":  # written into s8
         top = numerics.CODES["int8"][1] / float(numerics.scale(node.number(_RANGE[1], 1.0), dtype))

@@ -131,13 +131,12 @@ def kernels(
     model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig
 ) -> dict[str, tuple[Kernel, TensorRecord]]:
     """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is coded."""
-    int8, tensors = quantize_graph(model, plan, thresholds, config)
+    _, tensors = quantize_graph(model, plan, thresholds, config)
     found = {}
     for node in model.graph.operators:
         layer = layer_of(node)
-        if layer is not None and node.name in plan.quantized:
-            made = int8.graph.by_name.get(f"quantized_{node.name}") or int8.graph[node.name]
-            record = tensors[made.inputs[0].name]
+        record = tensors.of(node.inputs[0]) if node.inputs else None
+        if layer is not None and record is not None and node.name in plan.quantized:
             depthwise = int(layer.number("num_group", 1)) > 1
             found[node.name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
     return found

@@ -3,11 +3,12 @@
 Before:  x -> _sg_mkldnn_conv -> y -> softmax
 After:   x -> _contrib_quantize_v2 -> _sg_mkldnn_conv(quantized, ranges) -> _contrib_dequantize -> softmax
 
-An int8 node is named ``quantized_<name>`` and has three outputs (values, minimum, maximum); where a float reader
-or the network's output needs the tensor, a dequantize node takes the float tensor's own name, so float readers,
-output names and thresholds stay as they were. Ranges go into ``min_calib_range``/``max_calib_range``; scales
-follow from them in the kernels (`mxq.numerics`). Types are the kernels': a convolution writes u8 after ReLU or
-clip, s8 otherwise; what is quantized from float is u8 where the range has no negative part (``auto``).
+An int8 node is named ``quantized_<name>`` (with zeros after it where the network has such a node, and `TENSOR` to tell)
+and has three outputs (values, minimum, maximum); where a float reader or the network's output needs the tensor, a
+dequantize node takes the float tensor's own name, so float readers, output names and thresholds stay as they were.
+Ranges go into ``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.numerics`). Types
+are the kernels': a convolution writes u8 after ReLU or clip, s8 otherwise; what is quantized from float is u8 where the
+range has no negative part (``auto``).
 
 Guards, each for a stock kernel that would otherwise fail or compute something else:
 
@@ -42,9 +43,9 @@ from mxq.passes.exact import on_grid
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
 from mxq.passes.rectify import rectified, written
-from mxq.plan import Plan, TensorRecord
+from mxq.plan import Plan, TensorRecord, Tensors
 from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import OFFSET
+from mxq.verify.held import MADE, OFFSET, REMADE, TENSOR
 
 INT8, UINT8 = "int8", "uint8"
 HALF = 255.5 / 127.5
@@ -77,7 +78,7 @@ def quantize_graph(
     backend: BackendSpec = MXNET_191,
     *,
     exact: bool = True,
-) -> tuple[Model, Mapping[str, TensorRecord]]:
+) -> tuple[Model, Tensors]:
     """Builds the int8 model.
 
     Args:
@@ -87,7 +88,7 @@ def quantize_graph(
         exact: whether the target's kernels add products exactly; otherwise they halve the weights of s8 tensors.
 
     Returns:
-        The int8 model, and how each of its int8 tensors is coded, by name.
+        The int8 model, and how each of its int8 tensors is coded.
 
     Raises:
         CalibrationError: a range is missing.
@@ -106,7 +107,7 @@ def quantize_graph(
     for head in model.graph.heads:
         builder.as_float(head)
     graph = toposort(builder.nodes.values(), model.graph.heads, model.graph.attrs)
-    return model.with_graph(graph, builder.args), builder.records
+    return model.with_graph(graph, builder.args), builder.tensors
 
 
 @dataclass
@@ -124,6 +125,18 @@ class _Builder:
     coded: dict[Ref, Coded] = field(default_factory=dict)
     quantizers: dict[tuple[Ref, str], Coded] = field(default_factory=dict)
     records: dict[str, TensorRecord] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> Tensors:
+        """What was made."""
+        quantized = {ref: tensor.values.name for (ref, _), tensor in reversed(self.quantizers.items())}
+        return Tensors(self.records, {**quantized, **{ref: tensor.values.name for ref, tensor in self.coded.items()}})
+
+    def unused(self, name: str) -> str:
+        """``name``, with zeros after it where a node of either network has it."""
+        while name in self.nodes or name in self.model.graph:
+            name += "0"
+        return name
 
     # ---- reading tensors ----
 
@@ -143,8 +156,7 @@ class _Builder:
         dtype = dtype or self._input_dtype(ref)
         if (ref, dtype) not in self.quantizers:
             name = f"{ref.name}_{ref.output}_quantize" if ref.output else f"{ref.name}_quantize"
-            if name in self.nodes or name in self.model.graph:
-                name += f"_{dtype}"
+            name = name if self.unused(name) == name else self.unused(f"{name}_{dtype}")
             record = self._record(ref, dtype) if tensor is None else _recoded(tensor, dtype)
             self.nodes[name] = Node(name, "_contrib_quantize_v2", {"out_type": dtype, **_range_attrs(record)}, (ref,))
             self.records[name] = record
@@ -179,7 +191,8 @@ class _Builder:
         if half:
             found = Range(found.min, found.max * HALF)
             notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, which holds 0..127")
-        return TensorRecord(dtype, float(np.float32(found.min)), float(np.float32(found.max)), "; ".join(notes))
+        low, high = (float(np.float32(end)) for end in (found.min, found.max))
+        return TensorRecord(dtype, low, high, "; ".join(notes), widened=HALF if half else 1.0)
 
     # ---- writing nodes ----
 
@@ -273,17 +286,15 @@ class _Builder:
             attrs = {"enable_float_output": "True"}
             self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, attrs)
             return
-        name = f"quantized_{node.name}"
-        if name in self.model.graph:
-            raise QuantizeError(f"{node.name!r} needs the name {name!r} for its int8 form, but a node has it already")
-        attrs = _range_attrs(record) if spec.calibrated else {}
+        name = self.unused(MADE + node.name)
+        attrs = {**(_range_attrs(record) if spec.calibrated else {}), **_said(name, MADE, node)}
         if record.offset:
             attrs = {**attrs, OFFSET: repr(record.offset)}
         self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, attrs), label="")
         at_runtime = spec.calibrated and self.config.calib_mode == NONE
-        coded = self._requantize(node, record) if at_runtime else Coded.of(name, record)
+        coded = self._requantize(node, name, record) if at_runtime else Coded.of(name, record)
         self.coded[node.out] = coded
-        self.records[coded.values.name] = record
+        self.records[coded.values.name] = replace(record, of=node.name)
 
     def _to_float(self, node: Node, spec: OpSpec) -> bool:
         """Whether the kernel writes float itself; without ranges, a fully connected layer can do nothing else."""
@@ -301,13 +312,17 @@ class _Builder:
         inside = tuple(_saturated(node, spec, sub) for sub in node.subgraphs)
         return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, subgraphs=inside)
 
-    def _requantize(self, node: Node, record: TensorRecord) -> Coded:
+    def _requantize(self, node: Node, sums: str, record: TensorRecord) -> Coded:
         """int32 results become 8 bits in a range found at run time."""
-        name, source = f"requantize_{node.name}", Coded.of(f"quantized_{node.name}", TensorRecord("int32"))
-        self.nodes[name] = Node(
-            name, "_contrib_requantize", {"out_type": record.dtype}, (source.values, source.min, source.max)
-        )
+        name, source = self.unused(REMADE + node.name), Coded.of(sums, TensorRecord("int32"))
+        attrs = {"out_type": record.dtype, **_said(name, REMADE, node)}
+        self.nodes[name] = Node(name, "_contrib_requantize", attrs, (source.values, source.min, source.max))
         return Coded.of(name, record)
+
+
+def _said(name: str, prefix: str, node: Node) -> dict[str, str]:
+    """The attribute that says whose codes a node called ``name`` gives, where that is not the usual name."""
+    return {} if name == prefix + node.name else {TENSOR: node.name}
 
 
 def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:

@@ -19,7 +19,7 @@ from mxq.plan import Decision, InputRecord, Plan, Report, SaturationRecord, Tens
 FORMAT = "mxq-report/1"
 SUFFIX = "-mxq.json"
 _CHUNK = 1 << 20
-_INT8_PREFIXES = ("requantize_", "quantized_")  # the int8 nodes made from a node bear its name after one of these
+_INT8_PREFIXES = ("requantize_", "quantized_")  # what older records call the int8 form of a node begins so
 _TABLES = ("thresholds", "config", "versions", "source", "summary")
 _FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
 
@@ -66,7 +66,8 @@ def find(report: Report, name: str) -> Decision:
         ConfigError: there is none; the message names close ones.
     """
     by_name = {m: d for d in report.plan.decisions for m in d.members} | {d.node: d for d in report.plan.decisions}
-    for candidate in (name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
+    made = report.tensors[name].of if name in report.tensors else ""
+    for candidate in (made, name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
         if candidate in by_name:
             return by_name[candidate]
     close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
@@ -96,6 +97,9 @@ def explain(report: Report, decision: Decision) -> Explanation:
 
 def tensor_of(report: Report, node: str) -> TensorRecord | None:
     """How the int8 result of the fused node ``node`` is coded; None where it has none."""
+    made = {record.of: record for record in report.tensors.values() if record.of}
+    if made:
+        return made.get(node)
     return next((report.tensors[p + node] for p in _INT8_PREFIXES if p + node in report.tensors), None)
 
 

@@ -17,7 +17,7 @@ from mxq import numerics
 from mxq.backends import layer_of
 from mxq.ir import Array, Model, Node
 from mxq.plan import Report, TensorRecord, WeightRecord
-from mxq.verify.held import QUANTIZE, RECODING, channels_of, dtype_of, is_coded, is_int8, plain_name
+from mxq.verify.held import QUANTIZE, RECODING, channels_of, dtype_of, is_coded, is_int8, plain_name, tensor_name
 from mxq.verify.result import json_number
 
 
@@ -156,7 +156,7 @@ def _decisions(sides: tuple[Side, Side], operators: list[dict[str, Node]]) -> It
 def _reason(report: Report | None, node: Node | None) -> str:
     if report is None or node is None:
         return ""
-    names = (node.name.removeprefix("quantized_"), plain_name(node))
+    names = (tensor_name(node), plain_name(node))
     return next((report.plan[name].reason for name in names if name in report.plan), "")
 
 

@@ -2,7 +2,8 @@
 
 The names are those that `mxq.passes.quantize` gives: the int8 operator made from ``x`` is ``quantized_x`` (or, where
 ranges are found at run time, ``requantize_x`` after it), ``x_quantize`` quantizes a float tensor, and dequantizers and
-operators left in float are called ``x``. `mxq.passes.integer_input` adds ``data_normalize`` and integer inputs.
+operators left in float are called ``x``. Where the network has a node of such a name, `TENSOR` tells.
+`mxq.passes.integer_input` adds ``data_normalize`` and integer inputs.
 
 A pass that changes what a tensor holds says so in an attribute of the node that makes it, which MXNet keeps and
 ignores: ``held = value * scale + offset``, with `CHANNEL_SCALE` and `OFFSET`, in `CHANNEL_ORDER`, of every so many
@@ -35,6 +36,9 @@ OFFSET: Final = "__offset__"
 the tensor with `SHIFTED` after it where the tensor is shifted in float too (`mxq.passes.shift_summand`)."""
 
 SHIFTED: Final = "_shifted"
+
+TENSOR: Final = "__tensor__"
+"""Attribute of a node whose name does not tell which float tensor it gives the codes of: the name of that."""
 
 STRIDE: Final = "__stride__"
 """Attribute of a node whose tensor has but every so many rows and columns (axes 2, 3) of the float network's: "2,2"."""
@@ -163,8 +167,10 @@ class Counterparts:
             return None
         if node.is_variable:
             return Ref(node.name) if node.name in self.int8.inputs and node.name in self.reference.inputs else None
+        if node.op == QUANTIZE and TENSOR not in node.attrs:
+            return self.float_of(node.inputs[0])
         known = self.reference.graph.by_name
-        for name in (node.name, *(node.name.removeprefix(p) for p in (MADE, REMADE)), _unmoved(node)):
+        for name in (tensor_name(node), node.name, node.name.removeprefix(MADE), _unmoved(node)):
             if name in known and not known[name].is_variable:
                 return Ref(name, ref.output)
         return self.float_of(node.inputs[0]) if node.op in RECODING else self._door(node)
@@ -248,10 +254,16 @@ def _unmoved(node: Node) -> str:
     return plain_name(node) if OFFSET in node.attrs else ""
 
 
+def tensor_name(node: Node) -> str:
+    """The name of the float tensor whose codes ``node`` gives; its own where it gives no codes, or quantizes."""
+    if TENSOR in node.attrs:
+        return node.attrs[TENSOR]
+    return node.name.removeprefix(MADE).removeprefix(REMADE) if is_coded(node) else node.name
+
+
 def plain_name(node: Node) -> str:
-    """The float tensor's name in that of the int8 operator which makes it."""
-    name = node.name.removeprefix(MADE).removeprefix(REMADE)
-    return name.removesuffix(SHIFTED) if is_int8(node) else name
+    """The name that the tensor had in the network as it was given, which is not shifted."""
+    return tensor_name(node).removesuffix(SHIFTED) if is_int8(node) else tensor_name(node)
 
 
 def is_int8(node: Node) -> bool:
@@ -263,7 +275,7 @@ def is_coded(node: Node) -> bool:
     """Whether a node of an int8 network gives codes with their range: values, minimum, maximum."""
     if node.is_variable or node.op == DEQUANTIZE or node.flag("enable_float_output"):
         return False
-    return node.op in (QUANTIZE, REQUANTIZE) or node.name.startswith((MADE, REMADE)) or node.flag("quantized")
+    return node.op in (QUANTIZE, REQUANTIZE) or node.op.startswith("_contrib_quantized_") or node.flag("quantized")
 
 
 def dtype_of(graph: Graph, ref: Ref) -> str:

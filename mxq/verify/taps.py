@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
-from mxq.verify.held import DEQUANTIZE, MADE, QUANTIZE, REMADE, Counterparts, Held, is_coded
+from mxq.verify.held import DEQUANTIZE, QUANTIZE, REQUANTIZE, Counterparts, Held, is_coded, is_int8
 
 FED: Final = "input"
 """The op of a tap that is an input of integers."""
@@ -63,10 +63,9 @@ def _taps(parts: Counterparts, node: Node, holders: Collection[Node]) -> Iterato
 
 def _best(holders: Collection[Node]) -> Node | None:
     """What int8 readers read before what float ones do; what is requantized rather than its 32-bit source."""
-    ranks = (REMADE, MADE)
 
-    def rank(node: Node) -> tuple[bool, int]:
-        return not is_coded(node), next((i for i, p in enumerate(ranks) if node.name.startswith(p)), len(ranks))
+    def rank(node: Node) -> tuple[bool, bool, bool]:
+        return not is_coded(node), node.op != REQUANTIZE, not is_int8(node)
 
     named = [h for h in holders if h.op != DEQUANTIZE] or list(holders)
     return min(named, key=rank, default=None)

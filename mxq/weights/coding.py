@@ -9,13 +9,10 @@ import numpy as np
 
 from mxq import numerics
 from mxq.ir import Array, Ref
-from mxq.numerics import CODES, SPAN
-from mxq.plan import TensorRecord
+from mxq.numerics import CODES
+from mxq.plan import TensorRecord, Tensors
 from mxq.thresholds import Range
 from mxq.weights.live import Batches
-
-_DOUBLED = 1.9
-"""A written range so many times the calibrated one was doubled by `mxq.passes.quantize`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +37,8 @@ class Code:
         if record.offset:
             return Code(record.dtype, rectified=True)
         top = record.max if record.max is not None else calibrated.max
-        doubled = record.dtype == "uint8" and top > _DOUBLED * calibrated.max > 0
-        widened = SPAN["uint8"] / SPAN["int8"] if doubled else 1.0
         bound = top if top < calibrated.max else np.inf
-        return Code(record.dtype, widened, bound)
+        return Code(record.dtype, record.widened, bound)
 
     @property
     def levels(self) -> str:
@@ -73,19 +68,12 @@ def code_all(batches: Batches, code: Code, span: Range) -> list[Array]:
     return [code.coded(b, span) for b in batches]
 
 
-def codes_of(records: Mapping[str, TensorRecord], spans: Mapping[str, Range]) -> dict[Ref, Code]:
+def codes_of(tensors: Tensors, spans: Mapping[str, Range]) -> dict[Ref, Code]:
     """The code of every calibrated tensor.
 
     Args:
-        records: name of each int8 tensor -> how it is coded, from `mxq.passes.quantize_graph`.
+        tensors: how they are coded, from `mxq.passes.quantize_graph`.
         spans: tensor -> its calibrated range.
     """
-    found = {}
-    for name, span in spans.items():
-        base, _, output = name.partition(":")
-        ref = Ref(base, int(output or 0))
-        door = f"{base}_{output}_quantize" if output else f"{base}_quantize"
-        record = records.get(f"quantized_{base}") or records.get(door)
-        if record is not None:
-            found[ref] = Code.of(record, span)
-    return found
+    records = {ref: tensors.of(ref) for ref in tensors.names if str(ref) in spans}
+    return {ref: Code.of(record, spans[str(ref)]) for ref, record in records.items() if record is not None}

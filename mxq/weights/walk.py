@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mxq.backends import MXNET_191, OpSpec, the_layer_of
 from mxq.config import Methods
 from mxq.ir import Array, Model, Node, Ref, Runner
-from mxq.plan import Plan, TensorRecord, WeightRecord
+from mxq.plan import Plan, Tensors, WeightRecord
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
@@ -55,7 +55,7 @@ class Setting:
     model: Model
     plan: Plan
     thresholds: Thresholds
-    records: Mapping[str, TensorRecord]
+    records: Tensors
     methods: Methods
     exact: bool = True
     places: int = 1
@@ -158,8 +158,11 @@ class _Walk:
 
     def _as_written(self, node: Node, ref: Ref, value: Batches) -> Batches:
         """What an int8 operator makes, as its kernel rounds it: in its range, or in that of what it carries."""
-        record = self.setting.records.get(f"quantized_{node.name}")
-        if ref not in self.codes and record is not None and ref == node.out:
+        records = self.setting.records
+        if records.names.get(ref) == records.names.get(node.inputs[0], ""):  # a ReLU of what has no negative part
+            return value
+        record = records.of(ref)
+        if ref not in self.codes and record is not None:
             known = [self.carried[r] if r in self.carried else self.spans.get(str(r)) for r in self._data(node)]
             spans = [s for s in known if s is not None]
             if len(spans) == len(known):
@@ -204,7 +207,7 @@ class _Walk:
         """The type of an int8 operator's input."""
         if ref in self.codes:
             return self.codes[ref].dtype
-        record = self.setting.records.get(f"quantized_{ref.name}")
+        record = self.setting.records.of(ref)
         return "int8" if record is None else record.dtype
 
     def _record(self, weight: Array, chosen: layers.Chosen) -> WeightRecord:
