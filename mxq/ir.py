@@ -91,12 +91,29 @@ class Node:
         return self.attrs[attr].lower() in ("true", "1") if attr in self.attrs else default
 
     def number(self, attr: str, default: float) -> float:
-        """A numeric attribute."""
-        return float(self.attrs.get(attr, default))
+        """A numeric attribute.
+
+        Raises:
+            GraphError: it is none.
+        """
+        try:
+            return float(self.attrs.get(attr, default))
+        except ValueError:
+            raise self._unreadable(attr, "a number") from None
 
     def ints(self, attr: str) -> tuple[int, ...]:
-        """A tuple attribute such as "(3, 3)"; empty where it is missing."""
-        return tuple(int(float(v)) for v in re.findall(r"-?[\d.]+", self.attrs.get(attr, "")))
+        """A tuple attribute such as "(3, 3)"; empty where it is missing.
+
+        Raises:
+            GraphError: it holds what is no integer.
+        """
+        try:
+            return tuple(int(float(v)) for v in re.findall(r"-?[\d.]+", self.attrs.get(attr, "")))
+        except (ValueError, OverflowError):
+            raise self._unreadable(attr, 'integers such as "(3, 3)"') from None
+
+    def _unreadable(self, attr: str, allowed: str) -> GraphError:
+        return GraphError(f"node {self.name!r} ({self.op}): {attr} is {self.attrs[attr][:60]!r}; allowed: {allowed}")
 
     def with_attrs(self, **attrs: str) -> Node:
         """A copy with ``attrs`` added or changed."""

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mxq.errors import FormatError, GraphError
@@ -30,9 +32,17 @@ from mxq.ir import VARIABLE, Graph, Node, Ref
 _LEGACY_ATTRS = ("param", "attr", "attrs")
 """Keys under which MXNet of different ages keeps attributes; later ones win."""
 
+DEEPEST = 8
+"""How deep subgraphs may lie in each other; a loop within a loop has 2."""
+
+LARGEST = 2**31
+"""MXNet keeps outputs and versions in 32 bits."""
+
 
 def read_symbol(text: str | bytes | Mapping[str, Any], source: str = "symbol JSON") -> Graph:
     """Reads a symbol JSON (its text, or the parsed object).
+
+    Whether MXNet has these operators, and can be given them, is for `mxq.operators.check_graph` to say.
 
     Args:
         text: what ``Symbol.tojson`` or ``HybridBlock.export`` wrote.
@@ -48,64 +58,121 @@ def read_symbol(text: str | bytes | Mapping[str, Any], source: str = "symbol JSO
             data = json.loads(text, strict=False)  # MXNet escapes only some of the control characters
         except ValueError as error:
             raise FormatError(f"{source} is not JSON: {error}") from None
+        except RecursionError:
+            raise FormatError(f"{source} is nested too deeply to be an MXNet symbol") from None
     if not isinstance(data, Mapping):
         raise FormatError(f"{source} holds a {type(data).__name__}; allowed: an object with nodes, arg_nodes and heads")
     missing = [key for key in ("nodes", "heads") if not isinstance(data.get(key), list)]
     if missing:
-        found = ", ".join(sorted(map(str, data))[:6]) or "nothing"
+        found = ", ".join(repr(key)[1:-1][:20] for key in sorted(data)[:6]) or "nothing"
         raise FormatError(f"{source} is not an MXNet symbol: it has no {' or '.join(missing)} list, but {found}")
     try:
         return _read_graph(data)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"{source} is damaged: {type(error).__name__} {error}") from None
+    except GraphError as error:
+        raise GraphError(f"{source}: {error}") from None
+    except FormatError as error:
+        raise FormatError(f"{source} is damaged: {error}") from None
 
 
-def _read_graph(data: Mapping[str, Any]) -> Graph:
-    entries = data["nodes"]
+def _read_graph(data: Any, depth: int = 0) -> Graph:
+    if depth > DEEPEST:
+        raise FormatError(f"subgraphs in subgraphs, {depth} levels; allowed: {DEEPEST}")
+    entries = [_Entry.of(item, i, depth) for i, item in enumerate(_field(data, "nodes", list, "a graph"))]
     names = _unique_names(entries)
-
-    def ref(entry: Sequence[int]) -> Ref:
-        index, output = entry[0], entry[1] if len(entry) > 1 else 0
-        if not 0 <= index < len(names):
-            raise GraphError(f"a reference to node {index} dangles; the graph has {len(names)} nodes")
-        return Ref(names[index], output, entry[2] if len(entry) > 2 else 0)
-
     nodes = tuple(
         Node(
-            name=names[i],
-            op=entry["op"],
-            attrs=_read_attrs(entry),
-            inputs=tuple(ref(e) for e in entry["inputs"]),
-            subgraphs=tuple(_read_graph(s) for s in entry.get("subgraphs", ())),
-            label=entry["name"] if entry["name"] != names[i] else "",
+            name=name,
+            op=entry.op,
+            attrs=entry.attrs,
+            inputs=tuple(_ref(item, names, f"node {name!r}") for item in entry.inputs),
+            subgraphs=entry.subgraphs,
+            label=entry.name if entry.name != name else "",
         )
-        for i, entry in enumerate(entries)
+        for name, entry in zip(names, entries, strict=True)
     )
-    return Graph(nodes, tuple(ref(e) for e in data["heads"]), data.get("attrs") or {})
+    heads = tuple(_ref(item, names, "heads") for item in _field(data, "heads", list, "a graph"))
+    return Graph(nodes, heads, _field(data, "attrs", dict, "a graph", optional=True))
 
 
-def _read_attrs(entry: Mapping[str, Any]) -> dict[str, str]:
-    merged: dict[str, str] = {}
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of ``nodes``, its fields of the right types; ``inputs`` are still as they were read."""
+
+    op: str
+    name: str
+    attrs: dict[str, str]
+    inputs: list[Any]
+    subgraphs: tuple[Graph, ...]
+
+    @staticmethod
+    def of(item: Any, index: int, depth: int) -> _Entry:
+        where = f"node {index}"
+        op, name = (_string(_field(item, key, str, where), where) for key in ("op", "name"))
+        subgraphs = _field(item, "subgraphs", list, where, optional=True)
+        return _Entry(
+            op,
+            name,
+            _read_attrs(item, where),
+            _field(item, "inputs", list, where),
+            tuple(_read_graph(sub, depth + 1) for sub in subgraphs),
+        )
+
+
+def _field(item: Any, key: str, kind: type, where: str, *, optional: bool = False) -> Any:
+    """``item[key]``, which has to be a ``kind``; an empty one where it is missing and may be."""
+    if not isinstance(item, Mapping):
+        raise FormatError(f"{where} is a {type(item).__name__}; allowed: an object")
+    value = item.get(key)
+    if value is None and optional:
+        return kind()
+    if not isinstance(value, kind):
+        found = "missing" if key not in item else f"a {type(value).__name__}"
+        raise FormatError(f"{key!r} of {where} is {found}; allowed: a {kind.__name__}")
+    return value
+
+
+def _string(text: Any, where: str) -> str:
+    """``text``, which MXNet has to be able to take as UTF-8 that ends with a zero."""
+    if not isinstance(text, str):
+        raise FormatError(f"a name or attribute of {where} is a {type(text).__name__}; allowed: a string")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text if c > "\x7f"):
+        raise FormatError(f"{text[:40]!r} of {where} holds a zero or half of a surrogate pair; allowed: text")
+    return text
+
+
+def _ref(item: Any, names: Sequence[str], where: str) -> Ref:
+    if not (isinstance(item, list) and 1 <= len(item) <= 3 and all(type(n) is int for n in item)):
+        raise FormatError(f"{where} has the reference {str(item)[:60]}; allowed: [node, output, version]")
+    index, output, version = (*item, 0, 0)[:3]
+    if not 0 <= index < len(names):
+        raise GraphError(f"{where} has a reference to node {index}, which dangles; the graph has {len(names)} nodes")
+    if not (0 <= output < LARGEST and 0 <= version < LARGEST):
+        raise GraphError(f"{where} has the reference {item}; allowed: an output and a version from 0 to {LARGEST - 1}")
+    return Ref(names[index], output, version)
+
+
+def _read_attrs(item: Any, where: str) -> dict[str, str]:
+    merged: dict[str, Any] = {}
     for key in _LEGACY_ATTRS:
-        merged.update(entry.get(key) or {})
-    return merged
+        merged.update(_field(item, key, dict, where, optional=True))
+    return {_string(name, where): _string(value, where) for name, value in merged.items()}
 
 
-def _unique_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unique_names(entries: Sequence[_Entry]) -> list[str]:
     """The nodes' names, operators that repeat one renamed "name__1", "name__2"; variables keep theirs."""
-    variables = [e["name"] for e in entries if e["op"] == VARIABLE]
-    if len(set(variables)) < len(variables):
-        twice = sorted({v for v in variables if variables.count(v) > 1})
+    variables = Counter(e.name for e in entries if e.op == VARIABLE)
+    twice = sorted(name for name, times in variables.items() if times > 1)
+    if twice:
         raise GraphError(f"two variables are named {twice[0]!r}; MXNet cannot bind them apart")
     taken, count = set(variables), dict.fromkeys(variables, 0)
-    original = {e["name"] for e in entries}
+    original = {e.name for e in entries}
     names = []
     for entry in entries:
-        name = entry["name"]
-        if entry["op"] != VARIABLE:
-            while name in taken or (name in original and name != entry["name"]):
-                count[entry["name"]] = count.get(entry["name"], 0) + 1
-                name = f"{entry['name']}__{count[entry['name']]}"
+        name = entry.name
+        if entry.op != VARIABLE:
+            while name in taken or (name in original and name != entry.name):
+                count[entry.name] = count.get(entry.name, 0) + 1
+                name = f"{entry.name}__{count[entry.name]}"
             taken.add(name)
         names.append(name)
     return names

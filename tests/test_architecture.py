@@ -15,7 +15,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("errors", "files", "version", "compat", "machine", "numerics"),
     ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
-    ("rewrite", "observers", "serde", "verify", "bench", "batches", "images", "recipe"),
+    ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
     ("passes", "weights", "runtime", "collect", "evaluation"),
     ("sweep", "refine"),

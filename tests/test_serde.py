@@ -16,7 +16,7 @@ from mxq.serde import read_symbol, read_text, symbol_object, write_symbol, write
 
 # ---- random graphs -------------------------------------------------------------------------------------------
 
-ODD = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8)
+ODD = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=8)
 NAMES = st.one_of(st.text(string.ascii_letters + string.digits + "_.-/", min_size=1, max_size=8), ODD)
 SPECIAL = st.sampled_from(
     ["return", "graph", "graph x", "}", "#no comment", 'quo"te', "back\\slash", "new\nline", "a:1"]
@@ -223,10 +223,18 @@ class TestJsonThatIsNone:
             ("[1, 2]", "x.json holds a list; allowed: an object with nodes, arg_nodes and heads"),
             ("{}", "no nodes or heads list, but nothing"),
             ('{"nodes": [], "model": 1}', "no heads list, but model, nodes"),
-            ('{"nodes": [{"name": "a"}], "heads": []}', "damaged: KeyError 'op'"),
-            ('{"nodes": [{"op": "null", "name": "a"}], "heads": []}', "damaged: KeyError 'inputs'"),
-            ('{"nodes": [3], "heads": []}', "damaged"),
-            ('{"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[]]}', "damaged"),
+            ('{"nodes": [{"name": "a"}], "heads": []}', "damaged: 'op' of node 0 is missing; allowed: a str"),
+            ('{"nodes": [{"op": "null", "name": "a"}], "heads": []}', "'inputs' of node 0 is missing; allowed: a"),
+            ('{"nodes": [3], "heads": []}', "damaged: node 0 is a int; allowed: an object"),
+            ('{"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[]]}', r"damaged: heads has .* \[\]"),
+            ('{"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[0, 0.5, 0]]}', "damaged: heads has"),
+            ('{"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[true]]}', "damaged: heads has"),
+            ('{"nodes": [{"op": "null", "name": 3, "inputs": []}], "heads": []}', "'name' of node 0 is a int"),
+            ('{"nodes": [{"op": "null", "name": "a\\u0000", "inputs": []}], "heads": []}', "holds a zero"),
+            ('{"nodes": [{"op": "null", "name": "\\ud800", "inputs": []}], "heads": []}', "holds a zero"),
+            ('{"nodes": [{"op": "relu", "name": "a", "inputs": [], "attrs": {"k": 3}}], "heads": []}', "is a int"),
+            ('{"nodes": [], "heads": [], "attrs": []}', "'attrs' of a graph is a list"),
+            ("[" * 100_000, "nested too deeply"),
         ],
     )
     def test_format(self, text, message):
@@ -235,8 +243,20 @@ class TestJsonThatIsNone:
 
     def test_a_dangling_reference(self):
         data = {"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[7, 0, 0]]}
-        with pytest.raises(GraphError, match="node 7 dangles; the graph has 1 nodes"):
+        with pytest.raises(GraphError, match="a reference to node 7, which dangles; the graph has 1 nodes"):
             read_symbol(data)
+
+    @pytest.mark.parametrize("reference", [[0, -1, 0], [0, 2**31, 0], [0, 0, -1]])
+    def test_an_output_or_version_that_cannot_be(self, reference):
+        with pytest.raises(GraphError, match="allowed: an output and a version from 0"):
+            read_symbol({"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [reference]})
+
+    def test_subgraphs_of_subgraphs(self):
+        nested: dict = {"nodes": [{"op": "null", "name": "a", "inputs": []}], "heads": [[0, 0, 0]]}
+        for _ in range(12):
+            nested = {"nodes": [{"op": "f", "name": "a", "inputs": [], "subgraphs": [nested]}], "heads": [[0, 0, 0]]}
+        with pytest.raises(FormatError, match="subgraphs in subgraphs"):
+            read_symbol(nested)
 
     def test_a_reference_forward(self):
         nodes = [{"op": "relu", "name": "a", "inputs": [[1, 0, 0]]}, {"op": "null", "name": "b", "inputs": []}]

@@ -11,8 +11,10 @@ from typing import Any, Final, TypeAlias
 
 from mxq.errors import FormatError, QuantizeError
 from mxq.ir import Array, Graph, Model, Node
+from mxq.operators import check_graph, check_parameters
 from mxq.runtime.mxnet import mx, mxnet_says, sentence, to_numpy
-from mxq.serde import read_symbol
+from mxq.runtime.registry import REGISTRY
+from mxq.serde import read_symbol, write_symbol
 
 Net: TypeAlias = Any
 """A HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair."""
@@ -60,7 +62,9 @@ def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str
         sym = _load_symbol(Path(sym))
     if not isinstance(sym, mx.sym.Symbol):
         raise QuantizeError(f"sym is a {type(sym).__name__}; allowed: a Symbol, or the path of its JSON file")
-    graph = _without_labels(read_symbol(sym.tojson(), "the symbol"))
+    graph = read_symbol(sym.tojson(), "the symbol")
+    check_graph(graph, REGISTRY)
+    graph = _without_labels(graph)
     wanted = {n.name for n in graph.variables}
     aux_names = set(sym.list_auxiliary_states())
     values = {**(arg_params or {}), **(aux_params or {})}
@@ -73,7 +77,7 @@ def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str
     missing = sorted(aux_names - set(model.auxs))
     if missing:
         raise FormatError(f"the parameters lack the auxiliary state {missing[0]!r} ({len(missing)} missing in all)")
-    _check_weights(model)
+    check_parameters(model)
     return model
 
 
@@ -93,30 +97,14 @@ def _inference_form(head: Node) -> Node:
     return replace(head, op=TRAINING_HEADS[head.op], attrs=axis, inputs=head.inputs[:1])
 
 
-def _check_weights(model: Model) -> None:
-    """Every layer's weight has the shape its attributes ask for; MXNet would say so only when running, or crash."""
-    for node in model.graph.operators:
-        if node.op not in ("Convolution", "FullyConnected") or node.inputs[1].name not in model.args:
-            continue
-        shape = model.args[node.inputs[1].name].shape
-        channels = int(node.number("num_filter" if node.op == "Convolution" else "num_hidden", 0))
-        kernel = node.ints("kernel")
-        right = shape[:1] == (channels,) and (node.op != "Convolution" or shape[2:] == kernel)
-        if not right and node.attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW"):
-            wanted = [channels, "*", *kernel] if kernel else [channels, "*"]
-            raise FormatError(
-                f"the parameter {node.inputs[1].name!r} of {node.name!r} has shape {list(shape)}; the graph asks for "
-                f"{str(wanted).replace(chr(39), '')}"
-            )
-
-
 def _load_symbol(path: Path) -> Any:
     if not path.is_file():
         raise FormatError(f"no file {str(path)!r}")
     text = path.read_text(encoding="utf-8", errors="replace")
-    read_symbol(text, str(path))  # a clear message for what is not a symbol at all
+    graph = read_symbol(text, str(path))
+    check_graph(graph, REGISTRY, str(path))
     with mxnet_says(f"MXNet cannot read {str(path)!r}", FormatError):
-        return mx.sym.load_json(text)
+        return mx.sym.load_json(write_symbol(graph))  # what was checked, rather than what the file holds beside it
 
 
 def params_path(prefix: Path, epoch: int | None = None) -> Path:
