@@ -25,6 +25,8 @@ from mxq.errors import (
     MxqError,
     QuantizeError,
     RuntimeFailure,
+    StorageError,
+    WorkerError,
 )
 from mxq.threads import use_physical_cores
 from mxq.thresholds import Range, Threshold, Thresholds
@@ -64,8 +66,10 @@ __all__ = [
     "Range",
     "RuntimeFailure",
     "Statistics",
+    "StorageError",
     "Threshold",
     "Thresholds",
+    "WorkerError",
     "__version__",
     "calibrate",
     "data",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,12 +13,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from mxq import distributed, machine, pipeline, runtime, threads, tuning
+from mxq import distributed, locks, machine, pipeline, runtime, threads, tuning
 from mxq.batches import feeds
 from mxq.collect import Checkpoint
 from mxq.config import QuantConfig
 from mxq.distributed import Partitions
-from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.errors import ConfigError, FormatError, QuantizeError, StorageError
 from mxq.evaluation import Evaluation, Function, Metric
 from mxq.ir import Model
 from mxq.plan import Report
@@ -270,7 +271,7 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
             "load returned"
         )
     target = Path(prefix)
-    if target.name in ("", ".."):
+    if target.name in ("", "..") or os.fspath(prefix).endswith("/"):
         raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
     return pair.write(runtime.load_model(quantized), report, target)
 
@@ -286,10 +287,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
     """
     target = Path(prefix)
     report = None
-    if record.path_of(target).is_file():
-        changed = record.check(target)
-        if changed:
-            raise FormatError(f"{target}: {changed[0]}")
+    if record.recorded(target):
         report = record.read(target)
         unfit = machine.misfit(report.target, machine.detect())
         if unfit:
@@ -530,8 +528,9 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FormatError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
-    yield Path(workdir)
+        raise StorageError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
+    with locks.alone(Path(workdir), "wait for its end, or give another workdir"):
+        yield Path(workdir)
 
 
 def _block(model: Model, report: Report) -> Any:

@@ -7,19 +7,21 @@ the last batch that is in them.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
+from mxq import locks
 from mxq.batches import Feeds
-from mxq.errors import CalibrationError, DataError
+from mxq.errors import CalibrationError, DataError, StorageError
+from mxq.files import regular
 from mxq.ir import Array, Model, Ref, Runner, Watched
 from mxq.observers import Observer
 from mxq.statistics import Statistics, Stretch
@@ -27,6 +29,15 @@ from mxq.statistics import Statistics, Stretch
 EVERY_BATCHES: Final = 4
 EVERY_SECONDS: Final = 1.0
 """A checkpoint is written after so many batches, unless the last one is younger than that."""
+
+
+def alone(path: Path) -> AbstractContextManager[None]:
+    """While inside, no other run keeps statistics in the file ``path``.
+
+    Raises:
+        StorageError: another one does.
+    """
+    return locks.alone(path, "wait for its end, or give another file, then merge")
 
 
 @dataclass
@@ -57,11 +68,11 @@ class Checkpoint:
             FormatError: it is no file of statistics, or cannot be written.
         """
         self._written = self.clock()
-        for draft in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):  # of a run killed while it wrote
-            draft.unlink(missing_ok=True)
-        if not self.path.exists():
-            Statistics(network=self.network).save(self.path)
-            self.path.unlink()
+        locks.tidy(self.path.parent)
+        target = regular(self.path)
+        if not target.exists():
+            Statistics(network=self.network).save(target)
+            target.unlink()
             return None
         found = Statistics.load(self.path)
         if not found.stretches:  # of a run killed while it tried whether it could write
@@ -114,7 +125,20 @@ def collect(
         DataError: no batches, or a tensor holds NaN or Inf; the message names tensor and batch.
         CalibrationError: an observed tensor is a parameter; the checkpoint is of something else.
         GraphError: the graph has no such node.
+        StorageError: another run uses the checkpoint's file, or it cannot be written.
     """
+    with alone(checkpoint.path) if checkpoint else nullcontext():
+        return _collected(runner, model, feeds, observers, progress, checkpoint)
+
+
+def _collected(
+    runner: Runner,
+    model: Model,
+    feeds: Iterable[Mapping[str, Array]],
+    observers: Mapping[Ref, Observer[Any]],
+    progress: bool,
+    checkpoint: Checkpoint | None,
+) -> Statistics:
     start = checkpoint.open({str(ref): o.statistic for ref, o in observers.items()}) if checkpoint else None
     if start is not None and start.complete:
         for feed in feeds:
@@ -134,7 +158,8 @@ def collect(
                     checkpoint.save(fold.statistics)
     except BaseException:
         if checkpoint is not None and fold.stretch.batches:
-            checkpoint.save(fold.statistics)
+            with suppress(StorageError):  # what came first is what is told
+                checkpoint.save(fold.statistics)
         raise
     if fold.stretch.batches == 0:
         raise DataError("calibration data holds no batch; at least one is needed")

@@ -169,7 +169,7 @@ def input_of(prefix: str | os.PathLike[str]) -> InputRecord | None:
     Raises:
         FormatError: the record is damaged.
     """
-    return records.read(prefix).input if records.path_of(prefix).is_file() else None
+    return records.read(prefix).input if records.recorded(prefix) else None
 
 
 def feeding(runner: Runner, record: InputRecord | None) -> Runner:

@@ -21,6 +21,10 @@ class FormatError(MxqError):
     """A file or text is not what it should be (symbol JSON, .params, thresholds, text form)."""
 
 
+class StorageError(FormatError):
+    """A file cannot be read or written, whatever is in it: no room, no permission, a broken disk, another run."""
+
+
 class ConfigError(MxqError, ValueError):
     """A setting has a value that is not allowed, or a pattern that matches nothing."""
 
@@ -39,6 +43,19 @@ class QuantizeError(MxqError):
 
 class RuntimeFailure(MxqError):
     """MXNet refused to load, bind or run a graph; the message carries MXNet's own first line."""
+
+
+class WorkerError(RuntimeFailure):
+    """Workers were lost, or their scheduler was."""
+
+
+def of_surroundings(error: BaseException | None) -> bool:
+    """Whether a file, a disk or a worker failed, and not what was asked for: the same may succeed next time."""
+    while error is not None:
+        if isinstance(error, OSError | StorageError | WorkerError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def one_of(field: str, value: object, allowed: Iterable[object]) -> ConfigError:

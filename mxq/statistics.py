@@ -7,8 +7,8 @@ written under another name, then renamed, so at any moment the file is whole: th
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ import numpy as np
 
 from mxq import observers
 from mxq.errors import CalibrationError, FormatError
-from mxq.files import replacing
+from mxq.files import write_bytes
 from mxq.observers import Observer, State
 from mxq.thresholds import Threshold, Thresholds
 
@@ -196,10 +196,9 @@ class Statistics:
             for number, state in enumerate(self.states.values())
             for key, value in state.to_arrays().items()
         }
-        with replacing(path) as draft, draft.open("wb") as stream:
-            np.savez(stream, about=np.array(json.dumps(about)), **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
+        archive = io.BytesIO()  # zipfile, where a disk is full, complains a second time when it is thrown away
+        np.savez(archive, about=np.array(json.dumps(about)), **arrays)
+        write_bytes(path, archive.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> Statistics:

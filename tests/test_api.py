@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ import mxnet as mx
 from helpers import fresh_python
 
 from mxq import machine
+from mxq.report import pair as written_pair
 from mxq.runtime import QuantizedBlock, load_model, to_arrays, to_symbol
 
 SIDE, CLASSES = 8, 5
@@ -77,6 +79,28 @@ def imported(prefix: Path, epoch: int = 0) -> Any:
 
 def quantize(net: Any = None, data: Any = X, **options: Any) -> Any:
     return mxq.quantize_net(small() if net is None else net, data, **{"num_calib_examples": "100%", **options})
+
+
+def killed_while_it_saves(block: Any, prefix: Path, renames: int) -> None:
+    """A child saves ``block`` and is killed once so many files have taken their places."""
+    model, report = load_model(block), block.mxq_report
+    pid = os.fork()
+    if pid == 0:
+        count, rename = 0, Path.replace
+
+        def replace(self: Path, target: Path) -> Path:
+            nonlocal count
+            if count == renames:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+            return rename(self, target)
+
+        try:
+            Path.replace = replace  # type: ignore[method-assign]
+            written_pair.write(model, report, prefix)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -439,8 +463,52 @@ class TestFiles:
         with pytest.raises(mxq.MxqError, match=f"{saved.name}{end} {problem}"):
             mxq.load(tmp_path / saved.name)
 
+    @pytest.mark.parametrize("renames", [0, 1, 2])
+    @pytest.mark.parametrize("old", [True, False], ids=["over another network", "anew"])
+    def test_a_save_that_a_kill_cut_short_is_noticed(
+        self, saved: Path, tmp_path: Path, renames: int, old: bool
+    ) -> None:
+        """Killed after so many files took their places."""
+        other, prefix = quantize(exclude_layers=["*conv0*"]), tmp_path / "net"
+        if old:
+            for path in saved.parent.iterdir():
+                shutil.copy(path, tmp_path / path.name.replace(saved.name, "net"))
+            mxq.load(prefix)  # a pair may be renamed
+        killed_while_it_saves(other, prefix, renames)
+        reason = "has changed since it was written|is missing" if old or renames else "no file"
+        for read in (mxq.load, load_model, lambda p: mxq.quantize_net(p, X)) if renames or not old else ():
+            with pytest.raises(mxq.FormatError, match=reason):
+                read(prefix)
+        mxq.save(other, prefix)
+        assert len(list(tmp_path.iterdir())) == 3  # nothing else is left
+        mxq.load(prefix)
+
+    @pytest.mark.parametrize("name", ["dir/", "dir/..", "m[1]", "a*", "x" * 260, "a\0b"])
+    def test_prefixes(self, tmp_path: Path, name: str) -> None:
+        block = quantize()
+        (tmp_path / "dir").mkdir()
+        if name in ("m[1]", "a*"):
+            mxq.save(block, tmp_path / name)
+            mxq.load(tmp_path / name)
+            return
+        for function in (lambda: mxq.save(block, f"{tmp_path}/{name}"), lambda: mxq.load(f"{tmp_path}/{name}")):
+            with pytest.raises(mxq.FormatError):
+                function()
+        assert [p.name for p in tmp_path.rglob("*")] == ["dir"]
+
+    @pytest.mark.parametrize("end", ["-symbol.json", "-0000.params", "-mxq.json"])
+    def test_all_or_none_where_a_folder_is_in_the_way(self, saved: Path, tmp_path: Path, end: str) -> None:
+        for path in saved.parent.iterdir():
+            shutil.copy(path, tmp_path)
+        (tmp_path / f"small{end}").unlink()
+        (tmp_path / f"small{end}").mkdir()
+        before = {p.name: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()}
+        with pytest.raises(mxq.FormatError, match=rf"small{end} cannot be written: Is a directory$"):
+            mxq.save(quantize(exclude_layers=["*conv0*"]), tmp_path / "small")
+        assert {p.name: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()} == before
+
     def test_nothing_is_left_behind_where_the_directory_is_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(mxq.FormatError, match=r"cannot write '.*/none/net-symbol.json': No such file"):
+        with pytest.raises(mxq.FormatError, match=r"none/net-mxq.json cannot be written: No such file"):
             mxq.save(quantize(), tmp_path / "none" / "net")
         assert list(tmp_path.iterdir()) == []
 
@@ -455,7 +523,7 @@ class TestFiles:
             raise OSError(28, "No space left on device")
 
         block = quantize()
-        monkeypatch.setattr(mx.nd, "save", full)
+        monkeypatch.setattr(mxq.runtime.files, "write_params", full)
         with pytest.raises(mxq.FormatError, match="No space left on device"):
             mxq.save(block, tmp_path / saved.name)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -699,7 +767,7 @@ def test_files_that_are_refused(pair: Path, damage: Callable[[Path], None], says
 def test_every_error_is_an_mxq_error() -> None:
     errors = [getattr(mxq, n) for n in mxq.__all__ if isinstance(getattr(mxq, n), type)]
     named = [e for e in errors if issubclass(e, Exception)]
-    assert len(named) == 8
+    assert len(named) == 10
     assert all(issubclass(e, mxq.MxqError) for e in named)
 
 

@@ -345,7 +345,7 @@ def test_interrupted_at_any_line_a_run_goes_on(
     """Whatever is going on in `mxq.collect` when the interrupt comes: no batch is lost, none counts twice."""
     few, table = MANY[:8], {ref: TABLE[ref] for ref in (Ref("data"), Ref("split0", 1))}
     monkeypatch.setattr("mxq.collect.EVERY_BATCHES", 1)
-    monkeypatch.setattr("mxq.statistics.os.fsync", lambda _: None)
+    monkeypatch.setattr("mxq.files.os.fsync", lambda _: None)
     whole = bits(collect(NumpyRunner(), model(), numbered(few), table, progress=False, checkpoint=kept(tmp_path / "w")))
     assert whole["stretches"][0].batches == 4
     source, tracer = sys.modules[collect.__module__].__file__, sys.gettrace()
@@ -502,7 +502,7 @@ def test_saves_are_some_batches_and_some_time_apart(
 SCRIPT = """
 import os, signal, sys, time
 sys.path[:0] = sys.argv[1:3]
-import mxq.statistics
+import mxq.files
 from mxq.collect import collect
 from test_collect import TABLE, NumpyRunner, kept, model, numbered
 from pathlib import Path
@@ -517,7 +517,7 @@ def fsync(number):
         os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing renamed
     sync(number)
 
-mxq.statistics.os.fsync = fsync
+mxq.files.os.fsync = fsync
 
 class Slow:
     def __iter__(self):

@@ -266,11 +266,11 @@ def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch:
     path.write_bytes(b"old")
     drawn = figure("t", state_of(RELU), [])
 
-    def full(draft: Path, **_: Any) -> None:
-        draft.write_bytes(b"half")
+    def full(draft: Path, content: bytes) -> None:
+        draft.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawn, "savefig", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(FormatError, match=r"a\.png cannot be written: No space left"):
         write(drawn, path)
     assert path.read_bytes() == b"old"

@@ -20,9 +20,10 @@ from graphs import SHAPE, bn, build, conv, fc, feeds, quantized
 from helpers import WITHOUT_MXQ, assert_close
 
 from mxq import runtime
-from mxq.errors import FormatError, QuantizeError, RuntimeFailure
+from mxq.errors import FormatError, QuantizeError, RuntimeFailure, StorageError
 from mxq.ir import Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner, from_symbol, load_model, load_params, params_path, to_block, write_pair
+from mxq.runtime.params import size_of, write_params
 
 TINY = (conv("conv0", "data"), 'relu0 = Activation(conv0) act_type="relu"', fc("fc0", "relu0"), "return fc0")
 
@@ -314,8 +315,25 @@ class TestWritePair:
         written = [[p.read_bytes() for p in write_pair(model, tmp_path / name)] for name in ("a", "b")]
         assert written[0] == written[1]
 
+    def test_the_bytes_are_those_that_mxnet_writes(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        table = {"arg:имя": rng.normal(size=(3, 4, 5)).astype(np.float32), "aux:none": np.zeros((0, 3), np.float32)}
+        for dtype in (np.float64, np.float16, np.uint8, np.int32, np.int8, np.int64, np.bool_):
+            table[f"arg:{dtype.__name__}"] = rng.integers(0, 2, (2, 7)).astype(dtype)
+        table["arg:transposed"] = table["arg:float64"].T
+        write_params(tmp_path / "ours", table)
+        mx.nd.save(str(tmp_path / "mxnets"), {k: mx.nd.array(v, dtype=v.dtype) for k, v in table.items()})
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "mxnets").read_bytes()
+        assert (tmp_path / "ours").stat().st_size <= size_of(table)
+
+    def test_a_scalar_gets_the_one_axis_that_mxnet_gives_it(self, tmp_path: Path) -> None:
+        write_params(tmp_path / "a", {"arg:x": np.float32(3)})
+        assert load_params(tmp_path / "a")["x"].tolist() == [3.0]
+        with pytest.raises(RuntimeFailure, match=r"parameter 'arg:x' is complex128; allowed: a type that MXNet has"):
+            write_params(tmp_path / "a", {"arg:x": np.ones(2, np.complex128)})
+
     def test_a_missing_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeFailure, match=r"MXNet cannot write '.*net': .*No such file or directory"):
+        with pytest.raises(StorageError, match=r"net-symbol.json cannot be written: No such file or directory"):
             write_pair(tiny(), tmp_path / "none" / "net")
         assert not list(tmp_path.iterdir())
 

@@ -81,7 +81,7 @@ def _side(prefix: Path) -> Side:
     from mxq.report import record
     from mxq.verify import Side
 
-    report = record.read(prefix) if record.path_of(prefix).is_file() else None
+    report = record.read(prefix) if record.recorded(prefix) else None
     return Side(str(prefix), runtime.load_model(prefix), report)
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -143,7 +144,7 @@ def partitions(
 def sizes_of(prefix: Path) -> dict[str, int]:
     """Bytes of the files of the pair ``prefix``, by name."""
     files = [prefix.with_name(f"{prefix.name}-symbol.json")]
-    files += sorted(prefix.parent.glob(f"{prefix.name}-[0-9][0-9][0-9][0-9].params"))[-1:]
+    files += sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}-[0-9][0-9][0-9][0-9].params"))[-1:]
     return {f.name: f.stat().st_size for f in files if f.is_file()}
 
 
@@ -151,7 +152,7 @@ def report_of(prefix: Path, epoch: int | None, config: QuantConfig) -> tuple[Rep
     """What was decided for a quantized network, or would be for a float one, and which of the two it is."""
     from mxq.report import record
 
-    if record.path_of(prefix).is_file():
+    if record.recorded(prefix):
         return record.read(prefix), True
     runner = start_mxnet()
     from mxq import pipeline, runtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from mxq import observers as known
 from mxq import pipeline
+from mxq.collect import alone
 from mxq.distributed.engine import Run
 from mxq.distributed.partitions import Partitions
 from mxq.distributed.tasks import Collecting, Job, Seen, merged
-from mxq.errors import CalibrationError, ConfigError
+from mxq.errors import CalibrationError, ConfigError, StorageError
+from mxq.files import regular
 from mxq.ir import Ref, Runner
+from mxq.locks import tidy
 from mxq.observers import Observer
 from mxq.pipeline import Calibrated, Prepared
 from mxq.statistics import Statistics, Stretch
@@ -93,7 +96,22 @@ def collect(
         progress: whether to show a bar, which stays silent where stderr is no terminal.
         stats: a file, written every few seconds and however it ends; called again with the same, only the partitions
             that are missing in it are run.
+
+    Raises:
+        StorageError: another run uses the file, or it cannot be written.
     """
+    with alone(stats) if stats is not None else nullcontext():
+        return _collected(run, runner, observers, network, progress, stats)
+
+
+def _collected(
+    run: Run,
+    runner: Runner,
+    observers: Mapping[Ref, Observer[Any]],
+    network: Mapping[str, object],
+    progress: bool,
+    stats: Path | None,
+) -> Statistics:
     ordered = any(observer.ordered for observer in observers.values())
     total = Total.of(observers, run.partitions, network, stats)
     if not total.missing:
@@ -108,8 +126,11 @@ def collect(
                 bar.update()
                 if time.monotonic() >= total.due:
                     total.save()
-    finally:
-        total.save()
+    except BaseException:
+        with suppress(StorageError):  # what came first is what is told
+            total.save()
+        raise
+    total.save()
     return total.statistics
 
 
@@ -159,7 +180,10 @@ class Total:
         """
         states = {str(ref): observer.empty() for ref, observer in observers.items()}
         total = Total(observers, network, path, states, {key: Stretch(key) for key in partitions.keys})
-        if path is not None and path.exists():
+        if path is None:
+            return total
+        tidy(path.parent)
+        if regular(path).exists():
             try:
                 total._take_up(Statistics.load(path), partitions.name)
             except CalibrationError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from mxq import runtime
-from mxq.errors import FormatError
+from mxq.checksums import checksum, path_of
+from mxq.files import json_text, replacing
 from mxq.ir import Model
+from mxq.locks import tidy
 from mxq.plan import Report
 from mxq.report import record
 
@@ -15,22 +16,21 @@ from mxq.report import record
 def write(model: Model, report: Report, prefix: Path) -> tuple[Path, Path, Path]:
     """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and ``prefix-mxq.json``, all or none of them.
 
-    Each file is whole at any moment, and a record never is beside another's pair.
+    Each file is whole at any moment. The record takes its place first: where a kill comes between, the other files do
+    not match it, which whoever reads them is told (`mxq.checksums`).
 
     Returns:
         The paths, in that order.
 
     Raises:
-        FormatError: the folder does not exist or cannot be written.
+        RuntimeFailure: MXNet refuses the graph.
+        StorageError: a folder does not exist or cannot be written, or another process writes the same pair.
     """
-    try:
-        with tempfile.TemporaryDirectory(dir=prefix.parent, prefix=".mxq-") as folder:
-            draft = Path(folder) / prefix.name
-            symbol, params = runtime.write_pair(model, draft)
-            described = record.write(draft, report, (symbol, params))
-            # An older record must not outlive the pair that it describes.
-            record.path_of(prefix).unlink(missing_ok=True)
-            symbol, params, described = (f.replace(prefix.parent / f.name) for f in (symbol, params, described))
-            return symbol, params, described
-    except OSError as error:
-        raise FormatError(f"cannot write '{prefix}-symbol.json': {error.strerror or error}") from error
+    symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
+    described, files = path_of(prefix), runtime.Files(model)
+    tidy(prefix.parent)
+    with replacing(described, symbol, params, size=files.size) as drafts:
+        files.write(*drafts[1:])
+        checksums = {f.name: checksum(draft) for f, draft in zip((symbol, params), drafts[1:], strict=True)}
+        drafts[0].write_text(json_text(described, record.to_json(report, checksums)), encoding="utf-8")
+    return symbol, params, described

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import math
 import os
 import textwrap
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from mxq import observers
 from mxq.errors import CalibrationError, ConfigError, DataError
-from mxq.files import replacing
+from mxq.files import write_bytes
 from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
 from mxq.statistics import Statistics
@@ -162,9 +163,9 @@ def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
-    with replacing(target) as draft:
-        figure.savefig(draft, format=target.suffix[1:].lower())
-    return target
+    picture = io.BytesIO()
+    figure.savefig(picture, format=target.suffix[1:].lower())
+    return write_bytes(target, picture.getvalue())
 
 
 def covered(interval: Range, signed: bool) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -11,30 +10,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mxq.checksums import Mismatch, checksum, mismatches, path_of, recorded
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
 from mxq.ir import Ref
 from mxq.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 
+__all__ = [
+    "FORMAT",
+    "Explanation",
+    "Mismatch",
+    "check",
+    "checksum",
+    "explain",
+    "find",
+    "from_json",
+    "path_of",
+    "read",
+    "recorded",
+    "tensor_of",
+    "to_json",
+    "write",
+]
+
 FORMAT = "mxq-report/1"
-SUFFIX = "-mxq.json"
-_CHUNK = 1 << 20
 _INT8_PREFIXES = ("requantize_", "quantized_")  # what older records call the int8 form of a node begins so
 _TABLES = ("thresholds", "config", "versions", "source", "summary")
 _FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """A file that is not what the record says: ``problem`` is "missing" or "changed"."""
-
-    file: str
-    problem: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.file} is missing" if self.problem == "missing" else f"{self.file} has changed since it was written"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,6 @@ def tensor_of(report: Report, node: str) -> TensorRecord | None:
     if made:
         return made.get(node)
     return next((report.tensors[p + node] for p in _INT8_PREFIXES if p + node in report.tensors), None)
-
-
-def path_of(prefix: str | os.PathLike[str]) -> Path:
-    """Where the record of the pair ``prefix`` lies; a dot in the prefix is part of it, not a suffix."""
-    return Path(f"{os.fspath(prefix)}{SUFFIX}")
 
 
 def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -186,23 +183,7 @@ def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:
     files = _load(path).get("files", {})
     if not isinstance(files, dict):
         raise FormatError(f"{path}: 'files' is {type(files).__name__}, not a table of file name: sha256")
-    found = []
-    for name, expected in files.items():
-        file = path.parent / name
-        if not file.is_file():
-            found.append(Mismatch(name, "missing"))
-        elif checksum(file) != expected:
-            found.append(Mismatch(name, "changed"))
-    return tuple(found)
-
-
-def checksum(file: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, in hexadecimal; reads it piece by piece."""
-    digest = hashlib.sha256()
-    with Path(file).open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+    return mismatches(prefix, files)
 
 
 def _load(path: Path) -> dict[str, Any]:

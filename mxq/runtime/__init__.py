@@ -5,13 +5,14 @@ sentence in them.
 """
 
 from mxq.runtime.executor import MxnetRunner, serve
-from mxq.runtime.files import BLOCK_ATTRIBUTE, QuantizedBlock, read_block, to_block, write_pair
+from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, read_block, to_block, write_pair
 from mxq.runtime.loading import data_loader
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
 from mxq.runtime.networks import Net, from_symbol, load_model, load_params, params_path
 
 __all__ = [
     "BLOCK_ATTRIBUTE",
+    "Files",
     "MxnetRunner",
     "Net",
     "QuantizedBlock",

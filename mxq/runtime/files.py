@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mxq.ir import Model
+from mxq.files import replacing
+from mxq.ir import Array, Model
 from mxq.runtime.mxnet import mx, mxnet_says, to_arrays, to_symbol
 from mxq.runtime.networks import from_prefix
+from mxq.runtime.params import size_of, write_params
 
 BLOCK_ATTRIBUTE = "mxq_report"
 """Attribute of a block that mxq returns: its report."""
@@ -19,16 +21,41 @@ def write_pair(model: Model, prefix: Path) -> tuple[Path, Path]:
     """Writes ``prefix-symbol.json`` and ``prefix-0000.params``, in that order of the result.
 
     Raises:
-        RuntimeFailure: MXNet refuses the graph, or cannot write (`mxq.api.save` looks after directories).
+        RuntimeFailure: MXNet refuses the graph.
+        StorageError: a file cannot be written.
     """
     symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
-    table = {f"arg:{k}": v for k, v in to_arrays(model.args).items()}
-    table |= {f"aux:{k}": v for k, v in to_arrays(model.auxs).items()}
-    sym = to_symbol(model.graph)
-    with mxnet_says(f"MXNet cannot write {str(prefix)!r}"):
-        sym.save(str(symbol))
-        mx.nd.save(str(params), table)
+    files = Files(model)
+    with replacing(symbol, params, size=files.size) as drafts:
+        files.write(*drafts)
     return symbol, params
+
+
+@dataclass(frozen=True)
+class Files:
+    """What stands in the two files of ``model``."""
+
+    model: Model
+
+    def write(self, symbol: Path, params: Path) -> None:
+        """Writes both, in place.
+
+        Raises:
+            RuntimeFailure: MXNet refuses the graph.
+            OSError: a file cannot be written.
+        """
+        symbol.write_text(to_symbol(self.model.graph).tojson(), encoding="utf-8")
+        write_params(params, self._table)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the parameters, about."""
+        return size_of(self._table)
+
+    @property
+    def _table(self) -> dict[str, Array]:
+        arrays = {f"arg:{k}": v for k, v in self.model.args.items()}
+        return arrays | {f"aux:{k}": v for k, v in self.model.auxs.items()}
 
 
 def read_block(prefix: Path, epoch: int | None = None) -> Any:
@@ -54,12 +81,11 @@ class QuantizedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is un
 
 
 def to_block(model: Model) -> Any:
-    """A hybridizable block of ``model``, with the parameters read from a file as users of the written pair do."""
-    with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
-        _, params = write_pair(model, Path(folder) / "net")
-        with mxnet_says("MXNet cannot load what was written"), warnings.catch_warnings():
-            # An int8 graph does not fix its input's type, which is float32 unless the caller feeds integers.
-            warnings.filterwarnings("ignore", "Cannot decide type")
-            block = QuantizedBlock(to_symbol(model.graph), [mx.sym.var(name) for name in model.inputs])
-            block.collect_params().load(str(params), ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
+    """A hybridizable block of ``model``, whose parameters get the types that a file of them has."""
+    with mxnet_says("MXNet cannot load what was made"), warnings.catch_warnings():
+        # An int8 graph does not fix its input's type, which is float32 unless the caller feeds integers.
+        warnings.filterwarnings("ignore", "Cannot decide type")
+        block = QuantizedBlock(to_symbol(model.graph), [mx.sym.var(name) for name in model.inputs])
+        arrays = to_arrays({**model.args, **model.auxs})
+        block.collect_params().load_dict(arrays, ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
     return block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
+from mxq.checksums import intact
 from mxq.errors import FormatError, QuantizeError
+from mxq.files import is_file
 from mxq.ir import Array, Graph, Model, Node
 from mxq.operators import check_graph, check_parameters
 from mxq.runtime.mxnet import mx, mxnet_says, sentence, to_numpy
@@ -98,7 +101,7 @@ def _inference_form(head: Node) -> Node:
 
 
 def _load_symbol(path: Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise FormatError(f"no file {str(path)!r}")
     text = path.read_text(encoding="utf-8", errors="replace")
     graph = read_symbol(text, str(path))
@@ -117,7 +120,7 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
         path = prefix.parent / f"{prefix.name}-{epoch:04d}.params"
         found = [path] if path.is_file() else []
     else:
-        found = sorted(prefix.parent.glob(f"{prefix.name}-[0-9][0-9][0-9][0-9].params"))
+        found = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}-[0-9][0-9][0-9][0-9].params"))
     if not found:
         wanted = f"{prefix}-{'NNNN' if epoch is None else f'{epoch:04d}'}.params"
         raise FormatError(f"no parameter file {wanted!r} beside {prefix.name}-symbol.json")
@@ -125,6 +128,11 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
 
 
 def from_prefix(prefix: Path, epoch: int | None) -> Model:
+    with intact(prefix):
+        return _from_prefix(prefix, epoch)
+
+
+def _from_prefix(prefix: Path, epoch: int | None) -> Model:
     sym = _load_symbol(prefix.parent / f"{prefix.name}-symbol.json")
     table = load_params(params_path(prefix, epoch))
     model = from_symbol(sym, table, {})
@@ -140,7 +148,7 @@ def load_params(path: Path) -> dict[str, Array]:
     Raises:
         FormatError: missing, truncated, or not a parameter file.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FormatError(f"no file {str(path)!r}")
     with mxnet_says(f"MXNet cannot read {str(path)!r} (truncated, or not a parameter file)", FormatError):
         table = mx.nd.load(str(path))
