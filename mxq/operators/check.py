@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
-from mxq.operators.limits import ANY, INT32, UNREAD, Limit, is_to_run, limit_of
+from mxq.operators.limits import INT32, Limit, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
@@ -37,10 +38,17 @@ def check_graph(graph: Graph, registry: Registry, source: str = "the symbol") ->
         FormatError: an operator or attribute is none that MXNet has, or a value is outside of what it can take.
         GraphError: an operator has too few or too many inputs, or an output is read that there is not.
     """
-    try:
+    with _named(source):
         _check(graph, registry, old=_version(graph) < AUXILIARY_STATES_SINCE)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Says in an error where it is."""
+    try:
+        yield
     except MxqError as error:
-        raise type(error)(f"{source}: {error}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 def _version(graph: Graph) -> int:
@@ -101,7 +109,8 @@ def _check_operator(node: Node, registry: Registry, *, old: bool) -> int:
 def _ports(node: Node, registry: Registry) -> Ports:
     if node.op in SUBGRAPHS:
         for sub in node.subgraphs:
-            check_graph(sub, registry, f"in node {node.name!r} ({node.op})")
+            with _named(f"in node {node.name!r} ({node.op})"):
+                _check(sub, registry)
         return ports_of_subgraph(node)
     if node.subgraphs:
         raise GraphError(f"node {node.name!r} ({node.op}) has {len(node.subgraphs)} subgraphs; allowed: none")
@@ -124,17 +133,10 @@ def _check_hidden(node: Node, ports: Ports) -> None:
 
 
 def _check_attributes(node: Node, signature: Signature) -> None:
-    unread = set(_unread(node))
     for name in node.attrs:
         kind = signature.attributes.get(name)
         if kind is not None:
-            _check_value(node, name, kind, ANY if name in unread else limit_of(node.op, name))
-
-
-def _unread(node: Node) -> Iterator[str]:
-    for flag, attrs in UNREAD.get(node.op, {}).items():
-        if node.flag(flag):
-            yield from attrs
+            _check_value(node, name, kind, limit_of(node.op, name))
 
 
 def _check_value(node: Node, name: str, kind: str, limit: Limit) -> None:

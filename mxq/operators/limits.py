@@ -53,11 +53,6 @@ BY_OPERATOR: Final[Mapping[str, Limits]] = MappingProxyType(
 )
 """Operator -> attribute -> what it may hold there, in place of `OF_ALL`."""
 
-UNREAD: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = MappingProxyType(
-    {"Pooling": {"global_pool": ("kernel", "stride", "pad")}}
-)
-"""Operator -> flag -> attributes that it does not read where the flag is set, so that they may hold anything."""
-
 _NOT_TO_RUN = re.compile(
     r"_backward_.*|.*_update|_?multi_.*|_?preloaded_multi_.*|reset_arrays|_Native|_NDArray|_CachedOp.*|_contrib_dgl_.*"
     r"|_NoGradient|_cvimread|_cvimdecode|_cvcopyMakeBorder|_copyto|_set_value|_onehot_encode|_broadcast"
