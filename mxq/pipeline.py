@@ -37,6 +37,7 @@ from mxq.passes import (
     SPLIT_GROUPS,
     SUBSAMPLE_EARLY,
     align_ranges,
+    declare,
     fix_shape,
     fold_constants,
     guard,
@@ -311,7 +312,7 @@ def quantize(
         target=built.target,
         saturation=built.saturation,
     )
-    return Quantized(model, report, prepared, thresholds, warnings)
+    return Quantized(declare(model), report, prepared, thresholds, warnings)
 
 
 def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:

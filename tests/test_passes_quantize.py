@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, SHAPE, bn, build, conv, fc, feeds, graph, quantized, run
+from graphs import CONV1, GOLDENS, RELU, SHAPE, bn, build, conv, fc, feeds, graph, op_names, quantized, run
 from helpers import assert_close, assert_golden, exact_sums
 
 from mxq import pipeline
@@ -17,7 +17,7 @@ from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import quantize_graph
 from mxq.report.record import find, tensor_of
-from mxq.runtime import MxnetRunner
+from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_symbol, write_symbol, write_text
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.verify.taps import corresponding
@@ -83,6 +83,19 @@ class TestNames:
         assert result["f"].op == "_sg_mkldnn_fully_connected"
         assert result["f"].flag("enable_float_output")
         assert "f_quantized" not in result
+
+    @pytest.mark.parametrize("outputs", ["s, g", "g, r"], ids=["reader", "output"])
+    def test_a_layer_that_float_and_int8_read_writes_float(self, outputs):
+        """Of an int8 layer with a dequantize node, MXNet's ``get_backend_symbol`` asks for a third node and fails."""
+        lines = (fc("f", "data"), "r = Activation(f) " + RELU, fc("g", "r"), "s = softmax(r)", f"return {outputs}")
+        model = build(*lines)
+        result = quantized(model)
+        assert result.model.graph["r"].flag("enable_float_output")
+        assert result.model.graph["r_quantize"].attrs["out_type"] == "uint8"
+        assert result.report.tensors["r_quantize"].of == "r"
+        assert "_contrib_dequantize" not in op_names(result.model)
+        to_symbol(result.model.graph).get_backend_symbol("MKLDNN_QUANTIZE")
+        assert all(sqnr_db(a, b) > 25 for a, b in zip(run(model), run(result.model), strict=True))
 
     def test_other_outputs_are_told_apart(self):
         model = build(

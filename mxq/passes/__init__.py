@@ -3,6 +3,7 @@
 from mxq.passes.align_ranges import align_ranges
 from mxq.passes.averages import AVERAGES
 from mxq.passes.constants import fold_constants
+from mxq.passes.declare import declare
 from mxq.passes.detection import DETECTION
 from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.passes.fold_bn import FOLD_BN
@@ -37,6 +38,7 @@ __all__ = [
     "SPLIT_GROUPS",
     "SUBSAMPLE_EARLY",
     "align_ranges",
+    "declare",
     "fix_shape",
     "fold_constants",
     "guard",

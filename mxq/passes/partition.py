@@ -89,12 +89,20 @@ def data_inputs(node: Node, spec: OpSpec) -> tuple[int, ...]:
     return spec.data_inputs + summed
 
 
-def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Iterable[str]) -> bool:
-    """Whether an int8 fully connected layer can write float itself (``enable_float_output``): no reader is int8."""
+def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Collection[str]) -> bool:
+    """Whether an int8 fully connected layer writes float itself (``enable_float_output``): where float is read.
+
+    Its int8 readers, if there are any as well, read that quantized. The other way round, int8 and a dequantize node for
+    the float readers, MXNet's ``get_backend_symbol`` does not survive: it takes such a pair for three nodes
+    (``SelectOutput`` in ``mkldnn_fc_post_quantize_property.h`` falls through from one case to the next).
+    """
     if spec.float_op != "FullyConnected":
         return False
-    known = set(quantized)
-    return not any(c.name in known for c in graph.consumers[node.name])
+    return node.name in graph.head_names or any(c.name not in quantized for c in graph.consumers[node.name])
+
+
+def _read_as_int8(graph: Graph, node: Node, quantized: Collection[str]) -> bool:
+    return any(c.name in quantized for c in graph.consumers[node.name])
 
 
 def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
@@ -283,7 +291,7 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[
         for i in data_inputs(node, spec):
             if node.inputs[i].name not in quantized:
                 found[node.inputs[i]] = None
-        if spec.calibrated and not writes_float(graph, node, spec, quantized):
+        if spec.calibrated and (spec.float_op != "FullyConnected" or _read_as_int8(graph, node, quantized)):
             found[node.out] = None
         if node.name in merged:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None

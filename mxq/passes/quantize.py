@@ -124,6 +124,8 @@ class _Builder:
     nodes: dict[str, Node] = field(default_factory=dict)
     coded: dict[Ref, Coded] = field(default_factory=dict)
     quantizers: dict[tuple[Ref, str], Coded] = field(default_factory=dict)
+    layers: dict[Ref, str] = field(default_factory=dict)
+    """The type that int8 readers expect of what an int8 layer writes in float."""
     records: dict[str, TensorRecord] = field(default_factory=dict)
 
     @property
@@ -159,12 +161,14 @@ class _Builder:
             name = name if self.unused(name) == name else self.unused(f"{name}_{dtype}")
             record = self._record(ref, dtype) if tensor is None else _recoded(tensor, dtype)
             self.nodes[name] = Node(name, "_contrib_quantize_v2", {"out_type": dtype, **_range_attrs(record)}, (ref,))
-            self.records[name] = record
+            self.records[name] = replace(record, of=ref.name) if ref in self.layers else record
             self.quantizers[ref, dtype] = Coded.of(name, record)
         return self.quantizers[ref, dtype]
 
     def _input_dtype(self, ref: Ref) -> str:
         """The type in which a float tensor is quantized."""
+        if ref in self.layers:
+            return self.layers[ref]
         wanted = self.choices.dtype(ref.name) or self.config.quantized_dtype
         if self.config.calib_mode == NONE:
             return UINT8 if wanted == UINT8 else INT8
@@ -284,6 +288,7 @@ class _Builder:
     def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], record: TensorRecord) -> None:
         if self._to_float(node, spec):
             attrs = {"enable_float_output": "True"}
+            self.layers[node.out] = record.dtype
             self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, attrs)
             return
         name = self.unused(MADE + node.name)
