@@ -368,7 +368,7 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
     thresholds, coding = choose_codes(fused, built.thresholds, config)
     weights: Mapping[str, WeightRecord] = {}
-    samples: Mapping[Ref, Array] = {}
+    samples: Mapping[str, Array] = {}
     if looked is not None:
         fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
         samples = {} if built.exact else activations(looked, fused, built.plan)

@@ -16,7 +16,7 @@ import numpy as np
 from mxq.backends import layer_of
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Model, Ref, Runner
+from mxq.ir import Array, Model, Node, Runner
 from mxq.passes import quantize_graph
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import on_grid
@@ -105,10 +105,15 @@ def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
     return MEMORY // max(2 * each, 1)
 
 
-def activations(looked: Looked, model: Model, plan: Plan) -> dict[Ref, Array]:
-    """Samples of what int8 layers read, (n, channels); of all examples, as each has but one place after a pooling."""
-    refs = [n.inputs[0] for n in model.graph.operators if n.name in plan.quantized and layer_of(n) is not None]
-    return sampled(looked.runner, model, list(dict.fromkeys(refs)), looked.pieces(AT_ONCE))
+def activations(looked: Looked, model: Model, plan: Plan) -> dict[str, Array]:
+    """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
+    nodes = [n for n in model.graph.operators if n.name in plan.quantized and _is_dense(n)]
+    return sampled(looked.runner, model, nodes, looked.pieces(AT_ONCE))
+
+
+def _is_dense(node: Node) -> bool:
+    layer = layer_of(node)
+    return layer is not None and int(layer.number("num_group", 1)) == 1
 
 
 def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:

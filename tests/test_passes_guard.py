@@ -150,7 +150,7 @@ class TestGuard:
         samples = None
         if given is not None:
             rng = np.random.default_rng(0)
-            samples = {Ref("r"): np.clip(top * rng.uniform(0.5, 1.2, (200, CHANNELS)), 0, top).astype(np.float32)}
+            samples = {"z": np.clip(top * rng.uniform(0.5, 1.2, (200, CHANNELS, 9)), 0, top).astype(np.float32)}
         config, trace = replace(CONFIG, **changed), Trace()
         thresholds = Thresholds(table)
         found = guard(prepared.fused, prepared.plan, thresholds, config, target, trace, samples)
@@ -176,8 +176,8 @@ class TestGuard:
         prepared = planned(*CHAIN[:2], pool, conv("z", "p"), *more, heads)
         assert prepared.plan["p"].int8
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4.0, 4.0), "naive") for r in prepared.plan.observe}
-        values = np.random.default_rng(0).uniform(2, 4, (200, CHANNELS)).astype(np.float32)
-        samples = {Ref("p"): values}
+        values = np.random.default_rng(0).uniform(2, 4, (200, CHANNELS, 9)).astype(np.float32)
+        samples = {"z": values}
         _, thresholds, records = guard(
             prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
         )
@@ -187,10 +187,10 @@ class TestGuard:
     def test_few_samples_do_not_show_the_largest_values(self):
         prepared = planned(*CHAIN)
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4.0, 4.0), "naive") for r in prepared.plan.observe}
-        rows = np.random.default_rng(0).uniform(1, 3, (100, CHANNELS)).astype(np.float32)
+        rows = np.random.default_rng(0).uniform(1, 3, (100, CHANNELS, 9)).astype(np.float32)
         factors = []
         for times in (1, 10):
-            samples = {Ref("r"): np.tile(rows, (times, 1))}
+            samples = {"z": np.tile(rows, (times, 1, 1))}
             given = (prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2")
             factors.append(guard(*given, samples=samples)[2]["z"].factor)
         assert factors[0] > factors[1]
@@ -198,7 +198,7 @@ class TestGuard:
     def test_a_range_that_somebody_fixed_stays(self):
         prepared = planned(*CHAIN)
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4, 4), "fixed") for r in prepared.plan.observe}
-        samples = {Ref("r"): np.full((200, CHANNELS), 4, np.float32)}
+        samples = {"z": np.full((200, CHANNELS, 9), 4, np.float32)}
         _, thresholds, records = guard(
             prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
         )
@@ -258,13 +258,36 @@ class TestGuard:
         assert records["z"].supposed
 
 
-def test_samples_are_places_of_all_channels():
-    prepared, data = planned(*CHAIN), feeds()
-    found = sampled(MxnetRunner(), prepared.fused, [Ref("r")], [data, data], places=20)
-    (value,) = MxnetRunner().compile(prepared.fused, (Ref("r"),))(data)[len(prepared.fused.graph.heads) :]
-    rows = {tuple(row) for row in np.moveaxis(value, 1, -1).reshape(-1, CHANNELS).tolist()}
-    assert found[Ref("r")].shape == (20, CHANNELS)
-    assert {tuple(row) for row in found[Ref("r")].tolist()} <= rows
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (conv("z", "data", 'kernel="(3, 2)" num_filter="5" pad="(1, 0)" stride="(2, 1)"'), (4, 6, 7, 5)),
+        (conv("z", "data", 'kernel="(3, 1, 2)" num_filter="5" pad="(1, 0, 0)" dilate="(2, 1, 1)"'), (4, 3, 7, 5, 4)),
+        (fc("z", "data"), (30, 6)),
+        (fc("z", "data"), (30, 3, 2, 2)),
+        (fc("z", "data", 'num_hidden="10" flatten="False"'), (6, 7, 5)),
+        (fc("z", "data", 'num_hidden="10" flatten="False"'), (7, 7, 7)),
+        (fc("z", "data", 'num_hidden="10" flatten="False"'), (4, 3, 5, 6)),
+    ],
+)
+def test_samples_are_what_each_layer_multiplies(layer, shape):
+    """With its weight they give values of its output, all inputs of a place together."""
+    model, data = build(layer, "return z", data=shape), feeds(data=shape)
+    model = pipeline.plan(model, CONFIG).fused
+    found = sampled(MxnetRunner(), model, [model.graph["z"]], [data, data], places=20)["z"]
+    weight = model.args["z_weight"]
+    assert found.shape == (20, weight.shape[1], weight[0, 0].size)
+    made = found.reshape(20, -1) @ weight.reshape(len(weight), -1).T + model.args["z_bias"]
+    (value,) = MxnetRunner().compile(model)(data)
+    rows = np.moveaxis(value, 1 if "Convolution" in layer else -1, -1).reshape(-1, len(weight))
+    assert np.abs(made[:, None] - rows[None]).max(axis=2).min(axis=1).max() < 1e-5
+
+
+def test_few_places_of_a_layer_with_many_inputs(monkeypatch):
+    monkeypatch.setattr("mxq.weights.activity.VALUES", 7 * CHANNELS * 9)
+    prepared = planned(*CHAIN)
+    found = sampled(MxnetRunner(), prepared.fused, [prepared.fused.graph["z"]], [feeds(), feeds()])
+    assert found["z"].shape == (7, CHANNELS, 9)
 
 
 def test_the_report_says_what_was_done():

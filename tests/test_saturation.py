@@ -177,7 +177,8 @@ def sqnr_for(target: str) -> float:
     config = QuantConfig(num_calib_examples="100%", effort="fast", target="avx512_vnni")  # so that it is guarded here
     prepared = pipeline.plan(model, config)
     ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False)
-    samples = sampled(MxnetRunner(), prepared.fused, prepared.plan.observe, [{"data": data}])
+    layers = [n for n in prepared.fused.graph.operators if n.name in prepared.plan.quantized]
+    samples = sampled(MxnetRunner(), prepared.fused, layers, [{"data": data}])
     fused, thresholds, _ = guard(
         prepared.fused, prepared.plan, ranges.thresholds, config, target, prepared.trace, samples
     )

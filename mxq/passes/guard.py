@@ -56,7 +56,7 @@ class _Layer:
         data: what it reads there.
         kernel: what its kernel does.
         codes: (O, I, ...) int8, of its weight.
-        samples: (n, I), activation codes.
+        samples: (n, I, K) or, supposed, (n, I): activation codes.
         step: (O,), of its weight.
         energy: mean square of its sums over ``samples``, in units of a `Remedy`'s cost.
         supposed: whether ``samples`` are.
@@ -89,7 +89,7 @@ def guard(
     config: QuantConfig,
     target: str,
     trace: Trace | None = None,
-    samples: Mapping[Ref, Array] | None = None,
+    samples: Mapping[str, Array] | None = None,
 ) -> tuple[Model, Thresholds, dict[str, SaturationRecord]]:
     """Applies the cheapest remedy to every layer.
 
@@ -100,7 +100,7 @@ def guard(
         config: types of activations; nothing is done without calibrated ranges (``calib_mode="none"``).
         target: of `mxq.machine.TARGETS`; with VNNI nothing is done.
         trace: receives the layers that changed.
-        samples: tensor -> (n, channels), of ``model``, from `mxq.weights.activity`.
+        samples: of layers of ``model``, by name, from `mxq.weights.activity`.
 
     Returns:
         The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
@@ -143,19 +143,19 @@ def kernels(
 
 
 def _layers(
-    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, samples: Mapping[Ref, Array]
+    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, samples: Mapping[str, Array]
 ) -> Iterable[_Layer]:
     """The int8 layers whose kernels saturate."""
     for name, (kernel, record) in kernels(model, plan, thresholds, config).items():
         node = model.graph[name]
         if kernel in ("pairs", "shifted") and len(model.graph.consumers[node.inputs[1].name]) == 1:
-            yield _layer(model, node, kernel, record, samples.get(node.inputs[0]))
+            yield _layer(model, node, kernel, record, samples.get(name))
 
 
 def _layer(model: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None) -> _Layer:
     weight = model.args[node.inputs[1].name]
     codes = weight_codes(weight)
-    if values is None or values.shape[1] != weight.shape[1]:
+    if values is None:
         given = supposed(weight.shape[1], bounded=_ends_at_clip(model, node.inputs[0], record))
         if kernel == "shifted":  # s8: of both signs
             given *= np.where(np.arange(len(given)) % 2, 0.5, -0.5)[:, None]
@@ -167,8 +167,8 @@ def _layer(model: Model, node: Node, kernel: Kernel, record: TensorRecord, value
         assumed = False
     step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / numerics.SPAN["int8"]
     flat = codes.reshape(*codes.shape[:2], -1).astype(np.float32)
-    second = np.square(given, dtype=np.float64).mean(axis=0)
-    energy = float(np.einsum("oik,i,o->", np.square(flat), second, step**2, optimize=True))
+    second = np.square(given, dtype=np.float64).mean(axis=0).reshape(flat.shape[1], -1)
+    energy = float(np.einsum("oik,ik,o->", np.square(flat), np.broadcast_to(second, flat.shape[1:]), step**2))
     return _Layer(node, node.inputs[0], kernel, codes, given, step, max(energy, _TINY), assumed)
 
 

@@ -1,4 +1,8 @@
-"""Values of tensors at places of calibration data, all channels of a place together, as `remedies` needs them."""
+"""What layers multiply with their weights at places of calibration data, as `remedies` needs it.
+
+A convolution multiplies receptive fields, a fully connected layer rows: all axes but the first as one, or the last axis
+(``flatten=False``). Which axis of a tensor are a layer's inputs is that layer's matter, so samples are kept for each.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,53 @@ from typing import Final
 
 import numpy as np
 
-from mxq.ir import Array, Model, Ref, Runner
+from mxq.backends import the_layer_of
+from mxq.ir import Array, Model, Node, Runner
+from mxq.weights.patches import Geometry, inputs_at
 
 PLACES: Final = 512
-"""Places of each tensor that are kept in all."""
+"""Places of each layer's output that are looked at in all."""
+VALUES: Final = 1 << 23
+"""Values that are kept for a layer: fewer places of one with more inputs."""
 
 
 def sampled(
-    runner: Runner, model: Model, refs: Sequence[Ref], feeds: Iterable[Mapping[str, Array]], places: int = PLACES
-) -> dict[Ref, Array]:
-    """Runs ``model`` over ``feeds`` and keeps some places of each tensor.
+    runner: Runner, model: Model, nodes: Sequence[Node], feeds: Iterable[Mapping[str, Array]], places: int = PLACES
+) -> dict[str, Array]:
+    """Runs ``model`` over ``feeds`` and keeps what some places of each layer's output are made from.
 
     Args:
         runner: what runs the model.
         model: float, fused.
-        refs: tensors (N, C) or (N, C, ...); those of another rank, or without channels, are left out.
+        nodes: layers of ``model`` without groups.
         feeds: batches, small ones: all tensors of one are held at once. A few are enough; each gives as many places.
         places: how many to keep, drawn at random, the same ones each time.
 
     Returns:
-        Tensor -> (at most ``places``, C) float32.
+        Name of a layer -> (at most ``places``, I, K) float32: I inputs as in the weight's axis 1, K kernel positions.
     """
+    refs = list(dict.fromkeys(n.inputs[0] for n in nodes))
     call, heads, batches = runner.compile(model, refs), len(model.graph.heads), list(feeds)
-    each, rng = -(-places // max(len(batches), 1)), np.random.default_rng(0)
-    found: dict[Ref, list[Array]] = {}
+    rng, found = np.random.default_rng(0), dict[str, list[Array]]()
+    most = {n.name: _most(model, n, places) for n in nodes}
     for batch in batches:
-        made = call(batch)
-        for i, ref in enumerate(refs):
-            value = made[heads + i]
-            if value.ndim >= 2:
-                rows = np.moveaxis(value, 1, -1).reshape(-1, value.shape[1])
-                chosen = np.sort(rng.choice(len(rows), min(each, len(rows)), replace=False))
-                found.setdefault(ref, []).append(np.array(rows[chosen], np.float32))
-    return {ref: np.concatenate(parts)[:places] for ref, parts in found.items()}
+        made = dict(zip(refs, list(call(batch))[heads:], strict=True))
+        for node in nodes:
+            each = -(-most[node.name] // len(batches))
+            found.setdefault(node.name, []).append(_fields(node, made[node.inputs[0]], each, rng))
+    return {name: np.concatenate(parts)[: most[name]] for name, parts in found.items()}
+
+
+def _most(model: Model, node: Node, places: int) -> int:
+    """How many places of a layer are kept."""
+    return min(places, max(1, VALUES // int(model.args[node.inputs[1].name][0].size)))
+
+
+def _fields(node: Node, value: Array, count: int, rng: np.random.Generator) -> Array:
+    """(n, I, K): what ``count`` places of a layer's output are made from, all where there are fewer."""
+    geometry = Geometry.of(the_layer_of(node))
+    total = geometry.places_of(value.shape)
+    chosen = np.sort(rng.choice(total, min(count, total), replace=False))
+    rows = inputs_at([value], [chosen], geometry)[0]  # taps, then channels
+    taps = int(np.prod(geometry.kernel))
+    return np.ascontiguousarray(rows.reshape(len(rows), taps, -1).swapaxes(1, 2), np.float32)

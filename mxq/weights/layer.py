@@ -13,6 +13,7 @@ from mxq.ir import Array, Node
 from mxq.weights import grid, patches, rounding
 from mxq.weights.bias import Activation, correction
 from mxq.weights.grid import Grid
+from mxq.weights.limits import Sums
 from mxq.weights.patches import Geometry
 
 DAMPING: Final = 0.01
@@ -85,6 +86,7 @@ def choose(
     methods: Methods,
     levels: Grid,
     sweeps: int = 0,
+    sums: Sums | None = None,
 ) -> Chosen:
     """New parameters of ``node`` from samples of what it reads.
 
@@ -97,6 +99,7 @@ def choose(
         methods: which of them to use.
         levels: the codes that its kernel has.
         sweeps: of `rounding.descend`.
+        sums: of a kernel whose sums saturate.
     """
     wanted = geometry.grouped(weight)
     energy = np.square(data.inputs, dtype=np.float32).mean(axis=1, dtype=np.float64)
@@ -104,7 +107,7 @@ def choose(
     fixed = grid.extremes(wanted, levels)
     nearest = codes = grid.nearest(wanted, step, fixed, levels)
     if methods.rounding == "reconstruction":
-        codes = _reconstructed(wanted, nearest, step, fixed, data, levels, sweeps)
+        codes = _reconstructed(wanted, nearest, step, fixed, data, levels, sweeps, sums)
     written = grid.written(codes, step, levels)
     values = grid.read(written, codes, step, levels).astype(np.float32)
     if methods.bias_correction == "empirical":
@@ -121,11 +124,28 @@ def choose(
 
 
 def _reconstructed(
-    wanted: Array, nearest: Array, step: Array, fixed: Array, data: Seen, levels: Grid, sweeps: int
+    wanted: Array,
+    nearest: Array,
+    step: Array,
+    fixed: Array,
+    data: Seen,
+    levels: Grid,
+    sweeps: int,
+    sums: Sums | None,
 ) -> Array:
     """Codes by `rounding`; the nearest in the channels where these are better."""
     hessian = rounding.damped(rounding.covariance(data.inputs), DAMPING)
-    codes = rounding.successive(wanted, hessian, step, fixed, levels.most)
-    codes = rounding.descend(codes, wanted, hessian, step, fixed, levels.most, sweeps)
+
+    def best(*limits: Sums | None) -> Array:
+        found = rounding.successive(wanted, hessian, step, fixed, levels.most, *limits)
+        return rounding.descend(found, wanted, hessian, step, fixed, levels.most, sweeps, *limits)
+
+    codes = best()
     before, after = (rounding.error_of(c, wanted, hessian, step) for c in (nearest, codes))
-    return np.where((after < before)[:, :, None], codes, nearest)
+    codes = np.where((after < before)[:, :, None], codes, nearest)
+    if sums is None or not sums.breaks(codes[0]).any():
+        return codes
+    tried = [codes, best(sums), sums.limited(codes[0])[None]]
+    errors = [rounding.error_of(c, wanted, hessian, step)[0] + sums.lost(c[0], step[0]) for c in tried]
+    chosen = np.argmin(errors, axis=0)
+    return np.asarray(np.choose(chosen[None, :, None], tried))

@@ -61,7 +61,7 @@ def remedy(
     Where limiting every pair for the largest codes there are is as good as free (`FREE`), it is that. Else "none" costs
     `lost`; "pairs" the change of weights on the samples; "range" what is still lost and the coarser
     step's noise, ``(factor^2 - 1) / 12 x sum(codes^2)``. Activations in s8 would cost a bit of both sides of the
-    product ("halved"), always more than "range" with factor 2. Float is never needed, as any pair can be limited.
+    product ("halved"), always more than "range" with factor 2.
 
     Args:
         codes: (O, I, ...) integers in -128..127.
@@ -113,15 +113,11 @@ def change(codes: Array, other: Array, samples: Array) -> Array:
     off = (other.astype(np.float32) - codes).reshape(*codes.shape[:2], -1)
     rows = np.flatnonzero(off.any(axis=(1, 2)))
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float32)
+    parts = [(data, off[rows])] if data.shape[2] > 1 else [(data, off[rows, :, k, None]) for k in range(off.shape[2])]
     total = np.zeros(len(codes))
-    if data.shape[2] > 1:
-        made = data.reshape(len(data), -1) @ off[rows].reshape(len(rows), -1).T
-        total[rows] = np.square(made, dtype=np.float64).mean(axis=0)
-        return total
-    second = data[:, :, 0].T @ data[:, :, 0] / max(len(data), 1)
-    for place in range(off.shape[2]):
-        part = off[rows, :, place]
-        total[rows] += (part @ second * part).sum(axis=1, dtype=np.float64)
+    for seen, part in parts:
+        made = seen.reshape(len(seen), -1) @ part.reshape(len(rows), -1).T
+        total[rows] += np.square(made, dtype=np.float64).mean(axis=0)
     return total
 
 

@@ -25,8 +25,10 @@ Arrays are of G groups with O output channels and K inputs each: G = 1 for a den
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mxq.ir import Array
+from mxq.weights.limits import Sums
 
 BLOCK = 64
 """Columns between two updates by matrix product."""
@@ -50,7 +52,9 @@ def damped(covariance: Array, share: float) -> Array:
     return found
 
 
-def successive(wanted: Array, hessian: Array, step: Array, fixed: Array, most: int) -> Array:
+def successive(
+    wanted: Array, hessian: Array, step: Array, fixed: Array, most: int, sums: Sums | None = None
+) -> Array:
     """Codes by (2), the inputs of the largest energy first.
 
     Args:
@@ -59,6 +63,7 @@ def successive(wanted: Array, hessian: Array, step: Array, fixed: Array, most: i
         step: (G, O) float64, s.
         fixed: (G, O, K) int16, codes that are given; 0 where free.
         most: the largest code of the others.
+        sums: of a kernel that adds pairs in 16 bits, whose limits hold too; G is 1 then.
 
     Returns:
         (G, O, K) int16.
@@ -68,7 +73,7 @@ def successive(wanted: Array, hessian: Array, step: Array, fixed: Array, most: i
     weight, given = (np.take_along_axis(a, order[:, None], axis=2).swapaxes(1, 2) for a in (wanted, fixed))
     weight, given = (np.ascontiguousarray(a, np.float32) for a in (weight, given))  # (G, K, O): rows by input
     free, scale, size = given == 0, step.astype(np.float32), wanted.shape[2]
-    error, codes = np.zeros_like(weight), given
+    error, codes, back = np.zeros_like(weight), given, np.argsort(order, axis=1)
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         pulled = weight[:, start:stop] + upper[:, :start, start:stop].swapaxes(1, 2) @ error[:, :start]
@@ -77,11 +82,11 @@ def successive(wanted: Array, hessian: Array, step: Array, fixed: Array, most: i
             near = pulled[:, k - start] + (within[:, None, k - start, : k - start] @ error[:, start:k])[:, 0]
             near /= scale
             np.rint(near, out=near)
-            np.maximum(near, -most, out=near)
-            np.minimum(near, most, out=near)
+            low, high = _room(sums, int(order[0, k]), codes, back[0], 1, most)
+            np.maximum(near, low, out=near)
+            np.minimum(near, high, out=near)
             np.copyto(codes[:, k], near, where=free[:, k])
             error[:, k] = weight[:, k] - scale * codes[:, k]
-    back = np.argsort(order, axis=1)
     return np.take_along_axis(codes.swapaxes(1, 2), back[:, None], axis=2).astype(np.int16)
 
 
@@ -113,25 +118,35 @@ def _cholesky(matrices: Array) -> Array:
     return lower
 
 
-def descend(codes: Array, wanted: Array, hessian: Array, step: Array, fixed: Array, most: int, sweeps: int) -> Array:
+def descend(
+    codes: Array,
+    wanted: Array,
+    hessian: Array,
+    step: Array,
+    fixed: Array,
+    most: int,
+    sweeps: int,
+    sums: Sums | None = None,
+) -> Array:
     """Codes after coordinate descent: one input after the other takes the best code, given all others.
 
     Args:
         codes: (G, O, K) int16, where to begin.
         sweeps: how often to go over all inputs; it ends early where nothing changes.
-        wanted, hessian, step, fixed, most: as for `successive`.
+        wanted, hessian, step, fixed, most, sums: as for `successive`.
 
     Returns:
         (G, O, K) int16, of no larger error.
     """
     codes = codes.copy()
-    diagonal = np.einsum("gkk->gk", hessian)
+    diagonal, places = np.einsum("gkk->gk", hessian), np.arange(codes.shape[2])
     for _ in range(sweeps):
         gradient = (wanted - step[:, :, None] * codes) @ hessian
         changes = 0
         for k in range(codes.shape[2]):
             best = np.rint(gradient[:, :, k] / diagonal[:, None, k] / step)
-            new = np.clip(codes[:, :, k] + best, -most, most).astype(np.int16)
+            low, high = _room(sums, k, codes, places, 2, most)
+            new = np.clip(codes[:, :, k] + best, low, high).astype(np.int16)
             change = np.where(fixed[:, :, k] != 0, 0, new - codes[:, :, k])
             if change.any():
                 changes += int(np.count_nonzero(change))
@@ -140,6 +155,16 @@ def descend(codes: Array, wanted: Array, hessian: Array, step: Array, fixed: Arr
         if not changes:
             break
     return codes
+
+
+def _room(
+    sums: Sums | None, column: int, codes: Array, places: Array, axis: int, most: int
+) -> tuple[ArrayLike, ArrayLike]:
+    """The least and the largest code of a column; others' are in ``codes``, along ``axis`` at their ``places``."""
+    other = -1 if sums is None else sums.partner(column)
+    if sums is None or other < 0:
+        return -most, most
+    return sums.room(column, codes.take(places[other], axis), most)
 
 
 def error_of(codes: Array, wanted: Array, hessian: Array, step: Array) -> Array:

@@ -27,10 +27,11 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
+from mxq.weights.limits import Sums
 from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
 from mxq.weights.patches import Geometry
 from mxq.weights.ranges import Reader, narrowed
-from mxq.weights.saturation import kernel_of
+from mxq.weights.saturation import Kernel, kernel_of
 
 EXAMPLES_FOR_RANGES = 8
 LEAST_PLACES = 4096
@@ -198,10 +199,23 @@ class _Walk:
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
         levels = HALVED if kernel == "halved" and not self.setting.exact else FULL
         bias, sweeps = model.args[names[1]], self.setting.sweeps
-        chosen = layers.choose(node, weight, bias, found, geometry, self.setting.methods, levels, sweeps)
+        sums = None if self.setting.exact else self._sums(kernel, data, found, weight)
+        chosen = layers.choose(node, weight, bias, found, geometry, self.setting.methods, levels, sweeps, sums)
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
         self.values |= {names[0]: chosen.values, names[1]: chosen.bias}
         self.records[node.name] = self._record(weight, chosen)
+
+    def _sums(self, kernel: Kernel, ref: Ref, found: layers.Seen, weight: Array) -> Sums | None:
+        """How the kernel of a layer that reads ``ref`` adds; None where nothing saturates or the scale is unknown."""
+        if kernel not in ("pairs", "shifted"):
+            return None
+        if ref in self.codes:
+            scale = self.codes[ref].scale(self.spans[str(ref)])
+        elif ref in self.carried:
+            scale = Code(self._dtype(ref)).scale(self.carried[ref])
+        else:
+            return None
+        return Sums.of(kernel, scale, found.inputs[0], weight.shape[1])
 
     def _dtype(self, ref: Ref) -> str:
         """The type of an int8 operator's input."""
