@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -233,3 +234,13 @@ def json_text(path: str | os.PathLike[str], data: Any) -> str:
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise FormatError(f"{os.fspath(path)} cannot be written as JSON: {error}") from None
+
+
+def epochs_of(prefix: Path) -> dict[int, Path]:
+    """The files ``prefix-NNNN.params`` by their number, of four digits or, where it is larger, more."""
+    ending = re.compile(re.escape(prefix.name) + r"-(\d{4}|[1-9]\d{4,17})\.params", re.ASCII)
+    try:
+        beside = sorted(prefix.parent.iterdir())
+    except OSError:
+        return {}
+    return {int(found[1]): path for path in beside if (found := ending.fullmatch(path.name)) and path.is_file()}

@@ -32,6 +32,9 @@ INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
 INPUT_SHAPE = "__input_shape__"
 """Attribute of an input that has one shape alone: that of an example, "(3, 224, 224)". MXNet keeps and ignores it."""
 
+INPUT_PLACE = "__input_place__"
+"""Attribute of an input of a network that takes several arguments: its place, and how many there are, "(0, 2)"."""
+
 ROUTE = "__route__"
 """Attribute of a node that stands for an original one of another kind: what it is and why, in words, for reports."""
 
@@ -80,6 +83,12 @@ class Node:
     def input_dtype(self) -> str:
         """The type that a variable declares, such as "int8"; "float32" where it declares none."""
         return INPUT_TYPES.get(self.attrs.get("__dtype__", ""), "float32")
+
+    @property
+    def input_place(self) -> tuple[int, int] | None:
+        """The place of an input among a network's arguments, and how many there are; None where nothing says so."""
+        found = re.fullmatch(r"\((\d{1,4}), (\d{1,4})\)", self.attrs.get(INPUT_PLACE, ""))
+        return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
 
     @property
     def origins(self) -> tuple[str, ...]:
@@ -286,9 +295,26 @@ class Model:
                 object.__setattr__(self, name, MappingProxyType({k: _read_only(v) for k, v in table.items()}))
 
     @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the inputs in the order of a call; "" for an argument that the network does not read.
+
+        Inputs without a place (see `INPUT_PLACE`) follow those that have one, in graph order.
+        """
+        fed = [n for n in self.graph.variables if n.name not in self.args and n.name not in self.auxs]
+        places = {n.name: n.input_place for n in fed}
+        slots = [""] * max((p[1] for p in places.values() if p), default=0)
+        rest = []
+        for name, place in places.items():
+            if place is None or slots[place[0]]:
+                rest.append(name)
+            else:
+                slots[place[0]] = name
+        return (*slots, *rest)
+
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the variables that the caller must feed, in graph order."""
-        return tuple(n.name for n in self.graph.variables if n.name not in self.args and n.name not in self.auxs)
+        """Names of the variables that the caller must feed, in the order of a call."""
+        return tuple(name for name in self.arguments if name)
 
     def param(self, name: str) -> Array | None:
         """The value of a parameter, argument or auxiliary; None for an input or an operator."""

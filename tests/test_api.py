@@ -671,9 +671,9 @@ def other(kind: str) -> Any:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("number", r"net is a int; allowed: HybridBlock, SymbolBlock, \(sym, arg_params, aux_params\), or the prefix"),
+        ("number", r"net is a int; allowed: HybridBlock, SymbolBlock, Module, \(sym, arg_params, aux_params\), or "),
         ("nothing", "net is a bytes; allowed: HybridBlock"),
-        ("sequential", "net is a Sequential; allowed: HybridBlock"),
+        ("sequential", "net is a Sequential, a Block whose graph cannot be seen; allowed: a HybridBlock"),
         ("pair", "net is a tuple; allowed: HybridBlock"),
         ("three", "sym is a int; allowed: a Symbol, or the path of its JSON file"),
         ("uninitialised", r"parameters without values \(Parameter 'dense_weight' has not been initialized\)"),

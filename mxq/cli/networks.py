@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mxq.cli.console import say
 from mxq.errors import ConfigError, QuantizeError
+from mxq.files import epochs_of
 
 if TYPE_CHECKING:
     from mxq.batches import Feeds
@@ -144,7 +144,7 @@ def partitions(
 def sizes_of(prefix: Path) -> dict[str, int]:
     """Bytes of the files of the pair ``prefix``, by name."""
     files = [prefix.with_name(f"{prefix.name}-symbol.json")]
-    files += sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}-[0-9][0-9][0-9][0-9].params"))[-1:]
+    files += [path for _, path in sorted(epochs_of(prefix).items())[-1:]]
     return {f.name: f.stat().st_size for f in files if f.is_file()}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mxq.ir import Model
 
 PREPROCESS_FILE = "preprocess.json"
-_ENDINGS = re.compile(r"(-symbol\.json|-\d{4}\.params|-mxq\.json)$")
+_ENDINGS = re.compile(r"(-symbol\.json|-\d{4,}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
 _METHODS = "Methods for accuracy, where --effort is not to choose"
 

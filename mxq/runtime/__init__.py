@@ -4,6 +4,7 @@ Everything else in mxq works on `mxq.ir.Model`. MXNet's errors become `RuntimeFa
 sentence in them.
 """
 
+from mxq.runtime.blocks import arguments, is_deferred, settle
 from mxq.runtime.executor import MxnetRunner, serve
 from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, read_block, to_block, write_pair
 from mxq.runtime.loading import data_loader
@@ -16,14 +17,17 @@ __all__ = [
     "MxnetRunner",
     "Net",
     "QuantizedBlock",
+    "arguments",
     "data_loader",
     "features",
     "from_symbol",
+    "is_deferred",
     "load_model",
     "load_params",
     "params_path",
     "read_block",
     "serve",
+    "settle",
     "to_arrays",
     "to_block",
     "to_symbol",

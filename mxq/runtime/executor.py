@@ -51,7 +51,9 @@ class _Bound:
         self._executor: Any = None
 
     def __call__(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
-        return _Outputs(self.forward(feeds))
+        outputs = self.forward(feeds)
+        _wait(outputs)  # what fails belongs to this network, also where nobody reads it
+        return _Outputs(outputs)
 
     def forward(self, feeds: Mapping[str, Array]) -> list[Any]:
         """Runs, and returns MXNet's arrays without waiting for or copying them."""
@@ -85,9 +87,7 @@ class _Bound:
         inputs = {name: to_ndarray(value) for name, value in arrays.items()}
         self._executor = None  # its memory goes before the next one's comes
         with _as_written():
-            self._executor = self._sym.bind(
-                mx.cpu(), {**self._args, **inputs}, aux_states=self._auxs, grad_req="null"
-            )
+            self._executor = self._sym.bind(mx.cpu(), {**self._args, **inputs}, aux_states=self._auxs, grad_req="null")
 
 
 class _WatchedBound(_Bound):
@@ -147,8 +147,7 @@ class _Outputs(Sequence[Array]):
 
     def __getitem__(self, index: Any) -> Any:
         found = self._arrays[index]
-        with mxnet_says("MXNet failed while it ran the network"):  # it runs behind our back, and complains here
-            return [a.asnumpy() for a in found] if isinstance(index, slice) else found.asnumpy()
+        return [a.asnumpy() for a in found] if isinstance(index, slice) else found.asnumpy()
 
 
 def _describe(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mxq.files import replacing
 from mxq.ir import Array, Model
-from mxq.runtime.mxnet import mx, mxnet_says, to_arrays, to_symbol
+from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_arrays, to_symbol, variable
 from mxq.runtime.networks import from_prefix
 from mxq.runtime.params import size_of, write_params
 
@@ -85,7 +85,8 @@ def to_block(model: Model) -> Any:
     with mxnet_says("MXNet cannot load what was made"), warnings.catch_warnings():
         # An int8 graph does not fix its input's type, which is float32 unless the caller feeds integers.
         warnings.filterwarnings("ignore", "Cannot decide type")
-        block = QuantizedBlock(to_symbol(model.graph), [mx.sym.var(name) for name in model.inputs])
+        inputs = [variable(name or f"unread{i}") for i, name in enumerate(model.arguments)]
+        block = QuantizedBlock(of_mode(to_symbol(model.graph)), inputs)
         arrays = to_arrays({**model.args, **model.auxs})
         block.collect_params().load_dict(arrays, ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
     return block

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,21 @@ try:
 except OSError as error:
     raise unloadable(error) from error
 
-__all__ = ["features", "mx", "mxnet_says", "sentence", "to_arrays", "to_ndarray", "to_numpy", "to_symbol", "versions"]
+__all__ = [
+    "check_idle",
+    "drain",
+    "features",
+    "mx",
+    "mxnet_says",
+    "of_mode",
+    "sentence",
+    "to_arrays",
+    "to_ndarray",
+    "to_numpy",
+    "to_symbol",
+    "variable",
+    "versions",
+]
 
 _NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Error in operator \S+: (?=Error in operator)")
 """Time stamps, source positions and outer operators in MXNet's messages."""
@@ -29,10 +43,32 @@ _NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Error in operator \S+: (?=Err
 
 @contextmanager
 def mxnet_says(what: str, error: type[MxqError] = RuntimeFailure) -> Iterator[None]:
+    """MXNet's errors as one of ours that begins with ``what``; none of them is left to be raised later."""
     try:
         yield
     except mx.base.MXNetError as failure:
+        drain()
         raise error(f"{what}: {sentence(str(failure))}") from failure
+
+
+def drain() -> None:
+    """Waits for all that MXNet has been asked to do, and drops what it has to complain of.
+
+    An operator runs behind the caller's back. Its failure stays with what it wrote to, such as memory that operators
+    share, and would be raised by whoever uses that next: for another network.
+    """
+    with suppress(mx.base.MXNetError):
+        mx.nd.waitall()
+
+
+def check_idle() -> None:
+    """Waits for what MXNet was asked to do before.
+
+    Raises:
+        RuntimeFailure: some of that failed, and nobody has been told.
+    """
+    with mxnet_says("MXNet failed in work begun before this call, which has nothing to do with it; call again"):
+        mx.nd.waitall()
 
 
 def sentence(text: str) -> str:
@@ -48,6 +84,16 @@ def to_numpy(value: Any) -> Array:
 
 def to_ndarray(value: Array) -> Any:
     return mx.nd.array(value, dtype=value.dtype)
+
+
+def of_mode(symbol: Any) -> Any:
+    """``symbol`` of numpy's semantics where those are set (``mx.npx.set_np``): a block of it takes and gives such."""
+    return symbol.as_np_ndarray() if mx.util.is_np_array() else symbol
+
+
+def variable(name: str) -> Any:
+    """A variable of the semantics that are set."""
+    return of_mode(mx.sym.var(name))
 
 
 def to_symbol(graph: Graph) -> Any:

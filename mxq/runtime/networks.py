@@ -2,76 +2,89 @@
 
 from __future__ import annotations
 
-import glob
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from mxq.checksums import intact
-from mxq.errors import FormatError, QuantizeError
-from mxq.files import is_file
-from mxq.ir import Array, Graph, Model, Node
+from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.files import epochs_of, is_file
+from mxq.ir import Array, Model
 from mxq.operators import check_graph, check_parameters
-from mxq.runtime.mxnet import mx, mxnet_says, sentence, to_numpy
+from mxq.runtime.arguments import in_call_order
+from mxq.runtime.blocks import parameters, traced
+from mxq.runtime.inference import as_float32, dense, inference_form
+from mxq.runtime.mxnet import check_idle, mx, mxnet_says, to_numpy
 from mxq.runtime.registry import REGISTRY
+from mxq.runtime.values import check_values
 from mxq.serde import read_symbol, write_symbol
 
 Net: TypeAlias = Any
-"""A HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair."""
+"""A HybridBlock, a SymbolBlock, a Module, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair."""
 
-TRAINING_HEADS: Final = MappingProxyType(
-    {
-        "SoftmaxOutput": "softmax",
-        "LinearRegressionOutput": "_copy",
-        "MAERegressionOutput": "_copy",
-        "SVMOutput": "_copy",
-        "LogisticRegressionOutput": "sigmoid",
-    }
+ALLOWED: Final = (
+    "HybridBlock, SymbolBlock, Module, (sym, arg_params, aux_params), or the prefix of prefix-symbol.json and "
+    "prefix-0000.params"
 )
-"""Operators that take a label, and what they compute in inference."""
 
 
 def load_model(net: Net, epoch: int | None = None) -> Model:
     """The `Model` of a network; the network itself is not changed.
 
     Args:
-        net: see `Net`. A HybridBlock must be initialised, with all shapes known (run it once if they are not).
+        net: see `Net`. A HybridBlock must be initialised, with all shapes known (see `mxq.runtime.settle`).
         epoch: for a prefix, which ``prefix-NNNN.params`` to read; by default the only or the latest one.
 
     Raises:
         FormatError: a file is missing, damaged, or not MXNet's; an operator is unknown to this MXNet.
-        QuantizeError: ``net`` is none of the allowed kinds, or has parameters without values.
+        QuantizeError: ``net`` is none of the allowed kinds, or has parameters without values or with impossible ones.
+        RuntimeFailure: MXNet failed in what it was asked to do before.
     """
     if isinstance(net, Model):
         return net
+    check_idle()
     if isinstance(net, str | Path):
         return from_prefix(Path(net), epoch)
     if isinstance(net, tuple | list) and len(net) == 3:
         return from_symbol(*net)
     if isinstance(net, mx.gluon.HybridBlock):
-        return _from_block(net)
-    raise QuantizeError(
-        f"net is a {type(net).__name__}; allowed: HybridBlock, SymbolBlock, (sym, arg_params, aux_params), or the "
-        "prefix of prefix-symbol.json and prefix-0000.params"
-    )
+        symbol, arguments = traced(net)
+        return from_symbol(symbol, parameters(net, symbol.list_inputs()), {}, arguments)
+    if isinstance(net, mx.mod.BaseModule):
+        return _from_module(net)
+    if isinstance(net, mx.gluon.Block):
+        raise QuantizeError(
+            f"net is a {type(net).__name__}, a Block whose graph cannot be seen; allowed: a HybridBlock "
+            "(HybridSequential instead of Sequential)"
+        )
+    raise QuantizeError(f"net is a {type(net).__name__}; allowed: {ALLOWED}")
 
 
-def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str, Any] | None) -> Model:
-    """The `Model` of a symbol (or its JSON file) and its parameters (NDArrays or numpy arrays)."""
+def from_symbol(
+    sym: Any,
+    arg_params: Mapping[str, Any],
+    aux_params: Mapping[str, Any] | None,
+    order: Sequence[str] | None = None,
+) -> Model:
+    """The `Model` of a symbol and its parameters.
+
+    Args:
+        sym: a Symbol, or the path of its JSON file.
+        arg_params, aux_params: NDArrays or numpy arrays; half and double precision become float32.
+        order: names of the inputs in the order of a call, see `in_call_order`.
+    """
     if isinstance(sym, str | Path):
         sym = _load_symbol(Path(sym))
     if not isinstance(sym, mx.sym.Symbol):
         raise QuantizeError(f"sym is a {type(sym).__name__}; allowed: a Symbol, or the path of its JSON file")
     graph = read_symbol(sym.tojson(), "the symbol")
     check_graph(graph, REGISTRY)
-    graph = _without_labels(graph)
-    wanted = {n.name for n in graph.variables}
-    aux_names = set(sym.list_auxiliary_states())
+    graph = inference_form(graph)
     values = {**(arg_params or {}), **(aux_params or {})}
-    arrays = {k: to_numpy(v) for k, v in values.items() if k in wanted}
+    read = frozenset(n.name for n in graph.variables if n.name in values)
+    graph = in_call_order(dense(graph, read), read, order)
+    aux_names = set(sym.list_auxiliary_states())
+    arrays = {name: _array(name, values[name]) for name in values if name in read}
     model = Model(
         graph,
         {k: v for k, v in arrays.items() if k not in aux_names},
@@ -81,23 +94,26 @@ def from_symbol(sym: Any, arg_params: Mapping[str, Any], aux_params: Mapping[str
     if missing:
         raise FormatError(f"the parameters lack the auxiliary state {missing[0]!r} ({len(missing)} missing in all)")
     check_parameters(model)
+    check_values(model)
     return model
 
 
-def _without_labels(graph: Graph) -> Graph:
-    """Training heads as what they compute in inference on the CPU, so that no label has to be fed.
-
-    ``SoftmaxOutput`` normalises axis 1 with multi_output, else the last one (``mkldnn_softmax_output.cc``); the
-    regression outputs pass on their data, the logistic one its sigmoid.
-    """
-    heads = (n for n in graph.operators if n.op in TRAINING_HEADS)
-    changes = {n.name: (_inference_form(n),) for n in heads}
-    return graph.replace(changes) if changes else graph
+def _array(name: str, value: Any) -> Array:
+    with mxnet_says(f"MXNet failed while it made the parameter {name!r}"):
+        return as_float32(to_numpy(value))
 
 
-def _inference_form(head: Node) -> Node:
-    axis = {"axis": "1" if head.flag("multi_output") else "-1"} if head.op == "SoftmaxOutput" else {}
-    return replace(head, op=TRAINING_HEADS[head.op], attrs=axis, inputs=head.inputs[:1])
+def _from_module(net: Any) -> Model:
+    """Of a Module: its parameters from the device where it is bound, else those that it was loaded with."""
+    if getattr(net, "symbol", None) is None or not net.params_initialized:
+        raise QuantizeError(
+            f"net is a {type(net).__name__} without a symbol or parameters; allowed: one that was bound and got "
+            "parameters (init_params, set_params, load), or (sym, arg_params, aux_params)"
+        )
+    tables = net.get_params() if net.binded else (net._arg_params, net._aux_params)  # noqa: SLF001
+    args, auxs = tables
+    inputs = set(net.symbol.list_inputs()) - set(args) - set(auxs)
+    return from_symbol(net.symbol, args, auxs, [name for name in net.data_names if name in inputs])
 
 
 def _load_symbol(path: Path) -> Any:
@@ -114,17 +130,17 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
     """The parameter file of ``prefix``: of ``epoch``, or the latest there is.
 
     Raises:
+        ConfigError: ``epoch`` is no number.
         FormatError: there is none.
     """
-    if epoch is not None:
-        path = prefix.parent / f"{prefix.name}-{epoch:04d}.params"
-        found = [path] if path.is_file() else []
-    else:
-        found = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}-[0-9][0-9][0-9][0-9].params"))
-    if not found:
+    if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0):
+        raise ConfigError(f"epoch is {epoch!r}; allowed: a whole number, 0 or more, or None for the latest")
+    found = epochs_of(prefix)
+    chosen = max(found, default=None) if epoch is None else epoch
+    if chosen not in found:
         wanted = f"{prefix}-{'NNNN' if epoch is None else f'{epoch:04d}'}.params"
         raise FormatError(f"no parameter file {wanted!r} beside {prefix.name}-symbol.json")
-    return found[-1]
+    return found[chosen]
 
 
 def from_prefix(prefix: Path, epoch: int | None) -> Model:
@@ -143,7 +159,7 @@ def _from_prefix(prefix: Path, epoch: int | None) -> Model:
 
 
 def load_params(path: Path) -> dict[str, Array]:
-    """Name -> array of a ``.params`` file; the prefixes "arg:" and "aux:" are dropped.
+    """Name -> array of a ``.params`` file; the prefixes "arg:" and "aux:" are dropped, where there are any.
 
     Raises:
         FormatError: missing, truncated, or not a parameter file.
@@ -154,47 +170,4 @@ def load_params(path: Path) -> dict[str, Array]:
         table = mx.nd.load(str(path))
     if not isinstance(table, dict):
         raise FormatError(f"{str(path)!r} holds {len(table)} arrays without names; allowed: named parameters")
-    return {name.split(":", 1)[-1]: to_numpy(value) for name, value in table.items()}
-
-
-def _from_block(net: Any) -> Model:
-    params = {p.name: p for p in net.collect_params().values()}
-    try:
-        values = {name: to_numpy(p.data(p.list_ctx()[0])) for name, p in params.items()}
-    except (mx.gluon.parameter.DeferredInitializationError, RuntimeError) as error:
-        raise QuantizeError(
-            f"the network has parameters without values ({sentence(str(error))}); initialise or load them, and run "
-            "the network once on a batch so that every shape is known"
-        ) from error
-    return from_symbol(_trace(net), values, {})
-
-
-def _trace(net: Any) -> Any:
-    """The block's symbol. Calling a block with symbols traces it without hybridizing, so ``net`` stays as it is."""
-    if isinstance(net, mx.gluon.SymbolBlock):
-        return net._cached_graph[1]  # noqa: SLF001  (MXNet offers no other way to a SymbolBlock's symbol)
-    names = _input_names(net)
-    result = net(*(mx.sym.var(name) for name in names))
-    flat = list(_flatten(result))
-    return flat[0] if len(flat) == 1 else mx.sym.Group(flat)
-
-
-def _input_names(net: Any) -> list[str]:
-    """"data", or "data0", "data1", ... as ``HybridBlock.export`` names inputs; counted from ``hybrid_forward``."""
-    registered = set(net._reg_params)  # noqa: SLF001  (parameters arrive as arguments of hybrid_forward)
-    positional = [
-        p
-        for p in list(inspect.signature(net.hybrid_forward).parameters.values())[1:]
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and p.name not in registered
-        and p.default is inspect.Parameter.empty
-    ]
-    return ["data"] if len(positional) <= 1 else [f"data{i}" for i in range(len(positional))]
-
-
-def _flatten(result: Any) -> Iterator[Any]:
-    if isinstance(result, list | tuple):
-        for item in result:
-            yield from _flatten(item)
-    else:
-        yield result
+    return {name.removeprefix("arg:").removeprefix("aux:"): to_numpy(value) for name, value in table.items()}

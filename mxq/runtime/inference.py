@@ -1,0 +1,122 @@
+"""A network as what it computes in inference on the CPU: no labels of a loss, float32, dense parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from mxq.ir import Array, Graph, Node, Ref
+
+TRAINING_HEADS: Final = MappingProxyType(
+    {
+        "LinearRegressionOutput": "_copy",
+        "MAERegressionOutput": "_copy",
+        "SVMOutput": "_copy",
+        "LogisticRegressionOutput": "sigmoid",
+    }
+)
+"""Operators that take a label, and what they compute in inference; `SOFTMAX_HEADS` beside them."""
+SOFTMAX_HEADS: Final = ("SoftmaxOutput", "Softmax")
+
+_HALF: Final = ("float16", "bfloat16")
+_HALF_FLAGS: Final = ("2", "12")
+"""``__dtype__`` of the same (``TypeFlag``, mshadow's ``base.h``)."""
+_SAME_RANK: Final = (
+    "Activation", "BatchNorm", "BlockGrad", "Cast", "Concat", "Dropout", "L2Normalization", "LRN", "LayerNorm",
+    "LeakyReLU", "Pooling", "UpSampling", "_copy", "_div_scalar", "_minus_scalar", "_mul_scalar", "_plus_scalar",
+    "amp_cast", "clip", "elemwise_add", "elemwise_mul", "elemwise_sub", "relu", "sigmoid", "tanh",
+)  # fmt: skip
+"""Operators whose first output has as many axes as their first input."""
+
+
+def inference_form(graph: Graph) -> Graph:
+    """``graph`` without what only training or other devices need; see the module."""
+    changes = dict(_changes(graph))
+    return graph.replace(changes) if changes else graph
+
+
+def _changes(graph: Graph) -> Iterator[tuple[str, tuple[Node, ...]]]:
+    for node in graph.nodes:
+        new = _softmax(graph, node) if node.op in SOFTMAX_HEADS else (_in_float32(_headless(node)),)
+        if new != (node,):
+            yield node.name, new
+
+
+def _headless(node: Node) -> Node:
+    op = TRAINING_HEADS.get(node.op)
+    return replace(node, op=op, attrs={}, inputs=node.inputs[:1]) if op else node
+
+
+def _softmax(graph: Graph, head: Node) -> tuple[Node, ...]:
+    """The head's softmax, over the axes that MXNet takes on the CPU, without its label.
+
+    =====================  ==================================
+    ``multi_output``       axis 1
+    ``preserve_shape``     the last axis
+    neither, 2 or 4 axes   the last axis (oneDNN has a kernel)
+    neither, 3 or 5 axes   all but the first together
+    =====================  ==================================
+
+    In the last case, and where the graph does not show how many axes there are, the operator stays and is given a label
+    that it does not look at.
+    """
+    data, axes = head.inputs[0], _rank(graph, head.inputs[0])
+    if head.flag("multi_output") or head.flag("preserve_shape"):
+        return (_over(head, 1 if head.flag("multi_output") else -1),)
+    if axes in (2, 4):
+        return (_over(head, -1),)
+    label = Node(graph.unused(f"{head.name}_unread_label"), "max", {"axis": "-1"}, (data,))
+    return label, replace(head, inputs=(data, label.out))
+
+
+def _over(head: Node, axis: int) -> Node:
+    return replace(head, op="softmax", attrs={"axis": str(axis)}, inputs=head.inputs[:1])
+
+
+def _rank(graph: Graph, ref: Ref) -> int | None:
+    """The number of axes of ``ref``, where the nodes that make it show it."""
+    while ref.output == 0:
+        node = graph[ref.name]
+        if node.op in ("Convolution", "Deconvolution") and node.ints("kernel"):
+            return len(node.ints("kernel")) + 2
+        if node.op == "Flatten" or (node.op == "FullyConnected" and node.flag("flatten", default=True)):
+            return 2
+        if node.op == "Reshape" and node.ints("shape"):
+            return len(node.ints("shape")) if min(node.ints("shape")) >= -1 else None
+        if node.op not in (*_SAME_RANK, "FullyConnected") or not node.inputs:
+            return None
+        ref = node.inputs[0]
+    return None
+
+
+def _in_float32(node: Node) -> Node:
+    """Without half precision, for which the CPU has no kernels, and dense where it is a parameter."""
+    attrs = {k: "float32" if k == "dtype" and v in _HALF else v for k, v in node.attrs.items()}
+    if node.is_variable and attrs.get("__dtype__") in _HALF_FLAGS:
+        del attrs["__dtype__"]
+    return node if attrs == node.attrs else replace(node, attrs=attrs)
+
+
+def dense(graph: Graph, parameters: frozenset[str]) -> Graph:
+    """``graph`` whose ``parameters`` are dense arrays.
+
+    A row_sparse storage type serves gradients; a SymbolBlock refuses it.
+    """
+    stored = "__storage_type__"
+    sparse = {n.name: n for n in graph.variables if n.name in parameters and stored in n.attrs}
+    changes = {
+        name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != stored}),) for name, n in sparse.items()
+    }
+    return graph.replace(changes) if changes else graph
+
+
+def as_float32(value: Array) -> Array:
+    """Half and double precision as float32; other types as they are. MXNet hands out bfloat16 as its bits."""
+    if value.dtype.names == ("bfloat16",):
+        bits: Array = value["bfloat16"].astype(np.uint32) << 16
+        return bits.view(np.float32)
+    return value.astype(np.float32) if value.dtype in (np.float16, np.float64) else value
