@@ -13,12 +13,17 @@ any other iterable             of batches: a list, a DataLoader, a generator
 A *list* is always a list of batches, a *tuple of arrays* always one set of whole arrays. A batch is an array, a
 list or tuple of arrays (nested or not; the first ones are the inputs in order, the rest labels, ignored), a dict by
 input name (other names ignored), or a DataBatch. Floats become float32; integers stay as they are.
+
+Which examples are used, where not all are: data may be sorted by class, so they are spread evenly wherever that costs
+nothing. Of whole arrays and of files (`mxq.images.Source`) example ``i * held // used`` for each i, and no other is
+read; of a list of batches as many whole ones as hold enough. Of what can only be read in order (a DataLoader, a
+DataIter, a generator) the first ones: there the data has to be shuffled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -29,6 +34,9 @@ from mxq.errors import DataError
 
 Array = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
+
+BATCH: Final = 16
+"""Examples to a batch, of whole arrays and files, where nobody says otherwise."""
 
 ALLOWED: Final = "an array, a tuple of arrays, a dict of arrays by input name, a DataIter, or an iterable of batches"
 ALLOWED_BATCH: Final = "an array, a list or tuple of arrays, a dict of arrays by input name"
@@ -52,6 +60,8 @@ class _Source:
     once: bool = False
     names: tuple[str, ...] | None = None  # of the arrays of a DataIter's batch
     open_at: Callable[[int], Iterator[object]] | None = None  # a pass that starts at a batch
+    take: Callable[[int], _Source] | None = None  # so many examples, spread evenly; a few more where ``by_batch``
+    by_batch: bool = False  # whether only whole batches can be taken
 
     def after(self, raw: Iterator[object], batches: int) -> Iterator[object]:
         """The pass ``raw``, of which one batch has been read, where so many have."""
@@ -84,6 +94,16 @@ class Feeds:
         self.examples = 0
         self.batches = 0
         self.warnings: tuple[str, ...] = ()
+
+    def take(self, count: int) -> Iterator[Feed]:
+        """``count`` of the examples (all where there are fewer), spread evenly over those of a pass.
+
+        Where any can be read, no other is; else each batch of a pass gives its share.
+        """
+        source, planned = self._source, self.planned
+        if source.take is None or source.by_batch or planned is None:
+            return shares(self, count)
+        return iter(Feeds(source.take(min(count, planned)), self._inputs, ALL))
 
     @property
     def planned(self) -> int | None:
@@ -205,13 +225,16 @@ class Feeds:
             self.warnings = (f"{asked} calibration examples were asked for, the data held {self.examples}",)
 
 
-def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_size: int = 32) -> Feeds:
+ALL: Final = Budget(percent=100.0)
+
+
+def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_size: int = BATCH) -> Feeds:
     """Reads calibration data in any form the module's table lists.
 
     Args:
         calib_data: the data.
         inputs: names of the network's inputs, in order.
-        budget: how many examples to use.
+        budget: how many examples to use; which, says the module's text.
         batch_size: examples per batch where ``calib_data`` is whole arrays.
 
     Raises:
@@ -221,7 +244,24 @@ def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_si
         raise DataError(f"batch_size is {batch_size}; allowed: 1 or more")
     if isinstance(calib_data, Feeds):
         return calib_data
-    return Feeds(_source(calib_data, batch_size), inputs, budget)
+    source = _source(calib_data, batch_size)
+    count = budget.examples(source.examples)
+    if source.take is None or count is None or source.examples is None or count >= source.examples:
+        return Feeds(source, inputs, budget)
+    return Feeds(source.take(count), inputs, Budget(count=count))
+
+
+def shares(data: Iterable[Feed], count: int) -> Iterator[Feed]:
+    """``count`` examples, of each batch its share: all of it where nobody knows how many there will be."""
+    planned, left = getattr(data, "planned", None) or 0, count
+    for feed in data:
+        size = len(next(iter(feed.values())))
+        keep = min(size if planned <= count else -(-size * count // planned), left)
+        chosen = np.linspace(0, size - 1, keep).round().astype(int)
+        yield feed if keep == size else {name: array[chosen] for name, array in feed.items()}
+        left -= keep
+        if left <= 0:
+            return
 
 
 def raw_batches(data: object, batch_size: int) -> Iterator[object]:
@@ -234,13 +274,8 @@ def raw_batches(data: object, batch_size: int) -> Iterator[object]:
 
 
 def _source(data: Any, batch_size: int) -> _Source:
-    if is_array(data):
-        return _whole((data,), lambda parts: next(iter(parts)), batch_size)
-    if isinstance(data, Mapping):
-        keys = tuple(data)
-        return _whole(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size)
-    if isinstance(data, tuple) and data and all(map(is_array, data)):
-        return _whole(data, tuple, batch_size)
+    if (whole := _whole(data, batch_size)) is not None:
+        return _anywhere(whole)
     if hasattr(data, "provide_data"):
         return _data_iter(data)
     if isinstance(data, list | tuple):
@@ -258,25 +293,87 @@ def _source(data: Any, batch_size: int) -> _Source:
     )
 
 
-def _whole(arrays: Sequence[Any], pack: Callable[[Iterable[Any]], object], batch_size: int) -> _Source:
-    """Whole arrays, cut along the first axis; `pack` makes a batch of their parts."""
-    for array in arrays:
-        if not is_array(array):
-            raise DataError(f"calibration data holds {_described(array)}; allowed: arrays")
-        if not array.shape:
-            raise DataError("calibration data has rank 0; allowed: rank 1 or more, the first axis counting examples")
-    sizes = {array.shape[0] for array in arrays}
-    if len(sizes) > 1:
-        raise DataError(f"calibration arrays hold {sorted(sizes)} examples; allowed: one number for all")
-    total = sizes.pop() if sizes else 0
-    if total == 0:
-        raise DataError("calibration data holds no examples; at least one is needed")
+def _whole(data: Any, batch_size: int) -> Any:
+    """What can be read at any example: whole arrays, or a `mxq.images.Source`; else None."""
+    if is_array(data):
+        return _Arrays((data,), lambda parts: next(iter(parts)), batch_size)
+    if isinstance(data, Mapping):
+        keys = tuple(data)
+        return _Arrays(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size)
+    if isinstance(data, tuple) and data and all(map(is_array, data)):
+        return _Arrays(data, tuple, batch_size)
+    return data if hasattr(data, "starting_at") and hasattr(data, "take") else None
 
-    def batches() -> Iterator[object]:
-        for start in range(0, total, batch_size):
-            yield pack(array[start : start + batch_size] for array in arrays)
 
-    return _Source(batches, total, -(-total // batch_size), min(batch_size, total))
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """Whole arrays, cut along the first axis; ``pack`` makes a batch of their parts. ``picked`` are the examples."""
+
+    arrays: Sequence[Any]
+    pack: Callable[[Iterable[Any]], object]
+    batch_size: int
+    picked: tuple[int, ...] | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many there are.
+
+        Raises:
+            DataError: they are no arrays of equally many examples.
+        """
+        for array in self.arrays:
+            if not is_array(array):
+                raise DataError(f"calibration data holds {_described(array)}; allowed: arrays")
+            if not array.shape:
+                raise DataError(
+                    "calibration data has rank 0; allowed: rank 1 or more, the first axis counting examples"
+                )
+        sizes = {array.shape[0] for array in self.arrays}
+        if len(sizes) > 1:
+            raise DataError(f"calibration arrays hold {sorted(sizes)} examples; allowed: one number for all")
+        held = sizes.pop() if sizes else 0
+        if held == 0:
+            raise DataError("calibration data holds no examples; at least one is needed")
+        return held if self.picked is None else len(self.picked)
+
+    def __len__(self) -> int:
+        return len(range(0, self.examples, self.batch_size))
+
+    def starting_at(self, batch: int) -> Iterator[object]:
+        for start in range(batch * self.batch_size, self.examples, self.batch_size):
+            span = slice(start, start + self.batch_size)
+            if self.picked is None:
+                yield self.pack(array[span] for array in self.arrays)
+            else:
+                yield self.pack(_rows(array, self.picked[span]) for array in self.arrays)
+
+    def take(self, count: int) -> _Arrays:
+        places = evenly(count, self.examples)
+        return replace(self, picked=places if self.picked is None else tuple(self.picked[p] for p in places))
+
+
+def _rows(array: Any, numbers: Sequence[int]) -> Array:
+    """Some rows; of arrays of other libraries, which may know no more than slices, one at a time."""
+    if isinstance(array, np.ndarray):
+        return np.asarray(array[list(numbers)])
+    return np.concatenate([array[i : i + 1].asnumpy() for i in numbers])
+
+
+def evenly(count: int, held: int) -> tuple[int, ...]:
+    """Places of ``count`` examples of as many as are ``held``, in order; of all where there are not more."""
+    return tuple(i * held // count for i in range(count)) if count < held else tuple(range(held))
+
+
+def _anywhere(data: Any) -> _Source:
+    """Examples that can be read wherever they are: `_Arrays`, `mxq.images.Source`."""
+    return _Source(
+        lambda: data.starting_at(0),
+        examples=data.examples,
+        batches=len(data),
+        batch_size=min(data.batch_size, data.examples),
+        open_at=data.starting_at,
+        take=lambda count: _anywhere(data.take(count)),
+    )
 
 
 def _listed(items: Sequence[object]) -> _Source:
@@ -284,8 +381,21 @@ def _listed(items: Sequence[object]) -> _Source:
         raise DataError(f"calibration data is an empty {type(items).__name__}; at least one batch is needed")
     sizes = [_examples_in(item) for item in items]
     known = [size for size in sizes if size is not None]
-    total = sum(known) if len(known) == len(sizes) else None
-    return _Source(lambda: iter(items), total, len(items), sizes[0])
+
+    def take(count: int) -> _Source:
+        tried = (evenly(batches, len(items)) for batches in range(1, len(items) + 1))
+        enough = next((places for places in tried if sum(known[p] for p in places) >= count), range(len(items)))
+        return _listed([items[p] for p in enough])
+
+    return _Source(
+        open=lambda: iter(items),
+        examples=sum(known) if len(known) == len(sizes) else None,
+        batches=len(items),
+        batch_size=sizes[0],
+        open_at=lambda batch: iter(items[batch:]),
+        take=take,
+        by_batch=True,
+    )
 
 
 def _data_iter(source: Any) -> _Source:

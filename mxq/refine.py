@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
-import numpy as np
-
 from mxq.backends import layer_of
+from mxq.batches import Feed, Feeds, shares
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Node, Runner
@@ -52,18 +52,15 @@ class Looked:
     feeds: Sequence[Mapping[str, Array]]
 
     @staticmethod
-    def at(runner: Runner, model: Model, data: Iterable[Mapping[str, Array]], config: QuantConfig) -> Looked:
-        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one batch."""
-        most, chosen, count = EXAMPLES[config.effort], list[Mapping[str, Array]](), 0
-        for feed in data:
-            if not chosen:
-                most = max(1, min(most, _affordable(runner, model, feed)))
-            part = _share(feed, most, getattr(data, "planned", None) or 0, most - count)
-            chosen.append(part)
-            count += len(next(iter(part.values())))
-            if count >= most:
-                break
-        return Looked(runner, chosen)
+    def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> Looked:
+        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`."""
+        asked = EXAMPLES[config.effort]
+        taken = _taken(data, asked)
+        first = next(taken, None)
+        if first is None:
+            return Looked(runner, [])
+        most = max(1, _affordable(runner, model, first))
+        return Looked(runner, list(chain((first,), taken) if most >= asked else _taken(data, most)))
 
     def some(self, examples: int) -> list[Mapping[str, Array]]:
         """The first so many examples."""
@@ -82,17 +79,8 @@ class Looked:
                 yield {name: value[start : start + size] for name, value in feed.items()}
 
 
-def _share(feed: Mapping[str, Array], most: int, planned: int, left: int) -> Mapping[str, Array]:
-    """What to take of a batch: all, or its share of ``most`` examples where more are ``planned``; not above ``left``.
-
-    Data may be sorted by class, so each batch gives some.
-    """
-    size = len(next(iter(feed.values())))
-    count = min(size if planned <= most else -(-size * most // planned), left)
-    if count == size:
-        return feed
-    chosen = np.linspace(0, size - 1, count).round().astype(int)
-    return {name: value[chosen] for name, value in feed.items()}
+def _taken(data: Iterable[Feed], count: int) -> Iterator[Feed]:
+    return data.take(count) if isinstance(data, Feeds) else shares(data, count)
 
 
 def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:

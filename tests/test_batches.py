@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from mxq.batches import Feeds, feeds
 from mxq.compat import prepare
 from mxq.config import Budget
 from mxq.errors import DataError
+from mxq.images import Source
 
 ALL = Budget(percent=100.0)
 X = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)
@@ -75,6 +76,16 @@ def cut(x: Any, size: int = 10) -> list[Any]:
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 
+def chosen(form: str, count: int) -> np.ndarray:
+    """What ``count`` of the 100 examples of ``form`` are."""
+    if form in ("generator", "loader"):
+        return X[:count]
+    if form.startswith("list") or form == "tuple of pairs":
+        batches = -(-count // 10)
+        return np.concatenate([cut(X)[i * 10 // batches] for i in range(batches)])[:count]
+    return X[[i * 100 // count for i in range(count)]]
+
+
 def joined(got: Feeds, name: str = "data") -> np.ndarray:
     return np.concatenate([feed[name] for feed in got])
 
@@ -102,13 +113,13 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [1, 10, 37, 100])
-def test_every_form_gives_the_same_examples(form: str, count: int) -> None:
+def test_every_form_gives_as_many_examples(form: str, count: int) -> None:
     got = feeds(FORMS[form](), ["data"], Budget(count=count), batch_size=10)
     every = list(got)
     assert all(list(feed) == ["data"] for feed in every)
     data = np.concatenate([feed["data"] for feed in every])
     assert data.dtype == np.float32
-    np.testing.assert_array_equal(data, X[:count])
+    np.testing.assert_array_equal(data, chosen(form, count))
     assert [len(feed["data"]) for feed in every] == [10] * (count // 10) + [count % 10] * (count % 10 > 0)
     assert (got.examples, got.batches, got.planned, got.warnings) == (count, len(every), count, ())
     assert operator.length_hint(got) == len(every)
@@ -132,6 +143,38 @@ def test_the_last_batch_is_not_followed_by_another_draw() -> None:
     loader = Loader(cut(X))
     assert len(joined(feeds(loader, ["data"], Budget(count=20)))) == 20
     assert loader.drawn == 2
+
+
+def test_batches_of_many_sizes_are_taken_until_there_are_enough() -> None:
+    batches = [X[:40], X[40:50], X[50:55], X[55:100]]
+    np.testing.assert_array_equal(joined(feeds(batches, ["data"], Budget(count=44))), X[[*range(40), *range(50, 54)]])
+    assert len(joined(feeds(batches, ["data"], Budget(count=99)))) == 99
+
+
+def test_a_source_reads_no_example_that_is_not_used() -> None:
+    read: list[int] = []
+
+    def look(numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        read.extend(numbers)
+        return {"data": X[list(numbers)]}
+
+    got = feeds(Source("pictures", 100, look, batch_size=10), ["data"], Budget(count=25))
+    np.testing.assert_array_equal(joined(got), chosen("array", 25))
+    assert read == [i * 4 for i in range(25)]
+    read.clear()
+    assert sum(len(feed["data"]) for feed in got.take(5)) == 5
+    assert read == [0, 20, 40, 60, 80]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "generator"])
+def test_a_part_of_what_is_used_is_spread_over_it(form: str) -> None:
+    got = feeds(FORMS[form](), ["data"], Budget(count=40), batch_size=10)
+    some = np.concatenate([feed["data"] for feed in got.take(8)])
+    if chosen(form, 40)[1, 0] == 3:  # whole batches: of each its share, first and last
+        np.testing.assert_array_equal(some, chosen(form, 40)[[0, 9, 10, 19, 20, 29, 30, 39]])
+    else:
+        np.testing.assert_array_equal(some, chosen(form, 40)[::5])
+    assert sum(len(feed["data"]) for feed in got.take(99)) == 40
 
 
 def test_feeds_pass_through() -> None:
@@ -210,7 +253,7 @@ def test_a_resumed_pass_gives_the_first_batch_and_those_not_yet_seen(form: str, 
 def test_the_pass_after_a_resumed_one_is_whole_again(form: str) -> None:
     got = feeds(FORMS[form](), ["data"], Budget(count=45), batch_size=10)
     list(got.resumed(3, 30))
-    np.testing.assert_array_equal(joined(got), X[:45])
+    np.testing.assert_array_equal(joined(got), chosen(form, 45))
     assert (got.examples, got.batches) == (45, 5)
 
 
@@ -336,7 +379,7 @@ def mx() -> Any:
 
 
 def test_ndarray(mx: Any) -> None:
-    np.testing.assert_array_equal(joined(feeds(mx.nd.array(X), ["data"], Budget(count=37))), X[:37])
+    np.testing.assert_array_equal(joined(feeds(mx.nd.array(X), ["data"], Budget(count=37))), chosen("array", 37))
 
 
 @pytest.mark.parametrize("last_batch", ["keep", "discard", "rollover"])

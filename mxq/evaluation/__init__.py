@@ -17,8 +17,9 @@ entry "label" or "labels" of a dict, the ``label`` of a DataBatch, the labels of
 
 from __future__ import annotations
 
+from mxq.batches import ALL
 from mxq.evaluation.fold import Tally, evaluate
-from mxq.evaluation.labelled import ALL, labelled
+from mxq.evaluation.labelled import labelled
 from mxq.evaluation.metrics import Averaged, Evaluation, Function, Metric, TopK, metric_of
 
 __all__ = ["ALL", "Averaged", "Evaluation", "Function", "Metric", "Tally", "TopK", "evaluate", "labelled", "metric_of"]

@@ -7,13 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.batches import Feed, Feeds, feeds, flattened, is_array
-from mxq.config import Budget
+from mxq.batches import ALL, Feed, Feeds, feeds, flattened, is_array
 from mxq.errors import DataError
 from mxq.images import Source
 from mxq.ir import Array
 
-ALL: Final = Budget(percent=100.0)
 LABELS: Final = ("label", "labels")
 
 
