@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from mxq import distributed, locks, machine, pipeline, runtime, threads, tuning
-from mxq.batches import feeds
-from mxq.collect import Checkpoint
+from mxq import machine, pipeline, runtime, threads, tuning, workflow
 from mxq.config import QuantConfig
-from mxq.distributed import Partitions
-from mxq.errors import ConfigError, FormatError, QuantizeError, StorageError
+from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
+from mxq.images import Preprocess
 from mxq.ir import Model
+from mxq.logs import LOG
 from mxq.plan import Report
+from mxq.preparation import Preparation
 from mxq.report import pair, plots, record
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
+from mxq.workflow import Given, Measured
 
-_LOG = logging.getLogger("mxq")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -101,7 +98,7 @@ def quantize_net(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    given = _Given(calib_data, thresholds, statistics, batch_size)
+    given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
     quantized = _quantize(net, given, _config(config, options), ctx, logger)
     return _block(quantized.model, quantized.report)
 
@@ -144,7 +141,7 @@ def quantize_model(
     unknown = sorted(set(data_names or ()) - set(model.inputs))
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
-    given = _Given(calib_data, thresholds, statistics, batch_size)
+    given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
     return QuantizedModel.of(_quantize(model, given, _config(config, options), ctx, logger))
 
 
@@ -176,11 +173,8 @@ def calibrate(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    prepared = pipeline.plan(runtime.load_model(net), _config(config, options), runtime.MxnetRunner())
-    given = _Given(calib_data, batch_size=batch_size, client=client)
-    if calib_data is None and stats is not None:
-        given = _Given(statistics=stats)
-    return _calibrated(prepared, given, logger, None if stats is None else Path(stats)).thresholds
+    given = Given(calib_data, stats=None if stats is None else Path(stats), batch_size=batch_size, client=client)
+    return workflow.calibrate(net, given, _config(config, options), logger=logger or LOG).thresholds
 
 
 @_then_one_team
@@ -192,6 +186,8 @@ def evaluate(
     labels: Any = None,
     client: Any = None,
     batch_size: int = 32,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    logger: logging.Logger | None = None,
 ) -> Evaluation:
     """Accuracy, or another measure, of a network, float or int8, over labelled data.
 
@@ -212,15 +208,9 @@ def evaluate(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    return distributed.evaluate(
-        runtime.load_model(net),
-        data,
-        runtime.MxnetRunner(),
-        metric=metric,
-        labels=labels,
-        client=client,
-        batch_size=batch_size,
-    )
+    given = None if preprocess is None else Preparation.given(preprocess)
+    measured = Measured(data, labels, metric)
+    return workflow.evaluate(net, measured, given, batch_size=batch_size, client=client, logger=logger or LOG)
 
 
 def plot(
@@ -291,7 +281,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
         report = record.read(target)
         unfit = machine.misfit(report.target, machine.detect())
         if unfit:
-            _LOG.warning("%s: %s", target, unfit)
+            LOG.warning("%s: %s", target, unfit)
     block = runtime.read_block(target, epoch)
     setattr(block, runtime.BLOCK_ATTRIBUTE, report)
     return block
@@ -334,20 +324,9 @@ def sensitivity(
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
     asked = _config(config, {"effort": "fast", **options})
-    given = _Given(calib_data, batch_size=batch_size, client=client)
-    with _folder(workdir) as folder:
-        material = _material(net, given, asked, logger, None if workdir is None else folder)
-        judge = tuning.judge_of(
-            material.prepared.source,
-            material.data,
-            material.runner,
-            data=data,
-            labels=labels,
-            metric=metric,
-            client=client,
-            batch_size=batch_size,
-        )
-        return tuning.sensitivity(material, judge, mode, None if workdir is None else folder)
+    given = Given(calib_data, batch_size=batch_size, client=client)
+    measured = Measured(data, labels, metric)
+    return workflow.sensitivity(net, given, asked, measured, mode=mode, workdir=workdir, logger=logger or LOG)
 
 
 @_then_one_team
@@ -395,28 +374,18 @@ def tune(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    budget, asked = tuning.Budget(time_budget), _config(config, options)
-    tuning.check(asked, max_drop)
     if eval_fn is not None and eval_data is not None:
         raise ConfigError("eval_fn and eval_data are both given; allowed: one of them, or neither")
-    given = _Given(calib_data, batch_size=batch_size, client=client)
-    with _folder(workdir) as folder:
-        material = _material(net, given, asked, logger, folder)
-        judge = tuning.judge_of(
-            material.prepared.source,
-            material.data,
-            material.runner,
-            function=eval_fn,
-            data=eval_data,
-            labels=labels,
-            metric=metric,
-            client=client,
-            batch_size=batch_size,
-            answers=True,
-        )
-        found = tuning.tune(material, judge, max_drop, budget, None if workdir is None else folder)
-    _say(logger, found.verdict)
-    return found
+    return workflow.tune(
+        net,
+        Given(calib_data, batch_size=batch_size, client=client),
+        _config(config, options),
+        Measured(eval_data, labels, metric, eval_fn),
+        max_drop=max_drop,
+        time_budget=time_budget,
+        workdir=workdir,
+        logger=logger or LOG,
+    )
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------
@@ -431,116 +400,15 @@ def _config(config: QuantConfig | None, options: Mapping[str, Any]) -> QuantConf
     return replace(config or QuantConfig(), **given)
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """What ranges are to come from: ranges, statistics or data, the first that is there; data on a ``client``."""
-
-    calib_data: object = None
-    thresholds: Thresholds | None = None
-    statistics: Statistics | str | Path | None = None
-    batch_size: int = 32
-    client: Any = None
-
-
 def _quantize(
-    net: runtime.Net | Model, given: _Given, config: QuantConfig, ctx: Any, logger: logging.Logger | None
+    net: runtime.Net | Model, given: Given, config: QuantConfig, ctx: Any, logger: logging.Logger | None
 ) -> pipeline.Quantized:
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
-    runner = runtime.MxnetRunner()
-    prepared = pipeline.plan(runtime.load_model(net), config, runner)
-    data = None
-    if given.calib_data is not None and config.methods.need_data:
-        data = tuning.repeatable(given.calib_data, prepared.fused.inputs, config.budget, given.batch_size)
-        given = given if isinstance(given.calib_data, Partitions) else replace(given, calib_data=data)
-    calibrated = _calibrated(prepared, given, logger)
-    quantized = pipeline.quantize(prepared, calibrated, runtime.versions(), runner=runner, data=data)
-    summary = quantized.report.summary
-    for warning in quantized.warnings:
-        _say(logger, warning)
-    _say(logger, f"{summary['int8']} of {len(quantized.report.plan.decisions)} operators are int8")
-    return quantized
-
-
-def _calibrated(
-    prepared: pipeline.Prepared,
-    given: _Given,
-    logger: logging.Logger | None,
-    stats: Path | None = None,
-) -> pipeline.Calibrated:
-    if given.thresholds is not None:
-        return pipeline.Calibrated(given.thresholds)
-    if given.statistics is not None:
-        found = given.statistics
-        return pipeline.ranges(prepared, found if isinstance(found, Statistics) else Statistics.load(found))
-    calibrated = _run(prepared, given, stats)
-    config, data = prepared.config, calibrated.statistics
-    if data.examples:
-        asked = config.num_calib_examples or "the default, 5 % of the data and 32 to 1024"
-        _say(
-            logger,
-            f"calibrated {len(calibrated.thresholds)} tensors ({config.calib_mode}) on {data.examples} examples in "
-            f"{data.batches} batches (num_calib_examples: {asked})",
-        )
-    for warning in calibrated.warnings:
-        _say(logger, warning)
-    return calibrated
-
-
-def _run(prepared: pipeline.Prepared, given: _Given, stats: Path | None) -> pipeline.Calibrated:
-    """Calibrates on data; keeps the statistics in the file ``stats``."""
-    config, data, runner = prepared.config, given.calib_data, runtime.MxnetRunner()
-    if given.client is not None or isinstance(data, Partitions):
-        return distributed.calibrate(prepared, data, runner, given.client, stats=stats)
-    kept = None
-    if stats is not None:
-        name = f"calib_data, num_calib_examples {config.num_calib_examples or 'by default'}"
-        kept = Checkpoint(stats, prepared.fingerprint, name)
-    if data is not None:
-        data = feeds(data, prepared.fused.inputs, config.budget, batch_size=given.batch_size)
-    return pipeline.calibrate(prepared, data, runner, checkpoint=kept)
-
-
-def _material(
-    net: runtime.Net, given: _Given, config: QuantConfig, logger: logging.Logger | None, folder: Path | None
-) -> tuning.Material:
-    """What `tune` and `sensitivity` make their networks from; statistics are kept in ``folder``."""
-    runner = runtime.MxnetRunner()
-    config = tuning.wholly_int8(config)
-    prepared = tuning.observing_more(pipeline.plan(runtime.load_model(net), config, runner))
-    data = tuning.repeatable(given.calib_data, prepared.fused.inputs, config.budget, given.batch_size)
-    whole = given.calib_data if isinstance(given.calib_data, Partitions) else data
-    stats = None if folder is None else folder / tuning.STATISTICS
-
-    def calibrate() -> Statistics:
-        return _calibrated(prepared, replace(given, calib_data=whole), logger, stats).statistics
-
-    return tuning.Material(prepared, calibrate, data, runner, runtime.versions())
-
-
-@contextmanager
-def _folder(workdir: str | Path | None) -> Iterator[Path]:
-    """The folder ``workdir``, made where it is missing; or one that goes afterwards."""
-    if workdir is None:
-        with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
-            yield Path(folder)
-        return
-    try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
-    with locks.alone(Path(workdir), "wait for its end, or give another workdir"):
-        yield Path(workdir)
+    return workflow.quantize(net, given, config, logger=logger or LOG)
 
 
 def _block(model: Model, report: Report) -> Any:
     block = runtime.to_block(model)
     setattr(block, runtime.BLOCK_ATTRIBUTE, report)
     return block
-
-
-def _say(logger: logging.Logger | None, sentence: str) -> None:
-    if logger is not None:
-        logger.info(sentence)
-    else:
-        sys.stderr.write(f"mxq: {sentence}\n")

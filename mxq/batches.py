@@ -35,7 +35,7 @@ from mxq.errors import DataError
 Array = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 
-BATCH: Final = 16
+BATCH: Final = 32
 """Examples to a batch, of whole arrays and files, where nobody says otherwise."""
 
 ALLOWED: Final = "an array, a tuple of arrays, a dict of arrays by input name, a DataIter, or an iterable of batches"

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
-    ("errors", "locks", "files", "checksums", "version", "compat", "machine", "numerics"),
+    ("errors", "locks", "files", "checksums", "version", "compat", "machine", "numerics", "logs"),
     ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
@@ -20,8 +20,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("passes", "weights", "runtime", "collect", "evaluation"),
     ("sweep", "refine"),
     ("pipeline", "report"),
-    ("distributed", "data"),
+    ("distributed", "data", "preparation"),
     ("tuning",),
+    ("workflow",),
     ("api",),
     ("cli",),
     ("__init__", "__main__"),

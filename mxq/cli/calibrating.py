@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import calibrated_ranges, cluster
+from mxq.cli.console import megabytes, print_json, show
+from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
-    BATCH,
     DATA,
     BatchSize,
     CalibMode,
@@ -31,6 +31,7 @@ from mxq.cli.options import (
     prefix_of,
 )
 from mxq.errors import ConfigError
+from mxq.logs import LOG
 
 if TYPE_CHECKING:
     from mxq.statistics import Statistics
@@ -65,20 +66,21 @@ def calibrate(
     if data is None and stats is None:
         raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz, or --stats with a file")
     config = layers.config(calib_mode=calib_mode, dtype=dtype, num_calib_examples=num_calib_examples)
-    settings = pictures.settings(prefix)
+    preparation = pictures.preparation(prefix, config)
+    start_mxnet()
+    from mxq import workflow
     from mxq.files import write_json
     from mxq.report import tables
 
     with cluster(workers, scheduler) as client:
-        _, found = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats, client)
+        given = workflow.Given(data, stats=stats, preparation=preparation, batch_size=batch_size, client=client)
+        found = workflow.calibrate(prefix, given, config, epoch=epoch)
     if out is not None:
         write_json(out, found.thresholds.to_json())
     if as_json:
         print_json({**found.thresholds.to_json(), "examples": found.statistics.examples, "warnings": found.warnings})
     else:
         show(tables.calibration(found.thresholds), tables.facts(_data_rows(found.statistics, stats)))
-    for warning in found.warnings:
-        say(f"mxq: {warning}")
 
 
 @command
@@ -100,7 +102,7 @@ def merge_stats(
     total.save(out)
     for name, part in loaded.items():
         if not part.complete:
-            say(f"mxq: {name} is not complete: {part.examples} examples so far")
+            LOG.warning("%s is not complete: %d examples so far", name, part.examples)
     if as_json:
         stretches = [asdict(s) for s in total.stretches]
         print_json({"examples": total.examples, "batches": total.batches, "stretches": stretches})

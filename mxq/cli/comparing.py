@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import print_json, progress, say, show
-from mxq.cli.networks import open_data, start_mxnet
+from mxq.cli.console import print_json, progress, show
+from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
-    BATCH,
     DATA,
     BatchSize,
     Json,
@@ -55,7 +55,7 @@ def compare(
     if reference is not None and data is None:
         raise ConfigError(f"--float is {str(reference)!r} without --data; allowed: both, or neither")
     runner: Runner = start_mxnet()
-    from mxq import runtime
+    from mxq import runtime, workflow
     from mxq import verify as verifying
     from mxq.report import comparison
 
@@ -64,10 +64,9 @@ def compare(
     runs: dict[str, Verification] = {}
     if data is not None:
         base = None if reference is None else prefix_of(reference)
-        given = pictures.settings(base or prefixes[0])
-        source = open_data(data, sides[0].model, given, batch_size, labels)
-        source = source.take(num_examples or source.examples)
-        say(f"comparing on {source.examples} of {source.description}")
+        preparation = pictures.preparation(base or prefixes[0])
+        measured = workflow.Measured(data, labels, examples=num_examples)
+        source = workflow.compared_on(measured, sides[0].model, preparation, batch_size)
         runs = _run(runner, prefixes, sides, None if base is None else runtime.load_model(base), source)
     if as_json:
         print_json({**found.to_json(), "runs": {name: run.to_json() for name, run in runs.items()}})

@@ -3,15 +3,14 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import megabytes, print_json, say, show
-from mxq.cli.networks import batches_of, calibrated_ranges, chosen_of, open_data, sizes_of
+from mxq.cli.console import megabytes, print_json, show
+from mxq.cli.networks import sizes_of, start_mxnet
 from mxq.cli.options import (
-    BATCH,
     DATA,
     BatchSize,
     BiasCorrection,
@@ -35,14 +34,9 @@ from mxq.cli.options import (
     WeightCalibMode,
     option,
     prefix_of,
+    read_thresholds,
 )
 from mxq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxq.batches import Feeds
-    from mxq.config import QuantConfig
-    from mxq.images import Preprocess
-    from mxq.pipeline import Prepared
 
 
 @command
@@ -53,6 +47,10 @@ def quantize(
     ],
     data: Annotated[Path | None, option(metavar="PATH", help=DATA)] = None,
     stats: Stats = None,
+    thresholds: Annotated[
+        Path | None,
+        option(metavar="FILE", help="Ranges that mxq calibrate wrote; --data then serves methods for weights alone."),
+    ] = None,
     calib_mode: CalibMode = None,
     weight_calib_mode: WeightCalibMode = None,
     dtype: Dtype = None,
@@ -94,22 +92,23 @@ def quantize(
         range_choice=range_choice,
         stem=stem,
     )
-    if data is None and stats is None and config.calib_mode != "none":
+    if thresholds is not None and stats is not None:
+        raise ConfigError(f"--thresholds is {str(thresholds)!r} beside --stats {str(stats)!r}; allowed: one of them")
+    if data is None and stats is None and thresholds is None and config.calib_mode != "none":
         raise ConfigError(
-            "--data is missing; allowed: a folder of images, .npy or .npz (or --stats FILE, or --calib-mode none)"
+            "--data is missing; allowed: a folder of images, .npy or .npz (or --stats FILE, --thresholds FILE, or "
+            "--calib-mode none)"
         )
-    settings = pictures.settings(prefix)
-    config = _with_preprocess(config, settings)
-    prepared, calibrated = calibrated_ranges(prefix, config, data, settings, batch_size, epoch, stats)
-    from mxq import pipeline, runtime
+    preparation = pictures.preparation(prefix, config)
+    start_mxnet()
+    from mxq import workflow
     from mxq.report import pair, record, tables
 
-    again = None if data is None else _seen_again(data, prepared, settings, batch_size)
-    done = pipeline.quantize(prepared, calibrated, runtime.versions(), runner=runtime.MxnetRunner(), data=again)
+    ranges = None if thresholds is None else read_thresholds(thresholds)
+    given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)
+    done = workflow.quantize(prefix, given, config, epoch=epoch)
     files = pair.write(done.model, done.report, out)
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
-    for warning in (*calibrated.warnings, *done.warnings):
-        say(f"mxq: {warning}")
     if as_json:
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
         print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in files[:2]}), **written})
@@ -117,32 +116,3 @@ def quantize(
     rows = [("operators", tables.tally(done.report)), *tables.input_rows(done.report)]
     rows += [("target", done.report.target), ("size", f"{megabytes(before)} -> {megabytes(after)}")]
     show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))
-
-
-def _seen_again(data: Path, prepared: Prepared, settings: Preprocess, batch_size: int) -> Feeds:
-    """Of the examples that were calibrated on, as many as are looked at again, spread evenly.
-
-    `mxq.refine` would choose as many itself, but of pictures that are all read again.
-    """
-    from mxq.refine import EXAMPLES
-
-    calibrated = chosen_of(open_data(data, prepared.source, settings, batch_size), prepared.config)
-    return batches_of(calibrated.take(EXAMPLES[prepared.config.effort]), prepared.fused.inputs)
-
-
-def _with_preprocess(config: QuantConfig, settings: Preprocess) -> QuantConfig:
-    """The settings by which pictures are read go into the record of a network that takes integers.
-
-    Raises:
-        ConfigError: a recipe has others.
-    """
-    from mxq.images import Preprocess
-
-    if config.input_dtype == "float32":
-        return config
-    if config.preprocess is not None and Preprocess.from_json(config.preprocess, "preprocess") != settings:
-        raise ConfigError(
-            f"preprocess is {config.preprocess} in the recipe, but pictures are read by {settings.to_json()}; allowed: "
-            "the same (--preprocess FILE, or preprocess.json beside the network), or none in the recipe"
-        )
-    return replace(config, preprocess=settings.to_json())

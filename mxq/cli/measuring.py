@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mxq.batches import BATCH
 from mxq.cli import sweeping
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show
-from mxq.cli.networks import open_data, start_mxnet
+from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
-    BATCH,
     DATA,
     Epoch,
     Json,
@@ -70,18 +70,17 @@ def verify(
 ) -> None:
     """Compare the INT8 network with the float one: equal answers, noise, accuracy where labels are known."""
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
-    settings = pictures.settings(float_prefix)
+    preparation = pictures.preparation(float_prefix)
     runner: Runner = start_mxnet()
-    from mxq import runtime
+    from mxq import runtime, workflow
     from mxq import verify as verifying
     from mxq.data import feeding, input_of
     from mxq.report import tables
 
     runner = feeding(runner, input_of(int8_prefix))
     models = [runtime.load_model(p) for p in (float_prefix, int8_prefix)]
-    source = open_data(data, models[0], settings, batch_size or (LAYER_BATCH if layers else BATCH), labels)
-    source = source.take(num_examples or source.examples)
-    say(f"comparing on {source.examples} of {source.description}")
+    size = batch_size or (LAYER_BATCH if layers else BATCH)
+    source = workflow.compared_on(workflow.Measured(data, labels, examples=num_examples), models[0], preparation, size)
     with progress("comparing", source.examples) as step:
         found = verifying.verify(runner, models[0], models[1], source, layers, labels=source.labels, progress=step)
     failures = found.failures(min_agreement, min_sqnr)

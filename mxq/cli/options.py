@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mxq.cli.console import say
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
-    from mxq.images import Preprocess
     from mxq.ir import Model
+    from mxq.preparation import Preparation
+    from mxq.thresholds import Thresholds
 
-PREPROCESS_FILE = "preprocess.json"
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4,}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
 _METHODS = "Methods for accuracy, where --effort is not to choose"
@@ -201,8 +200,6 @@ Labels = Annotated[Path | None, option(metavar="FILE", help="Like labels.csv (co
 NumExamples = Annotated[
     int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
 ]
-BATCH = 16
-"""Examples to a batch, where no option says otherwise."""
 DATA = "A folder of images (with labels.csv for accuracy), a .npy or an .npz file."
 
 
@@ -219,22 +216,30 @@ class Pictures:
     resize: Resize = None
     color: Color = None
 
-    def settings(self, prefix: Path) -> Preprocess:
-        """Those of the file that was given, or of the one beside the network ``prefix``, with the options on top."""
-        from mxq.images import Preprocess, read_preprocess
+    def preparation(self, prefix: Path, config: QuantConfig | None = None) -> Preparation:
+        """What the file says that was given, else the recipe, else what is known of the network; options on top.
 
-        file, beside = self.preprocess, prefix.parent / PREPROCESS_FILE
-        if file is None and beside.is_file():
-            file = beside
-            say(f"pictures are prepared by {beside}")
-        settings = read_preprocess(file).to_json() if file is not None else _recorded(prefix)
+        Raises:
+            ConfigError: the recipe contradicts the rest.
+        """
+        from mxq.images import Preprocess, read_preprocess
+        from mxq.preparation import Preparation, beside
+
+        recipe = None if config is None or config.preprocess is None else config.preprocess
+        if self.preprocess is not None:
+            found = Preparation(read_preprocess(self.preprocess), str(self.preprocess), normalized=True)
+        else:
+            found = beside(prefix)
+            found = Preparation.given(recipe, "the recipe") if recipe is not None and not found.origin else found
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preprocess"}
         changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
-        if "resize" in changed:
-            settings = {k: v for k, v in settings.items() if k not in ("short_side", "crop")}
-        elif "crop" in changed or "short_side" in changed:
-            settings.pop("resize", None)
-        return Preprocess.from_json({**settings, **changed}, "settings")
+        found = found.changed(changed, ", ".join(f"--{name.replace('_', '-')}" for name in changed))
+        if recipe is not None and Preprocess.from_json(recipe, "preprocess") != found.settings:
+            raise ConfigError(
+                f"preprocess is {recipe} in the recipe, but pictures are read by {found.settings.to_json()}; allowed: "
+                "the same (--preprocess FILE, or preprocess.json beside the network), or none in the recipe"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,22 @@ class Layers:
 def prefix_of(path: Path) -> Path:
     """``net-symbol.json``, as a shell completes it, means ``net``."""
     return path.with_name(_ENDINGS.sub("", path.name))
+
+
+def read_thresholds(path: Path) -> Thresholds:
+    """What ``mxq calibrate --out`` wrote, or the record of a quantized network has.
+
+    Raises:
+        FormatError: the file cannot be read, or is another.
+    """
+    from mxq.thresholds import Thresholds
+
+    try:
+        return Thresholds.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from None
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
 
 
 def config_of(
@@ -296,17 +317,6 @@ def config_of(
     return replace(base, **changes)
 
 
-def _recorded(prefix: Path) -> dict[str, Any]:
-    """The settings in the record of a network that takes integers."""
-    from mxq.data import input_of
-
-    found = input_of(prefix)
-    if found is None or found.preprocess is None:
-        return {}
-    say(f"pictures are prepared as the record of {prefix} says")
-    return dict(found.preprocess)
-
-
 def _parsed(name: str, value: Any) -> Any:
     if name in ("mean", "std"):
         return _numbers(f"--{name}", value)
@@ -342,11 +352,10 @@ def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[s
                 f"--shape is {text!r}; allowed: [INPUT=]3,224,224 with an input of {', '.join(model.inputs)}"
             )
         shapes[name] = tuple(int(side) for side in re.split(r"[x,]", sides))
-    beside = prefix.parent / PREPROCESS_FILE
-    if not shapes and len(model.inputs) == 1 and beside.is_file():
-        from mxq.images import read_preprocess
+    if not shapes and len(model.inputs) == 1:
+        from mxq.preparation import beside
 
-        shape = read_preprocess(beside).shape
+        shape = beside(prefix).settings.shape
         shapes = {} if shape is None else {model.inputs[0]: shape}
     missing = [name for name in model.inputs if name not in shapes]
     if missing:

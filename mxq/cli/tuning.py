@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from mxq.batches import BATCH
 from mxq.cli.app import FAILED, command
-from mxq.cli.console import print_json, say, show
-from mxq.cli.networks import batches_of, chosen_of, cluster, open_data, partitions, start_mxnet
+from mxq.cli.console import print_json, show
+from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
-    BATCH,
     DATA,
     BatchSize,
     CalibMode,
@@ -33,12 +32,7 @@ from mxq.cli.options import (
 )
 from mxq.cli.sweeping import INTERRUPTED
 from mxq.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mxq.batches import Feeds
-    from mxq.config import QuantConfig
-    from mxq.images import Preprocess, Source
-    from mxq.ir import Model
+from mxq.logs import LOG
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -53,20 +47,6 @@ EvalData = Annotated[
 Measured = Annotated[
     int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
 ]
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The network of a command, what of its data to calibrate on, and what to measure on."""
-
-    model: Model
-    calibration: Source
-    evaluation: Source
-
-    @property
-    def batches(self) -> Feeds:
-        """Of calibration: all that was chosen."""
-        return batches_of(self.calibration, self.model.inputs)
 
 
 @command
@@ -113,21 +93,20 @@ def sensitivity(
     """Find the layers that suffer most from INT8: each alone in INT8, and each alone in float."""
     prefix = prefix_of(prefix)
     config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, effort=effort, target=target)
-    settings = pictures.settings(prefix)
-    opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
-    from mxq import api
+    preparation = pictures.preparation(prefix, config)
+    start_mxnet()
+    from mxq import workflow
     from mxq.tuning import picture, tables
 
-    measured = replace(opened.evaluation, labels=None) if noise else opened.evaluation
-    found = api.sensitivity(
-        opened.model, opened.batches, data=measured, mode=mode, config=config, workdir=workdir, effort=config.effort
-    )
+    given = workflow.Given(data, preparation=preparation, batch_size=batch_size)
+    measured = workflow.Measured(eval_data, labels, examples=num_examples, noise=noise)
+    found = workflow.sensitivity(prefix, given, config, measured, mode=mode, workdir=workdir, epoch=epoch)
     print_json(found.to_json()) if as_json else show(tables.sensitivity(found))
     if plot is not None:
-        say(f"drawn: {picture.write(found, plot)}")
+        LOG.info("drawn: %s", picture.write(found, plot))
     if not found.complete:
         kept = "" if workdir is None else f"; {workdir} holds what was measured, the same command goes on from there"
-        say(f"mxq: interrupted{kept}")
+        LOG.warning("interrupted%s", kept)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -169,33 +148,25 @@ def tune(
     prefix = prefix_of(prefix)
     seconds = None if time_budget is None else seconds_of(time_budget)
     config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, target=target)
-    settings = pictures.settings(prefix)
-    opened = _opened(prefix, epoch, data, eval_data or data, settings, batch_size, labels, num_examples, config)
-    from mxq import api
+    preparation = pictures.preparation(prefix, config)
+    start_mxnet()
+    from mxq import workflow
     from mxq.tuning import tables
 
     with cluster(workers, scheduler) as client:
-        calib_data: Any = opened.batches
-        measured: Any = opened.evaluation
-        if client is not None:
-            counts = opened.calibration.examples, opened.evaluation.examples
-            config = replace(config, num_calib_examples=None)  # the parts are what it allows
-            calib_data = partitions(data, opened.model, settings, batch_size, counts[0], client)
-            parts = partitions(eval_data or data, opened.model, settings, batch_size, counts[1], client, labels)
-            measured = None if opened.evaluation.labels is None else parts
-        found = api.tune(
-            opened.model,
-            calib_data,
+        found = workflow.tune(
+            prefix,
+            workflow.Given(data, preparation=preparation, batch_size=batch_size, client=client),
+            config,
+            workflow.Measured(eval_data, labels, examples=num_examples),
             max_drop=max_drop,
             time_budget=seconds,
             workdir=workdir,
-            config=config,
-            eval_data=measured,
-            client=client,
+            epoch=epoch,
         )
     print_json(found.to_json()) if as_json else show(tables.tuned(found))
     if found.interrupted:
-        say(f"mxq: interrupted; {workdir} holds the best network so far, the same command goes on from there")
+        LOG.warning("interrupted; %s holds the best network so far, the same command goes on from there", workdir)
         raise typer.Exit(INTERRUPTED)
     if not found.met:
         raise typer.Exit(FAILED)
@@ -211,28 +182,3 @@ def seconds_of(text: str) -> float:
     if found is None:
         raise ConfigError(f"--time-budget is {text!r}; allowed: seconds, or minutes and hours such as 10m and 2h")
     return float(found[1]) * _UNITS[found[2]]
-
-
-def _opened(
-    prefix: Path,
-    epoch: int | None,
-    data: Path,
-    eval_data: Path,
-    settings: Preprocess,
-    batch_size: int,
-    labels: Path | None,
-    num_examples: int | None,
-    config: QuantConfig,
-) -> Opened:
-    """Reads the network and opens its data: as many examples of both as are asked for, spread evenly."""
-    start_mxnet()
-    from mxq import runtime
-
-    model = runtime.load_model(prefix, epoch)
-    everything = open_data(data, model, settings, batch_size)
-    calibration = chosen_of(everything, config)
-    evaluation = open_data(eval_data, model, settings, batch_size, labels)
-    measured = num_examples or evaluation.examples
-    words = f"calibrating on {calibration.examples} of {everything.description}"
-    say(f"{words}, measuring on {measured} of {evaluation.description}")
-    return Opened(model, calibration, evaluation.take(measured))

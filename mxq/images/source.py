@@ -35,6 +35,8 @@ class Source:
         read: from example numbers to feeds: input name -> array (n, ...).
         labels: (examples,) int64, or None.
         batch_size: examples to a batch.
+        picked: the numbers of the examples, where these are not all.
+        pictures: whether they are pictures, which `Preprocess` makes inputs of.
     """
 
     description: str
@@ -43,6 +45,7 @@ class Source:
     labels: Array | None = None
     batch_size: int = 16
     picked: tuple[int, ...] | None = None
+    pictures: bool = False
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -132,7 +135,7 @@ def _folder(where: Path, inputs: Sequence[str], preprocess: Preprocess, labels: 
         return {inputs[0]: stacked(examples, [files[i].name for i in numbers])}
 
     values = None if listed is None else np.asarray(list(listed.values()), np.int64)
-    return Source(f"{len(files)} images in {where}", len(files), read, values)
+    return Source(f"{len(files)} images in {where}", len(files), read, values, pictures=True)
 
 
 def _read_labels(table: Path) -> dict[str, int]:
@@ -174,7 +177,8 @@ def _arrays(where: Path, inputs: Sequence[str], preprocess: Preprocess) -> Sourc
     def read(numbers: Sequence[int]) -> Mapping[str, Array]:
         return {k: _rows(v, numbers, preprocess) for k, v in feeds.items()}
 
-    return Source(f"{examples} examples in {where}", examples, read, labels)
+    pictures = any(map(_are_pictures, feeds.values()))
+    return Source(f"{examples} examples in {where}", examples, read, labels, pictures=pictures)
 
 
 def _match(where: Path, arrays: Mapping[str, Array], inputs: Sequence[str]) -> dict[str, Array]:
@@ -194,9 +198,13 @@ def _match(where: Path, arrays: Mapping[str, Array], inputs: Sequence[str]) -> d
     return found
 
 
+def _are_pictures(array: Array) -> bool:
+    return array.dtype == np.uint8 and array.ndim in (3, 4) and (array.ndim == 3 or array.shape[-1] in (1, 3))
+
+
 def _rows(array: Array, numbers: Sequence[int], preprocess: Preprocess) -> Array:
     rows = np.asarray(array[list(numbers)])
-    if rows.dtype == np.uint8 and rows.ndim in (3, 4) and (rows.ndim == 3 or rows.shape[-1] in (1, 3)):
+    if _are_pictures(rows):
         images = (Image.fromarray(r[..., 0] if r.ndim == 3 and r.shape[-1] == 1 else r) for r in rows)
         return stacked([preprocess(image) for image in images], [f"example {i}" for i in numbers])
     return rows.astype(np.float32) if rows.dtype.kind in "fub" and rows.dtype != np.float32 else rows

@@ -54,8 +54,9 @@ class Files:
 
     @property
     def _table(self) -> dict[str, Array]:
+        """In alphabetical order: the same network gives the same file, however it came here."""
         arrays = {f"arg:{k}": v for k, v in self.model.args.items()}
-        return arrays | {f"aux:{k}": v for k, v in self.model.auxs.items()}
+        return dict(sorted((arrays | {f"aux:{k}": v for k, v in self.model.auxs.items()}).items()))
 
 
 def read_block(prefix: Path, epoch: int | None = None) -> Any:

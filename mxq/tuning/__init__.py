@@ -7,21 +7,23 @@ every measurement into a journal at once: ended in any way and called again, the
 from __future__ import annotations
 
 from mxq.tuning.budget import Budget
-from mxq.tuning.data import repeatable
+from mxq.tuning.data import Loaded, repeatable
 from mxq.tuning.layers import observing_more, wholly_int8
 from mxq.tuning.making import Material
 from mxq.tuning.result import Tuned
 from mxq.tuning.running import sensitivity, tune
 from mxq.tuning.scoring import Judge, judge_of
 from mxq.tuning.search import Trial
-from mxq.tuning.sensitivity import LayerSensitivity, Sensitivity
+from mxq.tuning.sensitivity import BOTH, LayerSensitivity, Sensitivity
 from mxq.tuning.tuner import STATISTICS, check
 
 __all__ = [
+    "BOTH",
     "STATISTICS",
     "Budget",
     "Judge",
     "LayerSensitivity",
+    "Loaded",
     "Material",
     "Sensitivity",
     "Trial",

@@ -1,0 +1,84 @@
+"""How pictures become a network's inputs, and who says so: the caller, a file beside the network, or its record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from mxq.images import Preprocess, read_preprocess
+from mxq.plan import Report
+from mxq.report import record
+
+PREPROCESS_FILE: Final = "preprocess.json"
+NORMALIZATION: Final = ("mean", "std", "scale")
+RAW: Final = (
+    "pictures go in as 0..255, as nothing says otherwise; ranges and answers will be wrong where the network was "
+    "trained on normalised ones. Give --mean and --std, or preprocess.json beside the network, in Python "
+    "preprocess={'mean': ..., 'std': ...}; or --scale 1, scale 1 in either, if 0..255 is right"
+)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Settings, and where they come from.
+
+    Attributes:
+        settings: how a picture is read.
+        origin: what says so, in words; empty where nothing does.
+        normalized: whether any of it is about the values: a whole file or record, or a mean, std or scale.
+    """
+
+    settings: Preprocess = field(default_factory=Preprocess)
+    origin: str = ""
+    normalized: bool = False
+
+    @staticmethod
+    def given(value: Preprocess | Mapping[str, Any], origin: str = "preprocess") -> Preparation:
+        """What a caller gives: settings or their fields.
+
+        Raises:
+            FormatError: an unknown field.
+            ConfigError: a field has a value that is not allowed.
+        """
+        settings = value if isinstance(value, Preprocess) else Preprocess.from_json(value, origin)
+        return Preparation(settings, origin, normalized=True)
+
+    def changed(self, options: Mapping[str, Any], origin: str) -> Preparation:
+        """With ``options`` on top; resize excludes short_side and crop."""
+        if not options:
+            return self
+        base = self.settings.to_json() if self.origin else {}
+        if "resize" in options:
+            base = {k: v for k, v in base.items() if k not in ("short_side", "crop")}
+        elif "crop" in options or "short_side" in options:
+            base.pop("resize", None)
+        said = self.normalized or any(name in options for name in NORMALIZATION)
+        return Preparation(
+            Preprocess.from_json({**base, **options}, "settings"),
+            " and ".join(filter(None, (self.origin, origin))),
+            normalized=said,
+        )
+
+
+def beside(prefix: str | os.PathLike[str]) -> Preparation:
+    """What is known of the network ``prefix``: from preprocess.json in its folder, else from its record.
+
+    Raises:
+        FormatError: the file or the record is damaged.
+        ConfigError: a field has a value that is not allowed.
+    """
+    file = Path(prefix).parent / PREPROCESS_FILE
+    if file.is_file():
+        return Preparation(read_preprocess(file), str(file), normalized=True)
+    if record.recorded(prefix) and (found := recorded(record.read(prefix))):
+        return Preparation.given(found, f"the record of {prefix}")
+    return Preparation()
+
+
+def recorded(report: Report) -> Mapping[str, Any] | None:
+    """The settings by which the pictures were read that a network was made on; None where there were none."""
+    found = report.input.preprocess if report.input is not None else report.config.get("preprocess")
+    return found if isinstance(found, Mapping) else None

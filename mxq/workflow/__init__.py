@@ -1,0 +1,27 @@
+"""What a command and a function of `mxq.api` have in common: all of the work, from a network and data to the result.
+
+Nothing else puts these steps together, so the same network, data and settings give the same files by either door. What
+is said meanwhile goes to a logger.
+"""
+
+from __future__ import annotations
+
+from mxq.workflow.making import calibrate, planned, quantize
+from mxq.workflow.measuring import evaluate, input_of
+from mxq.workflow.opening import Given, Measured, compared_on, open_data, preparation_of
+from mxq.workflow.searching import sensitivity, tune
+
+__all__ = [
+    "Given",
+    "Measured",
+    "calibrate",
+    "compared_on",
+    "evaluate",
+    "input_of",
+    "open_data",
+    "planned",
+    "preparation_of",
+    "quantize",
+    "sensitivity",
+    "tune",
+]

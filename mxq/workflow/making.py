@@ -1,0 +1,203 @@
+"""From a network and what is given to its ranges, and to its int8 form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mxq import distributed, pipeline, runtime, tuning
+from mxq.batches import Feeds, feeds
+from mxq.collect import Checkpoint
+from mxq.config import QuantConfig
+from mxq.distributed import Partitions
+from mxq.errors import DataError, QuantizeError
+from mxq.images import Source
+from mxq.ir import Runner
+from mxq.logs import LOG
+from mxq.pipeline import Calibrated, Prepared, Quantized
+from mxq.plan import Report
+from mxq.preparation import Preparation
+from mxq.report import record
+from mxq.statistics import Statistics
+from mxq.tuning import Material
+from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of
+
+
+def quantize(
+    net: runtime.Net, given: Given, config: QuantConfig, *, epoch: int | None = None, logger: logging.Logger = LOG
+) -> Quantized:
+    """The int8 network with its report.
+
+    Args:
+        net: see `mxq.runtime.load_model`.
+        given: what its ranges are to come from.
+        config: the settings.
+        epoch: which parameters of a prefix.
+        logger: receives what is said meanwhile.
+    """
+    opened = Opened.of(net, given, config, epoch, logger)
+    calibrated = opened.calibrated()
+    versions = runtime.versions()
+    made = pipeline.quantize(opened.prepared, calibrated, versions, runner=opened.runner, data=opened.batches)
+    for warning in made.warnings:
+        logger.warning(warning)
+    logger.info("%d of %d operators are int8", made.report.summary["int8"], len(made.report.plan.decisions))
+    return made
+
+
+def calibrate(
+    net: runtime.Net, given: Given, config: QuantConfig, *, epoch: int | None = None, logger: logging.Logger = LOG
+) -> Calibrated:
+    """The ranges that `quantize` would use, with statistics; arguments as there."""
+    return Opened.of(net, given, config, epoch, logger, again=False).calibrated()
+
+
+def planned(prefix: Path, epoch: int | None, config: QuantConfig) -> Report:
+    """What would be decided for a float network.
+
+    Raises:
+        QuantizeError: it is int8, without a record.
+    """
+    try:
+        prepared = pipeline.plan(runtime.load_model(prefix, epoch), config, runtime.MxnetRunner())
+    except QuantizeError as error:
+        raise QuantizeError(f"{prefix} has no record {record.path_of(prefix).name} beside it, and {error}") from None
+    return Report(prepared.plan, config=config.to_json(), trace=prepared.trace.to_json())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A planned network with its calibration data.
+
+    Attributes:
+        prepared: the plan.
+        given: with ``data`` opened.
+        where: the path of the data, where it was one.
+        batches: the examples to calibrate on; None where there is no data.
+    """
+
+    prepared: Prepared
+    given: Given
+    where: Where | None
+    batches: Feeds | tuning.Loaded | None
+    logger: logging.Logger
+    runner: Runner = field(default_factory=runtime.MxnetRunner)
+
+    @staticmethod
+    def of(
+        net: runtime.Net,
+        given: Given,
+        config: QuantConfig,
+        epoch: int | None,
+        logger: logging.Logger,
+        *,
+        again: bool | None = None,
+        planned: Callable[[Prepared], Prepared] = lambda prepared: prepared,
+    ) -> Opened:
+        """Reads the network and opens the data.
+
+        Args:
+            net, given, config, epoch, logger: as of `quantize`.
+            again: whether the data will be read more than once; if the methods of ``config`` do so where None.
+            planned: what becomes of the plan.
+        """
+        model = runtime.load_model(net, epoch)
+        preparation = given.preparation or preparation_of(net, config)
+        data = open_data(given.data, model, preparation, given.batch_size, logger=logger)
+        config = _with_preparation(config, preparation, data)
+        prepared = planned(pipeline.plan(model, config, runtime.MxnetRunner()))
+        inputs, budget = prepared.fused.inputs, config.budget
+        repeatedly = config.methods.need_data if again is None else again
+        reader = tuning.repeatable if repeatedly or isinstance(data, Partitions) else feeds
+        batches = None if data is None else reader(data, inputs, budget, batch_size=given.batch_size)
+        where = given.data if isinstance(given.data, str | Path) else None
+        opened = replace(given, data=data, preparation=preparation)
+        return Opened(prepared, opened, where, batches, logger)
+
+    def calibrated(self) -> Calibrated:
+        """Ranges: as given, from statistics, or from the data, whose statistics are kept where that is asked for."""
+        given, prepared = self.given, self.prepared
+        if given.thresholds is not None:
+            return Calibrated(given.thresholds)
+        kept = given.statistics if given.data is not None or given.statistics is not None else given.stats
+        if kept is not None:
+            return pipeline.ranges(prepared, self._read(kept))
+        calibrated = self._run()
+        self._say(calibrated)
+        return calibrated
+
+    def _read(self, kept: Statistics | Where) -> Statistics:
+        found = kept if isinstance(kept, Statistics) else Statistics.load(kept)
+        if not found.complete:
+            name = "the statistics" if isinstance(kept, Statistics) else kept
+            self.logger.warning("%s: not complete, %d examples so far; give data to go on", name, found.examples)
+        return found
+
+    def _run(self) -> Calibrated:
+        given, prepared, stats = self.given, self.prepared, self.given.stats
+        if isinstance(given.data, Source) and isinstance(self.batches, Feeds):
+            self.logger.info("calibrating on %d of %s", self.batches.planned, given.data.description)
+        try:
+            if given.client is not None or isinstance(given.data, Partitions):
+                return self._shared()
+            kept = None if stats is None else Checkpoint(stats, prepared.fingerprint, self._name)
+            return pipeline.calibrate(prepared, self.batches, self.runner, checkpoint=kept)
+        except KeyboardInterrupt:
+            if stats is not None and stats.exists():
+                self.logger.warning("interrupted; %s holds what was seen, the same again goes on from there", stats)
+            raise
+
+    def _shared(self) -> Calibrated:
+        """On workers, or one part after the other."""
+        given, prepared, parts, config = self.given, self.prepared, self.given.data, self.prepared.config
+        if self.where is not None and isinstance(self.batches, Feeds):
+            count = self.batches.planned or 0
+            model, preparation = prepared.source, given.preparation or Preparation()
+            parts = partitions(self.where, model, preparation, given.batch_size, count, given.client)
+            whole = replace(config, num_calib_examples=None)  # the parts are what it allows
+            prepared = replace(prepared, config=whole)
+        return distributed.calibrate(prepared, parts, self.runner, given.client, stats=given.stats)
+
+    @property
+    def _name(self) -> str:
+        """What the data is called in a file of statistics."""
+        if self.where is not None and isinstance(self.given.data, Source) and isinstance(self.batches, Feeds):
+            return f"{self.batches.planned} of {self.given.data.examples} examples in {Path(self.where).name}"
+        return f"calib_data, num_calib_examples {self.prepared.config.num_calib_examples or 'by default'}"
+
+    def _say(self, calibrated: Calibrated) -> None:
+        config, data = self.prepared.config, calibrated.statistics
+        if data.examples:
+            self.logger.info(
+                "calibrated %d tensors (%s) on %d examples in %d batches (num_calib_examples: %s)",
+                len(calibrated.thresholds),
+                config.calib_mode,
+                data.examples,
+                data.batches,
+                config.num_calib_examples or "the default, 5 % of the data and 32 to 1024",
+            )
+        for warning in calibrated.warnings:
+            self.logger.warning(warning)
+
+    @property
+    def material(self) -> Material:
+        """What searches make their networks from.
+
+        Raises:
+            DataError: there is no data.
+        """
+        if self.batches is None:
+            raise DataError("calib_data is None; allowed: data to calibrate on, see mxq.batches")
+        return Material(
+            self.prepared, lambda: self.calibrated().statistics, self.batches, self.runner, runtime.versions()
+        )
+
+
+def _with_preparation(config: QuantConfig, preparation: Preparation, data: object) -> QuantConfig:
+    """Settings by which pictures are read are recorded; and those of a network that is to take integers."""
+    read = isinstance(data, Source) and data.pictures
+    if config.preprocess is not None or not (read or (config.input_dtype != "float32" and preparation.origin)):
+        return config
+    return replace(config, preprocess=preparation.settings.to_json())

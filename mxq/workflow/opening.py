@@ -1,0 +1,173 @@
+"""Calibration data and data to measure on, opened for a network: paths, and how pictures there are read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from mxq import runtime
+from mxq.batches import BATCH
+from mxq.config import QuantConfig
+from mxq.distributed import Partitions
+from mxq.errors import ConfigError
+from mxq.evaluation import Function, Metric
+from mxq.images import Source, open_source
+from mxq.ir import Model
+from mxq.logs import LOG
+from mxq.plan import Report
+from mxq.preparation import RAW, Preparation, beside, recorded
+from mxq.statistics import Statistics
+from mxq.thresholds import Thresholds
+
+PARTITION: Final = 1024
+"""Examples to a partition that a worker gets of a folder or file, at most."""
+
+Where: TypeAlias = str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What ranges are to come from, and what methods for weights look at.
+
+    Attributes:
+        data: examples in any form of `mxq.batches`; `Partitions`; or the path of a folder of images, a .npy or .npz.
+        thresholds: ranges found before; then nothing else is asked for them.
+        statistics: a file of statistics, or what was read from it, that ranges are taken from instead of ``data``.
+        stats: a file to keep the statistics of ``data`` in; without data it is read.
+        preparation: how pictures are read; what is known of the network where None.
+        batch_size: examples to a batch, of whole arrays and of files.
+        client: of Dask, whose workers share ``data``, a path or `Partitions`.
+    """
+
+    data: object = None
+    thresholds: Thresholds | None = None
+    statistics: Statistics | Where | None = None
+    stats: Path | None = None
+    preparation: Preparation | None = None
+    batch_size: int = BATCH
+    client: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What networks are to be scored by.
+
+    Attributes:
+        data: as of `Given`, with labels where there are any; None: that of `Given`, see `_judge`.
+        labels: (examples, ...), or for a path a file like labels.csv.
+        metric: see `mxq.evaluation`.
+        function: from a network, as a Gluon block, to its score, instead of data.
+        examples: so many of a path's, spread evenly; all where None.
+        noise: whether to pay no attention to labels.
+    """
+
+    data: object = None
+    labels: Any = None
+    metric: Metric[Any] | Function | None = None
+    function: Callable[[Any], float] | None = None
+    examples: int | None = None
+    noise: bool = False
+
+
+def preparation_of(net: runtime.Net, config: QuantConfig | None = None) -> Preparation:
+    """How pictures become inputs of ``net``: as ``config`` says, else its files, else the record that a block bears."""
+    if config is not None and config.preprocess is not None:
+        return Preparation.given(config.preprocess)
+    if isinstance(net, str | Path):
+        return beside(net)
+    report = report_in(net)
+    settings = None if report is None else recorded(report)
+    return Preparation() if settings is None else Preparation.given(settings, "the network's record")
+
+
+def open_data(
+    data: object,
+    model: Model,
+    preparation: Preparation,
+    batch_size: int = BATCH,
+    labels: Where | None = None,
+    logger: logging.Logger | None = LOG,
+) -> Any:
+    """A path as the `Source` of what is there, other data as it is.
+
+    Args:
+        data: see `Given`.
+        model: whose inputs are fed.
+        preparation: how pictures are read.
+        batch_size: examples to a batch.
+        labels: a file like labels.csv, for a folder.
+        logger: is told by what pictures are prepared, or warned that nothing says it; not where None.
+
+    Raises:
+        DataError: nothing there that can be used.
+    """
+    if not isinstance(data, str | Path):
+        return data
+    source = open_source(data, model.inputs, preparation.settings, batch_size, labels)
+    if logger is not None and source.pictures and not preparation.normalized:
+        logger.warning(RAW)
+    elif logger is not None and source.pictures:
+        logger.info("pictures are prepared by %s", preparation.origin)
+    return source
+
+
+def open_labelled(
+    measured: Measured, model: Model, preparation: Preparation, batch_size: int, logger: logging.Logger | None
+) -> tuple[Any, Any]:
+    """The data to measure on, opened by `open_data`, and the labels where they are not in it.
+
+    Raises:
+        ConfigError: labels are a path, but the data is none.
+        DataError: nothing there that can be used.
+    """
+    data, labels = measured.data, measured.labels
+    file = labels if isinstance(labels, str | Path) else None
+    if file is not None and not isinstance(data, str | Path):
+        raise ConfigError(f"labels is the path {str(file)!r} beside a {type(data).__name__}; allowed: an array")
+    data = open_data(data, model, preparation, batch_size, file, logger)
+    if isinstance(data, Source):
+        data = data if measured.examples is None else data.take(measured.examples)
+        data = replace(data, labels=None) if measured.noise else data
+    return data, None if file is not None else labels
+
+
+def compared_on(
+    measured: Measured, model: Model, preparation: Preparation, batch_size: int, logger: logging.Logger = LOG
+) -> Source:
+    """What ``measured`` has at its path, for networks that are compared on it."""
+    source: Source = open_labelled(measured, model, preparation, batch_size, logger)[0]
+    logger.info("comparing on %d of %s", source.examples, source.description)
+    return source
+
+
+def partitions(
+    data: Where,
+    model: Model,
+    preparation: Preparation,
+    batch_size: int,
+    count: int,
+    client: Any,
+    labels: Where | None = None,
+) -> Partitions:
+    """``count`` of the examples in parts of whole batches: several for each worker, so that all end together."""
+    batches = -(-count // batch_size)
+    each = max(1, min(PARTITION // batch_size, -(-batches // (4 * max(1, len(client.nthreads()))))))
+    settings, size = preparation.settings, each * batch_size
+    return Partitions.images(data, model.inputs, settings, batch_size, size, labels=labels, examples=count)
+
+
+def on_workers(
+    measured: Measured, count: int, model: Model, preparation: Preparation, batch_size: int, client: Any
+) -> Partitions:
+    """A path to measure on, in parts."""
+    labels = measured.labels if isinstance(measured.labels, str | Path) else None
+    return partitions(str(measured.data), model, preparation, batch_size, count, client, labels)
+
+
+def report_in(net: runtime.Net) -> Report | None:
+    """The report that a block bears, or what `mxq.quantize_model` returned."""
+    report = getattr(net, "report", None) or getattr(net, runtime.BLOCK_ATTRIBUTE, None)
+    return report if isinstance(report, Report) else None

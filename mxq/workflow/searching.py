@@ -1,0 +1,131 @@
+"""Many networks from one calibration: the layers that suffer most, and the fastest network that is accurate."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from mxq import locks, runtime, tuning
+from mxq.config import QuantConfig
+from mxq.errors import StorageError
+from mxq.evaluation.labelled import is_whole
+from mxq.images import Source
+from mxq.logs import LOG
+from mxq.preparation import Preparation
+from mxq.workflow.making import Opened
+from mxq.workflow.opening import Given, Measured, Where, on_workers, open_labelled
+
+
+def sensitivity(
+    net: runtime.Net,
+    given: Given,
+    config: QuantConfig,
+    measured: Measured | None = None,
+    *,
+    mode: str = tuning.BOTH,
+    workdir: Where | None = None,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> tuning.Sensitivity:
+    """Each layer alone in int8, or in float; see `mxq.tuning.sensitivity`.
+
+    Args:
+        net, given, config, epoch, logger: as of `quantize`.
+        measured: what to measure on.
+        mode: "one-int8", "one-float", or "both".
+        workdir: a folder for the journal and the statistics.
+    """
+    with _folder(workdir) as folder:
+        kept = None if workdir is None else folder
+        opened = _searched(net, given, config, kept, epoch, logger)
+        return tuning.sensitivity(opened.material, _judge(opened, measured or Measured()), mode, kept)
+
+
+def tune(
+    net: runtime.Net,
+    given: Given,
+    config: QuantConfig,
+    measured: Measured | None = None,
+    *,
+    max_drop: float = 0.005,
+    time_budget: float | None = None,
+    workdir: Where | None = None,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> tuning.Tuned:
+    """The fastest network that is accurate enough; see `mxq.tuning.tune`.
+
+    Args:
+        net, given, config, epoch, logger: as of `quantize`.
+        measured: what scores a network.
+        max_drop: how much less than float is allowed.
+        time_budget: seconds, over all runs in ``workdir``.
+        workdir: a folder for the journals, the statistics and the best network so far.
+    """
+    budget = tuning.Budget(time_budget)
+    tuning.check(config, max_drop)
+    with _folder(workdir) as folder:
+        opened = _searched(net, given, config, folder, epoch, logger)
+        judge = _judge(opened, measured or Measured(), answers=True)
+        found = tuning.tune(opened.material, judge, max_drop, budget, None if workdir is None else folder)
+    logger.info(found.verdict)
+    return found
+
+
+def _searched(
+    net: runtime.Net, given: Given, config: QuantConfig, folder: Path | None, epoch: int | None, logger: logging.Logger
+) -> Opened:
+    """What `tune` and `sensitivity` make their networks from; statistics are kept in ``folder``."""
+    kept = replace(given, stats=None if folder is None else folder / tuning.STATISTICS)
+    config = tuning.wholly_int8(config)
+    return Opened.of(net, kept, config, epoch, logger, again=True, planned=tuning.observing_more)
+
+
+def _judge(opened: Opened, measured: Measured, *, answers: bool = False) -> tuning.Judge:
+    """What scores networks.
+
+    Without data of its own it measures on all of the calibration data, with its labels, where that is whole arrays or
+    a path; else on the batches that were calibrated on.
+    """
+    given, model = opened.given, opened.prepared.source
+    said = isinstance(given.data, Source) and given.data.pictures  # by what pictures are prepared
+    if measured.data is None and measured.function is None and (isinstance(given.data, Source) or is_whole(given.data)):
+        measured = replace(measured, data=opened.where or given.data)
+    preparation = given.preparation or Preparation()
+    logger = None if said else opened.logger
+    data, labels = open_labelled(measured, model, preparation, given.batch_size, logger)
+    if isinstance(data, Source):
+        opened.logger.info("measuring on %d of %s", data.examples, data.description)
+        if given.client is not None and data.labels is not None and data is not measured.data:
+            data = on_workers(measured, data.examples, model, preparation, given.batch_size, given.client)
+    return tuning.judge_of(
+        model,
+        opened.material.data,
+        opened.runner,
+        function=measured.function,
+        data=data,
+        labels=labels,
+        metric=measured.metric,
+        client=given.client,
+        batch_size=given.batch_size,
+        answers=answers,
+    )
+
+
+@contextmanager
+def _folder(workdir: Where | None) -> Iterator[Path]:
+    """The folder ``workdir``, made where it is missing; or one that goes afterwards."""
+    if workdir is None:
+        with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
+            yield Path(folder)
+        return
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
+    with locks.alone(Path(workdir), "wait for its end, or give another workdir"):
+        yield Path(workdir)
