@@ -603,7 +603,7 @@ def with_nan() -> np.ndarray:
         (iter(()), mxq.DataError, "calibration data holds no batch; at least one is needed"),
         (failing_generator(), mxq.DataError, "reading calibration batch 2 failed: ValueError: disk on fire"),
         (["a", "b"], mxq.DataError, "calibration batch 1: it is str 'a'; allowed: an array"),
-        ("images", mxq.DataError, "calibration data is str 'images'; allowed: an array"),
+        ("images", mxq.DataError, "images does not exist; allowed: a folder of images, a .npy or an .npz file"),
         ({"image": X}, mxq.DataError, "no array for input 'data', only 'image'; the inputs are 'data'"),
         (with_nan(), mxq.DataError, r"tensor 'data' in batch 1 .*: 2 of 6144 values are not finite \(1 NaN, 1 Inf\)"),
         (X[:, :1], mxq.RuntimeFailure, r"on input 'data' float32\[32, 1, 8, 8\].*Shape inconsistent.*\[8,3,3,3\]"),

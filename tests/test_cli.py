@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mxq import api, machine, refine
+from mxq import machine, refine, workflow
 from mxq.cli import app
 from mxq.cli.app import ORDER
+from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
 from mxq.images import Preprocess, open_source
 from mxq.machine import Machine
@@ -210,9 +211,10 @@ class TestQuantize:
         seen = []
         at = refine.Looked.at
 
-        def spied(runner: Any, model: Any, data: Any, config: Any) -> Any:
-            seen.extend(list(data))
-            return at(runner, model, data, config)
+        def spied(*args: Any) -> Any:
+            looked = at(*args)
+            seen.extend(looked.feeds)
+            return looked
 
         monkeypatch.setattr(refine.Looked, "at", staticmethod(spied))
         common = ("quantize", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--out", tmp_path / "q")
@@ -532,24 +534,24 @@ class TestTuning:
         self, nets: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], effort: str, target: str
     ) -> None:
         asked = self._asked(monkeypatch, "sensitivity", nets, *args)
-        assert (asked["effort"], asked["config"].target) == (effort, target)
+        assert (asked.effort, asked.target) == (effort, target)
 
     def test_tune_takes_a_target(self, nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = self._asked(monkeypatch, "tune", nets, "--workdir", tmp_path, "--target", "avx512")
-        assert asked["config"].target == "avx512"
+        assert asked.target == "avx512"
         assert "--effort" not in run("tune", "--help").stdout
 
     @staticmethod
-    def _asked(monkeypatch: pytest.MonkeyPatch, name: str, nets: Path, *args: object) -> dict[str, Any]:
-        asked: dict[str, Any] = {}
+    def _asked(monkeypatch: pytest.MonkeyPatch, name: str, nets: Path, *args: object) -> QuantConfig:
+        asked: list[QuantConfig] = []
 
-        def stop(*_: object, **options: Any) -> None:
-            asked.update(options)
+        def stop(net: Path, given: workflow.Given, config: QuantConfig, *_: object, **__: object) -> None:
+            asked.append(config)
             raise RuntimeFailure("enough")
 
-        monkeypatch.setattr(api, name, stop)
+        monkeypatch.setattr(workflow, name, stop)
         run(name, nets / "tiny", "--data", nets / "pictures", *PICTURES, *args, code=2)
-        return asked
+        return asked[0]
 
 
 class TestEvaluate:

@@ -378,13 +378,13 @@ class TestSensitivity:
         ("options", "says"),
         [
             ({"mode": "all"}, "mode is 'all'; allowed: 'both'"),
-            ({"metric": len}, "metric is given without the data"),
+            ({"calib_data": [X], "metric": len}, "metric is given without the data"),
             ({"input_dtype": "uint8", "preprocess": {"mean": 0}}, "allowed: 'float32'"),
         ],
     )
     def test_refuses(self, options: dict[str, Any], says: str, net: Model) -> None:
         with pytest.raises(MxqError, match=says):
-            mxq.sensitivity(net, X, **options)
+            mxq.sensitivity(net, **{"calib_data": X, **options})
 
 
 def score(outputs: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, float]:

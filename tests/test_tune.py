@@ -562,7 +562,7 @@ class TestTune:
             ({"calib_mode": "none"}, "calib_mode is 'none', which leaves no calibrator"),
             ({"calib_mode": "ema_minmax"}, "calib_mode is 'ema_minmax', whose statistics serve no other"),
             ({"input_dtype": "int8"}, "input_dtype is 'int8' where networks are compared; allowed: 'float32'"),
-            ({"labels": np.zeros(40)}, "labels is given without the data"),
+            ({"data": [X], "labels": np.zeros(40)}, "labels is given without the data"),
             ({"eval_fn": len, "eval_data": X}, "eval_fn and eval_data are both given"),
         ],
     )
@@ -618,11 +618,11 @@ class TestCommand:
         assert [t["state"] for t in found["trials"]] == ["done"]
 
     def test_exit_code_where_nothing_meets_the_bar(self, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from mxq import api
+        from mxq import workflow
         from mxq.tuning.search import Bar as AnyBar
 
-        real = api.tune
-        monkeypatch.setattr(api, "tune", lambda *a, **k: replace(real(*a, **k), bar=AnyBar(2.0, 0.0)))
+        real = workflow.tune
+        monkeypatch.setattr(workflow, "tune", lambda *a, **k: replace(real(*a, **k), bar=AnyBar(2.0, 0.0)))
         args = ["tune", str(files / "net"), "--data", str(files / "data.npz"), "--workdir", str(files / "w")]
         result = CliRunner().invoke(app, [*args, "--max-drop", "0.2"])
         assert result.exit_code == 1, result.output

@@ -51,7 +51,7 @@ def _joined(source: Feeds, labels: Array) -> Iterator[tuple[Feed, Any]]:
 
 def _with_labels(data: Any, inputs: Sequence[str], batch_size: int) -> Iterator[tuple[Feed, Any]]:
     """Each batch with the labels in it."""
-    if isinstance(data, Feeds) or is_whole(data):
+    if isinstance(data, Feeds | Source) or is_whole(data):
         for feed in feeds(data, inputs, ALL, batch_size=batch_size):
             yield feed, None
         return

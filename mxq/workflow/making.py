@@ -131,8 +131,8 @@ class Opened:
     def _read(self, kept: Statistics | Where) -> Statistics:
         found = kept if isinstance(kept, Statistics) else Statistics.load(kept)
         if not found.complete:
-            name = "the statistics" if isinstance(kept, Statistics) else kept
-            self.logger.warning("%s: not complete, %d examples so far; give data to go on", name, found.examples)
+            name = "what was given as statistics" if isinstance(kept, Statistics) else kept
+            self.logger.warning("%s is not complete: %d examples so far; give data to go on", name, found.examples)
         return found
 
     def _run(self) -> Calibrated:
@@ -198,6 +198,6 @@ class Opened:
 def _with_preparation(config: QuantConfig, preparation: Preparation, data: object) -> QuantConfig:
     """Settings by which pictures are read are recorded; and those of a network that is to take integers."""
     read = isinstance(data, Source) and data.pictures
-    if config.preprocess is not None or not (read or (config.input_dtype != "float32" and preparation.origin)):
-        return config
-    return replace(config, preprocess=preparation.settings.to_json())
+    if read or (config.input_dtype != "float32" and preparation.origin):
+        return replace(config, preprocess=preparation.settings.to_json())
+    return config

@@ -1,0 +1,217 @@
+"""Both doors, Python and the command line, give the same files from the same network, data and settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mxq  # isort: skip  (before mxnet)
+
+from graphs import bn, build, conv, fc
+from PIL import Image
+from typer.testing import CliRunner
+
+from mxq.cli import app
+from mxq.runtime import load_model, write_pair
+
+SIDE, HELD = 8, 120
+ENDS = ("-symbol.json", "-0000.params", "-mxq.json")
+
+
+def examples() -> np.ndarray:
+    """(HELD, 3, SIDE, SIDE) float32, sorted: later examples are larger, so that it matters which are looked at."""
+    x = np.random.default_rng(0).standard_normal((HELD, 3, SIDE, SIDE)).astype(np.float32)
+    return x * np.linspace(0.5, 2, HELD, dtype=np.float32).reshape(-1, 1, 1, 1)
+
+
+X = examples()
+LABELS = np.arange(HELD) % 10
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network "net" and the same examples in several forms. Do not write there."""
+    where = tmp_path_factory.mktemp("doors")
+    net = build(
+        conv("conv0", "data"),
+        bn("bn0", "conv0"),
+        'relu0 = Activation(bn0) act_type="relu"',
+        conv("conv1", "relu0"),
+        "sum = elemwise_add(conv1, relu0)",
+        'relu1 = Activation(sum) act_type="relu"',
+        fc("fc0", "relu1"),
+        "return fc0",
+        data=(1, 3, SIDE, SIDE),
+    )
+    write_pair(net, where / "net")
+    np.save(where / "x.npy", X)
+    np.savez(where / "x.npz", data=X, label=LABELS)
+    pixels = np.clip(X * 40 + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    np.save(where / "pixels.npy", pixels)
+    (where / "pictures").mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(where / "pictures" / f"{i:03}.png")
+    return where
+
+
+def command(*args: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def same(prefix: Path, other: Path) -> None:
+    """Every byte; the names of the files are in the record, and must be the same."""
+    assert prefix.name == other.name
+    found = {end: Path(f"{prefix}{end}").read_bytes() == Path(f"{other}{end}").read_bytes() for end in ENDS}
+    assert found == dict.fromkeys(ENDS, True)
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Path:
+    """Where the command writes."""
+    (tmp_path / "a").mkdir()
+    return tmp_path / "a" / "int8"
+
+
+@pytest.fixture
+def b(tmp_path: Path) -> Path:
+    """Where Python writes."""
+    (tmp_path / "b").mkdir()
+    return tmp_path / "b" / "int8"
+
+
+PREPROCESS = {"mean": [128, 128, 128], "std": [40, 40, 40]}
+SETTINGS = ("--mean", "128", "--std", "40")
+AS_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...], dict[str, Any]]] = {
+    "npy": ("x.npy", lambda _: X, (), {}),
+    "npy by path": ("x.npy", lambda home: home / "x.npy", (), {}),
+    "npz": ("x.npz", lambda _: {"data": X, "label": LABELS}, (), {}),
+    "npz by path": ("x.npz", lambda home: str(home / "x.npz"), (), {}),
+    "pictures": ("pictures", lambda home: home / "pictures", SETTINGS, {"preprocess": PREPROCESS}),
+    "pixels": ("pixels.npy", lambda home: home / "pixels.npy", SETTINGS, {"preprocess": PREPROCESS}),
+    "fast": ("x.npy", lambda _: X, ("--effort", "fast"), {"effort": "fast"}),
+    "batch size": ("x.npy", lambda _: X, ("--batch-size", "7"), {"batch_size": 7}),
+    "share": ("x.npy", lambda _: (X, LABELS), ("--num-calib-examples", "75%"), {"num_calib_examples": "75%"}),
+    "saturation": ("x.npy", lambda _: X, ("--target", "avx2"), {"target": "avx2"}),
+    "integers": ("pictures", lambda home: home / "pictures", (*SETTINGS, "--input-dtype", "uint8"),
+                 {"preprocess": PREPROCESS, "input_dtype": "uint8"}),
+}  # fmt: skip
+
+
+class TestQuantize:
+    @pytest.mark.parametrize("form", AS_FILES)
+    def test_data(self, home: Path, a: Path, b: Path, form: str) -> None:
+        file, data, options, settings = AS_FILES[form]
+        command("quantize", home / "net", "--data", home / file, "--out", a, *options)
+        mxq.save(mxq.quantize_net(home / "net", data(home), **settings), b)
+        same(a, b)
+
+    def test_preprocess_beside_the_network(self, home: Path, tmp_path: Path, a: Path, b: Path) -> None:
+        for end in ENDS[:2]:
+            shutil.copy(f"{home / 'net'}{end}", tmp_path / f"net{end}")
+        (tmp_path / "preprocess.json").write_text(json.dumps(PREPROCESS))
+        command("quantize", tmp_path / "net", "--data", home / "pictures", "--out", a)
+        mxq.save(mxq.quantize_net(tmp_path / "net", home / "pictures"), b)
+        same(a, b)
+        mxq.save(mxq.quantize_net(home / "net", home / "pictures", preprocess=PREPROCESS), b)
+        same(a, b)
+
+    @pytest.mark.parametrize("again", [True, False], ids=["with data", "alone"])
+    def test_statistics(self, home: Path, tmp_path: Path, a: Path, b: Path, again: bool) -> None:
+        settings = {"calib_mode": "percentile:99.9"}
+        options = ("--data", home / "x.npy") if again else ()
+        stats = tmp_path / "s.npz"
+        command("calibrate", home / "net", "--data", home / "x.npy", "--stats", stats)
+        mode = ("--calib-mode", "percentile:99.9")
+        command("quantize", home / "net", "--stats", stats, "--out", a, *options, *mode)
+        data = X if again else None
+        mxq.save(mxq.quantize_net(home / "net", data, statistics=stats, **settings), b)
+        same(a, b)
+
+    @pytest.mark.parametrize("again", [True, False], ids=["with data", "alone"])
+    def test_thresholds(self, home: Path, tmp_path: Path, a: Path, b: Path, again: bool) -> None:
+        options = ("--data", home / "x.npy") if again else ()
+        command("calibrate", home / "net", "--data", home / "x.npy", "--out", tmp_path / "t.json")
+        command("quantize", home / "net", "--thresholds", tmp_path / "t.json", "--out", a, *options)
+        found = mxq.calibrate(home / "net", X)
+        mxq.save(mxq.quantize_net(home / "net", X if again else None, thresholds=found), b)
+        same(a, b)
+
+    def test_thresholds_or_statistics(self, home: Path, tmp_path: Path) -> None:
+        both = ("--thresholds", tmp_path / "t.json", "--stats", tmp_path / "s.npz", "--out", tmp_path / "q")
+        assert "allowed: one of them" in command("quantize", home / "net", *both, code=2).stderr
+
+    def test_a_symbol_and_its_parameters(self, home: Path, a: Path, b: Path) -> None:
+        model = load_model(home / "net")
+        command("quantize", home / "net", "--data", home / "x.npy", "--out", a)
+        mxq.save(mxq.quantize_model(f"{home / 'net'}-symbol.json", model.args, model.auxs, X), b)
+        same(a, b)
+
+
+class TestCalibrate:
+    @pytest.mark.parametrize("form", ["npy", "pictures"])
+    def test_ranges(self, home: Path, tmp_path: Path, form: str) -> None:
+        file, data, options, settings = AS_FILES[form]
+        command("calibrate", home / "net", "--data", home / file, "--out", tmp_path / "t.json", *options)
+        found = mxq.calibrate(home / "net", data(home), **settings)
+        assert json.loads((tmp_path / "t.json").read_text()) == found.to_json()
+
+    def test_statistics(self, home: Path, tmp_path: Path) -> None:
+        command("calibrate", home / "net", "--data", home / "x.npy", "--stats", tmp_path / "a.npz")
+        mxq.calibrate(home / "net", home / "x.npy", stats=tmp_path / "b.npz")
+        assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+class TestSearches:
+    """Without data to measure on, both measure on all that the file holds, with its labels."""
+
+    @pytest.mark.parametrize("form", ["npy", "npz"])
+    def test_tune(self, home: Path, tmp_path: Path, form: str) -> None:
+        file, data, _, _ = AS_FILES[form]
+        options = ("--max-drop", "0.02", "--calib-mode", "entropy")
+        shown = command("tune", home / "net", "--data", home / file, "--workdir", tmp_path / "a", "--json", *options)
+        found = mxq.tune(home / "net", data(home), workdir=tmp_path / "b", max_drop=0.02, calib_mode="entropy")
+        same(tmp_path / "a" / "best", tmp_path / "b" / "best")
+        said, other = json.loads(shown.stdout), found.to_json()
+        assert [t["score"] for t in said["trials"]] == [t["score"] for t in other["trials"]]
+        assert said["float_score"] == other["float_score"]
+
+    @pytest.mark.parametrize("form", ["npy", "npz"])
+    def test_sensitivity(self, home: Path, form: str) -> None:
+        file, data, _, _ = AS_FILES[form]
+        shown = command("sensitivity", home / "net", "--data", home / file, "--json")
+        found = mxq.sensitivity(home / "net", data(home))
+        assert json.loads(shown.stdout) == found.to_json()
+        assert found.measure == ("top1" if form == "npz" else "sqnr")
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("form", ["npz", "npz by path"])
+    def test_accuracy(self, home: Path, form: str) -> None:
+        file, data, _, _ = AS_FILES[form]
+        shown = json.loads(command("evaluate", home / "net", "--data", home / file, "--json").stdout)
+        found = mxq.evaluate(home / "net", data(home))
+        assert shown == found.to_json()
+
+    def test_pictures_are_read_as_the_record_says(self, home: Path, tmp_path: Path) -> None:
+        """In another folder than the float network's, without its preprocess.json, and from Python."""
+        options = ("--data", home / "pictures", *SETTINGS)
+        for dtype in ("float32", "int8"):
+            out = tmp_path / dtype
+            command("quantize", home / "net", *options, "--input-dtype", dtype, "--out", out)
+            (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i:03}.png,{i % 10}\n" for i in range(9)))
+            labels = ("--labels", tmp_path / "labels.csv")
+            wanted = command("evaluate", out, *options, *labels, "--json").stdout
+            shown = command("evaluate", out, "--data", home / "pictures", *labels, "--json")
+            assert shown.stdout == wanted
+            assert f"pictures are prepared by the record of {out}" in shown.stderr
+            for net in (out, mxq.load(out)):
+                found = mxq.evaluate(net, home / "pictures", labels=tmp_path / "labels.csv")
+                assert found.to_json() == json.loads(wanted)
