@@ -79,17 +79,19 @@ def quantize_net(
         net: a HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair
             ("model" for model-symbol.json and model-0000.params). It is not changed.
         calib_data: examples from the task's data: a Gluon DataLoader, a DataIter, an NDArray or numpy array, a
-            dictionary of them by input name, or a list or generator of batches. Labels are ignored.
+            dictionary of them by input name, a list or generator of batches; or the path of a folder of images, a .npy
+            or an .npz file. Labels are ignored. `mxq.batches` says which examples are used where not all are.
         config: a `QuantConfig`; ``options`` change single fields of it.
         thresholds: ranges found earlier by `calibrate`, instead of ``calib_data``.
         statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read, instead of
             ``calib_data``: ranges follow from it without running the network.
-        batch_size: how whole arrays are cut; 1 for networks made for one example at a time (Faster R-CNN).
+        batch_size: how whole arrays and files are cut; 1 for networks made for one example at a time (Faster R-CNN).
         ctx: the CPU, if anything; there is no other int8 backend.
-        logger: receives what mxq says; by default it goes to stderr.
+        logger: receives what mxq says instead of ``logging.getLogger("mxq")``, which writes it to stderr.
         **options: fields of `QuantConfig`, named as in ``mxnet.contrib.quantization.quantize_net``:
-            ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...; and
-            ``input_dtype`` with ``preprocess``, for a network that is fed integers (`mxq.data`).
+            ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...;
+            ``preprocess``, by which pictures at a path are read (by default as the ``preprocess.json`` beside the
+            network says, or its record); and ``input_dtype``, for a network that is fed integers (`mxq.data`).
 
     Returns:
         A hybridizable SymbolBlock; `save` or its own ``export`` writes the pair that stock MXNet loads. Its
@@ -164,8 +166,8 @@ def calibrate(
         stats: a file to keep the statistics in, written every few batches. Ended in any way and called again with the
             same data, it goes on where it was and ends with the same result. Without ``calib_data`` the file is read,
             so that other calibrators can be asked without running the network again.
-        client: a Dask client; ``calib_data`` must be `Partitions`, which its workers read and run. The result is that
-            of one process.
+        client: a Dask client; ``calib_data`` must be a path or `Partitions`, which its workers read and run. The
+            result is that of one process.
 
     Returns:
         Tensor name -> range with its provenance.
@@ -193,14 +195,16 @@ def evaluate(
 
     Args:
         net: as for `quantize_net`.
-        data: as ``calib_data`` of `quantize_net`, all of it, with labels: after the inputs in a batch, or as
-            ``labels``. Or `Partitions` whose batches have them.
+        data: as ``calib_data`` of `quantize_net`, all of it, with labels: after the inputs in a batch, in the file
+            ``labels.csv`` of a folder, or as ``labels``. Or `Partitions` whose batches have them.
         metric: by default the shares of examples whose label is the first output's best class ("top1") or among its
             best five ("top5"). A function from a batch's outputs and labels to numbers by name is averaged over
             examples; what needs a state has the methods of `mxq.evaluation.Metric`.
-        labels: (examples, ...), where they are not in the data.
-        client: a Dask client, for `Partitions`. The result is that of one process.
-        batch_size: how whole arrays are cut.
+        labels: (examples, ...), where they are not in the data; for a folder also a file like ``labels.csv``.
+        client: a Dask client, for a path or `Partitions`. The result is that of one process.
+        batch_size: how whole arrays and files are cut.
+        preprocess: how pictures at a path are read, see `quantize_net`.
+        logger: as for `quantize_net`.
 
     Returns:
         The number of examples, and the numbers by name.
@@ -311,11 +315,12 @@ def sensitivity(
             anew for every layer.
         metric, labels: as for `evaluate`, of ``data``; the first number counts, more being better.
         data: what to measure on. With labels, accuracy or ``metric`` counts. Without, the outputs are held against the
-            float network's: SQNR in dB, KL divergence of the softmax, and equal answers. By default ``calib_data``,
-            without labels.
+            float network's: SQNR in dB, KL divergence of the softmax, and equal answers. By default all of
+            ``calib_data``, with its labels, where that is whole arrays or a path; else the batches that were
+            calibrated on, without labels.
         mode: "one-int8", "one-float", or "both".
         workdir: a folder for the journal. Ended in any way and called again, what was measured is not measured again.
-        client: a Dask client, for `Partitions`.
+        client: a Dask client, for a path or `Partitions`.
 
     Returns:
         The layers, the worst first; after Ctrl-C those measured by then.
@@ -362,10 +367,10 @@ def tune(
         workdir: a folder for the journal, the statistics and the best network so far (``best-symbol.json``, ...). Ended
             in any way and called again, no trial is repeated, and the result is that of a run without an end.
         eval_data, labels, metric: instead of ``eval_fn``, labelled data and what to measure, as for `evaluate`; its
-            first number counts. With neither, or without labels, the score is the share of answers that are the float
-            network's (on ``calib_data`` where there is no ``eval_data``). Accuracy cannot drop by more than that share
-            lacks, so the bar is on the safe side and hard to meet: think of 0.02.
-        client: a Dask client, for `Partitions` as ``calib_data``, ``eval_data`` or both.
+            first number counts; without either ``calib_data`` serves as for `sensitivity`. Without labels the score is
+            the share of answers that are the float network's. Accuracy cannot drop by more than that share lacks, so
+            the bar is on the safe side and hard to meet: think of 0.02.
+        client: a Dask client, for paths or `Partitions` as ``calib_data``, ``eval_data`` or both.
 
     Returns:
         The network and how it was found: ``block``, ``met``, ``report``, ... Where nothing meets the bar, it is the
