@@ -6,7 +6,8 @@ All derive from `MxqError`, so ``except mxq.MxqError`` catches whatever mxq refu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MxqError(Exception):
@@ -33,6 +34,10 @@ class DataError(MxqError, ValueError):
     """Calibration or evaluation data does not fit: empty, wrong shape, wrong type, NaN."""
 
 
+class ReadError(DataError, StorageError):
+    """Data cannot be read where it lies: a file or a disk failed."""
+
+
 class CalibrationError(MxqError):
     """A range cannot be computed, or one that the graph needs is missing."""
 
@@ -56,6 +61,19 @@ def of_surroundings(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def as_storage_errors() -> Iterator[None]:
+    """What is raised inside because of a file, a disk or a worker leaves as one of our errors."""
+    try:
+        yield
+    except MxqError:
+        raise
+    except Exception as error:
+        if of_surroundings(error):
+            raise StorageError(f"{type(error).__name__}: {error}") from error
+        raise
 
 
 def one_of(field: str, value: object, allowed: Iterable[object]) -> ConfigError:

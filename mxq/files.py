@@ -13,9 +13,11 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from mxq.errors import FormatError, StorageError
 from mxq.locks import beside, claim, is_at
 
 PATIENCE: Final = 10.0
-"""Seconds to wait for another process that writes the same file."""
+"""Seconds to wait for another process that writes the same file, or for one that reads a pipe."""
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -161,15 +163,19 @@ def _explained(target: Path, size: int = 0) -> Iterator[None]:
     except BlockingIOError as error:
         raise StorageError(f"{target} cannot be written: another process is writing it") from error
     except OSError as error:
-        room = _room(target, size) if error.errno in _NO_ROOM else ""
+        room = _room(target, size, error.errno)
         raise StorageError(f"{target} cannot be written: {error.strerror or error}{room}") from error
 
 
-def _room(target: Path, size: int) -> str:
+def _room(target: Path, size: int, why: int | None) -> str:
     """What is needed, and what there is, now that the draft has gone."""
+    if why not in _NO_ROOM:
+        return ""
+    needed = f"{size:,} bytes are needed, " if size else ""
+    if why == errno.EFBIG:
+        return f" ({needed}a file may have {resource.getrlimit(resource.RLIMIT_FSIZE)[0]:,}, see ulimit -f)"
     with suppress(OSError):
         found = os.statvfs(os.path.realpath(target.parent))
-        needed = f"{size:,} bytes are needed, " if size else ""
         return f" ({needed}{found.f_bavail * found.f_frsize:,} bytes are free)"
     return ""
 
@@ -207,7 +213,23 @@ def _stream(path: Path) -> IO[bytes] | None:
     if stat.S_ISREG(found.st_mode):
         return None
     with _explained(path):
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb")
+        number = _opened(path)
+        os.set_blocking(number, True)
+        return os.fdopen(number, "wb")
+
+
+def _opened(path: Path) -> int:
+    """A descriptor to write to a pipe or device; a pipe that nobody reads is waited for, not for ever."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise StorageError(f"{path} cannot be written: nobody reads this pipe") from None
+            time.sleep(0.01)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

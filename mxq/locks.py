@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -37,9 +36,8 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def beside(target: Path, kind: str) -> Path:
-    """A hidden name in the folder of ``target``, the same each time; it is short, however long the target's is."""
-    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()
-    return target.with_name(f".mxq-{digest[:16]}.{kind}")
+    """A hidden name in the folder of ``target``, the same each time: "part", "lock" or "old" of it."""
+    return target.with_name(f".{target.name}.mxq-{kind}")
 
 
 def claim(path: Path, patience: float = 0.0) -> IO[bytes]:
@@ -112,7 +110,7 @@ def is_at(stream: IO[bytes], path: Path) -> bool:
 
 def tidy(folder: Path) -> None:
     """Removes what processes that were killed have left in a folder."""
-    for path in (*folder.glob(".mxq-*.part"), *folder.glob(".mxq-*.lock")):
+    for path in (*folder.glob(".*.mxq-part"), *folder.glob(".*.mxq-lock")):
         with suppress(OSError), claim(path):
             path.unlink()
 
@@ -131,7 +129,7 @@ def alone(path: Path, remedy: str) -> Iterator[None]:
         StorageError: another run uses it; the message names the process where the kernel tells.
     """
     real = Path(os.path.realpath(path))
-    lock = beside(real / "folder" if real.is_dir() else real, "lock")
+    lock = beside(real / "workdir" if real.is_dir() else real, "lock")
     held = None
     try:
         held = claim(lock)

@@ -767,7 +767,7 @@ def test_files_that_are_refused(pair: Path, damage: Callable[[Path], None], says
 def test_every_error_is_an_mxq_error() -> None:
     errors = [getattr(mxq, n) for n in mxq.__all__ if isinstance(getattr(mxq, n), type)]
     named = [e for e in errors if issubclass(e, Exception)]
-    assert len(named) == 10
+    assert len(named) == 11
     assert all(issubclass(e, mxq.MxqError) for e in named)
 
 

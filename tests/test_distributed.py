@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from mxq.config import Budget, QuantConfig
 from mxq.distributed import Partitions, calibration
 from mxq.distributed.engine import Run
 from mxq.distributed.tasks import Collecting, Job
+from mxq.errors import of_surroundings
 from mxq.pipeline import Calibrated, Prepared
 from mxq.runtime import MxnetRunner, from_symbol
 from mxq.statistics import Statistics
@@ -200,8 +202,9 @@ FAILURES = [
 
 @pytest.mark.parametrize(("load", "says"), FAILURES)
 def test_failures_name_the_partition(network: Any, load: Callable[[int], Any], says: str) -> None:
-    with pytest.raises(mxq.DataError, match=says):
+    with pytest.raises(mxq.DataError, match=says) as caught:
         calibrate(planned(network), numbers(load))
+    assert of_surroundings(pickle.loads(pickle.dumps(caught.value))) is (load is broken)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from mxq import pipeline
 from mxq.cli import app
 from mxq.config import LayerConfig, QuantConfig
-from mxq.errors import CalibrationError, ConfigError, MxqError
+from mxq.errors import CalibrationError, ConfigError, MxqError, StorageError
 from mxq.ir import Model
 from mxq.runtime import MxnetRunner, write_pair
 from mxq.tuning import data, picture, tables
@@ -295,6 +295,40 @@ class TestMeasured:
         assert found.layers[-1].only_float is not None
         again = run(Lab(), Journal.open(tmp_path / "s.jsonl", {}))
         assert again == found, "not tried again"
+
+    @pytest.mark.parametrize("at", [0, 1, 5])
+    def test_a_full_disk_ends_it_and_is_not_what_a_layer_is_like(self, at: int, tmp_path: Path) -> None:
+        class Full(Lab):
+            def make(self, config: QuantConfig) -> Model:
+                if len(self.made) == at:
+                    raise StorageError("s.npz cannot be written: No space left on device")
+                return super().make(config)
+
+        path, first, again = tmp_path / "s.jsonl", Full(), Lab()
+        with pytest.raises(StorageError, match="No space left on device"):
+            run(first, Journal.open(path, {}))
+        assert run(again, Journal.open(path, {})) == run(Lab())
+        assert len(first.made) + len(again.made) == 7
+
+    @pytest.mark.parametrize("again", [True, None], ids=["for want of memory", "before journals said"])
+    def test_failures_that_may_pass_are_measured_again(self, again: bool | None, tmp_path: Path) -> None:
+        path = tmp_path / "s.jsonl"
+        entry = {"label": "", "mode": ONE_INT8, "layer": "a", "seconds": 1.0, "numbers": None, "problem": "No space"}
+        Journal.open(path, {}).append(entry if again is None else {**entry, "again": again})
+        assert run(Lab(), Journal.open(path, {})) == run(Lab())
+
+    def test_want_of_memory_is_a_layers_problem_for_now(self, tmp_path: Path) -> None:
+        class Short(Lab):
+            def make(self, config: QuantConfig) -> Model:
+                if len(self.made) == 3:
+                    self.made.append(config)
+                    raise MemoryError("84 GB")
+                return super().make(config)
+
+        path = tmp_path / "s.jsonl"
+        found = run(Short(), Journal.open(path, {}))
+        assert [row.problem for row in found.layers if row.problem] == ["MemoryError: 84 GB"]
+        assert run(Lab(), Journal.open(path, {})) == run(Lab())
 
     def test_json(self) -> None:
         found = json.loads(json.dumps(run(Lab()).to_json(), allow_nan=False))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mxq.errors import RuntimeFailure
+from mxq.errors import RuntimeFailure, StorageError
 from mxq.machine import Core, Machine
 from mxq.sweep import Job, Reading, Row, Setup, Sweep, processes, setups, sweep
 from mxq.sweep.result import combine
@@ -62,6 +62,14 @@ class TestSweep:
             (ALONE, 1, ""), (ALONE, 16, "no memory at all"), (PAIR, 1, ""), (PAIR, 16, ""),
         ]  # fmt: skip
         assert seen == [1, 2, 3, 4]
+
+    def test_no_room_is_no_setups_fault(self) -> None:
+        def run(setup: Setup) -> Generator[Reading, None, None]:
+            raise StorageError("a process to time cannot be started: No space left on device")
+            yield
+
+        with pytest.raises(StorageError, match="No space left"):
+            sweep([Setup(1, ((0,),))], (1,), run)
 
     def test_interruption_keeps_what_there_is_and_ends_the_processes(self) -> None:
         ended = []

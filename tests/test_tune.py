@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +22,22 @@ from mxq.cli import app
 from mxq.cli.tuning import seconds_of
 from mxq.config import LayerConfig, QuantConfig
 from mxq.distributed import Partitions
-from mxq.errors import ConfigError, DataError, FormatError, QuantizeError
+from mxq.errors import (
+    ConfigError,
+    DataError,
+    FormatError,
+    MxqError,
+    QuantizeError,
+    ReadError,
+    StorageError,
+    WorkerError,
+)
 from mxq.ir import Model, Ref
 from mxq.report import record
 from mxq.runtime import MxnetRunner
 from mxq.tuning.budget import Budget, OutOfTime
 from mxq.tuning.cost import BYTE, CostModel, cost_model
-from mxq.tuning.driver import Driver, Found, Made
+from mxq.tuning.driver import Driver, Found, Made, trials_in
 from mxq.tuning.journal import Journal
 from mxq.tuning.search import (
     CALIBRATORS,
@@ -316,6 +327,65 @@ class TestResume:
         assert again.run().trials == first.trials
         assert not again.asked
 
+    @pytest.mark.parametrize("at", [0, 1, 4, 12])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(28, "No space left on device"),
+            StorageError("s.npz cannot be written: no space"),
+            WorkerError("the scheduler was lost"),
+            ReadError("partition '2' cannot be read"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_a_full_disk_ends_it_and_is_no_trial(self, at: int, error: Exception, tmp_path: Path) -> None:
+        def end(count: int) -> None:
+            if count == at:
+                raise error
+
+        whole, path = World(needing(*self.WANTED)).run(), tmp_path / "trials.jsonl"
+        broken = World(needing(*self.WANTED), path=path, ends=end)
+        with pytest.raises(MxqError, match=re.escape(str(error))):
+            broken.run()
+        assert len(Journal.open(path, {"network": 1}).entries) == at
+        again = World(needing(*self.WANTED), path=path)
+        assert again.run().trials == whole.trials
+        assert len(broken.asked) + len(again.asked) == 13, "no trial is repeated"
+
+    def test_what_caused_an_error_counts(self, tmp_path: Path) -> None:
+        def end(count: int) -> None:
+            try:
+                raise OSError(5, "Input/output error")
+            except OSError as error:
+                raise ValueError("odd") from error
+
+        path = tmp_path / "trials.jsonl"
+        with pytest.raises(StorageError, match=r"^ValueError: odd$"):
+            World(needing(), path=path, ends=end).run()
+        assert not Journal.open(path, {"network": 1}).entries
+
+    def test_want_of_memory_fails_a_trial_until_the_next_run(self, tmp_path: Path) -> None:
+        short = [MemoryError("84 GB")]
+
+        def end(count: int) -> None:
+            if count == 2 and short:
+                raise short.pop()
+
+        whole, path = World(needing(*self.WANTED)).run(), tmp_path / "trials.jsonl"
+        first = World(needing(*self.WANTED), path=path, ends=end).run()
+        assert [(t.state, t.reason) for t in first.trials if t.score is None] == [(FAILED, "MemoryError: 84 GB")]
+        assert World(needing(*self.WANTED), path=path).run().trials == whole.trials
+
+    def test_failures_in_journals_that_do_not_say_whose_they_were_are_tried_again(self, tmp_path: Path) -> None:
+        """Older ones took a full disk for the network's failure."""
+        whole, path = World(needing(*self.WANTED)).run(), tmp_path / "trials.jsonl"
+        journal, settings = Journal.open(path, {"network": 1}), [t.settings for t in whole.trials[:3]]
+        for tried in settings:
+            row = Trial("calibrators", tried, FAILED, seconds=1.0, reason="FormatError: No space left").to_json()
+            del row["again"]
+            journal.append({"kind": "trial", **row})
+        assert World(needing(*self.WANTED), path=path).run().trials == whole.trials
+
 
 class TestJournal:
     ABOUT: ClassVar = {"network": {"graph": "1" * 64, "inputs": ["data"]}, "settings": {"calib_mode": "naive"}}
@@ -372,6 +442,41 @@ class TestJournal:
         path.write_text(text)
         with pytest.raises(FormatError, match=says):
             Journal.open(path, self.ABOUT)
+
+    @pytest.mark.parametrize("entry", ['{"kind": "trial"}', "3", "null", '{"kind": "trial", "settings": {}}'])
+    def test_damaged_entries(self, entry: str, tmp_path: Path) -> None:
+        path = tmp_path / "j.jsonl"
+        World(needing(), path=path).run()
+        with path.open("a") as stream:
+            stream.write(f"{entry}\n")
+        journal = Journal.open(path, {"network": 1})
+        with pytest.raises(
+            FormatError, match=rf"j.jsonl, line {len(journal.entries) + 1} is damaged \(.*delete the file"
+        ):
+            trials_in(journal)
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "^C"])
+    def test_a_line_that_could_not_be_written_whole_is_not_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        journal = Journal.open(tmp_path / "j.jsonl", self.ABOUT)
+        journal.append({"x": 1})
+        before = (tmp_path / "j.jsonl").read_bytes()
+
+        def full(_: int) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises((StorageError, KeyboardInterrupt), match=r"j.jsonl cannot be written: No space left|^$"):
+                journal.append({"x": 2})
+        assert (tmp_path / "j.jsonl").read_bytes() == before
+        assert len(journal.entries) == 1
+
+    def test_a_pipe_is_no_journal(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "j.jsonl")
+        with pytest.raises(StorageError, match="it is a pipe or a device"):
+            Journal.open(tmp_path / "j.jsonl", self.ABOUT)
 
     def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
         (tmp_path / "f").write_text("")

@@ -22,7 +22,7 @@ from distributed.comm.addressing import get_address_host
 from mxq.distributed import worker
 from mxq.distributed.cluster import TIMEOUT
 from mxq.distributed.tasks import Job, Outcome
-from mxq.errors import ConfigError, MxqError, RuntimeFailure
+from mxq.errors import ConfigError, MxqError, RuntimeFailure, WorkerError
 from mxq.version import __version__
 
 RECOUNT: Final = 5.0
@@ -66,6 +66,8 @@ class Scheduled:
                     key = order.popleft() if self._ordered else next(iter(self._early))
                     yield key, self._early.pop(key)
                 self._begin(completed, job, waiting)
+        except OSError as error:  # also Dask's CommClosedError and TimeoutError
+            raise WorkerError(f"the scheduler {self._client.scheduler.address} was lost: {error}") from error
         finally:
             self._client.cancel([*self._running, job], force=True)
 
@@ -122,7 +124,7 @@ def _outcome(key: str, future: Any, found: Any) -> Outcome:
             "memory, or crashed; the workers' logs tell which"
         ) from error
     why = (str(error) or type(error).__name__).splitlines()[0]
-    raise RuntimeFailure(f"partition {key!r} was given up by Dask ({future.status}): {why}") from error
+    raise WorkerError(f"partition {key!r} was given up by Dask ({future.status}): {why}") from error
 
 
 def _refused(job: Any) -> MxqError:

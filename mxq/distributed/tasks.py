@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from mxq import evaluation
 from mxq.batches import feeds
 from mxq.collect import collect
-from mxq.errors import DataError, MxqError
+from mxq.errors import DataError, MxqError, ReadError, of_surroundings
 from mxq.evaluation import ALL, Metric, Tally
 from mxq.ir import Executable, Model, Ref, Runner, Watched
 from mxq.observers import Observer, State
@@ -71,9 +71,11 @@ class Job(Generic[R_co]):
         try:
             return self.task(runner, self.model, key, self.load(payload))
         except MxqError as error:
-            raise type(error)(f"partition {key!r}: {error}") from error
+            unread = isinstance(error, DataError) and of_surroundings(error)  # which a pickled error would not tell
+            raise (ReadError if unread else type(error))(f"partition {key!r}: {error}") from error
         except Exception as error:
-            raise DataError(f"partition {key!r}: {type(error).__name__}: {error}") from error
+            kind = ReadError if of_surroundings(error) else DataError
+            raise kind(f"partition {key!r}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from mxq.errors import RuntimeFailure
+from mxq.errors import RuntimeFailure, StorageError
 from mxq.sweep.result import Reading, Setup, combine
 
 BOOT = (
@@ -101,23 +101,33 @@ def _give_up(workers: Sequence[_Worker]) -> None:
         worker.give_up("no answer in time")
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"a process to time cannot be started: {error.strerror or error}") from error
+
+
 class _Worker:
     """One process, from outside. Ctrl-C does not reach it: whoever started it ends it."""
 
     def __init__(self, spec: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (see close)
+        with _explained():
+            self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  (see close)
         self._cpus = spec["cpus"]
         self._given_up = ""
         try:
-            self._process = subprocess.Popen(  # noqa: S603  (this Python, this package)
-                [sys.executable, "-I", "-c", BOOT, json.dumps(spec)],
-                env=dict(environ),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-                start_new_session=True,
-            )
+            with _explained():
+                self._process = subprocess.Popen(  # noqa: S603  (this Python, this package)
+                    [sys.executable, "-I", "-c", BOOT, json.dumps(spec)],
+                    env=dict(environ),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    text=True,
+                    start_new_session=True,
+                )
         except BaseException:
             self._errors.close()
             raise

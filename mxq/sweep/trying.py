@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 
-from mxq.errors import MxqError
+from mxq.errors import MxqError, StorageError
 from mxq.machine import Machine
 from mxq.sweep.result import Reading, Row, Setup, Sweep
 from mxq.threads import split, usable_cores
@@ -70,6 +70,8 @@ def _rows(setup: Setup, batches: Sequence[int], run: Run, problem: str) -> Gener
             reading = None
             try:
                 reading = None if problem else next(readings)
+            except StorageError:
+                raise  # no fault of the setup
             except MxqError as error:
                 problem = " ".join(str(error).split())
             yield Row(setup, batch, reading, "" if reading is not None else problem)

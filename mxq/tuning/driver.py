@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from mxq.errors import as_storage_errors, of_surroundings
 from mxq.tuning.budget import Budget, OutOfTime
 from mxq.tuning.journal import Journal
 from mxq.tuning.search import DONE, FAILED, INTERRUPTED, METHODS, SKIPPED, Asking, Bar, Settings, Trial
@@ -42,7 +43,7 @@ class Driver(Generic[T]):
 
     Attributes:
         bar: what is to be met.
-        attempt: makes and measures a network; what it raises fails the trial.
+        attempt: makes and measures a network; what it raises fails the trial, unless a disk, a file or a worker failed.
         journal: of trials; those in it are not run again.
         budget: the first trial is run whatever it says, so that there is something to return. A method that takes too
             long is skipped, as networks without it may still be made in time; any other trial ends the search.
@@ -66,6 +67,7 @@ class Driver(Generic[T]):
 
         Raises:
             KeyboardInterrupt: before there was any trial.
+            MxqError: a file cannot be read or written, or workers were lost. The same search may go on later.
         """
         try:
             stage, settings = next(asking)
@@ -110,10 +112,14 @@ class Driver(Generic[T]):
     def _run(self, stage: str, settings: Settings) -> tuple[Trial, T | None]:
         started = self.budget.clock()
         try:
-            made = self.attempt(settings)
-        except Exception as error:  # whatever it is, other settings may do
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return Trial(stage, settings, FAILED, seconds=self.budget.clock() - started, reason=reason), None
+            with as_storage_errors():
+                made = self.attempt(settings)
+        except Exception as error:  # whatever it is, other settings may do, but for a full disk and the like
+            if of_surroundings(error):
+                raise
+            reason, seconds = f"{type(error).__name__}: {' '.join(str(error).split())}", self.budget.clock() - started
+            again = isinstance(error, MemoryError)
+            return Trial(stage, settings, FAILED, seconds=seconds, reason=reason, again=again), None
         return Trial(stage, settings, DONE, made.score, made.cost, self.budget.clock() - started), made.network
 
     def _expected(self, settings: Settings) -> float:
@@ -123,15 +129,19 @@ class Driver(Generic[T]):
         return max(alike or [t.seconds for t in known], default=self.first_guess)
 
     def _known(self) -> list[Trial]:
-        return trials_in(self.journal)
+        return [trial for trial in trials_in(self.journal) if not trial.again]
 
 
 def trials_in(journal: Journal) -> list[Trial]:
     """The trials that a journal holds."""
-    rows: Iterable[dict[str, Any]] = (dict(entry) for entry in journal.entries if entry["kind"] == TRIAL)
-    return [Trial.from_json({k: v for k, v in row.items() if k != "kind"}) for row in rows]
+    return [trial for trial in journal.read(_trial) if trial is not None]
+
+
+def _trial(entry: Mapping[str, Any]) -> Trial | None:
+    row = {k: v for k, v in entry.items() if k != "kind"}
+    return Trial.from_json(row) if entry["kind"] == TRIAL else None
 
 
 def seconds_in(journal: Journal) -> float:
     """How long all took that a journal holds."""
-    return sum(float(entry["seconds"]) for entry in journal.entries)
+    return sum(journal.read(lambda entry: float(entry["seconds"])))

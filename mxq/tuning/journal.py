@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from mxq.errors import ConfigError, FormatError
-from mxq.files import write_text
+from mxq.errors import ConfigError, FormatError, StorageError
+from mxq.files import regular, write_text
 
 FORMAT: Final = "mxq-journal/1"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,14 +44,17 @@ class Journal:
 
         Raises:
             ConfigError: the file is about something else; the message names the first difference.
-            FormatError: it is no journal, is damaged, or cannot be written.
+            FormatError: it is no journal, or is damaged.
+            StorageError: it cannot be read or written.
         """
         if path is None:
             return Journal()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8") if regular(path).exists() else ""
+        except OSError as error:
+            raise StorageError(f"{path} cannot be used as a journal: {error}") from error
+        except UnicodeDecodeError as error:
             raise FormatError(f"{path} cannot be used as a journal: {error}") from None
         if not text:
             write_text(path, _line({"format": FORMAT, "about": about}))
@@ -64,21 +69,48 @@ class Journal:
         return Journal(path, lines[1:])
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Adds a measurement; it is on disk when this returns.
+        """Adds a measurement; it is on disk when this returns, or nothing of it is.
 
         Raises:
-            FormatError: the file cannot be written.
+            StorageError: the file cannot be written.
         """
         line = _line(entry)
         if self.path is not None:
             try:
-                with self.path.open("a", encoding="utf-8") as stream:
-                    stream.write(line)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                _append(self.path, line.encode())
             except OSError as error:
-                raise FormatError(f"{self.path} cannot be written: {error.strerror or error}") from error
+                raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
         self.entries.append(json.loads(line))
+
+    def read(self, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
+        """What ``parse`` makes of each entry.
+
+        Raises:
+            FormatError: it cannot read one, which means that the file is damaged.
+        """
+        found = []
+        for number, entry in enumerate(self.entries, start=2):
+            try:
+                found.append(parse(entry))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise FormatError(
+                    f"{self.path}, line {number} is damaged ({why}); delete the file to begin anew"
+                ) from None
+        return found
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Adds a line to a file, or leaves it as it was and raises."""
+    with path.open("ab", buffering=0) as stream:
+        before = os.fstat(stream.fileno()).st_size
+        try:
+            while line:  # what a disk took of it before it was full is no error yet
+                line = line[stream.write(line) :]
+            os.fsync(stream.fileno())
+        except BaseException:
+            os.ftruncate(stream.fileno(), before)
+            raise
 
 
 def json_numbers(numbers: Mapping[str, float] | None) -> dict[str, float | str] | None:

@@ -47,6 +47,7 @@ def sensitivity(
         by=judge.by,
     )
     journal = Journal.open(None if workdir is None else workdir / SENSITIVITY, about(material, judge))
+    material.statistics  # noqa: B018  (what is wrong with them is wrong with no layer)
     return measured(subject, journal, mode, progress=progress)
 
 

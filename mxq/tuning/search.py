@@ -73,6 +73,7 @@ class Trial:
         cost: modelled time, see `mxq.tuning.cost`.
         seconds: making and measuring took.
         reason: why it failed or was skipped.
+        again: whether a later run tries it anew: it failed for want of memory, or nobody knows.
     """
 
     stage: str
@@ -82,6 +83,7 @@ class Trial:
     cost: float | None = None
     seconds: float = 0.0
     reason: str = ""
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
         table = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -89,7 +91,8 @@ class Trial:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Trial:
-        return Trial(**{**data, "settings": Settings.from_json(data["settings"])})
+        again = data.get("again", data.get("state") == FAILED)  # older journals do not say whose fault it was
+        return Trial(**{**data, "settings": Settings.from_json(data["settings"]), "again": again})
 
 
 @dataclass(frozen=True, slots=True)

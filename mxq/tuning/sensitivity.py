@@ -17,7 +17,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from mxq.config import QuantConfig
-from mxq.errors import MxqError, one_of
+from mxq.errors import MxqError, as_storage_errors, of_surroundings, one_of
 from mxq.ir import Model
 from mxq.tuning.journal import Journal, json_numbers, numbers_of
 from mxq.tuning.layers import Layer, with_floats, with_only
@@ -31,10 +31,14 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measurement: its ``numbers``, the first being the one that counts, or the ``problem`` that there are none."""
+    """A measurement: its ``numbers``, the first being the one that counts, or the ``problem`` that there are none.
+
+    With ``again``, a later run tries it anew: memory was short, or nobody knows what the matter was.
+    """
 
     numbers: Numbers | None = None
     problem: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,33 +156,43 @@ class Meter:
     clock: Callable[[], float] = time.monotonic
 
     def known(self, mode: str, layer: str = "") -> Measured | None:
-        """What the journal has of it."""
-        for entry in self.journal.entries:
-            if (entry["label"], entry["mode"], entry["layer"]) == (self.label, mode, layer):
-                return Measured(numbers_of(dict(entry["numbers"]) if entry["numbers"] else None), entry["problem"])
-        return None
+        """What the journal has of it, the last where there are several."""
+        return dict(self.journal.read(_measured)).get((self.label, mode, layer))
 
     def get(self, mode: str, layer: str = "") -> Measured:
-        """The measurement; a network that cannot be made or run is one too, with its problem."""
+        """The measurement; a network that cannot be made or run is one too, with its problem.
+
+        Raises:
+            MxqError: the float network cannot be measured, a file cannot be read or written, or workers were lost.
+        """
         found = self.known(mode, layer)
-        if found is not None:
+        if found is not None and not found.again:
             return found
         self.before()
         started = self.clock()
         try:
-            found = Measured(self._numbers(mode, layer))
-        except MxqError as error:
-            if mode == FLOAT:
+            with as_storage_errors():
+                found = Measured(self._numbers(mode, layer))
+        except (MxqError, MemoryError) as error:
+            if mode == FLOAT or of_surroundings(error):
                 raise
-            found = Measured(problem=" ".join(str(error).split()))
+            short = isinstance(error, MemoryError)
+            found = Measured(problem=" ".join(f"{'MemoryError: ' if short else ''}{error}".split()), again=short)
         entry = {"label": self.label, "mode": mode, "layer": layer, "seconds": self.clock() - started}
         pairs = None if found.numbers is None else [[k, v] for k, v in (json_numbers(found.numbers) or {}).items()]
-        self.journal.append({**entry, "numbers": pairs, "problem": found.problem})
+        self.journal.append({**entry, "numbers": pairs, "problem": found.problem, "again": found.again})
         return found
 
     def _numbers(self, mode: str, layer: str) -> Numbers:
         s = self.subject
         return s.measure(s.float if mode == FLOAT else s.make(s.settings(mode, layer)))
+
+
+def _measured(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Measured]:
+    """An entry of a journal: which measurement it is, and what was found."""
+    problem, numbers = str(entry["problem"]), numbers_of(dict(entry["numbers"]) if entry["numbers"] else None)
+    again = bool(entry.get("again", problem))  # older journals do not say whose fault it was
+    return (entry["label"], entry["mode"], entry["layer"]), Measured(numbers, problem, again)
 
 
 def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: bool = True) -> Sensitivity:
@@ -194,7 +208,7 @@ def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: 
 
     Raises:
         ConfigError: another mode.
-        MxqError: the float network cannot be measured.
+        MxqError: the float network cannot be measured, a file cannot be read or written, or workers were lost.
     """
     if mode not in MODES:
         raise one_of("mode", mode, MODES)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tqdm import tqdm
 
@@ -164,21 +164,26 @@ def _calibrate(task: Task, journal: Journal) -> None:
     """The statistics, and in the journal the time that they took when they were collected."""
     started = task.budget.clock()
     examples = task.material.statistics.examples
-    if not any(entry["kind"] == CALIBRATION for entry in journal.entries):
+    if not any(kind == CALIBRATION for kind, *_ in journal.read(_scored)):
         journal.append({"kind": CALIBRATION, "examples": examples, "seconds": task.budget.clock() - started})
 
 
 def _float_score(task: Task, journal: Journal) -> tuple[float, float]:
     """The float network's score, and the seconds it took; measured once."""
-    for entry in journal.entries:
-        if entry["kind"] == FLOAT:
-            return task.score(numbers_of(entry["numbers"]) or {}), float(entry["seconds"])
+    for kind, known, seconds in journal.read(_scored):
+        if kind == FLOAT:
+            return task.score(known), seconds
     started = task.budget.clock()
     numbers = task.judge.measure(task.material.prepared.source)
     score, seconds = task.score(numbers), task.budget.clock() - started
     name = next(iter(numbers))
     journal.append({"kind": FLOAT, "numbers": json_numbers({name: score}), "seconds": seconds})
     return score, seconds
+
+
+def _scored(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, float], float]:
+    """An entry of a journal: its kind, the numbers where it has any, and its seconds."""
+    return entry["kind"], numbers_of(entry.get("numbers")) or {}, float(entry["seconds"])
 
 
 def _calibrators(base: QuantConfig) -> tuple[Settings, ...]:
@@ -201,7 +206,7 @@ def _ranked(task: Task, base: Settings, journal: Journal) -> Mapping[str, float]
     )
 
     def in_time() -> None:
-        took = max((float(entry["seconds"]) for entry in journal.entries), default=0.0)
+        took = max(journal.read(lambda entry: float(entry["seconds"])), default=0.0)
         task.budget.check("measuring the next layer", took)
 
     meter = Meter(subject, journal, base.calib_mode, in_time, task.budget.clock)
