@@ -44,7 +44,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mxq-seeds-", dir=MEMORY if Path(MEMORY).is_dir() else None) as folder:
         seeds = Path(folder)
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
-        subprocess.run([sys.executable, "-m", "fuzzing.seeds", folder], check=True, env=environ)  # noqa: S603
+        command = [sys.executable, "-m", "fuzzing.seeds", folder]
+        made = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+        if made.returncode:
+            raise SystemExit(made.stderr)
         from fuzzing import formats, runner  # after the seeds: this process forks and must not have run MXNet
 
         known = formats.all_formats(seeds)

@@ -7,7 +7,6 @@ files that do not match it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from mxq.errors import FormatError, StorageError
 from mxq.files import is_file
+from mxq.formats.documents import read_json
 
 SUFFIX: Final = "-mxq.json"
 _ENDING: Final = re.compile(r"-symbol\.json$|-\d{4,}\.params$")
@@ -122,12 +122,7 @@ def _state(prefix: str | os.PathLike[str]) -> tuple[object, ...]:
 
 def _files(path: Path) -> Mapping[str, Any]:
     """The checksums in a record."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: mxq report is not JSON: {error}") from None
+    data = read_json(path)
     files = data.get("files", {}) if isinstance(data, dict) else None
     if not isinstance(files, dict):
         raise FormatError(f"{path}: 'files' is {type(files).__name__}, not a table of file name: sha256")

@@ -26,6 +26,7 @@ from PIL import Image
 from mxq import numerics
 from mxq.errors import ConfigError, DataError
 from mxq.images import Preprocess
+from mxq.images.pictures import decode
 from mxq.ir import Array, Executable, Model, Ref, Runner, Watched
 from mxq.plan import InputRecord
 from mxq.report import record as records
@@ -208,12 +209,7 @@ def _image(picture: Any) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     if isinstance(picture, str | Path):
-        try:
-            with Image.open(picture) as image:
-                loaded: Image.Image = image.convert(image.mode)  # while the file is open
-                return loaded
-        except OSError as error:
-            raise DataError(f"{picture} cannot be read as an image: {error}") from None
+        return decode(picture, str(picture))
     pixels = np.asarray(picture.asnumpy() if hasattr(picture, "asnumpy") else picture)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         raise DataError(

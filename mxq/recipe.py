@@ -37,7 +37,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from yaml.reader import ReaderError
@@ -45,8 +45,13 @@ from yaml.reader import ReaderError
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_text
+from mxq.formats.files import read_text
 
 FORMAT = "mxq-recipe/1"
+LONGEST: Final = 1 << 18
+"""Bytes of the longest recipe."""
+MOST_VALUES: Final = 10_000
+"""In a recipe whose aliases are written out: a few lines of them can stand for more than any memory holds."""
 _FLOAT = "tag:yaml.org,2002:float"
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """1e-3: a number to all but YAML 1.1, which reads text."""
@@ -64,6 +69,18 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             lines[key.tag, key.value] = key.start_mark.line + 1
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; what its tag promises and it is not, such as ``!!bool maybe``, is refused."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            reason = f": {error}" if isinstance(error, ValueError) else ""
+            problem = f"{str(node.value)[:80]!r} is no {kind}{reason}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -128,14 +145,7 @@ def read(path: str | os.PathLike[str]) -> QuantConfig:
         FormatError: no such file, not YAML, or not a recipe of this format.
         ConfigError: an unknown field, or a value that is not allowed.
     """
-    name = os.fspath(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise FormatError(f"{name} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return loads(text, name)
+    return loads(read_text(path, most=LONGEST), os.fspath(path))
 
 
 def write(config: QuantConfig, path: str | os.PathLike[str]) -> Path:
@@ -153,12 +163,34 @@ def _mapping(text: str, source: str) -> dict[Any, Any]:
         loader = _Loader(text)
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
+            _check_size(node)
             return dict(loader.construct_document(node))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the date 2020-13-01, 5,000 digits
+    except (yaml.YAMLError, RecursionError) as error:
         raise FormatError(f"{source}{_problem(error, text)}") from None
     line = 1 if node is None else node.start_mark.line + 1
     found = "nothing" if node is None else repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list"
     raise FormatError(f"{source}, line {line}: found {found}; a recipe is a mapping that begins with format: {FORMAT}")
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuses a document whose aliases, written out, are too many values, or one within itself."""
+    sizes = dict[int, int | None]()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = None  # until it is known: only a node within itself asks before
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = [part for pair in node.value for part in pair] if pairs else node.value
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        found = sizes[id(node)]
+        if found is None or found > MOST_VALUES:
+            problem = "a value holds itself" if found is None else f"aliases stand for more than {MOST_VALUES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return found
+
+    size(root)
 
 
 def _problem(error: Exception, text: str) -> str:

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 
 from mxq import observers
 from mxq.errors import CalibrationError, FormatError
 from mxq.files import write_bytes
+from mxq.formats.arrays import Archive, open_npz
+from mxq.formats.documents import Count, converted, parse_json
 from mxq.observers import Observer, State
+from mxq.observers.base import Layout
 from mxq.thresholds import Threshold, Thresholds
 
 FORMAT: Final = "mxq-statistics/1"
-
-_DAMAGE: Final = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError),  # no archive, or one that zipfile cannot read
-    *(ValueError, LookupError, TypeError, AttributeError),  # an archive of something else
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,8 @@ class Stretch:
 
     name: str = ""
     first: str = ""
-    examples: int = 0
-    batches: int = 0
+    examples: Count = 0
+    batches: Count = 0
     complete: bool = False
 
 
@@ -134,9 +130,7 @@ class Statistics:
                     f"this one's is {_short(network.get(part))}"
                 )
 
-    def thresholds(
-        self, wanted: Mapping[str, Observer[Any]], dtypes: Mapping[str, str] | str = "auto"
-    ) -> Thresholds:
+    def thresholds(self, wanted: Mapping[str, Observer[Any]], dtypes: Mapping[str, str] | str = "auto") -> Thresholds:
         """The range of every tensor in ``wanted``, with its provenance. Reading has no effect; read again at will.
 
         Args:
@@ -207,43 +201,59 @@ class Statistics:
         Raises:
             FormatError: no such file, another format, or damaged.
         """
-        try:
-            with Path(path).open("rb") as stream, _archive(stream) as archive:
+        with open_npz(path, FormatError, "statistics of mxq") as archive:
+            try:
                 about = _about(archive)
-                states = {t["name"]: _state(number, t["kind"], archive) for number, t in enumerate(about["tensors"])}
-                stretches = tuple(Stretch(**s) for s in about["stretches"])
-                network = dict(about["network"])
-        except FileNotFoundError:
-            raise FormatError(f"no file {str(path)!r}") from None
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}") from None
-        except _DAMAGE as error:
-            raise FormatError(f"{path} is damaged, or no statistics of mxq: {error}") from None
-        return Statistics(states, stretches, network)
+                kinds = {t.name: t.kind for t in about.tensors}
+                if len(kinds) < len(about.tensors):
+                    raise FormatError("statistics are damaged: they hold a tensor twice")
+                states = {name: _state(number, kind, archive) for number, (name, kind) in enumerate(kinds.items())}
+            except FormatError as error:
+                raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        return Statistics(states, about.stretches, about.network)
 
 
-def _archive(stream: BinaryIO) -> Any:
-    if not zipfile.is_zipfile(stream):  # which np.load would take for something pickled
-        raise FormatError("no statistics of mxq, or cut short")
-    stream.seek(0)
-    return np.load(stream, allow_pickle=False)
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """What is collected of a tensor."""
+
+    name: str
+    kind: str
 
 
-def _about(archive: Any) -> dict[str, Any]:
-    if not hasattr(archive, "files") or "about" not in archive.files:
+@dataclass(frozen=True, slots=True)
+class _About:
+    """The JSON of a file."""
+
+    format: str
+    network: dict[str, Any]
+    tensors: list[_Tensor]
+    stretches: tuple[Stretch, ...]
+
+
+def _about(archive: Archive) -> _About:
+    archive.check("about")
+    held = archive.headers.get("about")
+    if held is None or held.dtype.kind != "U" or held.shape:
         raise FormatError("no statistics of mxq")
-    about = json.loads(str(archive["about"]))
-    if about.get("format") != FORMAT:
-        raise FormatError(f"statistics have format {about.get('format')!r}; this version reads {FORMAT!r}")
-    return dict(about)
+    about = parse_json(str(archive["about"]), "'about'")
+    found = about.get("format") if isinstance(about, dict) else about
+    if found != FORMAT:
+        raise FormatError(f"statistics have format {found!r}; this version reads {FORMAT!r}")
+    return converted(about, _About, "'about'")
 
 
-def _state(number: int, kind: str, archive: Any) -> State:
+def _state(number: int, kind: str, archive: Archive) -> State:
     if kind not in observers.STATES:
         raise FormatError(f"a state is of kind {kind!r}; known: {', '.join(observers.STATES)}")
-    prefix = f"{number}."
-    arrays = {key.removeprefix(prefix): archive[key] for key in archive.files if key.startswith(prefix)}
-    state: State = observers.STATES[kind].from_arrays(arrays)
+    layout: Layout = observers.STATES[kind].layout
+    for key, (dtype, shape) in layout.items():
+        archive.check(f"{number}.{key}")
+        held = archive.headers.get(f"{number}.{key}")
+        if held is None or (held.dtype, held.shape) != (np.dtype(dtype), shape):
+            found = "missing" if held is None else f"{held.dtype}{list(held.shape)}"
+            raise FormatError(f"statistics are damaged: {number}.{key} is {found}; needed: {dtype}{list(shape)}")
+    state: State = observers.STATES[kind].from_arrays({key: archive[f"{number}.{key}"] for key in layout})
     return state
 
 

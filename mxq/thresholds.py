@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from mxq.errors import CalibrationError, FormatError
+from mxq.formats.documents import Count, converted, parse_json
 
 FORMAT = "mxq-thresholds/1"
+LARGEST: Final = (2 - 2**-23) * 2.0**127
+"""The largest float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Range:
     """The interval that 8 bits will cover: ``min`` and ``max`` in activation units.
 
     Raises:
-        CalibrationError: a bound is NaN or infinite, or ``min`` > ``max``.
+        CalibrationError: a bound is NaN, infinite or beyond float32, or ``min`` > ``max``.
     """
 
     min: float
@@ -28,6 +30,8 @@ class Range:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.min) and math.isfinite(self.max)):
             raise CalibrationError(f"range [{self.min}, {self.max}] is not finite")
+        if max(abs(self.min), abs(self.max)) > LARGEST:
+            raise CalibrationError(f"range [{self.min}, {self.max}] is beyond float32; allowed: up to {LARGEST:.4g}")
         if self.min > self.max:
             raise CalibrationError(f"range [{self.min}, {self.max}] has its minimum above its maximum")
 
@@ -63,8 +67,8 @@ class Threshold:
 
     range: Range
     observer: str
-    examples: int = 0
-    batches: int = 0
+    examples: Count = 0
+    batches: Count = 0
     observed: Range | None = None
     note: str = ""
     source: str = ""
@@ -116,26 +120,16 @@ class Thresholds(Mapping[str, Threshold]):
             FormatError: not that format; the message says what was found.
         """
         if isinstance(data, str | bytes):
-            try:
-                data = json.loads(data)
-            except ValueError as error:
-                raise FormatError(f"thresholds are not JSON: {error}") from None
+            data = parse_json(data, "the text of thresholds")
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         if found != FORMAT:
             raise FormatError(f"thresholds have format {found!r}; this version reads {FORMAT!r}")
-        try:
-            return Thresholds({name: _threshold(entry) for name, entry in data["tensors"].items()})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"thresholds are damaged: {error}") from None
+        return Thresholds(converted(data, _Document, "the table of thresholds").tensors)
 
 
-def _threshold(entry: Mapping[str, Any]) -> Threshold:
-    fields = dict(entry)
-    observed = fields.pop("observed", None)
-    candidates = tuple(Candidate(**{**c, "range": Range(**c["range"])}) for c in fields.pop("candidates", ()))
-    return Threshold(
-        range=Range(**fields.pop("range")),
-        observed=Range(**observed) if observed else None,
-        candidates=candidates,
-        **fields,
-    )
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """Thresholds as JSON."""
+
+    tensors: dict[str, Threshold]
+    format: str

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
-    ("errors", "locks", "files", "checksums", "version", "compat", "machine", "numerics", "logs"),
+    ("errors", "locks", "files", "formats", "checksums", "version", "compat", "machine", "numerics", "logs"),
     ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
@@ -31,10 +31,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
 SIDEWAYS = {  # the only imports within a level, (importer, imported); together they must be free of circles
     ("checksums", "errors"),
     ("checksums", "files"),
+    ("checksums", "formats"),
     ("compat", "errors"),
     ("compat", "machine"),
     ("files", "errors"),
     ("files", "locks"),
+    ("formats", "errors"),
     ("locks", "errors"),
     ("machine", "errors"),
     ("numerics", "errors"),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import struct
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import assert_close
 from PIL import Image
 
 from mxq.batches import feeds
 from mxq.config import Budget
 from mxq.errors import ConfigError, DataError, FormatError
-from mxq.images import Preprocess, open_source, read_preprocess
+from mxq.images import Preprocess, open_source, read_picture, read_preprocess
 
 
 def picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -87,12 +93,25 @@ class TestPreprocess:
             ({"layout": "CHW"}, "layout is 'CHW'"),
             ({"mean": (1, 2)}, r"mean is \(1, 2\); allowed: one number, or 3"),
             ({"mean": ("a",)}, "mean is"),
-            ({"std": 0}, "std is .* allowed: positive"),
+            ({"std": 0}, "std is .* allowed: numbers from 1e-12 to"),
             ({"scale": 0}, "scale is 0"),
             ({"short_side": 2.5}, "short_side is 2.5; allowed: a whole number"),
             ({"crop": (1, 2, 3)}, r"crop is \(1, 2, 3\); allowed: a side, or \(height, width\)"),
             ({"crop": 0}, "crop is 0"),
             ({"resize": (2, 2), "crop": (1, 1)}, "one way or the other"),
+            ({"scale": "x"}, "scale is 'x'; allowed: a number from 1e-12 to"),
+            ({"scale": None}, "scale is None"),
+            ({"scale": np.inf}, "scale is inf"),
+            ({"scale": True}, "scale is True"),
+            ({"mean": "124"}, "mean is '124'; allowed: one number"),
+            ({"mean": np.nan}, "mean is nan"),
+            ({"mean": (0, 0, -np.inf)}, "mean is"),
+            ({"mean": 10**400}, "mean is 1000"),
+            ({"std": np.inf}, "std is inf"),
+            ({"std": 1e-40}, "std is"),
+            ({"label_offset": "x"}, "label_offset is 'x'; allowed: a whole number"),
+            ({"label_offset": 2**70}, "label_offset is .* to 2147483648"),
+            ({"rotate180": 1}, "rotate180 is 1; allowed: True, False"),
         ],
     )
     def test_mistakes_are_named(self, settings: dict[str, Any], found: str) -> None:
@@ -127,7 +146,7 @@ class TestPreprocess:
         file.write_text("[]")
         with pytest.raises(FormatError, match="is a list"):
             read_preprocess(file)
-        with pytest.raises(FormatError, match=r"none.json cannot be read: No such file"):
+        with pytest.raises(FormatError, match=r"no file '.*none.json'"):
             read_preprocess(tmp_path / "none.json")
 
 
@@ -222,7 +241,7 @@ class TestFolder:
         for found, expected in zip(got.resumed(3, 6), [wanted[0], wanted[3]], strict=True):
             same(found["data"], expected)
         assert (got.examples, got.batches) == (8, 4)
-        with pytest.raises(DataError, match=r"02.png cannot be read"):
+        with pytest.raises(DataError, match=r"no file '.*02.png'"):
             list(got)
 
     def test_sizes_that_differ(self, tmp_path: Path) -> None:
@@ -307,3 +326,184 @@ class TestArrays:
         np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
         with pytest.raises(DataError, match="cannot be read as arrays"):
             open_source(tmp_path / "o.npy")
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def blank_png(width: int, height: int) -> bytes:
+    """A few bytes that claim to be large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+PLAIN = Preprocess(layout="NHWC")
+SIXTEEN = np.array([[0, 255, 256, 32768], [40000, 65535, 257, 511]], np.uint16)
+
+
+class TestPictures:
+    @pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+    def test_sixteen_bits_are_the_upper_eight(self, form: str) -> None:
+        """As OpenCV reads them; Pillow alone makes all above 255 white."""
+        image = Image.fromarray(SIXTEEN)
+        found = read_picture(encoded(image, form), "x", Preprocess(color="GRAY", layout="NHWC"))[..., 0]
+        same(found, SIXTEEN >> 8)
+        same(read_picture(encoded(image, form), "x", PLAIN), np.repeat((SIXTEEN >> 8)[..., None], 3, axis=2))
+
+    @pytest.mark.parametrize("mode", ["I", "F"])
+    def test_other_depths_are_refused(self, mode: str) -> None:
+        image = Image.fromarray(SIXTEEN.astype(np.int32)).convert(mode)
+        with pytest.raises(DataError, match=rf"^x has values of 32 bits \({mode}\); allowed: 8 or 16 bits"):
+            read_picture(encoded(image, "TIFF"), "x", PLAIN)
+
+    def test_every_mode_becomes_rgb(self) -> None:
+        """Transparency is dropped; grey, palettes and one bit are spread over three channels."""
+        rgb = Image.fromarray(picture(4, 5) * np.uint8(20))
+        expected = np.asarray(rgb)
+        clear = rgb.copy()
+        clear.putalpha(7)
+        same(read_picture(encoded(clear), "x", PLAIN), expected)
+        same(read_picture(encoded(rgb.quantize(20)), "x", PLAIN), np.asarray(rgb.quantize(20).convert("RGB")))
+        grey = rgb.convert("L")
+        for image in (grey, grey.convert("LA")):
+            same(read_picture(encoded(image), "x", PLAIN), np.repeat(np.asarray(grey)[..., None], 3, axis=2))
+        bits = grey.convert("1")
+        same(read_picture(encoded(bits), "x", PLAIN)[..., 0], np.asarray(bits) * 255)
+        cmyk = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+        found = read_picture(encoded(cmyk, "JPEG", quality=95), "x", PLAIN)
+        assert_close(found, np.broadcast_to([0, 255, 255], found.shape), rtol=0, atol=4)
+
+    def test_of_an_animation_the_first(self) -> None:
+        first, second = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+        for form in ("GIF", "PNG", "WEBP"):
+            found = read_picture(encoded(first, form, save_all=True, append_images=[second]), "x", PLAIN)
+            assert_close(found, np.broadcast_to([255, 0, 0], found.shape), rtol=0, atol=4)
+
+    def test_a_rotation_in_exif_is_not_applied(self) -> None:
+        exif = Image.Exif()
+        exif[274] = 6
+        image = Image.fromarray(picture(4, 9))
+        assert read_picture(encoded(image, "JPEG", exif=exif), "x", PLAIN).shape == (4, 9, 3)
+
+    @pytest.mark.parametrize("side", [9_000, 50_000, 2**31 - 1])
+    def test_large_ones_are_refused_before_they_are_decoded(self, side: int) -> None:
+        with pytest.raises(DataError, match=r"^big.png .*pixels"):
+            read_picture(blank_png(side, side), "big.png", PLAIN)
+
+    def test_what_would_become_large(self) -> None:
+        thin = encoded(Image.new("L", (60_000, 1)))
+        with pytest.raises(DataError, match=r"^x: a picture of 1x60000 would become 2000x120000000"):
+            read_picture(thin, "x", Preprocess(short_side=2000))
+        with pytest.raises(DataError, match="an example of 4200x4200 pixels is too large"):
+            read_picture(encoded(Image.new("1", (4200, 4200))), "x", PLAIN)
+        with pytest.raises(ConfigError, match=r"crop is .*; allowed: up to 16777216 pixels"):
+            Preprocess(crop=(100_000, 100_000))
+
+    def test_decoders_that_run_programs_are_not_used(self) -> None:
+        postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+        with pytest.raises(DataError, match="x cannot be read as an image: cannot identify"):
+            read_picture(postscript, "x", PLAIN)
+
+    def test_cut_anywhere(self) -> None:
+        """Refused, or (where only what follows the pixels is lost) read as it was."""
+        for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP"):
+            whole = encoded(Image.fromarray(picture(4, 5)), form)
+            expected = read_picture(whole, "x", PLAIN)
+            for size in range(len(whole)):
+                with suppress(DataError):
+                    same(read_picture(whole[:size], "x", PLAIN), expected)
+
+    def test_bytes_without_end_are_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a.png")
+        with pytest.raises(DataError, match="holds no images"):
+            open_source(tmp_path)
+        with pytest.raises(DataError, match="is a pipe; allowed: a file"):
+            read_picture(tmp_path / "a.png", "a.png", PLAIN)
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("rows", "says"),
+        [
+            ("a.png,x", "line 2: label is 'x', not a whole number"),
+            ("a.png", "line 2: label is None, not a whole number"),
+            ("a.png,1.5", "label is '1.5'"),
+            ("a.png,1e3", "label is '1e3'"),
+            ("a.png,nan", "label is 'nan'"),
+            ("a.png," + "9" * 30, r"not a whole number up to 2147483648"),
+            ("a.png," + "9" * 5000, r"not a whole number up to 2147483648"),
+            ("a.png,1\na.png,2", "line 3: 'a.png' has label 1 further up"),
+            (",1", "lists '' and 0 others that"),
+            ("../out.png,1", r"lists '../out.png', which lies outside"),
+            ("sub/../../out.png,1", r"lists 'sub/../../out.png', which lies outside"),
+            ("link.png,1", r"lists 'link.png', which lies outside"),
+            ("away/out.png,1", r"lists 'away/out.png', which lies outside"),
+            ("a\0.png,1", "cannot be read|does not hold"),
+            ("a" * 300 + ".png,1", "cannot be read"),
+            ("a" * 200_000 + ",1", "cannot be read as a table: field larger than field limit"),
+            ("pipe,1", "lists 'pipe' and 0 others that"),
+        ],
+    )
+    def test_mistakes(self, tmp_path: Path, rows: str, says: str) -> None:
+        where = folder(tmp_path / "in", 1, labels="file,label\n" + rows)
+        folder(where / "sub", 1)
+        (where / "00.png").rename(where / "a.png")
+        (tmp_path / "out.png").write_bytes((where / "a.png").read_bytes())
+        (where / "link.png").symlink_to(tmp_path / "out.png")
+        (where / "away").symlink_to(tmp_path)
+        os.mkfifo(where / "pipe")
+        with pytest.raises(DataError, match=says):
+            open_source(where)
+
+    def test_an_absolute_path(self, tmp_path: Path) -> None:
+        where = folder(tmp_path / "in", 1)
+        (tmp_path / "out.png").write_bytes((where / "00.png").read_bytes())
+        (where / "labels.csv").write_text(f"file,label\n{where / '00.png'},1\n")
+        assert open_source(where).examples == 1  # it lies within
+        (where / "labels.csv").write_text(f"file,label\n{tmp_path / 'out.png'},1\n")
+        with pytest.raises(DataError, match=r"out.png', which lies outside"):
+            open_source(where)
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_encodings(self, tmp_path: Path, encoding: str) -> None:
+        """Spreadsheets put a byte order mark first."""
+        where = folder(tmp_path, 1)
+        (where / "00.png").rename(where / "é.png")
+        (where / "labels.csv").write_text("file,label\r\né.png,-3\r\n", encoding=encoding)
+        assert open_source(where).labels.tolist() == [-3]
+        (where / "labels.csv").write_text("file,label\né.png,3\n", encoding="latin-1")
+        with pytest.raises(DataError, match=r"labels.csv cannot be read as a table: 'utf-8' codec"):
+            open_source(where)
+
+
+class TestArrayLabels:
+    @pytest.mark.parametrize(
+        "labels", [[0.5, 1], [np.nan, 0], [np.inf, 0], [2.0**40, 0], [2**62, 0], ["a", "b"], [1j, 2]]
+    )
+    def test_that_are_no_whole_numbers(self, tmp_path: Path, labels: Any) -> None:
+        np.savez(tmp_path / "a.npz", data=np.zeros((len(labels), 3), np.float32), label=np.array(labels))
+        with pytest.raises(DataError, match=r"labels have type .*; allowed: whole numbers up to 2147483648"):
+            open_source(tmp_path / "a.npz")
+
+    def test_that_are_whole_floats(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", data=np.zeros((2, 3), np.float32), label=np.array([3.0, -1.0], np.float32))
+        assert open_source(tmp_path / "a.npz").labels.tolist() == [3, -1]
+
+    def test_inputs_that_are_no_numbers(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", data=np.array(["a", "b"]))
+        with pytest.raises(DataError, match="data has type <U1; allowed: floats and integers"):
+            open_source(tmp_path / "a.npz")
+
+    def test_many_examples_of_nothing(self, tmp_path: Path) -> None:
+        """A trillion of them take no byte, and a year to be gone through."""
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 0), }"
+        (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header)
+        with pytest.raises(DataError, match="must be equally long and not empty"):
+            open_source(tmp_path / "a.npy")

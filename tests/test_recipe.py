@@ -30,6 +30,10 @@ from mxq.config import (
 from mxq.errors import ConfigError, FormatError
 
 HEAD = f"format: {recipe.FORMAT}\n"
+LAUGHS = "calib_mode:\n- &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"- &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+"""A few hundred bytes that stand for 9 ** 9 words."""
 
 TRICKY = [
     "*", "*conv*", "&a", "!x", "%", "@a", "`", "- a", "a: b", "a #b", "#", "yes", "no", "null", "~", "", " ", " a ",
@@ -210,10 +214,16 @@ class TestReading:
             ),
             (HEAD + "---\na: 1\n", "net.yaml, line 2 cannot be read as YAML: expected a single document"),
             (HEAD + "a: \x01\n", r"net.yaml, line 2 cannot be read as YAML: it has the character '\x01'"),
-            (HEAD + "a: 2020-13-01", "net.yaml cannot be read as YAML: month must be in 1..12"),
+            (HEAD + "a: 2020-13-01", "net.yaml, line 2 cannot be read as YAML: '2020-13-01' is no timestamp: month"),
             (HEAD + "a: " + "[" * 1500, "net.yaml cannot be read as YAML: it is nested too deep"),
             (HEAD + "? [a]\n: b", "net.yaml, line 2 cannot be read as YAML: while constructing a mapping, found unha"),
             (HEAD + "a: !!python/name:os.system", "net.yaml, line 2 cannot be read as YAML: could not determine a c"),
+            (HEAD + "a: !!bool maybe", "net.yaml, line 2 cannot be read as YAML: 'maybe' is no bool"),
+            (HEAD + "a: !!timestamp x", "net.yaml, line 2 cannot be read as YAML: 'x' is no timestamp"),
+            (HEAD + "a: !!int x", "net.yaml, line 2 cannot be read as YAML: 'x' is no int"),
+            (HEAD + "a: " + "9" * 5000, "net.yaml, line 2 cannot be read as YAML: '9999"),
+            (HEAD + "a: &b [*b]", "net.yaml, line 2 cannot be read as YAML: a value holds itself"),
+            (HEAD + LAUGHS, "net.yaml, line 7 cannot be read as YAML: aliases stand for more than 10000 values"),
             (HEAD + HEAD, "net.yaml, line 2 cannot be read as YAML: the key 'format' was given before, in line 1"),
             (
                 HEAD + "overrides:\n  a: {}\n  b: {}\n  'a': {dtype: int8}\n",
@@ -282,7 +292,7 @@ class TestFiles:
 
     def test_messages_name_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "net.yaml"
-        with pytest.raises(FormatError, match=rf"^{re.escape(str(path))} cannot be read: No such file"):
+        with pytest.raises(FormatError, match=rf"^no file '{re.escape(str(path))}'"):
             recipe.read(path)
         path.write_bytes(b"format: \xff")
         with pytest.raises(FormatError, match=r"net\.yaml is not UTF-8 text: invalid start byte at byte 8$"):
@@ -374,5 +384,5 @@ class TestOptions:
             config_of(None, None, None, "half", recipe=file)
         with pytest.raises(ConfigError, match=r"^calib_mode is ''; allowed"):
             config_of(None, None, None, None, "", recipe=file)
-        with pytest.raises(FormatError, match="cannot be read"):
+        with pytest.raises(FormatError, match="no file"):
             config_of(None, None, None, None, recipe=file.with_name("other.yaml"))

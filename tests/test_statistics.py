@@ -124,15 +124,16 @@ def save_array(file: Path, value: np.ndarray) -> None:
 
 
 PICKLED = np.array([{}], object)
-IS_DAMAGED = "is damaged, or no statistics of mxq: "
-NO_STATISTICS = ": no statistics of mxq, or cut short"
+CANNOT = " cannot be read as statistics of mxq: "
+NO_STATISTICS = f"{CANNOT}it is no archive of arrays, or cut short"
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda file: file.write_text("thresholds"), NO_STATISTICS),
     "nothing": (lambda file: file.write_bytes(b""), NO_STATISTICS),
     "an array": (lambda file: save_array(file, np.ones(3)), NO_STATISTICS),
     "a pickle": (lambda file: save_array(file, PICKLED), NO_STATISTICS),
-    "a folder": (lambda file: file.mkdir(), f" {IS_DAMAGED}.*Is a directory.*"),
-    "a pickle within": (lambda file: np.savez(file, about=PICKLED), f" {IS_DAMAGED}Object arrays cannot be loaded.*"),
+    "a folder": (lambda file: file.mkdir(), " is a folder; allowed: a file"),
+    "a pipe": (os.mkfifo, " is a pipe; allowed: a file"),
+    "a pickle within": (lambda file: np.savez(file, about=PICKLED), f"{CANNOT}'about' has the header .*"),
     "other arrays": (lambda file: np.savez(file, x=np.ones(3)), ": no statistics of mxq"),
 }
 
@@ -142,7 +143,7 @@ def test_what_is_no_such_file(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "a.npz"
     write, message = FOREIGN[kind]
     write(file)
-    with pytest.raises(FormatError, match=f"^{re.escape(str(file))}{message}$") as caught:
+    with pytest.raises(FormatError, match=f"^'?{re.escape(str(file))}'?{message}$") as caught:
         Statistics.load(file)
     assert "\n" not in str(caught.value)
 
@@ -153,6 +154,8 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 ABOUT = {"format": module.FORMAT, "network": {}, "tensors": [{"name": "a", "kind": "extent"}], "stretches": []}
+LACKS = ": 'about' is damaged: Object missing required field "
+DAMAGED = ": statistics are damaged: "
 EXTENT = {"0.count": np.array(2), "0.bounds": np.float32([0, 1])}
 MOVING = {"0.momentum": np.array(0.9), "0.batches": np.array(1), "0.averages": np.arange(4.0), **EXTENT}
 
@@ -172,13 +175,44 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         ": statistics have format 'mxq-statistics/0'; this version reads 'mxq-statistics/1'",
     ),
     "no format": ({}, EXTENT, ": statistics have format None; this version reads 'mxq-statistics/1'"),
-    "a list": ([], EXTENT, " " + IS_DAMAGED + "'list' object has no attribute 'get'"),
+    "a list": ([], EXTENT, ": statistics have format []; this version reads 'mxq-statistics/1'"),
     "unknown kind": (of_kind("cdf"), EXTENT, ": a state is of kind 'cdf'; known: extent, histogram, moving"),
-    "no network": (without(ABOUT, "network"), EXTENT, " " + IS_DAMAGED + "'network'"),
-    "no tensors": (without(ABOUT, "tensors"), EXTENT, " " + IS_DAMAGED + "'tensors'"),
-    "no stretches": (without(ABOUT, "stretches"), EXTENT, " " + IS_DAMAGED + "'stretches'"),
-    "no kind": ({**ABOUT, "tensors": [{"name": "a"}]}, EXTENT, " " + IS_DAMAGED + "'kind'"),
-    "no array": (ABOUT, without(EXTENT, "0.count"), " " + IS_DAMAGED + "'count'"),
+    "no network": (without(ABOUT, "network"), EXTENT, LACKS + "`network`"),
+    "no tensors": (without(ABOUT, "tensors"), EXTENT, LACKS + "`tensors`"),
+    "no stretches": (without(ABOUT, "stretches"), EXTENT, LACKS + "`stretches`"),
+    "no kind": ({**ABOUT, "tensors": [{"name": "a"}]}, EXTENT, LACKS + "`kind` - at `$.tensors[0]`"),
+    "no array": (ABOUT, without(EXTENT, "0.count"), DAMAGED + "0.count is missing; needed: int64[]"),
+    "a name that is none": (
+        {**ABOUT, "tensors": [{"name": 3, "kind": "extent"}]},
+        EXTENT,
+        ": 'about' is damaged: Expected `str`, got `int` - at `$.tensors[0].name`",
+    ),
+    "a tensor twice": ({**ABOUT, "tensors": ABOUT["tensors"] * 2}, EXTENT, DAMAGED + "they hold a tensor twice"),
+    "examples in words": (
+        {**ABOUT, "stretches": [{"examples": "x"}]},
+        EXTENT,
+        ": 'about' is damaged: Expected `int`, got `str` - at `$.stretches[0].examples`",
+    ),
+    "fewer than none": (
+        {**ABOUT, "stretches": [{"batches": -1}]},
+        EXTENT,
+        ": 'about' is damaged: Expected `int` >= 0 - at `$.stretches[0].batches`",
+    ),
+    "a network of another type": (
+        {**ABOUT, "network": 3},
+        EXTENT,
+        ": 'about' is damaged: Expected `object`, got `int` - at `$.network`",
+    ),
+    "floats for counts": (
+        of_kind("histogram"),
+        {**EXTENT, "0.counts": np.full(8191, math.nan)},
+        DAMAGED + "0.counts is float64[8191]; needed: int64[8191]",
+    ),
+    "counts beyond all data": (
+        of_kind("histogram"),
+        {**EXTENT, "0.counts": np.full(8191, 2**62)},
+        DAMAGED + "counts of shape (8191,), from 4611686018427387904 to 4611686018427387904",
+    ),
     "crossed": (
         ABOUT,
         {**EXTENT, "0.bounds": np.float32([1, 0])},
@@ -187,12 +221,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "one bound": (
         ABOUT,
         {**EXTENT, "0.bounds": np.float32([1])},
-        " " + IS_DAMAGED + "not enough values to unpack (expected 2, got 1)",
+        DAMAGED + "0.bounds is float32[1]; needed: float32[2]",
     ),
     "short histogram": (
         of_kind("histogram"),
         {**EXTENT, "0.counts": np.zeros(3, np.int64)},
-        ": statistics are damaged: counts of shape (3,), the smallest 0",
+        DAMAGED + "0.counts is int64[3]; needed: int64[8191]",
     ),
     "averages": (
         of_kind("moving"),

@@ -13,10 +13,12 @@ from mxq.errors import CalibrationError, FormatError
 from mxq.thresholds import Candidate, Range, Threshold, Thresholds
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
-RANGES = st.tuples(FINITE, FINITE).map(lambda p: Range(min(p), max(p)))
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(0, 2**63 - 1)
+RANGES = st.tuples(FLOATS, FLOATS).map(lambda p: Range(min(p), max(p)))
 CANDIDATES = st.lists(st.builds(Candidate, st.text(), RANGES, FINITE), max_size=3).map(tuple)
 THRESHOLDS = st.builds(
-    Threshold, RANGES, st.text(), st.integers(0), st.integers(0), st.none() | RANGES, st.text(), st.text(), CANDIDATES
+    Threshold, RANGES, st.text(), COUNTS, COUNTS, st.none() | RANGES, st.text(), st.text(), CANDIDATES
 )
 
 
@@ -28,6 +30,11 @@ class TestRange:
     def test_not_finite(self, pair):
         with pytest.raises(CalibrationError, match="not finite"):
             Range(*pair)
+
+    @pytest.mark.parametrize("bound", [3.5e38, 1e300])
+    def test_beyond_float32(self, bound):
+        with pytest.raises(CalibrationError, match=r"beyond float32; allowed: up to 3\.403e"):
+            Range(-bound, 0.0)
 
     def test_upside_down(self):
         with pytest.raises(CalibrationError, match=r"\[2.0, 1.0\] has its minimum above its maximum"):
@@ -96,6 +103,12 @@ class TestThresholds:
             ({"format": "mxq-thresholds/1", "tensors": {"a": {"observer": "naive"}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": {"range": {"min": 0}, "observer": "n"}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": 3}}, "damaged"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "examples": "5"}}}, "Expected `int`, got `str`"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "batches": -1}}}, "Expected `int` >= 0"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "note": None}}}, r"at `\$.tensors\[...\].note`"),
+            ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "range": [0, 1]}}}, "`object`, got `array`"),
+            ('{"format": "mxq-thresholds/1", "tensors": {"a": {"range": {"min": NaN}}}}', "JSON has no word"),
+            (b'{"format": "\xff"}', "not UTF-8"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "candidates": 3}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "candidates": [{"error": 0}]}}}, "damaged"),
             ({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, "color": 3}}}, "damaged"),

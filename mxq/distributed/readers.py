@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from mxq.batches import raw_batches
 from mxq.errors import DataError
+from mxq.formats.records import read_index, records
 from mxq.images import Preprocess, Source, open_source, read_picture, stacked
 from mxq.ir import Array
 
@@ -92,8 +93,6 @@ class Records:
     batch_size: int
 
     def __call__(self, payload: tuple[Path, int, int | None]) -> Iterator[Batch]:
-        from mxq.runtime.recordio import records  # noqa: PLC0415  (MXNet comes after the threads are settled)
-
         path, first, count = payload
         found, at = records(path, first, count), first
         while group := list(islice(found, self.batch_size)):
@@ -112,11 +111,6 @@ def record_count(index: Path) -> int:
         DataError: no such file, or another one.
     """
     try:
-        lines = index.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(index)!r} cannot be read: {error}; without it a shard is one partition") from None
-    odd = next((line for line in lines if len(line.split("\t")) != 2 or not line.split("\t")[1].isdecimal()), None)
-    if odd is not None or not lines:
-        raise DataError(f"{str(index)!r} is no index of records: it has {odd!r}; needed: a key, a tab, a position")
-    return len(lines)
-
+        return len(read_index(index))
+    except DataError as error:
+        raise DataError(f"{error}; without it a shard is one partition") from None

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from mxq.errors import ConfigError, DataError, FormatError, one_of
+from mxq.formats.documents import read_json
 from mxq.ir import Array
 
 COLORS = ("RGB", "BGR", "GRAY")
 LAYOUTS = ("NCHW", "NHWC")
 REMARKS = ("classes", "output")
 """Fields of a ``preprocess.json`` that describe the network and are not read."""
+LARGEST: Final = 1e12
+"""The bound of ``mean``, ``std`` and ``scale``, and of what they are divided into: any result is finite in float32."""
+MOST_PIXELS: Final = 1 << 24
+"""Of one example, 4096 x 4096: 200 MB in float32."""
+LARGEST_RESIZED: Final = 1 << 26
+MOST_LABEL: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,17 @@ class Preprocess:
             object.__setattr__(self, name, _size(name, getattr(self, name)))
         if self.short_side is not None:
             whole("short_side", self.short_side, 1)
+        whole("label_offset", self.label_offset, -MOST_LABEL, MOST_LABEL)
+        if not isinstance(self.rotate180, bool):
+            raise one_of("rotate180", self.rotate180, (True, False))
         if self.resize and (self.crop or self.short_side):
             raise ConfigError(f"resize is {self.resize} beside short_side or crop; allowed: one way or the other")
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._per_channel(name))
-        if not all(s > 0 for s in self.std):
-            raise ConfigError(f"std is {self.std}; allowed: positive numbers")
-        if not self.scale > 0:
-            raise ConfigError(f"scale is {self.scale!r}; allowed: a positive number")
+        if not all(s >= 1 / LARGEST for s in self.std):
+            raise ConfigError(f"std is {self.std}; allowed: numbers from {1 / LARGEST:g} to {LARGEST:g}")
+        if not (_is_number(self.scale) and self.scale >= 1 / LARGEST):
+            raise ConfigError(f"scale is {self.scale!r}; allowed: a number from {1 / LARGEST:g} to {LARGEST:g}")
 
     @property
     def channels(self) -> int:
@@ -98,7 +106,8 @@ class Preprocess:
         Raises:
             DataError: the crop does not fit.
         """
-        image = image.convert("L" if self.color == "GRAY" else "RGB")
+        mode = "L" if self.color == "GRAY" else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         if self.resize:
             image = _resized(image, self.resize)
         if self.short_side:
@@ -106,6 +115,8 @@ class Preprocess:
             image = _resized(image, (round(image.height * ratio), round(image.width * ratio)))
         if self.crop:
             image = _centre(image, self.crop)
+        if image.width * image.height > MOST_PIXELS:
+            raise DataError(f"an example of {image.height}x{image.width} pixels is too large; set short_side or resize")
         pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, self.channels)
         if self.rotate180:
             pixels = pixels[::-1, ::-1]
@@ -116,7 +127,10 @@ class Preprocess:
     def normalized(self, pixels: Array) -> Array:
         """``(pixel * scale - mean) / std``: (..., C) of any type becomes (..., C) float32."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values: Array = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        values: Array = pixels.astype(np.float32)
+        values *= np.float32(self.scale)  # in place: a picture may be large
+        values -= mean
+        values /= std
         return values
 
     def to_json(self) -> dict[str, Any]:
@@ -150,15 +164,14 @@ class Preprocess:
 
     def _per_channel(self, name: str) -> tuple[float, ...]:
         value = getattr(self, name)
-        try:
-            numbers = tuple(float(v) for v in (value if isinstance(value, Sequence) else (value,)))
-        except (TypeError, ValueError):
-            numbers = ()
-        if len(numbers) == 1:
-            return numbers * self.channels
-        if len(numbers) == self.channels and all(np.isfinite(numbers)):
-            return numbers
-        raise ConfigError(f"{name} is {value!r}; allowed: one number, or {self.channels} for color {self.color!r}")
+        numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if len(numbers) not in (1, self.channels) or not all(map(_is_number, numbers)):
+            raise ConfigError(
+                f"{name} is {value!r}; allowed: one number, or {self.channels} for color {self.color!r}, "
+                f"up to {LARGEST:g}"
+            )
+        found = tuple(map(float, numbers))
+        return found * self.channels if len(found) == 1 else found
 
 
 def read_preprocess(path: str | os.PathLike[str]) -> Preprocess:
@@ -168,17 +181,24 @@ def read_preprocess(path: str | os.PathLike[str]) -> Preprocess:
         FormatError: no such file, not JSON, or an unknown field.
         ConfigError: a field has a value that is not allowed.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise FormatError(f"{os.fspath(path)} is not JSON: {error}") from None
-    return Preprocess.from_json(data, os.fspath(path))
+    return Preprocess.from_json(read_json(path), os.fspath(path))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of moderate size: not NaN, and no truth value."""
+    return isinstance(value, int | float | np.number) and value is not True and value is not False and _moderate(value)
+
+
+def _moderate(value: Any) -> bool:
+    return bool(-LARGEST <= value <= LARGEST)  # compared before it is a float, which 400 digits cannot become
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
+    if height * width > LARGEST_RESIZED:
+        raise DataError(
+            f"a picture of {image.height}x{image.width} would become {height}x{width}, which is too large; set resize"
+        )
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
@@ -199,9 +219,15 @@ def _size(name: str, value: Any) -> tuple[int, int] | None:
         raise ConfigError(f"{name} is {value!r}; allowed: a side, or (height, width)")
     for side in pair:
         whole(name, side, 1)
+    if pair[0] * pair[1] > MOST_PIXELS:
+        raise ConfigError(f"{name} is {value!r}; allowed: up to {MOST_PIXELS} pixels")
     return pair[0], pair[1]
 
 
-def whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {least}")
+def whole(name: str, value: Any, least: int, most: int = 1 << 31) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {least}" + _up_to(value, most))
+
+
+def _up_to(value: Any, most: int) -> str:
+    return f" to {most}" if isinstance(value, int) and value > most else ""

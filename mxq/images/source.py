@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from mxq.errors import DataError
-from mxq.images.preprocess import Preprocess, whole
+from mxq.formats.arrays import Header, open_npz, read_npy
+from mxq.formats.files import opened
+from mxq.images.pictures import decode
+from mxq.images.preprocess import MOST_LABEL, Preprocess, whole
 from mxq.ir import Array
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -22,6 +24,10 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 LABEL_FILE = "labels.csv"
 LABEL_KEYS = ("label", "labels")
 LABEL_COLUMNS = ("label", "index")
+MOST_ROWS = 1 << 22
+"""Of a ``labels.csv``."""
+NUMBERS = "fiub"
+"""Kinds of numpy types that a network is fed."""
 SIZES = "pictures of different sizes need resize, or short_side and crop"
 
 
@@ -101,9 +107,9 @@ def open_source(
     """
     where, settings = Path(path), preprocess or Preprocess()
     whole("batch_size", batch_size, 1)
-    if where.is_dir():
+    if _is(where, Path.is_dir):
         source = _folder(where, inputs, settings, Path(labels) if labels else None)
-    elif not where.exists():
+    elif not _is(where, Path.exists):
         raise DataError(f"{where} does not exist; allowed: a folder of images, a .npy or an .npz file")
     elif where.suffix in ARRAY_SUFFIXES:
         source = _arrays(where, inputs, settings)
@@ -111,6 +117,13 @@ def open_source(
         raise DataError(f"{where} is a {where.suffix or 'plain'} file; allowed: a folder of images, .npy or .npz")
     shifted = None if source.labels is None else source.labels + settings.label_offset
     return replace(source, batch_size=batch_size, labels=shifted)
+
+
+def _is(where: Path, what: Callable[[Path], bool]) -> bool:
+    try:
+        return what(where)
+    except (OSError, ValueError) as error:  # a name that is too long, or with NUL in it
+        raise DataError(f"{str(where)!r} cannot be read: {error}") from None
 
 
 def _folder(where: Path, inputs: Sequence[str], preprocess: Preprocess, labels: Path | None) -> Source:
@@ -121,12 +134,9 @@ def _folder(where: Path, inputs: Sequence[str], preprocess: Preprocess, labels: 
     table = labels or where / LABEL_FILE
     listed = _read_labels(table) if labels or table.is_file() else None
     if listed is None:
-        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(p for p in where.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     else:
-        files = [where / name for name in listed]
-        absent = [f for f in files if not f.is_file()]
-        if absent:
-            raise DataError(f"{table} lists {absent[0].name!r} and {len(absent) - 1} others that {where} does not hold")
+        files = _listed(where, table, listed)
     if not files:
         raise DataError(f"{where} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
@@ -138,38 +148,70 @@ def _folder(where: Path, inputs: Sequence[str], preprocess: Preprocess, labels: 
     return Source(f"{len(files)} images in {where}", len(files), read, values, pictures=True)
 
 
+def _listed(where: Path, table: Path, names: Iterable[str]) -> list[Path]:
+    """The files that a table names: in the folder, and nowhere else."""
+    root = where.resolve()
+    files, absent = [], list[str]()
+    for name in names:
+        file = where / name
+        if not _is(file, Path.is_file):
+            absent.append(name)
+        elif not file.resolve().is_relative_to(root):
+            raise DataError(f"{table} lists {name!r}, which lies outside {where}; allowed: files within")
+        files.append(file)
+    if absent:
+        raise DataError(f"{table} lists {absent[0]!r} and {len(absent) - 1} others that {where} does not hold")
+    return files
+
+
 def _read_labels(table: Path) -> dict[str, int]:
-    try:
-        with table.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            names = reader.fieldnames or []
-            column = next((c for c in LABEL_COLUMNS if c in names), None)
-            if "file" not in names or column is None:
-                raise DataError(f"{table} has columns {', '.join(names) or 'none'}; needed: file, and label or index")
-            listed = {}
-            for row in reader:
-                try:
-                    listed[row["file"]] = int(row[column])
-                except (TypeError, ValueError):
-                    raise DataError(
-                        f"{table} line {reader.line_num}: {column} is {row[column]!r}, not a whole number"
-                    ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} cannot be read: {error}") from None
+    with opened(table, DataError) as (stream, _), io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+        try:
+            return _rows_of(table, csv.DictReader(text))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{table} cannot be read as a table: {error}") from None
+
+
+def _rows_of(table: Path, reader: csv.DictReader[str]) -> dict[str, int]:
+    names, listed = reader.fieldnames or [], dict[str, int]()
+    column = next((c for c in LABEL_COLUMNS if c in names), None)
+    if "file" not in names or column is None:
+        raise DataError(f"{table} has columns {', '.join(names) or 'none'}; needed: file, and label or index")
+    for row in reader:
+        name, label = row["file"] or "", _label(row[column], column, f"{table} line {reader.line_num}")
+        if listed.setdefault(name, label) != label:
+            raise DataError(f"{table} line {reader.line_num}: {name!r} has label {listed[name]} further up")
+        if len(listed) > MOST_ROWS:
+            raise DataError(f"{table} lists more than {MOST_ROWS} files")
     return listed
 
 
-def _arrays(where: Path, inputs: Sequence[str], preprocess: Preprocess) -> Source:
+def _label(text: str | None, column: str, where: str) -> int:
     try:
-        loaded = np.load(where, allow_pickle=False, mmap_mode="r" if where.suffix == ".npy" else None)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{where} cannot be read as arrays: {error}") from None
-    labels = next((np.asarray(arrays[k], np.int64) for k in LABEL_KEYS if k in arrays and k not in inputs), None)
-    feeds = _match(where, arrays, inputs)
+        label = int(text or "")
+    except ValueError:
+        label = MOST_LABEL + 1
+    if abs(label) > MOST_LABEL:
+        raise DataError(f"{where}: {column} is {text!r}, not a whole number up to {MOST_LABEL}")
+    return label
+
+
+def _arrays(where: Path, inputs: Sequence[str], preprocess: Preprocess) -> Source:
+    if where.suffix == ".npy":
+        array = read_npy(where)
+        return _source(where, dict.fromkeys(_match(where, {"": array}, inputs), array), None, preprocess)
+    with open_npz(where) as archive:
+        archive.check(*inputs)
+        chosen = _match(where, archive.headers, inputs)
+        feeds = {name: archive[held] for name, held in chosen.items()}
+        key = next((k for k in LABEL_KEYS if k in archive and k not in inputs), None)
+        return _source(where, feeds, None if key is None else _labels(where, archive[key]), preprocess)
+
+
+def _source(where: Path, feeds: Mapping[str, Array], labels: Array | None, preprocess: Preprocess) -> Source:
     lengths = {k: len(v) for k, v in feeds.items()}
     examples = min(lengths.values())
-    if examples == 0 or len(set(lengths.values())) != 1:
+    if len(set(lengths.values())) != 1 or not all(v.size for v in feeds.values()):
         raise DataError(f"{where} holds {lengths} examples; the arrays must be equally long and not empty")
     if labels is not None and labels.shape != (examples,):
         raise DataError(f"{where}: labels have shape {labels.shape}; needed: {(examples,)}")
@@ -181,20 +223,22 @@ def _arrays(where: Path, inputs: Sequence[str], preprocess: Preprocess) -> Sourc
     return Source(f"{examples} examples in {where}", examples, read, labels, pictures=pictures)
 
 
-def _match(where: Path, arrays: Mapping[str, Array], inputs: Sequence[str]) -> dict[str, Array]:
-    """Which array feeds which input."""
+def _match(where: Path, arrays: Mapping[str, Array | Header], inputs: Sequence[str]) -> dict[str, str]:
+    """Which array feeds which input: input -> array."""
     if all(name in arrays for name in inputs):
-        found = {name: arrays[name] for name in inputs}
+        found = {name: name for name in inputs}
     else:
         # A list of class names and the like (strings, one-dimensional) may ride along.
-        able = [k for k, v in arrays.items() if v.dtype.kind in "fiub" and v.ndim > 0 and k not in LABEL_KEYS]
+        able = [k for k, v in arrays.items() if v.dtype.kind in NUMBERS and v.shape and k not in LABEL_KEYS]
         if len(inputs) != 1 or len(able) != 1:
-            held = ", ".join(f"{k} {v.shape}" if k else str(v.shape) for k, v in arrays.items()) or "nothing"
+            held = ", ".join(f"{k} {v.shape}".strip() for k, v in arrays.items()) or "nothing"
             raise DataError(f"{where} holds {held}; needed: an array for each of {', '.join(inputs)}")
-        found = {inputs[0]: arrays[able[0]]}
-    for name, array in found.items():
-        if array.ndim == 0:
+        found = {inputs[0]: able[0]}
+    for name, array in ((name, arrays[key]) for name, key in found.items()):
+        if not array.shape:
             raise DataError(f"{where}: {name or 'the array'} is a single number; the first axis must count examples")
+        if array.dtype.kind not in NUMBERS:
+            raise DataError(f"{where}: {name or 'the array'} has type {array.dtype}; allowed: floats and integers")
     return found
 
 
@@ -202,23 +246,27 @@ def _are_pictures(array: Array) -> bool:
     return array.dtype == np.uint8 and array.ndim in (3, 4) and (array.ndim == 3 or array.shape[-1] in (1, 3))
 
 
+def _labels(where: Path, labels: Array) -> Array:
+    """Labels as (n,) int64.
+
+    Raises:
+        DataError: they are no whole numbers.
+    """
+    if labels.dtype.kind in NUMBERS:
+        with np.errstate(invalid="ignore"):
+            whole_numbers = labels.astype(np.int64)
+        if np.array_equal(whole_numbers, labels) and np.all(np.abs(whole_numbers) <= MOST_LABEL):
+            return whole_numbers
+    raise DataError(f"{where}: labels have type {labels.dtype}; allowed: whole numbers up to {MOST_LABEL}")
+
+
 def _rows(array: Array, numbers: Sequence[int], preprocess: Preprocess) -> Array:
     rows = np.asarray(array[list(numbers)])
     if _are_pictures(rows):
         images = (Image.fromarray(r[..., 0] if r.ndim == 3 and r.shape[-1] == 1 else r) for r in rows)
         return stacked([preprocess(image) for image in images], [f"example {i}" for i in numbers])
-    return rows.astype(np.float32) if rows.dtype.kind in "fub" and rows.dtype != np.float32 else rows
-
-
-@contextmanager
-def _whole_images() -> Iterator[None]:
-    """Makes Pillow refuse truncated files, whatever others set: gluoncv allows them for the whole process."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which whoever reads it reports
+        return rows.astype(np.float32) if rows.dtype.kind in "fub" and rows.dtype != np.float32 else rows
 
 
 def read_picture(source: Path | bytes, name: str, preprocess: Preprocess) -> Array:
@@ -227,13 +275,11 @@ def read_picture(source: Path | bytes, name: str, preprocess: Preprocess) -> Arr
     Raises:
         DataError: it cannot be read whole, or does not fit; the message has its ``name``.
     """
+    image = decode(source, name)
     try:
-        with _whole_images(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return preprocess(image)
+        return preprocess(image)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise DataError(f"{name} cannot be read as an image: {error}") from None
 
 
 def stacked(parts: Sequence[Array], names: Sequence[str], needed: str = SIZES) -> Array:

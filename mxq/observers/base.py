@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import numpy as np
@@ -28,10 +29,14 @@ from mxq.observers import kernels
 from mxq.thresholds import Candidate, Range
 
 Arrays = Mapping[str, NDArray[Any]]
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 Floats = NDArray[np.float32]
 S = TypeVar("S")
 
 DTYPES: Final = ("auto", "int8", "uint8")
+
+MOST_VALUES: Final = 1 << 53
+"""Of one state; sums of a thousand of them still fit int64."""
 
 ALL_ZERO_RANGE: Final = Range(0.0, 1.0)
 """The range of a tensor that was zero throughout. Zero is code 0 in any range but the empty one, which stock
@@ -43,6 +48,9 @@ class State(Protocol):
 
     kind: ClassVar[str]
     """What a file calls its class; see `mxq.observers.STATES`."""
+
+    layout: ClassVar[Layout]
+    """Name, type and shape of each of its arrays."""
 
     @property
     def statistic(self) -> str:
@@ -151,6 +159,7 @@ class Extent:
     """How many values were seen and between which bounds (exact, in activation units)."""
 
     kind: ClassVar[str] = "extent"
+    layout: ClassVar[Layout] = MappingProxyType({"count": ("int64", ()), "bounds": ("float32", (2,))})
     statistic: ClassVar[str] = kind
     count: int = 0
     min: float = math.inf
@@ -197,7 +206,7 @@ class Extent:
             FormatError: there is no such extent.
         """
         low, high = (float(b) for b in bounds)
-        if count < 0 or (count > 0 and not -math.inf < low <= high < math.inf):
+        if not 0 <= count <= MOST_VALUES or (count > 0 and not -math.inf < low <= high < math.inf):
             raise damaged(f"{count} values between {low} and {high}")
         return Extent(count, low, high) if count else Extent()
 

@@ -19,13 +19,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import reduce
+from types import MappingProxyType
 from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.observers import kernels
-from mxq.observers.base import Arrays, Extent, Floats, StateObserver, damaged, flat
+from mxq.observers.base import MOST_VALUES, Arrays, Extent, Floats, Layout, StateObserver, damaged, flat
 from mxq.thresholds import Range
 
 Counts = NDArray[np.int64]
@@ -56,6 +57,9 @@ class HistogramState:
     """
 
     kind: ClassVar[str] = "histogram"
+    layout: ClassVar[Layout] = MappingProxyType(
+        {"counts": ("int64", (2 * HALF + 1,)), "bounds": Extent.layout["bounds"]}
+    )
     statistic: ClassVar[str] = kind
     counts: Counts = field(default_factory=_no_counts)
     extent: Extent = field(default_factory=Extent)
@@ -139,8 +143,8 @@ class HistogramState:
     def from_arrays(arrays: Arrays) -> HistogramState:
         counts = np.array(arrays["counts"], np.int64)
         bounds = arrays["bounds"]
-        if counts.shape != (2 * HALF + 1,) or counts.min() < 0:
-            raise damaged(f"counts of shape {counts.shape}, the smallest {counts.min(initial=0)}")
+        if counts.shape != (2 * HALF + 1,) or counts.min() < 0 or counts.max() > MOST_VALUES // HALF:
+            raise damaged(f"counts of shape {counts.shape}, from {counts.min()} to {counts.max()}")
         return HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
 
 

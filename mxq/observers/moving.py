@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
-from mxq.observers.base import Arrays, Extent, StateObserver, damaged, flat
+from mxq.observers.base import Arrays, Extent, Layout, StateObserver, damaged, flat
 from mxq.thresholds import Range
 
 Pair = tuple[float, float]
@@ -30,6 +31,9 @@ class MovingState:
     """Of a stretch of ``batches``: the ``first`` batch's (min, max), their weighted ``sum``, and the plain extent."""
 
     kind: ClassVar[str] = "moving"
+    layout: ClassVar[Layout] = MappingProxyType(
+        {"momentum": ("float64", ()), "batches": ("int64", ()), "averages": ("float64", (4,)), **Extent.layout}
+    )
     momentum: float
     batches: int = 0
     first: Pair = (0.0, 0.0)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mxq.checksums import Mismatch, checksum, mismatches, path_of, recorded
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
+from mxq.formats.documents import converted, parse_json, read_json
 from mxq.ir import Ref
 from mxq.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 
@@ -35,8 +35,11 @@ __all__ = [
 
 FORMAT = "mxq-report/1"
 _INT8_PREFIXES = ("requantize_", "quantized_")  # what older records call the int8 form of a node begins so
-_TABLES = ("thresholds", "config", "versions", "source", "summary")
-_FIELDS = ("decisions", "observe", "tensors", "trace", *_TABLES)
+_SAME = (
+    "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
+)  # fmt: skip
+"""Fields of a report that are in its document as they are."""
+_FIELDS = ("decisions", "observe", "tensors", "trace", "thresholds", "config", "versions", "source", "summary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +139,33 @@ def from_json(data: Any) -> Report:
     missing = [name for name in _FIELDS if name not in data]
     if missing:
         raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
-    try:
-        decisions = tuple(Decision(**{**d, "members": tuple(d["members"])}) for d in data["decisions"])
-        return Report(
-            plan=Plan(decisions, tuple(Ref(*ref) for ref in data["observe"])),
-            tensors={name: TensorRecord(**entry) for name, entry in data["tensors"].items()},
-            weights={name: WeightRecord(**entry) for name, entry in data.get("weights", {}).items()},
-            trace=tuple(dict(step) for step in data["trace"]),
-            input=InputRecord(**data["input"]) if data.get("input") else None,
-            target=str(data.get("target", "")),
-            saturation={name: SaturationRecord(**s) for name, s in data.get("saturation", {}).items()},
-            **{name: dict(data[name]) for name in _TABLES},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"mxq report is damaged: {error}") from None
+    found = converted(data, _Document, "mxq report")
+    return Report(
+        plan=Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe)),
+        trace=tuple(found.trace),
+        **{name: getattr(found, name) for name in _SAME},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A report as JSON."""
+
+    format: str
+    decisions: list[Decision]
+    observe: list[tuple[str, int, int]]
+    tensors: dict[str, TensorRecord]
+    trace: list[dict[str, Any]]
+    thresholds: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    source: dict[str, Any]
+    summary: dict[str, Any]
+    weights: dict[str, WeightRecord] = field(default_factory=dict)
+    saturation: dict[str, SaturationRecord] = field(default_factory=dict)
+    input: InputRecord | None = None
+    target: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def write(prefix: str | os.PathLike[str], report: Report, files: Iterable[str | os.PathLike[str]] = ()) -> Path:
@@ -187,26 +203,17 @@ def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FormatError(f"{path} does not exist: the pair was not written by mxq, or its record was left behind")
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FormatError(
-            f"{path} does not exist: the pair was not written by mxq, or its record was left behind"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from None
-    try:
-        return _document(text)
+        return _document(read_json(path))
     except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
+        raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _document(data: Any) -> dict[str, Any]:
     if isinstance(data, str | bytes):
-        try:
-            data = json.loads(data)
-        except ValueError as error:
-            raise FormatError(f"mxq report is not JSON: {error}") from None
+        data = parse_json(data, "mxq report")
     if not isinstance(data, dict):
         raise FormatError(f"mxq report is a {type(data).__name__}; it should be a table with format {FORMAT!r}")
     if data.get("format") != FORMAT:

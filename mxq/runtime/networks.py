@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from mxq.checksums import intact
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.files import epochs_of, is_file
+from mxq.formats.params import read_params
 from mxq.ir import Array, Model
 from mxq.operators import check_graph, check_parameters
 from mxq.runtime.arguments import in_call_order
@@ -164,10 +165,4 @@ def load_params(path: Path) -> dict[str, Array]:
     Raises:
         FormatError: missing, truncated, or not a parameter file.
     """
-    if not is_file(path):
-        raise FormatError(f"no file {str(path)!r}")
-    with mxnet_says(f"MXNet cannot read {str(path)!r} (truncated, or not a parameter file)", FormatError):
-        table = mx.nd.load(str(path))
-    if not isinstance(table, dict):
-        raise FormatError(f"{str(path)!r} holds {len(table)} arrays without names; allowed: named parameters")
-    return {name.removeprefix("arg:").removeprefix("aux:"): to_numpy(value) for name, value in table.items()}
+    return {name.removeprefix("arg:").removeprefix("aux:"): value for name, value in read_params(path).items()}

@@ -61,7 +61,7 @@ def npy_mutated(data: bytes, rng: Random) -> bytes:
     if kind == 0:
         return npy(_other_array(rng))
     if kind == 1:
-        return data[: rng.randrange(head, len(data) + 1)]
+        return data[: rng.randrange(min(head, len(data)), len(data) + 1)]
     if kind == 2:
         text = data[10:head].replace(b"(", b"(" + rng.choice((b"0, ", b"-1, ", b"9, ", b"1e3, ", b"99999999, ")), 1)
     else:
