@@ -19,6 +19,7 @@ CORE = [
     "numpy>=1.26.4,<2; python_version >= '3.12'",  # the last before 2; mxq.compat puts np.bool back
     "scipy>=1.10,<1.16; python_version < '3.12'",
     "scipy>=1.13,<1.18; python_version >= '3.12'",
+    "msgspec>=0.19",  # asks for nothing else
     "numba>=0.60,<0.69",  # a newer one may ask for numpy 2
     "pillow>=10.1",
     "pyyaml>=6.0",
