@@ -30,6 +30,7 @@ def as_mxnet_reads(path: Path) -> dict[str, Any]:
 
 
 def saved(path: Path, table: Any) -> Path:
+    mx.nd.waitall()  # MXNet asks a sparse array for its shape before it has one
     mx.nd.save(str(path), table)
     return path
 
