@@ -15,7 +15,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 from mxq import machine, observers
-from mxq.backends import MXNET_191
+from mxq.backends import MXNET_191, RUN_TIME
 from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
@@ -28,6 +28,7 @@ from mxq.passes import (
     FOLD_SCALE,
     FUSE_FLOAT,
     FUSE_INT8,
+    FUSE_RUN_TIME,
     POOL_LAST,
     POOLED_DENSE,
     REDUCE_STRENGTH,
@@ -146,8 +147,9 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
         if runner is None:
             raise ValueError("input_shape needs a runner")
         prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
-    fused = _run((SPLIT_GROUPS, FUSE_INT8, REDUCE_WHAT_IS_LEFT), prepared, trace)
-    return Prepared(model, fused, partition(fused, config, trace=trace), config, trace)
+    fuse, backend = (FUSE_RUN_TIME, RUN_TIME) if config.calib_mode == NONE else (FUSE_INT8, MXNET_191)
+    fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
+    return Prepared(model, fused, partition(fused, config, backend, trace), config, trace)
 
 
 def _check_observers(config: QuantConfig) -> None:

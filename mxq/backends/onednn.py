@@ -6,6 +6,8 @@ the kernels (``tests/test_kernels.py``). Where a kernel exists but computes some
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
 from mxq.errors import GraphError
 from mxq.ir import Node
@@ -149,7 +151,6 @@ MXNET_191 = BackendSpec(
             ),
             output="int8",
             calibrated=True,
-            runtime_range=False,
         ),
     ),
     no_kernel={
@@ -160,6 +161,31 @@ MXNET_191 = BackendSpec(
         "Deconvolution": "MXNet 1.9.1 has no int8 transposed convolution",
     },
 )
+
+_NO_RANGES = "(calib_mode is 'none')"
+_KEEPS_FIRST = f"the int8 fully connected kernel keeps the range of the first batch that it sees {_NO_RANGES}"
+_SUM_OVERFLOWS = f"without calibrated ranges the int8 sum may leave 32 bits, and comes out negated {_NO_RANGES}"
+
+RUN_TIME = BackendSpec(
+    name=MXNET_191.name,
+    ops=(
+        replace(CONVOLUTION, with_sum=False, post_ops=tuple(p for p in CONVOLUTION.post_ops if p is not _CLIP)),
+        POOLING,
+        *(spec for spec in MXNET_191.ops if spec.float_op in ("Flatten", "Activation")),
+    ),
+    no_kernel={
+        **MXNET_191.no_kernel,
+        FULLY_CONNECTED.float_op: _KEEPS_FIRST,
+        FULLY_CONNECTED.fused_op: _KEEPS_FIRST,
+        "elemwise_add": _SUM_OVERFLOWS,
+        "Concat": f"without calibrated ranges the int8 Concat fails where all that it joins is zero {_NO_RANGES}",
+        "BatchNorm": f"the int8 kernel of BatchNorm needs calibrated ranges {_NO_RANGES}",
+    },
+)
+"""`MXNET_191` where ranges are found at run time: what is right then (``tests/test_passes_run_time.py``).
+
+A sum that a convolution adds has no row: it is scaled to the units of the products, which may leave 32 bits too.
+"""
 
 _LAYERS = tuple(spec.float_op for spec in MXNET_191.ops if spec.role == "compute")
 

@@ -110,7 +110,6 @@ class OpSpec:
         exact: attribute -> values for which a carry op gives fewer values, and exactly those of float ("" where it
             is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float; after
             it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
-        runtime_range: works without calibrated ranges (``calib_mode="none"``).
         with_sum: an elemwise_add may be fused before the post-op, or after one that may come before a sum.
         post_ops: what may be fused after.
     """
@@ -125,7 +124,6 @@ class OpSpec:
     calibrated: bool = False
     s8_only: bool = False
     exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    runtime_range: bool = True
     with_sum: bool = False
     post_ops: tuple[PostOp, ...] = ()
 

@@ -8,7 +8,7 @@ from mxq.passes.detection import DETECTION
 from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
-from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
+from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
 from mxq.passes.guard import guard
 from mxq.passes.pair_channels import pair_channels
 from mxq.passes.partition import partition
@@ -29,6 +29,7 @@ __all__ = [
     "FOLD_SCALE",
     "FUSE_FLOAT",
     "FUSE_INT8",
+    "FUSE_RUN_TIME",
     "POOLED_DENSE",
     "POOL_LAST",
     "REDUCE_STRENGTH",

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec, the_layer_of
+from mxq.backends import MXNET_191, RUN_TIME, BackendSpec, OpSpec, the_layer_of
 from mxq.backends.onednn import CONVOLUTION, FULLY_CONNECTED
 from mxq.ir import ROUTE, VARIABLE, Graph, Model, Node, Ref, standing_for
 from mxq.passes.shapes import keeps_size
@@ -86,7 +86,7 @@ def _said(match: Match) -> dict[str, str]:
 
 
 def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
-    if spec.with_sum:
+    if spec.float_op == CONVOLUTION.float_op:
         after = "with_postsum_act" if "sum" in match.nodes else "with_act"
         flags = {"early": "with_act", "sum": "with_sum", "act": after}
         return {flag: "true" for member, flag in flags.items() if member in match.nodes}
@@ -173,13 +173,16 @@ def fuse(model: Model, *, int8: bool, backend: BackendSpec = MXNET_191, trace: T
     return apply_rules(model, (FlattenBetween(FULLY_CONNECTED.fused_op, CONVOLUTION.fused_op),), trace, "fuse")
 
 
-def _pass(*, int8: bool) -> Pass:
+def _pass(name: str, backend: BackendSpec | None) -> Pass:
+    """For the int8 kernels of ``backend``, if any, and what they do not take for the float ones."""
+
     def run(model: Model, trace: Trace) -> Model:
-        fused = fuse(model, int8=True, trace=trace) if int8 else model
-        return fuse(fused, int8=False, trace=trace)  # also what has no int8 kernel: it runs in float, but fused
+        fused = model if backend is None else fuse(model, int8=True, backend=backend, trace=trace)
+        return fuse(fused, int8=False, trace=trace)
 
-    return Pass("fuse_int8" if int8 else "fuse_float", run, requires=(FLOAT,), ensures=(FLOAT,))
+    return Pass(name, run, requires=(FLOAT,), ensures=(FLOAT,))
 
 
-FUSE_FLOAT = _pass(int8=False)
-FUSE_INT8 = _pass(int8=True)
+FUSE_FLOAT = _pass("fuse_float", None)
+FUSE_INT8 = _pass("fuse_int8", MXNET_191)
+FUSE_RUN_TIME = _pass("fuse_run_time", RUN_TIME)

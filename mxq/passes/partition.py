@@ -16,6 +16,7 @@ from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
+from mxq.passes import run_time
 from mxq.passes.averages import WHY as AVERAGE
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
@@ -192,16 +193,7 @@ def _refusal(
         return broken
     if spec.role == "compute" and model.param(node.inputs[1].name) is None:
         return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
-    return _needs_calibration(node, spec) if config.calib_mode == NONE else ""
-
-
-def _needs_calibration(node: Node, spec: OpSpec) -> str:
-    """What has no int8 form without calibrated ranges."""
-    if not spec.runtime_range:
-        return f"the int8 kernel of {spec.float_op} needs calibrated ranges (calib_mode is 'none')"
-    if spec.float_op == "Convolution" and "clip" in chain(node).split("+"):
-        return "without a calibrated range the int8 convolution does not clip (calib_mode is 'none')"
-    return ""
+    return run_time.refusal(model, node) if config.calib_mode == NONE and spec.role == "compute" else ""
 
 
 def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:

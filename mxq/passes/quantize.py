@@ -18,8 +18,7 @@ Guards, each for a stock kernel that would otherwise fail or compute something e
 * a u8 range must not have a negative minimum (the CHECK of a convolution that reads it, ``mkldnn_conv.cc``): it is
   written from 0.
 * a range of zero width makes scales infinite: it is written as [0, 1].
-* elemwise_add without a calibrated range scales a u8 summand for 32 bits before it makes it s8, like the other one
-  (``mkldnn_quantized_elemwise_add.cc``): it is converted to s8 first.
+* ranges found at run time may leave no room for a bias: see `mxq.passes.run_time`.
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do and goes.
 * int8 BatchNorm and ReLU write s8, of which the ReLU leaves half: see `mxq.passes.rectify`.
 * conv + sum has no clip in int8. It is written as ReLU with a range that ends at the clip's bound, where u8 saturates.
@@ -43,6 +42,7 @@ from mxq.passes.exact import on_grid
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
 from mxq.passes.rectify import rectified, written
+from mxq.passes.run_time import least_range, widened
 from mxq.plan import Plan, TensorRecord, Tensors
 from mxq.thresholds import Range, Thresholds
 from mxq.verify.held import MADE, OFFSET, REMADE, TENSOR
@@ -92,7 +92,7 @@ def quantize_graph(
 
     Raises:
         CalibrationError: a range is missing.
-        QuantizeError: "uint8" was asked for a tensor with negative values.
+        QuantizeError: "uint8" was asked for a tensor with negative values, or of which nothing is known.
     """
     choices, merged = LayerChoices.of(model.graph, config), rectified(model, plan.quantized)
     builder = _Builder(model, plan, thresholds, config, backend, choices, merged, exact)
@@ -171,7 +171,13 @@ class _Builder:
             return self.layers[ref]
         wanted = self.choices.dtype(ref.name) or self.config.quantized_dtype
         if self.config.calib_mode == NONE:
-            return UINT8 if wanted == UINT8 else INT8
+            if wanted == UINT8:
+                raise QuantizeError(
+                    f"quantized_dtype is 'uint8', but calib_mode is 'none', and nothing shows that tensor {str(ref)!r} "
+                    "has no negative values, at which the int8 kernels would fail: use 'auto' or 'int8', or a "
+                    "calib_mode that looks at data, such as 'naive'"
+                )
+            return INT8
         found = self.thresholds.range(str(ref))
         if wanted == UINT8 and found.min < 0:
             raise QuantizeError(
@@ -215,8 +221,6 @@ class _Builder:
         if spec is None:
             raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
         tensors = {i: self.as_int8(node.inputs[i]) for i in data_inputs(node, spec)}
-        if node.op == "elemwise_add" and self.config.calib_mode == NONE:
-            tensors = self._of_one_type(node, tensors)
         dtype = self._output_dtype(node, spec, tensors)
         if spec.s8_only and tensors[0].dtype == UINT8:
             self.coded[node.out] = tensors[0]
@@ -229,6 +233,8 @@ class _Builder:
                 tensors[last] = self.as_int8(node.inputs[last], INT8)
         if spec.role == "compute" and tensors[0].offset:
             node = self._without_offset(node, tensors[0])
+        if spec.role == "compute" and self.config.calib_mode == NONE:
+            tensors[0] = self._with_room_for_bias(node, tensors[0])
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
         ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
         if self._calibrated(node, spec):
@@ -260,10 +266,14 @@ class _Builder:
         self.nodes |= {node.name: node for node in nodes[:-1]}
         return nodes[-1]
 
-    def _of_one_type(self, node: Node, tensors: Mapping[int, Coded]) -> dict[int, Coded]:
-        """``tensors``, all of them s8 where one is."""
-        mixed = len({t.dtype for t in tensors.values()}) > 1
-        return {i: self.as_int8(node.inputs[i], INT8) if mixed else t for i, t in tensors.items()}
+    def _with_room_for_bias(self, conv: Node, data: Coded) -> Coded:
+        """``data`` in a range, found at run time, that is not too small for the bias of ``conv``."""
+        least = least_range(self.model, conv, data.dtype)
+        if least is None:
+            return data
+        node = widened(self.unused(f"{conv.name}_least_range"), data.max, least)
+        self.nodes[node.name] = node
+        return replace(data, max=node.out)
 
     def _output_dtype(self, node: Node, spec: OpSpec, tensors: Mapping[int, Coded]) -> str:
         types = [t.dtype for t in tensors.values()]
@@ -302,10 +312,8 @@ class _Builder:
         self.records[coded.values.name] = replace(record, of=node.name)
 
     def _to_float(self, node: Node, spec: OpSpec) -> bool:
-        """Whether the kernel writes float itself; without ranges, a fully connected layer can do nothing else."""
-        if spec.float_op != FULLY_CONNECTED.float_op:
-            return False
-        return self.config.calib_mode == NONE or writes_float(self.model.graph, node, spec, self.plan.quantized)
+        """Whether the kernel writes float itself."""
+        return writes_float(self.model.graph, node, spec, self.plan.quantized)
 
     def _int8_node(
         self, node: Node, spec: OpSpec, name: str, inputs: tuple[Ref, ...], attrs: Mapping[str, str]
