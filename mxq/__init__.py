@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         sensitivity,
         tune,
     )
+    from mxq.contrib import calib_graph, quantize_graph, quantize_model_mkldnn, quantize_net_v2
     from mxq.distributed import Partitions
     from mxq.statistics import Statistics
 
@@ -73,13 +74,17 @@ __all__ = [
     "Thresholds",
     "WorkerError",
     "__version__",
+    "calib_graph",
     "calibrate",
     "data",
     "evaluate",
     "load",
     "plot",
+    "quantize_graph",
     "quantize_model",
+    "quantize_model_mkldnn",
     "quantize_net",
+    "quantize_net_v2",
     "save",
     "sensitivity",
     "threads",
@@ -92,11 +97,15 @@ _LAZY = {
     "evaluate": "mxq.api",
     "QuantizedModel": "mxq.api",
     "Statistics": "mxq.statistics",
+    "calib_graph": "mxq.contrib",
     "calibrate": "mxq.api",
     "load": "mxq.api",
     "plot": "mxq.api",
+    "quantize_graph": "mxq.contrib",
     "quantize_model": "mxq.api",
+    "quantize_model_mkldnn": "mxq.contrib",
     "quantize_net": "mxq.api",
+    "quantize_net_v2": "mxq.contrib",
     "save": "mxq.api",
     "sensitivity": "mxq.api",
     "tune": "mxq.api",

@@ -10,6 +10,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from mxq import machine, pipeline, runtime, threads, tuning, workflow
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, FormatError, QuantizeError
@@ -17,6 +19,7 @@ from mxq.evaluation import Evaluation, Function, Metric
 from mxq.images import Preprocess
 from mxq.ir import Model
 from mxq.logs import LOG
+from mxq.mxnet_arguments import excluded, own_options, shapes_of
 from mxq.plan import Report
 from mxq.preparation import Preparation
 from mxq.report import pair, plots, record
@@ -62,9 +65,11 @@ def _then_one_team(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 @_then_one_team
 def quantize_net(
-    net: runtime.Net,
+    net: runtime.Net = None,
     calib_data: object = None,
     *,
+    network: runtime.Net = None,
+    data_shapes: object = None,
     config: QuantConfig | None = None,
     thresholds: Thresholds | None = None,
     statistics: Statistics | str | Path | None = None,
@@ -81,6 +86,8 @@ def quantize_net(
         calib_data: examples from the task's data: a Gluon DataLoader, a DataIter, an NDArray or numpy array, a
             dictionary of them by input name, a list or generator of batches; or the path of a folder of images, a .npy
             or an .npz file. Labels are ignored. `mxq.batches` says which examples are used where not all are.
+        network, data_shapes: MXNet's arguments: another name for ``net``, and the shape of a batch of each input, which
+            settles those of a network that was never run where there is no data.
         config: a `QuantConfig`; ``options`` change single fields of it.
         thresholds: ranges found earlier by `calibrate`, instead of ``calib_data``.
         statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read, instead of
@@ -100,8 +107,12 @@ def quantize_net(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
+    if (net is None) == (network is None):
+        both = "both given" if network is not None else "both missing"
+        raise ConfigError(f"net and network are {both}; allowed: one of them, they are two names for one argument")
+    net = _settled(net if network is None else network, data_shapes)
     given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
-    quantized = _quantize(net, given, _config(config, options), ctx, logger)
+    quantized = _quantize(net, given, _config(config, options, logger), ctx, logger)
     return _block(quantized.model, quantized.report)
 
 
@@ -118,8 +129,8 @@ def quantize_model(
     batch_size: int = 32,
     data_names: Iterable[str] | None = None,
     label_names: Iterable[str] | None = None,
-    excluded_sym_names: Iterable[str] | None = None,
-    excluded_op_names: Iterable[str] | None = None,
+    excluded_sym_names: str | Iterable[str] | None = None,
+    excluded_op_names: str | Iterable[str] | None = None,
     ctx: Any = None,
     logger: logging.Logger | None = None,
     **options: Any,
@@ -129,22 +140,23 @@ def quantize_model(
     Args:
         data_names: checked against the symbol's inputs where given.
         label_names: ignored, as labels are.
-        excluded_sym_names, excluded_op_names: MXNet's names for ``exclude_layers``, ``exclude_operators``.
+        excluded_sym_names, excluded_op_names: MXNet's names for ``exclude_layers``, ``exclude_operators``, one or a
+            list; of names that the network does not have the logger hears.
 
     Returns:
         ``(qsym, qarg_params, aux_params)`` with an attribute ``report``.
     """
     del label_names
-    if excluded_sym_names:
-        options["exclude_layers"] = (*options.get("exclude_layers", ()), *excluded_sym_names)
-    if excluded_op_names:
-        options["exclude_operators"] = (*options.get("exclude_operators", ()), *excluded_op_names)
     model = runtime.from_symbol(sym, arg_params, aux_params)
     unknown = sorted(set(data_names or ()) - set(model.inputs))
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
+    known = frozenset(node.name for node in model.graph.operators)
+    layers = excluded("excluded_sym_names", excluded_sym_names, known, logger or LOG)
+    options["exclude_layers"] = _both("exclude_layers", options, layers)
+    options["exclude_operators"] = _both("exclude_operators", options, excluded_op_names)
     given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
-    return QuantizedModel.of(_quantize(model, given, _config(config, options), ctx, logger))
+    return QuantizedModel.of(_quantize(model, given, _config(config, options, logger), ctx, logger))
 
 
 @_then_one_team
@@ -396,13 +408,32 @@ def tune(
 # ---- helpers -------------------------------------------------------------------------------------------------
 
 
-def _config(config: QuantConfig | None, options: Mapping[str, Any]) -> QuantConfig:
-    allowed = [f.name for f in fields(QuantConfig)]
-    unknown = [name for name in options if name not in allowed]
+def _config(
+    config: QuantConfig | None, options: Mapping[str, Any], logger: logging.Logger | None = None
+) -> QuantConfig:
+    given, allowed = own_options(options, logger or LOG), [f.name for f in fields(QuantConfig)]
+    unknown = [name for name in given if name not in allowed]
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}")
-    given = {k: v for k, v in options.items() if v is not None}
     return replace(config or QuantConfig(), **given)
+
+
+def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:
+    """``net``, its parameters' shapes settled on zeros of ``data_shapes`` where they are still open."""
+    if data_shapes is not None and runtime.is_deferred(net):
+        shapes = shapes_of(data_shapes, runtime.arguments(net))
+        runtime.settle(net, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    return net
+
+
+def _both(field: str, options: Mapping[str, Any], more: Any) -> tuple[Any, ...] | None:
+    """An option of `QuantConfig` with what MXNet's name for it adds; None where neither says anything."""
+    found = [*_listed(options.get(field)), *_listed(more)]
+    return tuple(found) or None
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return () if value is None else (value,) if isinstance(value, str) or callable(value) else tuple(value)
 
 
 def _quantize(

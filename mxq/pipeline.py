@@ -46,6 +46,7 @@ from mxq.passes import (
     partition,
     quantize_graph,
     shift_summands,
+    unmatched,
     with_shapes,
 )
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
@@ -65,13 +66,17 @@ NO_DATA = "weights are rounded to the nearest code, without a look at calibratio
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan``, and the ``trace``."""
+    """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan``, and the ``trace``.
+
+    ``warnings`` say what of the settings has no effect on it.
+    """
 
     source: Model
     fused: Model
     plan: Plan
     config: QuantConfig
     trace: Trace
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:
@@ -149,7 +154,15 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
         prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
     fuse, backend = (FUSE_RUN_TIME, RUN_TIME) if config.calib_mode == NONE else (FUSE_INT8, MXNET_191)
     fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
-    return Prepared(model, fused, partition(fused, config, backend, trace), config, trace)
+    decided = partition(fused, config, backend, trace, source=model.graph)
+    return Prepared(model, fused, decided, config, trace, (*unmatched(fused.graph, config), *_nothing_int8(decided)))
+
+
+def _nothing_int8(decided: Plan) -> tuple[str, ...]:
+    if decided.quantized:
+        return ()
+    reasons = sorted({d.reason for d in decided.decisions})
+    return (f"no operator of the network can be int8, it stays as it is: {'; '.join(reasons[:3])}",)
 
 
 def _check_observers(config: QuantConfig) -> None:
@@ -284,21 +297,54 @@ def quantize(
         runner, data: what the methods of ``config`` that look at calibration data need (`mxq.refine`). Without them
             weights are rounded to the nearest code, and the report says so.
 
+    Returns:
+        The int8 network; the float one as it was given where no operator can be int8.
+
     Raises:
         CalibrationError: a planned tensor has no range.
-        QuantizeError: nothing would be int8, or "uint8" was asked for a tensor with negative values.
+        QuantizeError: "uint8" was asked for a tensor with negative values, or nothing is int8 of a network that is to
+            take integers.
     """
     _check_complete(prepared, calibrated)
+    if not prepared.plan.quantized:
+        return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
     fused, decided, thresholds = built.model, built.plan, built.thresholds
     model, coded = quantize_graph(fused, decided, thresholds, built.coding, exact=built.exact)
     model, tensors, fed = integer_input(model, coded, prepared.config, prepared.trace)
-    int8 = len(decided.quantized)
-    report = Report(
-        plan=decided,
+    report = replace(
+        _report(prepared, decided, calibrated, versions, warnings),
         tensors=tensors,
         weights=built.weights,
         thresholds=thresholds.to_json(),
+        input=fed,
+        target=built.target,
+        saturation=built.saturation,
+    )
+    return Quantized(declare(model), report, prepared, thresholds, warnings)
+
+
+def _unquantized(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, str] | None) -> Quantized:
+    """The network as it was given, with a report that says why."""
+    if prepared.config.input_dtype != "float32":
+        raise QuantizeError(
+            f"input_dtype is {prepared.config.input_dtype!r}, but {prepared.warnings[-1]}; allowed: 'float32'"
+        )
+    report = _report(prepared, prepared.plan, calibrated, versions, ())
+    return Quantized(prepared.source, report, prepared, calibrated.thresholds)
+
+
+def _report(
+    prepared: Prepared,
+    decided: Plan,
+    calibrated: Calibrated,
+    versions: Mapping[str, str] | None,
+    warnings: tuple[str, ...],
+) -> Report:
+    """What a report says of any network."""
+    int8 = len(decided.quantized)
+    return Report(
+        plan=decided,
         config=prepared.config.to_json(),
         versions=versions or {},
         source=prepared.fingerprint,
@@ -308,19 +354,12 @@ def quantize(
             "float": len(decided.decisions) - int8,
             "calibration_examples": calibrated.statistics.examples,
             "calibration_batches": calibrated.statistics.batches,
-            "warnings": [*calibrated.warnings, *warnings],
+            "warnings": [*prepared.warnings, *calibrated.warnings, *warnings],
         },
-        input=fed,
-        target=built.target,
-        saturation=built.saturation,
     )
-    return Quantized(declare(model), report, prepared, thresholds, warnings)
 
 
 def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
-    if not prepared.plan.quantized:
-        reasons = sorted({d.reason for d in prepared.plan.decisions})
-        raise QuantizeError(f"no operator of the network can be int8: {'; '.join(reasons[:3])}")
     missing = [str(r) for r in prepared.plan.observe if str(r) not in calibrated.thresholds]
     if missing:
         raise CalibrationError(f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all)")

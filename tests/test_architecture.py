@@ -22,8 +22,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("pipeline", "report"),
     ("distributed", "data", "preparation"),
     ("tuning",),
-    ("workflow",),
+    ("workflow", "mxnet_arguments"),
     ("api",),
+    ("contrib",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -277,7 +277,6 @@ class TestErrors:
             (("bench", "{}/tiny"), "give --shape data=3,224,224"),
             (("bench", "{}/tiny", "--shape", "x=3"), "--shape is 'x=3'"),
             (("explain", "{}/tiny", "--node", "conv7"), "close ones: conv"),
-            (("inspect", "{}/tiny", "--exclude-op", "RNN"), "exclude_operators"),
         ],
     )
     def test_one_line_and_exit_code_2(self, nets: Path, args: tuple[str, ...], says: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from graphs import CONV1, CONV3, RELU, SHAPE, bn, build, conv, fc
 
@@ -9,6 +11,7 @@ from mxq import pipeline
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
 from mxq.ir import Model, Node
+from mxq.passes import unmatched
 from mxq.plan import Plan
 
 LONELY = "it does not lie between two int8 layers, so converting would cost more than it saves"
@@ -387,8 +390,6 @@ class TestSettings:
         [
             ({"exclude_layers": "bodyconv"}, "exclude_layers: 'bodyconv' matches none of .* close ones: body_conv"),
             ({"include_layers": "stem_con"}, "include_layers: 'stem_con' matches none .* close ones: stem_conv"),
-            ({"exclude_layers_match": "steem"}, "exclude_layers_match: 'steem' matches none"),
-            ({"exclude_operators": "Convolutio"}, "exclude_operators: 'Convolutio' matches none .* Convolution"),
             ({"overrides": {"outt": {}}}, "overrides: 'outt' matches none .* close ones: out"),
             ({"exclude_layers": lambda node: False}, "exclude_layers: '<lambda>' matches none"),
             ({"exclude_layers": "data"}, "exclude_layers: 'data' matches none"),
@@ -407,12 +408,32 @@ class TestSettings:
         with pytest.raises(ConfigError, match=message):
             planned(small(), **options)
 
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({"exclude_layers_match": "steem"}, "exclude_layers_match: 'steem' matches none of 8 names; close ones: stem"),
+            ({"exclude_operators": "Convolutio"}, "exclude_operators: 'Convolutio' matches none .* Convolution"),
+        ],
+    )
+    def test_what_mxnet_lets_match_nothing(self, options, sentence):
+        model, config = small(), QuantConfig(**options)
+        assert planned(model, **options) == planned(model)
+        (found,) = unmatched(model.graph, config)
+        assert re.match(sentence, found)
+        assert found.endswith("; nothing is excluded by it")
+
+    def test_what_was_there_before_fusion_may_be_excluded(self):
+        source = build(conv("c", "data"), 'd = Dropout(c) p="0.5"', conv("e", "d"), "return e")
+        prepared = pipeline.plan(source, QuantConfig(exclude_layers="d"))
+        assert prepared.plan.quantized == {"c", "e"}
+        assert prepared.warnings == (
+            "exclude_layers: 'd' is no operator of the fused network; inference does not need it",
+        )
+
     def test_substrings_are_plain(self):
         model = build(conv("c0", "data"), "return c0")
-        with pytest.raises(ConfigError, match="matches none"):
-            planned(model, exclude_layers_match="c*")
-        with pytest.raises(ConfigError, match="matches none"):
-            planned(model, exclude_layers_match="[0]")
+        for text in ("c*", "[0]"):
+            assert planned(model, exclude_layers_match=text).quantized == {"c0"}
 
     def test_overrides_may_name_an_input(self):
         assert "out" in planned(small(), overrides={"data": {"threshold": (-1.0, 1.0)}}).quantized

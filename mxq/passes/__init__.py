@@ -11,7 +11,7 @@ from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
 from mxq.passes.guard import guard
 from mxq.passes.pair_channels import pair_channels
-from mxq.passes.partition import partition
+from mxq.passes.partition import partition, unmatched
 from mxq.passes.pool_last import POOL_LAST
 from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
@@ -47,5 +47,6 @@ __all__ = [
     "partition",
     "quantize_graph",
     "shift_summands",
+    "unmatched",
     "with_shapes",
 ]

@@ -28,14 +28,28 @@ NONE = "none"
 """The ``calib_mode`` in which ranges are found at run time."""
 
 
-def partition(model: Model, config: QuantConfig, backend: BackendSpec = MXNET_191, trace: Trace | None = None) -> Plan:
+def partition(
+    model: Model,
+    config: QuantConfig,
+    backend: BackendSpec = MXNET_191,
+    trace: Trace | None = None,
+    source: Graph | None = None,
+) -> Plan:
     """Decides for every operator of a fused float ``model``.
 
+    Args:
+        model: the network.
+        config: the settings.
+        backend: what has int8 kernels.
+        trace: why operators were not fused.
+        source: the graph as it was given: a pattern of ``exclude_layers`` may match there alone, what is gone since.
+
     Raises:
-        ConfigError: a pattern of ``config`` matches no node; the message names close ones.
+        ConfigError: a pattern of ``include_layers``, ``exclude_layers`` or ``overrides`` matches no node; the message
+            names close ones. What else matches none is in `unmatched`.
     """
     graph = model.graph
-    chosen, choices = _choices(graph, config), LayerChoices.of(graph, config)
+    chosen, choices = _choices(graph, config, source), LayerChoices.of(graph, config)
     reasons: dict[str, str] = {}
     specs: dict[str, OpSpec] = {}
     for node in graph.operators:
@@ -106,7 +120,7 @@ def _read_as_int8(graph: Graph, node: Node, quantized: Collection[str]) -> bool:
     return any(c.name in quantized for c in graph.consumers[node.name])
 
 
-def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
+def _choices(graph: Graph, config: QuantConfig, source: Graph | None) -> dict[str, str]:
     """Node name -> why the user's settings leave it in float. Later settings win: include, exclude, overrides."""
     reasons: dict[str, str] = {}
     if config.include_layers:
@@ -114,10 +128,12 @@ def _choices(graph: Graph, config: QuantConfig) -> dict[str, str]:
         reasons |= {n.name: "not among include_layers" for n in graph.operators if n.name not in included}
     for selector in config.exclude_layers:
         why = f"excluded by exclude_layers {selector_name(selector)!r}"
-        reasons |= dict.fromkeys(_hits(graph, "exclude_layers", selector), why)
+        gone = source is not None and _found(source, selector)
+        hits = _found(graph, selector) if gone else _hits(graph, "exclude_layers", selector)
+        reasons |= dict.fromkeys(hits, why)
     for part in config.exclude_layers_match:
         why = f"excluded by exclude_layers_match {part!r}"
-        reasons |= dict.fromkeys(_hits(graph, "exclude_layers_match", _Containing(part)), why)
+        reasons |= dict.fromkeys(_found(graph, _Containing(part)), why)
     for op in config.exclude_operators:
         reasons |= dict.fromkeys(_with_op(graph, op), f"excluded by exclude_operators {op!r}")
     for pattern, layer in config.overrides.items():
@@ -143,41 +159,63 @@ class _Containing:
         return self.part in node.name
 
 
+def unmatched(graph: Graph, config: QuantConfig) -> tuple[str, ...]:
+    """A sentence for each pattern that excludes nothing of a fused graph, but is no error.
+
+    That is what ``exclude_layers`` names and inference does not need, and as in MXNet, whose scripts give one list to
+    many networks, ``exclude_layers_match`` and ``exclude_operators``.
+    """
+    names, ops = _names(graph), sorted(set().union(*map(_ops, graph.operators)))
+    parts = [p for p in config.exclude_layers_match if not _found(graph, _Containing(p))]
+    types = [op for op in config.exclude_operators if not _with_op(graph, op)]
+    asked = [_no_match("exclude_layers_match", p, names) for p in parts]
+    asked += [_no_match("exclude_operators", op, ops) for op in types]
+    gone = [selector_name(s) for s in config.exclude_layers if not _found(graph, s)]
+    return (
+        *(f"{sentence}; nothing is excluded by it" for sentence in asked),
+        *(f"exclude_layers: {name!r} is no operator of the fused network; inference does not need it" for name in gone),
+    )
+
+
 def _hits(graph: Graph, field: str, selector: Selector, *, inputs: bool = False) -> set[str]:
-    """Operators (with ``inputs``, variables too) of which ``selector`` chooses any member.
+    """As `_found`.
 
     Raises:
         ConfigError: there is none.
     """
-    seen = [(v, n.name) for n in (graph.nodes if inputs else graph.operators) for v in views(n)]
-    found = {name for view, name in seen if selects(selector, view)}
+    found = _found(graph, selector, inputs=inputs)
     if not found:
-        types = sorted({OP + view.op for view, _ in seen if not view.is_variable})
-        raise no_match(field, selector, types if by_op(selector) else [view.name for view, _ in seen])
+        types = sorted({OP + view.op for node in graph.operators for view in views(node)})
+        raise ConfigError(_no_match(field, selector, types if by_op(selector) else _names(graph, inputs=inputs)))
     return found
+
+
+def _found(graph: Graph, selector: Selector, *, inputs: bool = False) -> set[str]:
+    """Operators (with ``inputs``, variables too) of which ``selector`` chooses any member."""
+    nodes = graph.nodes if inputs else graph.operators
+    return {node.name for node in nodes if any(selects(selector, view) for view in views(node))}
+
+
+def _names(graph: Graph, *, inputs: bool = False) -> list[str]:
+    """What selectors may name."""
+    return [view.name for node in (graph.nodes if inputs else graph.operators) for view in views(node)]
 
 
 def _with_op(graph: Graph, op: str) -> set[str]:
-    """Nodes that are, or contain, an operator of type ``op``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    types = {n.name: {n.op, *chain(n).split("+")} for n in graph.operators}
-    found = {name for name, ops in types.items() if op in ops}
-    if not found:
-        raise no_match("exclude_operators", op, sorted(set().union(*types.values())))
-    return found
+    """Nodes that are, or contain, an operator of type ``op``."""
+    return {node.name for node in graph.operators if op in _ops(node)}
 
 
-def no_match(field: str, selector: Selector, candidates: Iterable[str]) -> ConfigError:
-    """The error for a pattern that matches nothing; names close candidates."""
+def _ops(node: Node) -> set[str]:
+    return {node.op, *chain(node).split("+")}
+
+
+def _no_match(field: str, selector: Selector, candidates: Iterable[str]) -> str:
+    """Says that a pattern matches nothing; names close candidates."""
     known = list(dict.fromkeys(candidates))
     close = difflib.get_close_matches(selector_name(selector).strip("*"), known, n=3, cutoff=0.4) or known[:3]
     kind = "op types" if by_op(selector) else "names"
-    return ConfigError(
-        f"{field}: {selector_name(selector)!r} matches none of {len(known)} {kind}; close ones: {', '.join(close)}"
-    )
+    return f"{field}: {selector_name(selector)!r} matches none of {len(known)} {kind}; close ones: {', '.join(close)}"
 
 
 def _refusal(

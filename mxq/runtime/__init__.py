@@ -8,6 +8,7 @@ from mxq.runtime.blocks import arguments, is_deferred, settle
 from mxq.runtime.executor import MxnetRunner, serve
 from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, read_block, to_block, write_pair
 from mxq.runtime.loading import data_loader
+from mxq.runtime.monitor import monitored
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
 from mxq.runtime.networks import Net, from_symbol, load_model, load_params, params_path
 
@@ -24,6 +25,7 @@ __all__ = [
     "is_deferred",
     "load_model",
     "load_params",
+    "monitored",
     "params_path",
     "read_block",
     "serve",

@@ -59,7 +59,7 @@ class Monitor:
         """Called by MXNet, through which no exception passes."""
         try:
             ref = self._refs.get(name.decode())
-            array = mx.nd.NDArray(mx.base.NDArrayHandle(handle), writable=False)  # ours to free, wanted or not
+            array = monitored(handle)  # wanted or not
             if ref is not None and self._visit is not None and self._raised is None:
                 self._unseen.discard(ref)
                 with mxnet_says(f"MXNet failed while it made {str(ref)!r}"):
@@ -80,6 +80,13 @@ class Monitor:
         mx.base.check_call(mx.base._LIB.MXNDArrayGetData(flat.handle, ctypes.byref(address)))  # noqa: SLF001
         pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(pointer, (array.size,))
+
+
+def monitored(array: Any) -> Any:
+    """MXNet's array for the handle that a monitor is given, which is the monitor's to free; an array as it is."""
+    if isinstance(array, mx.nd.NDArray):
+        return array
+    return mx.nd.NDArray(ctypes.cast(array, mx.base.NDArrayHandle), writable=False)
 
 
 def _output_names(sym: Any, refs: Sequence[Ref]) -> dict[str, Ref]:

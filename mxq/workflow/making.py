@@ -14,7 +14,7 @@ from mxq.config import QuantConfig
 from mxq.distributed import Partitions
 from mxq.errors import DataError, QuantizeError
 from mxq.images import Source
-from mxq.ir import Runner
+from mxq.ir import Model, Runner
 from mxq.logs import LOG
 from mxq.pipeline import Calibrated, Prepared, Quantized
 from mxq.plan import Report
@@ -61,10 +61,17 @@ def planned(prefix: Path, epoch: int | None, config: QuantConfig) -> Report:
         QuantizeError: it is int8, without a record.
     """
     try:
-        prepared = pipeline.plan(runtime.load_model(prefix, epoch), config, runtime.MxnetRunner())
+        prepared = _planned(runtime.load_model(prefix, epoch), config, LOG)
     except QuantizeError as error:
         raise QuantizeError(f"{prefix} has no record {record.path_of(prefix).name} beside it, and {error}") from None
     return Report(prepared.plan, config=config.to_json(), trace=prepared.trace.to_json())
+
+
+def _planned(model: Model, config: QuantConfig, logger: logging.Logger) -> Prepared:
+    prepared = pipeline.plan(model, config, runtime.MxnetRunner())
+    for warning in prepared.warnings:
+        logger.warning(warning)
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Opened:
         preparation = given.preparation or preparation_of(net, config)
         data = open_data(given.data, model, preparation, given.batch_size, logger=logger)
         config = _with_preparation(config, preparation, data)
-        prepared = planned(pipeline.plan(model, config, runtime.MxnetRunner()))
+        prepared = planned(_planned(model, config, logger))
         inputs, budget = prepared.fused.inputs, config.budget
         repeatedly = config.methods.need_data if again is None else again
         reader = tuning.repeatable if repeatedly or isinstance(data, Partitions) else feeds
@@ -187,9 +194,12 @@ class Opened:
 
         Raises:
             DataError: there is no data.
+            QuantizeError: there is nothing to search, as no operator can be int8.
         """
         if self.batches is None:
             raise DataError("calib_data is None; allowed: data to calibrate on, see mxq.batches")
+        if not self.prepared.plan.quantized:
+            raise QuantizeError(f"there is nothing to choose: {self.prepared.warnings[-1]}")
         return Material(
             self.prepared, lambda: self.calibrated().statistics, self.batches, self.runner, runtime.versions()
         )
