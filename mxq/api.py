@@ -421,7 +421,7 @@ def _config(
 def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:
     """``net``, its parameters' shapes settled on zeros of ``data_shapes`` where they are still open."""
     if data_shapes is not None and runtime.is_deferred(net):
-        shapes = shapes_of(data_shapes, runtime.arguments(net))
+        shapes = shapes_of(data_shapes, runtime.blocks.arguments(net))
         runtime.settle(net, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     return net
 

@@ -100,7 +100,7 @@ class TestBlocks:
         one, other = (mxq.quantize_net(calib_data=X, **{name: net}, **FAST) for name in ("net", "network"))
         assert (one(mx.nd.array(X)).asnumpy() == other(mx.nd.array(X)).asnumpy()).all()
         for given in ({}, {"net": net, "network": net}):
-            with pytest.raises(mxq.ConfigError, match=r"net and network are both (missing|given); allowed: one of them"):
+            with pytest.raises(mxq.ConfigError, match=r"net and network are both (missing|given)"):
                 mxq.quantize_net(calib_data=X, **given)
 
     def test_no_calibration(self) -> None:
@@ -193,7 +193,7 @@ class TestSymbols:
         assert not any(decided.get(name) for name in asked)
         unknown = {"concat", "Concat"} | ({"net_conv0_fwd"} if fused else set())  # fused, it has another name
         assert [next(n for n in sorted(asked) if repr(n) in sentence) for sentence in said()] == sorted(
-            asked & unknown, key=lambda name: ["net_conv0_fwd", "concat", "Concat"].index(name)
+            asked & unknown, key=["net_conv0_fwd", "concat", "Concat"].index
         )
         assert made.report.summary["int8"] >= 2
         close(forward(made), wanted)
