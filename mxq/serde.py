@@ -205,7 +205,19 @@ def symbol_object(graph: Graph) -> dict[str, Any]:
 
 def write_symbol(graph: Graph) -> str:
     """The symbol JSON of ``graph``, as text."""
-    return json.dumps(symbol_object(graph), indent=2, ensure_ascii=False)  # MXNet's parser does not know \u escapes
+    text = json.dumps(symbol_object(graph), indent=2, ensure_ascii=False)
+    return _ESCAPE.sub(_as_mxnet_reads, text)
+
+
+_ESCAPE = re.compile(r"\\(?:u00(?!00)([01][0-9a-f])|(.))")
+
+
+def _as_mxnet_reads(escape: re.Match[str]) -> str:
+    """An escape sequence, or the control character itself where MXNet's parser knows no sequence for it."""
+    code, letter = escape.groups()
+    if code is not None:
+        return chr(int(code, 16))
+    return {"b": "\b", "f": "\f"}.get(letter, escape[0])
 
 
 # ---- the text form -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mxq.errors import FormatError, GraphError
 from mxq.ir import Graph, Node, Ref
+from mxq.runtime import to_symbol
 from mxq.serde import read_symbol, read_text, symbol_object, write_symbol, write_text
 
 # ---- random graphs -------------------------------------------------------------------------------------------
@@ -267,6 +268,30 @@ class TestJsonThatIsNone:
         nodes = [{"op": "null", "name": "w", "inputs": []}] * 2
         with pytest.raises(GraphError, match="two variables are named 'w'"):
             read_symbol({"nodes": nodes, "heads": [[0, 0, 0]]})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\x01b",
+        "\x1b[2J",
+        "\b\f\x1f",
+        "line\nfeed\rtab\t",
+        'quo"te',
+        "back\\u0001",
+        "\\b",
+        "\\",
+        "two words",
+        "ünï 日本",
+    ],
+)
+def test_mxnet_reads_any_name_that_is_written(name):
+    """Its parser knows few escape sequences, and control characters as they are."""
+    net = Graph((Node("x", "null"), Node(name, "relu", {"__note__": name}, (Ref("x"),))), (Ref(name),))
+    sym = to_symbol(net)
+    assert sym.list_outputs() == [f"{name}_output"]
+    assert sym.attr_dict()[name]["__note__"] == name
+    assert read_symbol(sym.tojson())[name].attrs["__note__"] == name
 
 
 class TestText:

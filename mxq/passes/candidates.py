@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mxq.errors import GraphError
 from mxq.ir import Model, Node, Ref
 
 UNIT = 2.0**-51
@@ -33,14 +32,8 @@ class Maker:
     nodes: list[Node] = field(default_factory=list)
 
     def __call__(self, suffix: str, op: str, *inputs: Ref, **attrs: object) -> Ref:
-        """The first output of a new node.
-
-        Raises:
-            GraphError: its name is taken.
-        """
-        name = f"{self.owner.name}_{suffix}"
-        if name in self.model.graph:
-            raise GraphError(f"the rewrite of {self.owner.name!r} needs the name {name!r}, but a node has it already")
+        """The first output of a new node."""
+        name = self.model.graph.unused(f"{self.owner.name}_{suffix}")
         self.nodes.append(Node(name, op, {k: str(v) for k, v in attrs.items()}, inputs))
         return Ref(name)
 

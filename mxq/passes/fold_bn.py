@@ -51,9 +51,7 @@ class FoldBatchNorm:
         layer, bn = match["layer"], match["bn"]
         weight_name = layer.inputs[1].name
         has_bias = not layer.flag("no_bias")
-        bias_name = layer.inputs[2].name if has_bias else f"{layer.name}_bias"
-        if not has_bias and bias_name in model.graph:
-            raise GraphError(f"folding {bn.name!r} needs the name {bias_name!r} for a bias, but a node has it already")
+        bias_name = layer.inputs[2].name if has_bias else model.graph.unused(f"{layer.name}_bias")
         weight, bias = fold(
             model.args[weight_name],
             model.args[bias_name] if has_bias else None,
