@@ -54,14 +54,12 @@ from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
-from mxq.refine import Looked, activations, analytic, equalized, refined
+from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import Asked, clip_weights
-
-NO_DATA = "weights are rounded to the nearest code, without a look at calibration data"
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,21 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
         found[str(ref)] = replace(found[str(ref)], source=source)
     found |= _fixed(prepared.plan, choices)
     in_order = {str(r): found[str(r)] for r in prepared.plan.observe}
-    return Calibrated(Thresholds(in_order), statistics, _oddities(in_order))
+    fed = _fed(prepared.fused)
+    return Calibrated(
+        Thresholds(in_order),
+        statistics,
+        _oddities({str(r): found[str(r)] for r in prepared.plan.observe if r.name in fed}),
+    )
+
+
+def _fed(model: Model) -> frozenset[str]:
+    """The nodes whose tensors depend on what is fed; begin states are zero whatever that is."""
+    found = set(model.inputs)
+    for node in model.graph.operators:
+        if any(ref.name in found for ref in node.inputs):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def _oddities(found: Mapping[str, Threshold]) -> tuple[str, ...]:
@@ -376,6 +388,7 @@ class _Built:
     target: str
     weights: Mapping[str, WeightRecord] = field(default_factory=dict)
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -394,10 +407,11 @@ def _built(
         return _fitted(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
     before = len(prepared.trace.events)
     try:
-        return _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config)), ()
+        built = _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config))
     except RuntimeFailure as error:
         del prepared.trace.events[before:]
         return _fitted(prepared, calibrated), (f"{NO_DATA}: {error}",)
+    return built, built.warnings
 
 
 def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
@@ -410,8 +424,10 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     thresholds, coding = choose_codes(fused, built.thresholds, config)
     weights: Mapping[str, WeightRecord] = {}
     samples: Mapping[str, Array] = {}
+    warnings: tuple[str, ...] = ()
     if looked is not None:
-        fused, thresholds, weights = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
+        found = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
+        fused, thresholds, weights, warnings = found.model, found.thresholds, found.weights, exceptions(found)
         samples = {} if built.exact else activations(looked, fused, built.plan)
     fused, thresholds, saturation = guard(fused, built.plan, thresholds, coding, built.target, trace, samples)
     if config.methods.bias_correction == "analytic":
@@ -424,6 +440,7 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
         coding=coding,
         weights=_merged(weights, clipped),
         saturation=saturation,
+        warnings=warnings,
     )
 
 
@@ -435,6 +452,7 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
             rounding=weights[name].rounding,
             bias_correction=weights[name].bias_correction,
             moved_share=weights[name].moved_share,
+            note=weights[name].note,
         )
         for name, found in clipped.items()
         if name in weights

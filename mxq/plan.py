@@ -101,7 +101,7 @@ class WeightRecord:
 
     ``clipped_channels`` of its ``channels`` lost something, ``clipped_share`` of all its values (0..1) were clipped.
     ``rounding`` and ``bias_correction`` are fields of `QuantConfig`; ``moved_share`` of the codes (0..1) are not the
-    nearest.
+    nearest. ``note`` says why calibration data had no say in them.
     """
 
     observer: str
@@ -112,6 +112,7 @@ class WeightRecord:
     rounding: str = "nearest"
     bias_correction: str = "none"
     moved_share: float = 0.0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

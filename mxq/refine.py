@@ -7,29 +7,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
+import numpy as np
+
 from mxq.backends import layer_of
 from mxq.batches import Feed, Feeds, shares
 from mxq.config import QuantConfig
-from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Node, Runner
 from mxq.passes import quantize_graph
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import on_grid
 from mxq.passes.guard import kernels
-from mxq.plan import Plan, WeightRecord
+from mxq.plan import Plan
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
 from mxq.weights.activity import sampled
 from mxq.weights.analytic import corrected
 from mxq.weights.equalize import channels_seen, equalize
+from mxq.weights.examples import can_be_cut, part_of, size_of
 from mxq.weights.live import peak_bytes
-from mxq.weights.walk import Setting, walk
+from mxq.weights.walk import Setting, Walked, walk
 
+NO_DATA: Final = "weights are rounded to the nearest code, without a look at calibration data"
 EXAMPLES: Final = {"fast": 64, "default": 64, "best": 256}
 """How many examples are looked at, by effort."""
 PLACES: Final = {"fast": 1, "default": 1, "best": 4}
@@ -46,51 +49,94 @@ MEMORY: Final = 3 << 30
 
 @dataclass(frozen=True)
 class Looked:
-    """Calibration data to look at again: ``feeds``, and the ``runner`` for it."""
+    """Calibration data to look at again: ``feeds``, the ``runner`` for it, and whether a batch may be ``cut``."""
 
     runner: Runner
-    feeds: Sequence[Mapping[str, Array]]
+    feeds: Sequence[Feed]
+    cut: bool = True
 
     @staticmethod
     def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> Looked:
-        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`."""
+        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`.
+
+        Of a network whose batches cannot be cut, whole batches, at least one.
+        """
         asked = EXAMPLES[config.effort]
         taken = _taken(data, asked)
         first = next(taken, None)
         if first is None:
             return Looked(runner, [])
-        most = max(1, _affordable(runner, model, first))
-        return Looked(runner, list(chain((first,), taken) if most >= asked else _taken(data, most)))
+        whole = first if size_of(first) > 1 else next(iter(data))
+        cut, single = can_be_cut(runner, model, whole), size_of(whole) == 1
+        cost = _Cost.of(runner, model, part_of(first, slice(1)) if cut or single else next(iter(data)))
+        most = min(asked, max(1, cost.room(first)))
+        if not cut and not single:
+            return Looked(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
+        kept = chain((first,), taken) if most == asked else _taken(data, most)
+        return Looked(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
 
-    def some(self, examples: int) -> list[Mapping[str, Array]]:
-        """The first so many examples."""
-        found, count = list[Mapping[str, Array]](), 0
+    def some(self, examples: int) -> list[Feed]:
+        """The first so many examples, or the batches that hold them."""
+        found, count = list[Feed](), 0
         for feed in self.feeds:
             if count >= examples:
                 break
-            found.append({name: value[: examples - count] for name, value in feed.items()})
-            count += len(next(iter(feed.values())))
+            found.append(part_of(feed, slice(examples - count)) if self.cut else feed)
+            count += size_of(feed)
         return found
 
-    def pieces(self, size: int) -> Iterator[dict[str, Array]]:
-        """All examples, so many at once at most."""
+    def pieces(self, size: int) -> Iterator[Feed]:
+        """All examples, so many at once at most, or batch by batch."""
         for feed in self.feeds:
-            for start in range(0, len(next(iter(feed.values()))), size):
-                yield {name: value[start : start + size] for name, value in feed.items()}
+            if not self.cut:
+                yield feed
+                continue
+            for start in range(0, size_of(feed), size):
+                yield part_of(feed, slice(start, start + size))
 
 
 def _taken(data: Iterable[Feed], count: int) -> Iterator[Feed]:
     return data.take(count) if isinstance(data, Feeds) else shares(data, count)
 
 
-def _affordable(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
-    """How many examples' tensors fit into memory; a network made for one batch size is asked with that."""
-    size = len(next(iter(feed.values())))
-    try:
-        each = peak_bytes(runner, model, {name: value[:1] for name, value in feed.items()})
-    except RuntimeFailure:
-        each = peak_bytes(runner, model, feed) // size
-    return MEMORY // max(2 * each, 1)
+@dataclass(frozen=True)
+class _Cost:
+    """What a network's tensors take: so many bytes for so many bytes ``fed``, those of both networks together."""
+
+    fed: int
+    taken: int
+
+    @staticmethod
+    def of(runner: Runner, model: Model, feed: Feed) -> _Cost:
+        return _Cost(max(_bytes(feed), 1), max(2 * peak_bytes(runner, model, feed), 1))
+
+    def each(self, feed: Feed) -> int:
+        """Of an example, by its size."""
+        return max(-(-self.taken * _bytes(feed) // (self.fed * size_of(feed))), 1)
+
+    def room(self, feed: Feed, used: int = 0) -> int:
+        """For how many examples like those of ``feed`` there is memory beside what is ``used``."""
+        return max(MEMORY - used, 0) // self.each(feed)
+
+
+def _bytes(feed: Feed) -> int:
+    return sum(np.asarray(value).nbytes for value in feed.values())
+
+
+def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Iterator[Feed]:
+    """The first of ``feeds``, ``most`` examples or as few more as whole batches have, for which there is memory."""
+    used, count = 0, 0
+    for feed in feeds:
+        size, room = size_of(feed), cost.room(feed, used)
+        keep = size if room >= size else room if cut else 0
+        if count == 0:
+            keep = max(keep, 1) if cut else size
+        if keep == 0:
+            return
+        yield feed if keep == size else part_of(feed, slice(keep))
+        used, count = used + keep * cost.each(feed), count + keep
+        if count >= most:
+            return
 
 
 def activations(looked: Looked, model: Model, plan: Plan) -> dict[str, Array]:
@@ -114,7 +160,7 @@ def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace
 
 def refined(
     looked: Looked, model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, *, exact: bool
-) -> tuple[Model, Thresholds, Mapping[str, WeightRecord]]:
+) -> Walked:
     """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`.
 
     Args:
@@ -124,8 +170,17 @@ def refined(
     _, records = quantize_graph(model, plan, thresholds, config)
     places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
     setting = Setting(model, plan, thresholds, records, config.methods, exact, places, sweeps)
-    found = walk(looked.runner, setting, looked.feeds)
-    return found.model, found.thresholds, found.weights
+    return walk(looked.runner, setting, looked.feeds)
+
+
+def exceptions(found: Walked) -> tuple[str, ...]:
+    """A sentence for each operator that kept layers from being refined as the others are."""
+    layers: dict[str, list[str]] = {}
+    for name, why in found.lost.items():
+        layers.setdefault(why, []).append(repr(name))
+    lost = (f"{NO_DATA} in {', '.join(names)}: {why}" for why, names in layers.items())
+    others = dict.fromkeys(why for why in found.apart.values() if why not in layers)
+    return (*lost, *(f"what follows it is refined on its values in float: {why}" for why in others))
 
 
 def analytic(

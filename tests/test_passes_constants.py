@@ -51,6 +51,17 @@ def test_structure_and_numbers(update_goldens):
     np.testing.assert_array_equal(to_block(result)(mx.nd.array(given)).asnumpy(), run(model)[0])
 
 
+@pytest.mark.parametrize(
+    "zeros", ['_zeros() shape="(0, 8)"', '_ones() shape="(0, 8)"', '_full() shape="(0, 8)" value="0.5"']
+)
+def test_what_learns_its_size_from_its_readers_stays(zeros):
+    """Begin states of recurrent cells; a layer over parameters and such a state cannot be computed beforehand."""
+    layer = 'h = FullyConnected(z, p_weight) num_hidden="8" no_bias="True"'
+    model = model_of(f"z = {zeros}", layer, "s = elemwise_add(h, data)", "return s")
+    assert folded(model) is model
+    assert_identical(model, folded(model), (3, 8))
+
+
 def test_a_chain_with_a_source_becomes_one_parameter():
     lines = (
         't = transpose(p_weight) axes="(1, 0)"',

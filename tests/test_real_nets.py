@@ -19,6 +19,7 @@ import mxnet as mx
 from mxnet.contrib import quantization as contrib
 
 from mxq.ir import Model, toposort
+from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_arrays, to_symbol
 
 pytestmark = pytest.mark.data
@@ -127,6 +128,23 @@ def test_resnet18_at_least_as_close_to_float_as_contrib(mxq_data: Path) -> None:
     mine, theirs = (sqnr(wanted, run(by(model, images, "naive"), images, 25)) for by in (by_mxq, by_contrib))
     assert mine >= theirs
     assert mine >= 20  # dB
+
+
+@pytest.mark.filterwarnings("ignore")  # of MXNet's RNN
+def test_crnn_is_refined_whole(mxq_data: Path) -> None:
+    """Convolutions, two bidirectional LSTMs, tensors (time, batch, features): every int8 layer looks at the data."""
+    prefix = mxq_data / "models" / "crnn_english_g2" / "crnn_english_g2"
+    with np.load(prefix.parent / "inputs.npz") as file:
+        words = (file["data"][:24].astype(np.float32) - 127.5) / 127.5
+    model, calibration, others = load_model(prefix), words[:16], words[16:]
+    result = mxq.quantize_model(*arrays(model), calibration, batch_size=8, target="avx512_vnni")
+    report = result.report
+    assert report.summary["warnings"] == []
+    assert len(report.weights) == 10
+    done = {(w.rounding, w.bias_correction, w.note) for w in report.weights.values()}
+    assert done == {("reconstruction", "empirical", "")}
+    (wanted,), (found,) = (MxnetRunner().compile(m)({"data": others}) for m in (model, exact(from_symbol(*result))))
+    assert relative_error(wanted, found) < 0.02
 
 
 # ---- networks of other shapes, as old as 2016 ----------------------------------------------------------------

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, SHAPE, build, conv, fc, run
+from graphs import CHANNELS, CONV1, SHAPE, build, conv, fc, randomized, run
 
-import mxq
+import mxq  # isort: skip  (before mxnet)
+
+import mxnet as mx
+
 from mxq import pipeline, refine
+from mxq.collect import collect
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import DataError, RuntimeFailure
 from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
-from mxq.pipeline import NO_DATA, Quantized
-from mxq.refine import EXAMPLES, Looked
+from mxq.pipeline import Quantized
+from mxq.refine import EXAMPLES, NO_DATA, Looked
 from mxq.report import record
-from mxq.runtime import MxnetRunner, to_arrays, to_symbol
+from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
 from mxq.weights.live import peak_bytes
 
 NET = (
@@ -163,6 +167,148 @@ class TestEndToEnd:
         assert set(better.report.saturation) == set(fast.report.saturation)
 
 
+class TestSizes:
+    """Batches of other sizes, axes in another order: what counts examples and channels follows from the network."""
+
+    RNN = 'r = RNN({0}, r_parameters, {1}) state_size="8" num_layers="1" mode="gru"'
+    FLAT = 'num_hidden="{}" flatten="False"'
+
+    def refined(self, model: Model, *feeds: dict[str, np.ndarray], layers: int, **options: Any) -> Quantized:
+        """By the default, with nothing to warn of; closer to float than by "fast", on the data itself."""
+        config = {"num_calib_examples": "100%", "target": "avx512_vnni", **options}
+        done, noise = [], []
+        for effort in ("fast", "default"):
+            prepared = pipeline.plan(model, QuantConfig(effort=effort, **config), MxnetRunner())
+            ranges = pipeline.calibrate(prepared, list(feeds), MxnetRunner(), progress=False)
+            done.append(pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=feeds))
+            made, given = exact(done[-1].model), [(run(model, f)[0], f) for f in feeds]
+            noise.append(sum(float(np.square(run(made, f)[0] - wanted).sum()) for wanted, f in given))
+            assert done[-1].warnings == ranges.warnings == ()
+        records = done[1].report.weights
+        assert [r.rounding for r in records.values()] == ["reconstruction"] * layers
+        assert noise[1] < 0.9 * noise[0]
+        return done[1]
+
+    def test_pictures_of_other_sizes(self) -> None:
+        sizes = ((2, 6, 6), (1, 9, 5), (4, 7, 12), (3, 6, 6), (1, 20, 31))
+        rng = np.random.default_rng(0)
+        feeds = [{"data": rng.standard_normal((n, CHANNELS, h, w)).astype(np.float32)} for n, h, w in sizes]
+        pool = 'pool = Pooling(relu1) pool_type="avg" kernel="(2, 2)"'
+        self.refined(build(*NET[:5], pool, conv("conv2", "pool"), "return conv2"), *feeds, layers=3)
+
+    def test_texts_of_other_lengths(self) -> None:
+        lines = (
+            'e = Embedding(data, e_weight) input_dim="30" output_dim="16"',
+            'x = expand_dims(e) axis="1"',
+            conv("conv0", "x", 'kernel="(3, 16)" num_filter="8"'),
+            'relu0 = Activation(conv0) act_type="relu"',
+            'm = max(relu0) axis="(2, 3)"',
+            fc("fc0", "m"),
+            "return fc0",
+        )
+        rng = np.random.default_rng(0)
+        feeds = [{"data": rng.integers(0, 30, (8, n)).astype(np.float32)} for n in (5, 9, 12, 20, 7)]
+        self.refined(build(*lines, data=(8, 5)), *feeds, layers=2)
+
+    @pytest.mark.parametrize("effort", ["default", "best"])
+    def test_time_before_the_batch(self, effort: str) -> None:
+        """In the input and inside; each batch has another length. No time step is taken for an example."""
+        lines = (
+            fc("fc0", "data", self.FLAT.format(8)),
+            'relu0 = Activation(fc0) act_type="relu"',
+            'z = _zeros() shape="(1, 0, 8)"',
+            self.RNN.format("relu0", "z"),
+            fc("fc1", "r", self.FLAT.format(8)),
+            'relu1 = Activation(fc1) act_type="relu"',
+            fc("fc2", "relu1", self.FLAT.format(5)),
+            "return fc2",
+        )
+        rng = np.random.default_rng(0)
+        feeds = [{"data": rng.standard_normal((t, n, 4)).astype(np.float32)} for t, n in ((9, 6), (4, 8), (13, 3))]
+        model = build(*lines, data=(9, 6, 4))
+        looked = Looked.at(MxnetRunner(), model, feeds, QuantConfig(effort=effort))
+        assert not looked.cut
+        assert [f["data"].shape for f in looked.feeds] == [f["data"].shape for f in feeds]
+        assert [f["data"].shape for f in looked.pieces(2)] == [f["data"].shape for f in feeds]
+        assert [f["data"].shape for f in looked.some(10)] == [f["data"].shape for f in feeds[:2]]
+        if effort == "default":
+            self.refined(model, *feeds, layers=3)
+
+    def test_begin_states_as_inputs(self) -> None:
+        lines = (self.RNN.format("data", "state"), fc("fc1", "r", self.FLAT.format(8)), "return fc1")
+        rng = np.random.default_rng(0)
+        shapes = [{"data": (7, n, 4), "state": (1, n, 8)} for n in (6, 3)]
+        feeds = [{k: rng.standard_normal(s).astype(np.float32) for k, s in each.items()} for each in shapes]
+        model, config = build(*lines, **shapes[0]), QuantConfig(target="avx512_vnni")
+        prepared = pipeline.plan(model, config)
+        ranges = pipeline.ranges(prepared, collect(MxnetRunner(), prepared.fused, feeds, pipeline.wanted(prepared)))
+        done = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=feeds)
+        assert done.warnings == ()
+        assert [r.rounding for r in done.report.weights.values()] == ["reconstruction"]
+
+    def test_a_batch_size_inside_a_reshape(self) -> None:
+        lines = (
+            *NET[:2],
+            f'rows = Reshape(relu0) shape="(24, {CHANNELS // 2}, 6, 6)"',
+            conv("conv1", "rows"),
+            'relu1 = Activation(conv1) act_type="relu"',
+            f'back = Reshape(relu1) shape="(12, {2 * CHANNELS}, 6, 6)"',
+            fc("fc0", "back"),
+            "return fc0",
+        )
+        self.refined(build(*lines, data=(12, *SHAPE[1:])), *({"data": DATA[i : i + 12]} for i in (0, 12)), layers=3)
+
+    def test_batches_of_five_axes(self) -> None:
+        views = f'v = Reshape(data) shape="(-1, {CHANNELS}, 6, 6)"'
+        lines = (
+            views,
+            conv("conv0", "v"),
+            *NET[1:5],
+            f'w = Reshape(relu1) shape="(-1, 4, {CHANNELS}, 6, 6)"',
+            'm = mean(w) axis="1"',
+            fc("fc0", "m"),
+            "return fc0",
+        )
+        five = DATA.reshape(16, 4, *SHAPE[1:])
+        self.refined(build(*lines, data=five.shape), {"data": five}, layers=3)
+
+    def test_volumes_of_other_sizes(self) -> None:
+        three = 'kernel="(3, 3, 3)" num_filter="8" pad="(1, 1, 1)"'
+        lines = (conv("conv0", "data", three), NET[1], conv("conv1", "relu0", three), "return conv1")
+        rng = np.random.default_rng(0)
+        sizes = ((3, 5, 6, 7), (2, 4, 8, 5))
+        smooth = [rng.standard_normal((n, 2, *size)).cumsum(axis=2).cumsum(axis=3) / 4 for n, *size in sizes]
+        feeds = [{"data": np.tanh(x).astype(np.float32)} for x in smooth]
+        self.refined(build(*lines, data=feeds[0]["data"].shape), *feeds, layers=2)
+
+    def test_a_larger_picture_counts_for_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Memory is that of what is fed, whatever the first batch was."""
+        model, small = build(*NET[:5], "return relu1"), {"data": DATA[:2]}
+        large = {"data": np.tile(DATA[:2], (1, 1, 4, 4))}
+        one = peak_bytes(MxnetRunner(), model, {"data": DATA[:1]})
+        monkeypatch.setattr(refine, "MEMORY", 2 * one * (2 + 16))
+        looked = Looked.at(MxnetRunner(), model, [small, large, small], QuantConfig())
+        assert [f["data"].shape for f in looked.feeds] == [small["data"].shape, (1, CHANNELS, 24, 24)]
+
+    @pytest.mark.parametrize("cell", ["lstm", "gru"])
+    def test_cells_unrolled_share_weights_and_cost_no_other_layer_its_refinement(self, cell: str) -> None:
+        """Their begin states are zeros of shape (0, 8); that they are zero is no sign of broken data."""
+        x = mx.sym.Activation(mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=6, flatten=False), act_type="relu")
+        kind = {"lstm": mx.rnn.LSTMCell, "gru": mx.rnn.GRUCell}[cell]
+        outputs, _ = kind(8, prefix="c_").unroll(3, inputs=x, layout="NTC", merge_outputs=True)
+        net = from_symbol(mx.sym.FullyConnected(outputs, num_hidden=5, flatten=False, name="last"), {}, {})
+        model, data = randomized(net.graph, data=(9, 3, 4)), np.random.default_rng(0).standard_normal((9, 3, 4))
+        prepared = pipeline.plan(model, QuantConfig(target="avx512_vnni"), MxnetRunner())
+        ranges = pipeline.calibrate(prepared, data.astype(np.float32), MxnetRunner(), progress=False)
+        done = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=[{"data": data.astype(np.float32)}])
+        assert (ranges.warnings, done.warnings) == ((), ())
+        records = done.report.weights
+        shared = {name for name, found in records.items() if "no parameter of this layer alone" in found.note}
+        assert len(shared) == 6
+        assert {records[n].rounding for n in records.keys() - shared} == {"reconstruction"}
+        assert len(records) == 8
+
+
 class TestFallback:
     def plain(self) -> Quantized:
         return made(build(*NET), effort="fast")
@@ -172,18 +318,49 @@ class TestFallback:
             np.array_equal(v, other.model.args[k]) for k, v in one.model.args.items()
         )
 
+    @dataclass
+    class Refusing(MxnetRunner):
+        """Runs no ``op`` alone and shows, of the whole network, no tensor called ``tap``."""
+
+        op: str
+        tap: str = ""
+
+        def compile(self, model: Model, taps: tuple[Ref, ...] = ()) -> Any:
+            if [n.op for n in model.graph.operators] == [self.op]:
+                raise RuntimeFailure("MXNet refuses the graph: not alone")
+            if self.tap in {ref.name for ref in taps}:
+                raise RuntimeFailure("not shown")
+            return super().compile(model, taps)
+
     @pytest.mark.parametrize("op", ["_sg_mkldnn_fully_connected", "_sg_mkldnn_conv"])
     def test_an_operator_that_does_not_run_alone(self, op: str) -> None:
-        class Refusing(MxnetRunner):
-            def compile(self, model: Model, taps: tuple[Ref, ...] = ()) -> Any:
-                if [n.op for n in model.graph.operators] == [op]:
-                    raise RuntimeFailure("MXNet refuses the graph: not alone")
-                return super().compile(model, taps)
-
-        done = made(build(*NET), runner=Refusing())
-        assert done.warnings == (f"{NO_DATA}: MXNet refuses the graph: not alone",)
+        """All layers are refined, as the float network shows what they read."""
+        model = build(*NET)
+        done = made(model, runner=self.Refusing(op))
+        layers = [n.name for n in done.prepared.fused.graph.operators if n.op == op]
+        assert done.warnings == tuple(
+            f"what follows it is refined on its values in float: {name!r} ({op}) does not run alone: "
+            "MXNet refuses the graph: not alone"
+            for name in layers
+        )
         assert done.report.summary["warnings"] == list(done.warnings)
-        assert self.same_weights(done, self.plain())
+        assert {r.rounding for r in done.report.weights.values()} == {"reconstruction"}
+        assert sqnr(model, done) > sqnr(model, self.plain()) + 0.5
+
+    def test_an_operator_that_cannot_be_run_costs_what_follows_it_alone(self) -> None:
+        model = build(*NET[:-2], "e = exp(conv2)", fc("fc0", "e"), "return fc0")
+        done = made(model, runner=self.Refusing("exp", "e"))
+        (warning,) = done.warnings
+        assert warning == f"{NO_DATA} in 'fc0': 'e' (exp) does not run alone: MXNet refuses the graph: not alone"
+        records = done.report.weights
+        assert {n: r.rounding for n, r in records.items() if n != "fc0"} == dict.fromkeys(
+            ("relu0", "relu1", "conv2"), "reconstruction"
+        )
+        assert (records["fc0"].rounding, records["fc0"].bias_correction) == ("nearest", "none")
+        assert records["fc0"].note in warning
+        np.testing.assert_array_equal(done.model.args["fc0_weight"], model.args["fc0_weight"])
+        again = record.from_json(record.to_json(done.report))
+        assert again.weights == records
 
     def test_an_operator_that_fails_only_in_the_walk(self) -> None:
         class Tired(MxnetRunner):

@@ -21,7 +21,7 @@ from mxq.errors import DataError
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner
 from mxq.verify import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
-from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE, OFFSET
+from mxq.verify.held import CHANNEL_AXIS, CHANNEL_ORDER, CHANNEL_SCALE, OFFSET
 from mxq.verify.taps import cut
 
 Values = dict[str, tuple[Array, ...]]
@@ -381,6 +381,16 @@ class TestOwnAndInherited:
         assert (a.name, a.sqnr, a.clipped) == ("a", math.inf, 0.0)
         assert (b.introduced, b.inherited) == (math.inf, math.inf)
         assert [layer.name for layer in self.layers(int8, **ops)] == ["b"]  # without attributes it is not known
+
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_scales_are_along_the_axis_that_is_named(self, axis: int) -> None:
+        model = network(("a", "same", "data"), ("b", "Activation", "a"), heads=["b"])
+        int8 = network(("a", "scaled", "data"), ("b", "Activation", "a"), heads=["b"])
+        factors = np.float32([4, 0.5]).reshape((1, 2, 1) if axis == 1 else (1, 1, 2))
+        ops = {"same": identity, "Activation": lambda v: np.maximum(v, 0), "scaled": lambda v: v * factors}
+        int8 = marked(int8, a={CHANNEL_SCALE: "4,0.5", **({CHANNEL_AXIS: "-1"} if axis < 0 else {})})
+        found = verify(NumpyRunner(ops), model, int8, [{"data": rows(6, 4).reshape(6, 2, 2)}], layers=True).layers
+        assert [(layer.name, layer.sqnr) for layer in found] == [("a", math.inf), ("b", math.inf)]
 
     def test_scales_go_on_through_what_commutes_with_them(self) -> None:
         model = network(("a", "same", "data"), ("f", "Flatten", "a"), ("b", "Flatten", "f"), heads=["b"])

@@ -19,7 +19,8 @@ from mxq.refine import FOR_SCALES, Looked, equalized
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import CHANNEL_SCALE
+from mxq.verify import verify
+from mxq.verify.held import CHANNEL_AXIS, CHANNEL_SCALE
 from mxq.verify.taps import corresponding
 from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
 
@@ -308,6 +309,56 @@ class TestRefusals:
         model = build(conv("conv0", "data"), RELU0, fc("fc0", "relu0", 'num_hidden="4" flatten="False"'), "return fc0")
         args = {"conv0_weight": model.args["conv0_weight"] * np.array([50, *[1] * 7]).reshape(-1, 1, 1, 1)}
         assert self.scaled(model, {k: v.astype(np.float32) for k, v in args.items()}) == ()
+
+
+class TestLastAxis:
+    """Fully connected layers without flattening have their channels at the end, whatever is before it."""
+
+    FLAT = f'num_hidden="{CHANNELS}" flatten="False"'
+    LINES = (fc("fc0", "data", FLAT), 'relu0 = Activation(fc0) act_type="relu"', fc("fc1", "relu0", FLAT), "return fc1")
+    X = np.random.default_rng(0).standard_normal((12, 5, 3)).astype(np.float32)
+
+    def net(self, *lines: str) -> Model:
+        return outliers(build(*lines, data=self.X.shape), ("fc0",), ("fc1",))
+
+    def done(self, model: Model, *feeds: np.ndarray) -> tuple[Model, tuple[str, ...]]:
+        fused = pipeline.plan(model, QuantConfig(effort="fast", target="avx512_vnni")).fused
+        seen = channels_seen(MxnetRunner(), fused, [{"data": x} for x in feeds])
+        scaled, _, names = equalize(fused, Thresholds(), seen)
+        for x in feeds:
+            (wanted,), (found,) = run(fused, {"data": x}), run(scaled, {"data": x})
+            assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+        return scaled, names
+
+    def test_is_scaled_whatever_the_sizes_before_it(self) -> None:
+        scaled, names = self.done(self.net(*self.LINES), self.X[:8], self.X[8:, :3], self.X[:1, :1])
+        assert names == ("relu0",)
+        assert scaled.graph["relu0"].attrs[CHANNEL_AXIS] == "-1"
+        row = scaled.args["fc0_weight"] / self.net(*self.LINES).args["fc0_weight"]
+        assert row[[1, 4]].max() < 0.2 * np.delete(row, [1, 4], axis=0).min()
+
+    def test_verify_puts_it_back(self) -> None:
+        runner, fed = MxnetRunner(), [{"data": self.X}]
+        prepared = pipeline.plan(self.net(*self.LINES), QuantConfig(target="avx512_vnni", num_calib_examples="100%"))
+        ranges = pipeline.calibrate(prepared, self.X, runner, progress=False)
+        done = pipeline.quantize(prepared, ranges, runner=runner, data=fed)
+        assert any(e.rule == "equalize" for e in done.prepared.trace.events)
+        layers = verify(runner, prepared.fused, done.model, fed, layers=True).layers
+        assert {layer.name for layer in layers} >= {"relu0", "fc1"}
+        assert min(layer.sqnr for layer in layers) > 25
+
+    def test_two_axes_are_first_and_last(self) -> None:
+        """Of a layer that flattens, read by one that does not."""
+        lines = (self.LINES[0].replace(' flatten="False"', ""), *self.LINES[1:])
+        assert self.done(self.net(*lines), self.X)[1] == ("relu0",)
+
+    def test_what_takes_another_axis_for_channels_is_left_alone(self) -> None:
+        lines = (*self.LINES[:2], fc("fc1", "relu0", f'num_hidden="{CHANNELS}"'), "return fc1")
+        model = build(*lines, data=(12, CHANNELS, 3))
+        args = {k: v.copy() for k, v in model.args.items()}
+        args["fc0_weight"][[1, 4]] *= 50
+        x = np.random.default_rng(0).standard_normal((12, CHANNELS, 3)).astype(np.float32)
+        assert self.done(replace(model, args=args), x)[1] == ()
 
 
 class TestBatchNorm:

@@ -14,7 +14,7 @@ from mxq.passes import quantize_graph
 from mxq.plan import TensorRecord
 from mxq.thresholds import Range
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed
+from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed, telling
 
 INT8, UINT8 = Code("int8"), Code("uint8")
 
@@ -41,24 +41,24 @@ class TestNarrowed:
     def test_values_that_fill_their_range_keep_it(self) -> None:
         value = np.random.default_rng(0).uniform(-3, 3, (4, 5, 100)).astype(np.float32)
         span = Range(-3.0, 3.0)
-        assert narrowed(value, span, INT8, [identity]) is span
+        assert narrowed([value], span, INT8, [identity]) is span
 
     def test_a_range_twice_too_wide_is_halved(self) -> None:
         value = np.random.default_rng(0).uniform(0, 1, (4, 5, 100)).astype(np.float32)
-        assert narrowed(value, Range(0.0, 2.0), UINT8, [identity]) == Range(0.0, 1.0)
-        assert narrowed(value - 0.5, Range(-1.0, 0.5), INT8, [identity]) == Range(-0.5, 0.25)
+        assert narrowed([value], Range(0.0, 2.0), UINT8, [identity]) == Range(0.0, 1.0)
+        assert narrowed([value - 0.5], Range(-1.0, 0.5), INT8, [identity]) == Range(-0.5, 0.25)
 
     def test_the_reader_decides(self) -> None:
         """A large value matters to what reads it, not to what does not."""
         value, span = tails(), Range(0.0, 10.0)
-        assert narrowed(value, span, UINT8, [linear(0, 1)]) is span
-        assert narrowed(value, span, UINT8, [linear(1, 0)]) == Range(0.0, 5.0)
+        assert narrowed([value], span, UINT8, [linear(0, 1)]) is span
+        assert narrowed([value], span, UINT8, [linear(1, 0)]) == Range(0.0, 5.0)
 
     def test_all_readers_are_heard(self) -> None:
         """One that cares for the large values alone is enough; how large its weights are does not count."""
         value, span = tails(), Range(0.0, 10.0)
-        assert narrowed(value, span, UINT8, [linear(1, 0), linear(0, 0.001)]) is span
-        assert narrowed(value, span, UINT8, [linear(1000, 0), linear(0, 0.001)]) is span
+        assert narrowed([value], span, UINT8, [linear(1, 0), linear(0, 0.001)]) is span
+        assert narrowed([value], span, UINT8, [linear(1000, 0), linear(0, 0.001)]) is span
 
     def test_it_is_the_best_of_the_shares_by_the_formula(self) -> None:
         rng = np.random.default_rng(3)
@@ -78,7 +78,7 @@ class TestNarrowed:
         best = SHARES[int(np.argmin(errors))]
         assert best < 1
         assert min(errors) < GAIN * errors[0]
-        found = narrowed(value, span, INT8, [reader])
+        found = narrowed([value], span, INT8, [reader])
         assert found == Range(span.min * best, span.max * best)
 
     def test_of_many_values_shares_are_tried_until_the_error_has_grown(self) -> None:
@@ -89,7 +89,7 @@ class TestNarrowed:
             return x
 
         value = rng.uniform(0, 0.78, (4, 5, MANY)).astype(np.float32)
-        assert narrowed(value, Range(0.0, 1.0), UINT8, [reader]) == Range(0.0, 0.8)
+        assert narrowed([value], Range(0.0, 1.0), UINT8, [reader]) == Range(0.0, 0.8)
         assert len(heard) == 1 + 4  # the values, then the shares 1, 0.9, 0.8 and 0.7
 
     def test_small_gains_are_not_worth_it(self) -> None:
@@ -97,11 +97,47 @@ class TestNarrowed:
         tenth, the least that is tried."""
         value = np.random.default_rng(0).uniform(0, 1, (4, 5, 100)).astype(np.float32)
         span = Range(0.0, 1.01)
-        assert narrowed(value, span, UINT8, [identity]) is span
+        assert narrowed([value], span, UINT8, [identity]) is span
 
     def test_a_tensor_of_zeros(self) -> None:
         span = Range(0.0, 1.0)
-        assert narrowed(np.zeros((2, 3, 4), np.float32), span, UINT8, [identity]) is span
+        assert narrowed([np.zeros((2, 3, 4), np.float32)], span, UINT8, [identity]) is span
+
+
+class TestTelling:
+    def test_the_largest_and_some_of_the_rest_in_order(self) -> None:
+        value = np.ones((20, 3), np.float32)
+        value[[3, 7, 11, 19], 1] = 9
+        (found,) = telling([value[:8], value[8:]], 20)
+        assert len(found) == 8
+        assert (found.max(axis=1) == 9).sum() == 4
+
+    def test_other_sizes_stand_apart(self) -> None:
+        batches = [np.full((2, 3, n), n, np.float32) for n in (4, 6, 4, 5)]
+        found = telling(batches, 8)
+        assert [v.shape for v in found] == [(4, 3, 4), (2, 3, 6), (2, 3, 5)]
+        assert {float(v.max()) for v in found} == {4, 5, 6}
+
+    def test_as_much_of_rows_as_of_examples(self) -> None:
+        """Of 32 examples of 10 words each, in rows: those of 8 examples."""
+        rows = np.random.default_rng(0).standard_normal((320, 5)).astype(np.float32)
+        (found,) = telling([rows], 32)
+        assert 70 <= len(found) <= 80
+
+    def test_few_steps_of_time(self) -> None:
+        assert [v.shape for v in telling([np.ones((3, 32, 5), np.float32)], 32)] == [(3, 32, 5)]
+
+    def test_nothing(self) -> None:
+        assert telling([np.ones((0, 4), np.float32), np.ones((2, 0), np.float32)], 8) == []
+
+    def test_pieces_are_one_tensor(self) -> None:
+        """A range is chosen for all of them together."""
+        value = np.random.default_rng(0).uniform(-1, 1, (8, 3, 400)).astype(np.float32)
+        value[0, 1] *= 3  # the second channel, which nobody reads
+        span, reader = Range(-3.0, 3.0), linear(1, 0, 0)
+        whole = narrowed([value], span, INT8, [reader])
+        assert whole == span.times(0.5)
+        assert narrowed([value[:, :, :30], value[:, :, 30:]], span, INT8, [reader]) == whole
 
 
 class TestCode:

@@ -12,6 +12,7 @@ from helpers import assert_close
 
 from mxq import pipeline
 from mxq.config import QuantConfig
+from mxq.errors import RuntimeFailure
 from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import quantize_graph
@@ -170,7 +171,11 @@ def test_shared_weights_are_left_alone() -> None:
     lines = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), again, conv("conv2", "again"), "return conv1, conv2")
     case = Case.of(build(*lines))
     found = case.walked()
-    assert set(found.weights) == {"relu0", "conv2"}
+    notes = {name: record.note for name, record in found.weights.items()}
+    shared = "'conv1_weight' is no parameter of this layer alone"
+    assert notes == {"relu0": "", "conv1": shared, "again": shared, "conv2": ""}
+    assert found.weights["again"].rounding == "nearest"
+    assert found.lost == {}
     for name in ("conv1_weight", "conv1_bias"):
         np.testing.assert_array_equal(found.model.args[name], case.model.args[name])
     assert not np.array_equal(found.model.args["conv2_weight"], case.model.args["conv2_weight"])
@@ -301,6 +306,63 @@ class TestLive:
         one = 4 * CHANNELS * 36
         assert peak_bytes(MxnetRunner(), self.NET, {"data": DATA[:1]}) == 3 * one  # relu0, conv1 and their sum
         assert peak_bytes(MxnetRunner(), self.NET, {"data": DATA[:4]}) == 12 * one
+
+    def test_names_of_tensors_and_parameters_do_not_meet(self) -> None:
+        layer = '{} = FullyConnected(data, {}) num_hidden="8" no_bias="True"'
+        model = build(layer.format("x", "data__0"), "return x", data=(3, 8))
+        renamed = build(layer.format("data__0", "w"), "return data__0", data=(3, 8))
+        x = DATA[:3, :, 0, 0]
+        for net in (model, renamed):
+            live = Live.of(MxnetRunner(), net, [{"data": x}])
+            (node,) = net.graph.operators
+            (found,) = live.run(net, node)[node.out]
+            assert_close(found, run(net, {"data": x})[0], rtol=1e-6, atol=1e-6)
+
+    STATES = build(
+        'z = _zeros() shape="(0, 8)"',
+        fc("h", "z", 'num_hidden="8"'),
+        fc("i", "data", 'num_hidden="8"'),
+        "s = elemwise_add(i, h)",
+        'y = _zeros() shape="(0, 8)"',
+        "t = elemwise_add(s, y)",
+        "return t",
+        data=(3, 8),
+    )
+
+    def test_zeros_that_learn_their_size_from_what_reads_them(self) -> None:
+        """From one run of the whole network; each batch has its own."""
+        runs: list[tuple[Ref, ...]] = []
+
+        class Counting(MxnetRunner):
+            def compile(self, model: Model, taps: tuple[Ref, ...] = ()) -> Any:
+                runs.append(tuple(taps))
+                return super().compile(model, taps)
+
+        feeds = [{"data": DATA[:3, :, 0, 0]}, {"data": DATA[3:5, :, 0, 0]}]
+        live = Live.of(Counting(), self.STATES, feeds)
+        for node in self.STATES.graph.operators:
+            live.held |= live.step(self.STATES, node)
+        assert [v.shape for v in live.held[Ref("z")]] == [(3, 8), (2, 8)]
+        assert set(live.apart) == {"z", "y"}
+        assert live.lost == {}
+        assert [taps for taps in runs if taps] == [(Ref("z"), Ref("y"))]
+        for found, feed in zip(live.held[Ref("t")], feeds, strict=True):
+            assert_close(found, run(self.STATES, feed)[0], rtol=1e-6, atol=1e-6)
+
+    def test_what_cannot_be_had_is_lost_with_what_follows_alone(self) -> None:
+        class Refusing(MxnetRunner):
+            def compile(self, model: Model, taps: tuple[Ref, ...] = ()) -> Any:
+                if [n.name for n in model.graph.operators] == ["i"] or Ref("i") in taps:
+                    raise RuntimeFailure("not i")
+                return super().compile(model, taps)
+
+        live = Live.of(Refusing(), self.STATES, [{"data": DATA[:3, :, 0, 0]}])
+        for node in self.STATES.graph.operators:
+            live.held |= live.step(self.STATES, node)
+        assert set(live.lost) == {Ref("i")}
+        assert live.lost[Ref("i")] == "'i' (FullyConnected) does not run alone: not i"
+        assert {"h", "s", "t"} <= {r.name for r in live.held}  # s from a run of the whole network
+        assert set(live.apart) == {"z", "y", "s"}
 
     def test_forgets(self) -> None:
         live = Live(MxnetRunner(), {Ref("a"): [DATA], Ref("a", 1): [DATA], Ref("b"): [DATA]})

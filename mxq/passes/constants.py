@@ -3,8 +3,9 @@
 Before:  weight -> Reshape -> y          w0, b0, w1, b1 -> Reshape, _rnn_param_concat -> RNN
 After:   parameter -> y                  parameter -> RNN
 
-Conditions: every input of the operator is a parameter or such a constant itself, and it draws nothing at random. Its
-result is float32, takes at most `LARGEST` bytes, and is no output of the network.
+Conditions: every input of the operator is a parameter or such a constant itself, it draws nothing at random, and its
+size is its own: zeros of shape (0, H), as begin states are, learn it from what reads them. Its result is float32, takes
+at most `LARGEST` bytes, and is no output of the network.
 Formula: MXNet itself computes the values, so they are the same bit by bit.
 
 What depends on an input through its size alone, such as anchors cut to a feature map, stays: a graph cannot hold its
@@ -59,9 +60,15 @@ def _constants(model: Model) -> dict[str, Node]:
     found: dict[str, Node] = {}
     for node in model.graph.operators:
         steady = all(ref.name in found or ref.name in model.args for ref in node.inputs)
-        if steady and (node.inputs or node.op in _SOURCES) and not any(part in node.op for part in _OTHER):
+        known = node.inputs or (node.op in _SOURCES and not _is_sized_by_readers(node))
+        if steady and known and not any(part in node.op for part in _OTHER):
             found[node.name] = node
     return found
+
+
+def _is_sized_by_readers(source: Node) -> bool:
+    """Whether a source leaves a size open: one of its shape is 0 (-1 in numpy's), or ``_arange`` has no end."""
+    return any(size <= 0 for size in source.ints("shape")) or source.flag("infer_range")
 
 
 def _is_read_outside(graph: Graph, node: Node, inside: Mapping[str, Node]) -> bool:

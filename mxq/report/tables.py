@@ -151,6 +151,8 @@ def _weight(w: WeightRecord) -> str:
         words.append(f"{percent(w.moved_share)} of its codes are not the nearest, for the layer's output")
     if w.bias_correction != "none":
         words.append(f"bias correction: {w.bias_correction}")
+    if w.note:
+        words.append(f"nearest codes: {w.note}")
     return "; ".join(words)
 
 

@@ -24,8 +24,11 @@ from mxq.backends import MXNET_191
 from mxq.ir import Array, Graph, Model, Node, Ref
 
 CHANNEL_SCALE: Final = "__channel_scale__"
-"""Attribute of a node whose tensor is the float network's times a factor: one float for each channel (axis 1), by
-commas. What `COMMUTING` operators make of it is scaled likewise."""
+"""Attribute of a node whose tensor is the float network's times a factor: one float for each channel, by commas. What
+`COMMUTING` operators make of it is scaled likewise."""
+
+CHANNEL_AXIS: Final = "__channel_axis__"
+"""Attribute of a node with `CHANNEL_SCALE`: the axis that its channels are on; 1 where it has none."""
 
 CHANNEL_ORDER: Final = "__channel_order__"
 """Attribute of a node whose tensor has the float network's channels (axis 1) in another order: of each, by commas,
@@ -53,6 +56,7 @@ COMMUTING: Final = (
     "_contrib_quantized_elemwise_add",
 )
 """Operators through which a pass may move positive scales of channels: behind them, what they read is scaled alike."""
+_SCALED: Final = (*RECODING, *COMMUTING)
 _NORMALIZE, _NORMALIZED = "_normalize", "_normalized"
 _INT32 = 2**31 - 1
 _ROUNDS = 0.51
@@ -70,6 +74,7 @@ class Held:
         offset: what is added then.
         top: the highest code that can occur, where that is below the type's own.
         stride: of how many rows and columns one is held.
+        axis: which one ``scale`` is along, 1 or -1.
     """
 
     refs: tuple[Ref, ...]
@@ -78,6 +83,7 @@ class Held:
     offset: float = 0.0
     top: int = LEVELS
     stride: tuple[int, int] = (1, 1)
+    axis: int = 1
 
     @property
     def is_whole(self) -> bool:
@@ -102,7 +108,9 @@ class Held:
         """``scale``, to be broadcast over a tensor of that shape; flattened, a channel has several places in a row."""
         if not self.scale:
             return 1.0
-        each = np.repeat(np.asarray(self.scale, np.float64), shape[1] // len(self.scale))
+        each = np.repeat(np.asarray(self.scale, np.float64), shape[self.axis] // len(self.scale))
+        if self.axis < 0:
+            return each
         return each.reshape(1, -1, *(1,) * (len(shape) - 2))
 
 
@@ -180,7 +188,9 @@ class Counterparts:
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
         offset = sum(_numbers(self.int8.graph, node, OFFSET))
-        return Held(self._refs(node, ref), order, scale, offset, _top(self.int8.graph, node), self._stride(node, ref))
+        axis = int(_teller(self.int8.graph, node, CHANNEL_SCALE, _SCALED).attrs.get(CHANNEL_AXIS, "1"))
+        top, stride = _top(self.int8.graph, node), self._stride(node, ref)
+        return Held(self._refs(node, ref), order, scale, offset, top, stride, axis)
 
     def around(self, node: Node, own: Ref | None) -> dict[Ref, Held]:
         """The nearest tensors before ``node`` that the float network has, but for ``own``, and that are held whole."""
@@ -227,7 +237,7 @@ class Counterparts:
 def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """`Held.order` and `Held.scale` of what ``node`` of an int8 network makes."""
     order = tuple(map(int, _numbers(graph, node, CHANNEL_ORDER)))
-    scale = tuple(_numbers(graph, node, CHANNEL_SCALE, (*RECODING, *COMMUTING)))
+    scale = tuple(_numbers(graph, node, CHANNEL_SCALE, _SCALED))
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
 
 

@@ -15,8 +15,9 @@ After:   s x -> BatchNorm(r gamma / s, r beta, s mean, variance) -> r y         
 
 Conditions: everything between conv1 and conv2 commutes with positive scales: ReLU, leaky ReLU, pooling, Flatten, sums,
 whose operands then share s. A clip at a does where ``s * max <= a``, so there s only grows, and up to that. No other
-operator reads the tensors, they are no output, and the weights belong to their layers alone. BatchNorm normalises axis
-1 with moving statistics, and its gamma is not fixed (`mxq.passes.simplify` makes one of ones).
+operator reads the tensors, they are no output, and the weights belong to their layers alone. All that reads and writes
+them takes the same axis for channels: the last one for a fully connected layer without flattening, else axis 1.
+BatchNorm normalises axis 1 with moving statistics, its gamma is not fixed (`mxq.passes.simplify` makes one of ones).
 
 Formula. ``s_c = min((1 / r_c)^p, a_c)`` with r_c the largest value of channel c, in shares of its tensor's, and p of
 `POWERS` with the least noise of rounding, in shares of each reader's output:
@@ -32,16 +33,17 @@ activations' ranges.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.backends import layer_of, the_layer_of
+from mxq.backends import the_layer_of
 from mxq.ir import Array, Model, Node, Runner
 from mxq.numerics import SPAN
 from mxq.thresholds import Range, Threshold, Thresholds
-from mxq.verify.held import CHANNEL_SCALE
-from mxq.weights.live import passing
+from mxq.verify.held import CHANNEL_AXIS, CHANNEL_SCALE
+from mxq.weights.families import LAST, Family, families, is_norm
+from mxq.weights.live import Batches, passing
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 64.0
@@ -55,7 +57,7 @@ MARGIN = 2.0
 
 @dataclass(frozen=True)
 class Channels:
-    """What calibration data shows of the channels (axis 1) of a tensor: (C,) float64 each."""
+    """What calibration data shows of the channels of a tensor: (C,) float64 each."""
 
     low: Array
     high: Array
@@ -72,149 +74,39 @@ class Channels:
 
 
 def channels_seen(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> dict[str, Channels]:
-    """The channels of the first output of every operator, where it has two axes or more."""
-    found = {}
+    """The channels of the tensors that may be scaled, and of what BatchNorms make of them, on the axis they stand on.
+
+    Left out are tensors of which operators disagree where their channels are.
+    """
+    found, wanted = {}, _to_be_seen(model)
     for node, held in passing(runner, model, feeds):
-        if node.out in held and all(v.ndim > 1 for v in held[node.out]):
-            found[node.name] = _channels(held[node.out])
+        if node.name in wanted and node.out in held and (axis := _agreed(wanted[node.name], held[node.out])):
+            found[node.name] = _channels(held[node.out], axis)
     return found
 
 
-def _channels(batches: Sequence[Array]) -> Channels:
-    flat = [np.moveaxis(b, 1, 0).reshape(b.shape[1], -1) for b in batches]
+def _to_be_seen(model: Model) -> dict[str, Family]:
+    """The families of the tensors that `channels_seen` looks at."""
+    every = families(model)
+    of = {name: family for family in every for name in family.tensors}
+    free = [family for family in every if not family.blocked and family.writers and family.readers]
+    norms = (node.name for family in free for node in family.readers if is_norm(node))
+    return {name: of[name] for name in (*(t for family in free for t in family.tensors), *norms)}
+
+
+def _agreed(family: Family, batches: Batches) -> int:
+    """The axis of a tensor's channels; 0 where there is none."""
+    ranks = {b.ndim for b in batches}
+    agreed = ranks == {2} or (len(family.axes) == 1 and min(ranks) > 1)
+    return family.axis if agreed and len({b.shape[family.axis] for b in batches}) == 1 else 0
+
+
+def _channels(batches: Batches, axis: int) -> Channels:
+    flat = [np.moveaxis(b, axis, 0).reshape(b.shape[axis], -1) for b in batches]
     count = sum(f.shape[1] for f in flat)
     square = sum(np.einsum("cn,cn->c", f, f, dtype=np.float64) for f in flat) / count
     low, high = np.min([f.min(axis=1) for f in flat], axis=0), np.max([f.max(axis=1) for f in flat], axis=0)
     return Channels(low.astype(np.float64), high.astype(np.float64), np.asarray(square))
-
-
-@dataclass
-class Family:
-    """Tensors that must be scaled alike, with the layers and BatchNorms that write and read them.
-
-    Attributes:
-        cap: where a clip bounds the tensors.
-        blocked: why they cannot be scaled; empty where they can.
-    """
-
-    tensors: set[str] = field(default_factory=set)
-    writers: list[Node] = field(default_factory=list)
-    readers: list[Node] = field(default_factory=list)
-    cap: float = np.inf
-    blocked: str = ""
-
-    def join(self, other: Family) -> None:
-        """Takes over all of ``other``."""
-        self.tensors |= other.tensors
-        self.writers += other.writers
-        self.readers += other.readers
-        self.cap = min(self.cap, other.cap)
-        self.blocked = self.blocked or other.blocked
-
-
-def families(model: Model) -> list[Family]:
-    """All families of a fused float ``model``, in graph order, blocked ones too."""
-    table: dict[str, Family] = {}
-    for node in model.graph:
-        if model.param(node.name) is None:
-            table[node.name] = Family({node.name}, blocked="" if not node.is_variable else "it is an input")
-    for node in model.graph.operators:
-        _relate(model, node, table)
-    for head in model.graph.heads:
-        table[head.name].blocked = "it is an output of the network"
-    return list({id(f): f for f in table.values()}.values())
-
-
-def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
-    """What ``node`` says of the families of its inputs and output."""
-    data = [r.name for r in node.inputs if model.param(r.name) is None]
-    layer = _absorber(node)
-    if layer is not None and (node.inputs[0].name not in data or (node.flag("with_sum") and len(data) < 2)):
-        for name in (*data, node.name):
-            table[name].blocked = f"{node.name!r} reads a constant"
-        return
-    if layer is None:
-        if _commutes(node) and len(data) == len(node.inputs):
-            for name in data:
-                _join(table, node.name, name)
-            return
-        for name in (*data, node.name):
-            table[name].blocked = table[name].blocked or f"{node.op} does not commute with scales"
-        return
-    refusal = _refusal(model, node, layer)
-    for name in (*data, node.name) if refusal else ():
-        table[name].blocked = refusal
-    table[node.inputs[0].name].readers.append(node)
-    table[node.name].writers.append(node)
-    if node.flag("with_sum"):
-        _join(table, node.name, node.inputs[-1].name)
-    _after(node, layer, table[node.name])
-
-
-def _absorber(node: Node) -> Node | None:
-    """What takes scales into its parameters: the layer that ``node`` holds, or itself, a BatchNorm."""
-    return node if _is_norm(node) else layer_of(node)
-
-
-def _is_norm(node: Node) -> bool:
-    return node.op == "BatchNorm"
-
-
-def _refusal(model: Model, node: Node, layer: Node) -> str:
-    """Why what ``node`` reads and makes cannot be scaled; empty where it can."""
-    own = [r.name for r in node.inputs if model.param(r.name) is not None]
-    count = 4 if _is_norm(layer) else 1 if layer.flag("no_bias") else 2
-    if any(len(model.graph.consumers[name]) > 1 for name in own) or len(set(own)) != count:
-        return f"a parameter of {node.name!r} is shared"
-    if _is_norm(layer):
-        return _unusual(layer)
-    groups = int(layer.number("num_group", 1))
-    if groups > 1 and not (model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])):
-        return f"{node.name!r} is a grouped convolution"
-    if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
-        return f"the channels of {node.name!r} are its last axis"
-    return ""
-
-
-def _unusual(norm: Node) -> str:
-    """Why a BatchNorm takes no scales; empty where it does."""
-    if norm.flag("fix_gamma", default=True):
-        return f"the gamma of {norm.name!r} is fixed"
-    if norm.number("axis", 1) != 1:
-        return f"the channels of {norm.name!r} are not axis 1"
-    if norm.flag("output_mean_var"):
-        return f"{norm.name!r} gives its mean and variance too"
-    return ""
-
-
-def _after(node: Node, layer: Node, family: Family) -> None:
-    """What the operators fused after ``layer`` say of the output."""
-    for inner in node.subgraphs[0].operators if node.subgraphs else ():
-        if inner is layer or inner.op in ("elemwise_add", "_plus") or _commutes(inner):
-            continue
-        if inner.op == "clip" and inner.number("a_min", -1) == 0:
-            family.cap = min(family.cap, inner.number("a_max", np.inf))
-            continue
-        family.blocked = family.blocked or f"{inner.op} does not commute with scales"
-
-
-def _commutes(node: Node) -> bool:
-    """Whether positive scales of channels may move through ``node``."""
-    if node.op == "Activation":
-        return node.attrs.get("act_type") == "relu"
-    if node.op == "LeakyReLU":
-        return node.attrs.get("act_type", "leaky") == "leaky"
-    if node.op == "Pooling":
-        return node.attrs.get("pool_type", "max") in ("max", "avg")
-    return node.op in ("elemwise_add", "Flatten", "relu", "Dropout", "_copy", "identity")
-
-
-def _join(table: dict[str, Family], a: str, b: str) -> None:
-    first, second = table[a], table[b]
-    if first is not second:
-        first.join(second)
-        for name in second.tensors:
-            table[name] = first
 
 
 def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array | None:
@@ -225,8 +117,10 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
     """
     if family.blocked or not family.writers or not family.readers:
         return None
-    known = [seen[t] for t in family.tensors if t in seen]
-    if not known or len({len(c.largest) for c in known}) > 1:
+    if any(name not in seen for name in (*family.tensors, *(n.name for n in family.readers if is_norm(n)))):
+        return None
+    known = [seen[name] for name in family.tensors]
+    if len({len(c.largest) for c in known}) > 1:
         return None
     share = np.max([c.largest / max(c.largest.max(), 1e-30) for c in known], axis=0)
     room = np.max([c.largest for c in known], axis=0) * MARGIN
@@ -243,7 +137,7 @@ def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -
     x = seen[reader.inputs[0].name]
     span = SPAN["int8" if x.signed else "uint8"]
     tensor_step = (s * x.largest).max() / span
-    if _is_norm(reader):
+    if is_norm(reader):
         squares, energy = _gains(model, reader) ** 2, float(seen[reader.name].square.sum())
         return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
     layer = the_layer_of(reader)
@@ -268,18 +162,19 @@ def _gains(model: Model, norm: Node) -> Array:
 
 
 def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
-    """The model with all the scales of ``chosen``, in its parameters; nodes say so in `CHANNEL_SCALE`."""
+    """The model with all the scales of ``chosen``, in its parameters; attributes of nodes say so."""
     args, auxs = dict(model.args), dict(model.auxs)
     changes: dict[str, Sequence[Node]] = {}
     for family, s in chosen:
         for node in family.writers:  # weight and bias, or gamma and beta
             for name in (r.name for r in node.inputs[1:3] if r.name in args):
                 args[name] = _times(args[name], s)
-            text = ",".join(f"{v:.8g}" for v in s)
-            changes[node.name] = (node.with_attrs(**{CHANNEL_SCALE: text}),)
+            said = {CHANNEL_SCALE: ",".join(f"{v:.8g}" for v in s)}
+            said |= {CHANNEL_AXIS: str(LAST)} if family.axis == LAST else {}
+            changes[node.name] = (node.with_attrs(**said),)
         for node in family.readers:
             args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, node)
-            if _is_norm(node):
+            if is_norm(node):
                 auxs[node.inputs[3].name] = _times(auxs[node.inputs[3].name], s)
     return replace(model.with_graph(model.graph.replace(changes), args), auxs=auxs)
 
@@ -296,7 +191,7 @@ def _divided(weight: Array, s: Array, reader: Node) -> Array:
     Args:
         weight: (O, C, ...) or (O, C * positions) of a dense layer, (C, ...) of a depthwise one and of BatchNorm.
     """
-    if _is_norm(reader) or int(the_layer_of(reader).number("num_group", 1)) > 1:
+    if is_norm(reader) or int(the_layer_of(reader).number("num_group", 1)) > 1:
         return _times(weight, 1 / s)
     columns: Array = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
     return columns.reshape(weight.shape).astype(np.float32)

@@ -1,4 +1,8 @@
-"""Runs a network one operator after the other and keeps each tensor only as long as somebody is still to read it."""
+"""Runs a network one operator after the other and keeps each tensor only as long as somebody is still to read it.
+
+Some operators do not run alone: zeros of shape (0, H) learn their first size from what reads them. What they make is
+taken from a run of the whole network.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mxq.errors import RuntimeFailure
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 
 Batches = Sequence[Array]
-"""A tensor: one array for each batch of the data, examples along the first axis; one for all where it is constant."""
+"""A tensor: one array for each batch of the data, of any sizes; one for all where it is constant."""
 
 
 def ancestors(graph: Graph, names: Iterable[str]) -> tuple[Node, ...]:
@@ -28,8 +33,8 @@ def alone(model: Model, node: Node, outputs: Sequence[Ref] = ()) -> Model:
     Args:
         outputs: which of its outputs; the first by default.
     """
-    params = {r.name: model.param(r.name) for r in node.inputs}
-    slots = {ref: Ref(_slot(ref)) if params[ref.name] is None else Ref(ref.name) for ref in node.inputs}
+    fed = _slots(model, node)
+    slots = {ref: Ref(fed[ref]) if ref in fed else Ref(ref.name) for ref in node.inputs}
     variables = {slot.name: Node(slot.name, VARIABLE) for slot in slots.values()}
     inner = replace(node, inputs=tuple(slots[r] for r in node.inputs), label="")
     graph = Graph((*variables.values(), inner), tuple(outputs) or (node.out,), model.graph.attrs)
@@ -38,8 +43,18 @@ def alone(model: Model, node: Node, outputs: Sequence[Ref] = ()) -> Model:
     return Model(graph, args, auxs)
 
 
-def _slot(ref: Ref) -> str:
-    return f"{ref.name}__{ref.output}"
+def _slots(model: Model, node: Node) -> dict[Ref, str]:
+    """The tensors that ``node`` reads, and what they are called in the model of it alone."""
+    taken = {node.name, *(r.name for r in node.inputs if model.param(r.name) is not None)}
+    found: dict[Ref, str] = {}
+    for ref in node.inputs:
+        if ref not in found and model.param(ref.name) is None:
+            name = f"{ref.name}__{ref.output}"
+            while name in taken:
+                name += "_"
+            found[ref] = name
+            taken.add(name)
+    return found
 
 
 @dataclass
@@ -49,25 +64,65 @@ class Live:
     Attributes:
         runner: what runs an operator.
         held: tensor -> its batches.
+        feeds: what the inputs are fed.
+        apart: operators that did not run alone -> what MXNet said; their tensors are those of the whole network.
+        lost: tensors that cannot be had at all -> why.
+        begun: tensors that a run of the whole network showed before it was their turn.
     """
 
     runner: Runner
     held: dict[Ref, Batches] = field(default_factory=dict)
+    feeds: Sequence[Mapping[str, Array]] = ()
+    apart: dict[str, str] = field(default_factory=dict)
+    lost: dict[Ref, str] = field(default_factory=dict)
+    begun: dict[Ref, Batches] = field(default_factory=dict)
 
     @staticmethod
     def of(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> Live:
         """Holding the inputs of ``model``."""
-        return Live(runner, {Ref(name): [np.asarray(feed[name]) for feed in feeds] for name in model.inputs})
+        held = {Ref(name): [np.asarray(feed[name]) for feed in feeds] for name in model.inputs}
+        return Live(runner, dict(held), feeds)
+
+    def step(self, model: Model, node: Node, outputs: Sequence[Ref] = ()) -> dict[Ref, Batches]:
+        """The outputs of ``node`` as `run` gives them or, where it does not run alone, as the whole ``model`` does.
+
+        Those that cannot be had are left out, and `lost`.
+        """
+        wanted = tuple(outputs) or (node.out,)
+        why = next((self.lost[r] for r in node.inputs if r in self.lost), "")
+        try:
+            if not why:
+                return self.run(model, node, wanted)
+        except RuntimeFailure as error:
+            why = f"{node.name!r} ({node.op}) does not run alone: {error}"
+        try:
+            found = self._of_the_whole(model, wanted)
+        except RuntimeFailure:
+            self.lost |= dict.fromkeys(wanted, why)
+            return {}
+        self.apart[node.name] = why
+        return found
+
+    def _of_the_whole(self, model: Model, wanted: Sequence[Ref]) -> dict[Ref, Batches]:
+        """Tensors of ``model``, run as a whole; those of all that reads nothing are taken down together."""
+        if not self.begun.keys() >= set(wanted):
+            sources = (n.out for n in model.graph.operators if not _slots(model, n))
+            taps = tuple(dict.fromkeys((*wanted, *sources)))
+            call, heads = self.runner.compile(model, taps), len(model.graph.heads)
+            made = [[np.asarray(found[heads + i]) for i in range(len(taps))] for found in map(call, self.feeds)]
+            self.begun |= {ref: [m[i] for m in made] for i, ref in enumerate(taps) if ref not in wanted}
+            return {ref: [m[i] for m in made] for i, ref in enumerate(wanted)}
+        return {ref: self.begun.pop(ref) for ref in wanted}
 
     def run(self, model: Model, node: Node, outputs: Sequence[Ref] = ()) -> dict[Ref, Batches]:
         """The outputs of ``node``, on what is held; nothing is kept."""
         wanted = tuple(outputs) or (node.out,)
         call = self.runner.compile(alone(model, node, wanted))
-        fed = [r for r in dict.fromkeys(node.inputs) if model.param(r.name) is None]
+        fed = _slots(model, node)
         count = max((len(self.held[r]) for r in fed), default=1)
         parts = []
         for i in range(count):
-            found = call({_slot(r): self.held[r][min(i, len(self.held[r]) - 1)] for r in fed})
+            found = call({name: self.held[r][min(i, len(self.held[r]) - 1)] for r, name in fed.items()})
             parts.append([found[j] for j in range(len(wanted))])
         return {ref: [p[j] for p in parts] for j, ref in enumerate(wanted)}
 
@@ -111,7 +166,7 @@ def passing(
     """Runs the network and gives each operator, once it has run, with all tensors that are held at that moment."""
     live, schedule = Live.of(runner, model, feeds), Schedule.of(model.graph.operators)
     for node in schedule.nodes:
-        live.held |= live.run(model, node, schedule.outputs(node))
+        live.held |= live.step(model, node, schedule.outputs(node))
         yield node, live.held
         live.forget(schedule.done(node))
 

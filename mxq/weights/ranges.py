@@ -26,29 +26,58 @@ GAIN = 0.98
 """A narrower range has to bring the error below so much of the calibrated one's, or it is not worth its clipping."""
 ENOUGH, MANY = 1.5, 1 << 16
 """Where the error is so many times the least, no further shares are tried; of fewer values chance may make it grow."""
+EXAMPLES = 8
+"""How many examples' worth of a tensor is looked at."""
 Reader = Callable[[Array], Array]
-"""The linear part of what reads a tensor: (n, ...) to (n, ...)."""
+"""The linear part of what reads a tensor: (n, ...) to (n, ...). All that reads int8 takes each of the n by itself."""
 
 
-def narrowed(value: Array, span: Range, code: Code, readers: Sequence[Reader]) -> Range:
+def telling(batches: Sequence[Array], examples: int) -> list[Array]:
+    """Little of a tensor: half of it where its largest values are, which a narrower range would cut off.
+
+    Args:
+        batches: (n, ...) each, of any n and sizes: the n are examples, steps of time, or both in a row.
+        examples: how many examples the batches are of.
+
+    Returns:
+        Arrays (n, ...), one for each size that occurs.
+    """
+    filled = [b for b in batches if b.size]
+    if not filled:
+        return []
+    largest = np.concatenate([np.abs(b).reshape(len(b), -1).max(axis=1) for b in filled])
+    order = np.argsort(-largest, kind="stable")
+    half = max(EXAMPLES, round(EXAMPLES * len(order) / max(examples, 1))) // 2
+    rest = order[half:]
+    chosen = np.sort([*order[:half], *rest[:: max(1, -(-len(rest) // half))]])
+    starts = np.cumsum([0, *(len(b) for b in filled)])
+    alike: dict[tuple[int, ...], list[Array]] = {}
+    for at, place in zip(np.searchsorted(starts, chosen, side="right") - 1, chosen, strict=True):
+        alike.setdefault(filled[at].shape[1:], []).append(filled[at][place - starts[at]])
+    return [np.stack(found) for found in alike.values()]
+
+
+def narrowed(values: Sequence[Array], span: Range, code: Code, readers: Sequence[Reader]) -> Range:
     """The range of least error (1).
 
     Args:
-        value: (n, ...) float32, examples of the tensor before it is coded.
+        values: (n, ...) float32, pieces of the tensor before it is coded.
         span: the calibrated range.
         code: how the tensor is coded.
         readers: at least one.
     """
-    heard = [(reader, energy) for reader in readers if (energy := _energy(reader(value))) > 0]
-    spans, costs = [span.times(share) for share in SHARES], list[float]()
+    heard = [(reader, energy) for reader in readers if (energy := _energy(reader, values)) > 0]
+    spans, costs, size = [span.times(share) for share in SHARES], list[float](), sum(v.size for v in values)
     for tried in spans:
-        noise = code.coded(value, tried) - value
-        costs.append(sum(_energy(reader(noise)) / energy for reader, energy in heard))
-        if value.size >= MANY and costs[-1] > ENOUGH * min(costs):
+        noise = [code.coded(value, tried) - value for value in values]
+        costs.append(sum(_energy(reader, noise) / energy for reader, energy in heard))
+        if size >= MANY and costs[-1] > ENOUGH * min(costs):
             break
     best = int(np.argmin(costs))
     return spans[best] if costs[best] < GAIN * costs[0] else span
 
 
-def _energy(x: Array) -> float:
-    return float(np.vdot(x, x))
+def _energy(reader: Reader, values: Sequence[Array]) -> float:
+    """Of what ``reader`` makes of all ``values``."""
+    made = (reader(value) for value in values)
+    return sum(float(np.vdot(x, x)) for x in made)

@@ -13,6 +13,7 @@ machine it is made on. Tensors are kept only while they are to be read, as in a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -21,19 +22,20 @@ from tqdm import tqdm
 
 from mxq.backends import MXNET_191, OpSpec, the_layer_of
 from mxq.config import Methods
+from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Node, Ref, Runner
 from mxq.plan import Plan, Tensors, WeightRecord
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
+from mxq.weights.examples import size_of
 from mxq.weights.grid import FULL, HALVED
 from mxq.weights.limits import Sums
 from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
 from mxq.weights.patches import Geometry
-from mxq.weights.ranges import Reader, narrowed
+from mxq.weights.ranges import Reader, narrowed, telling
 from mxq.weights.saturation import Kernel, kernel_of
 
-EXAMPLES_FOR_RANGES = 8
 LEAST_PLACES = 4096
 """Places of a layer's output that are looked at; twice as many as it has inputs where those are more."""
 
@@ -65,11 +67,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Walked:
-    """What a walk gives: the ``model`` with new parameters, its ``thresholds``, and a record for each layer."""
+    """What a walk gives: the ``model`` with new parameters, its ``thresholds``, and a record for each layer.
+
+    Attributes:
+        apart: operators that do not run alone, and why; what follows them was chosen for what they are in float.
+        lost: layers that were not looked at because nothing gives what they read, and why.
+    """
 
     model: Model
     thresholds: Thresholds
     weights: Mapping[str, WeightRecord]
+    apart: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]], *, progress: bool = True) -> Walked:
@@ -80,9 +89,6 @@ def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]],
         setting: the network.
         feeds: batches of calibration data; all of them are in memory, with every tensor that is still to be read.
         progress: whether to show a bar, which stays silent where stderr is no terminal.
-
-    Raises:
-        RuntimeFailure: an operator does not run alone.
     """
     model = setting.model
     schedule = Schedule.of(ancestors(model.graph, setting.plan.quantized))
@@ -94,7 +100,9 @@ def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]],
             state.visit(node, schedule.outputs(node))
             for live in (state.float, state.int8):
                 live.forget(schedule.done(node))
-    return Walked(model.with_graph(model.graph, state.written), state.thresholds(), state.records)
+    apart = {name: why for name, why in state.float.apart.items() if state.reads_data(model.graph[name])}
+    written = model.with_graph(model.graph, state.written)
+    return Walked(written, state.thresholds(), state.records, apart, state.lost)
 
 
 @dataclass
@@ -105,8 +113,8 @@ class _Walk:
         spans: tensor -> its range, narrowed once it has been seen.
         codes: of the calibrated tensors.
         float, int8: the tensors of both networks.
+        examples: how many are looked at.
         written: new parameters, as they go into the file.
-        values: the same, as kernels understand them.
         carried: ranges of tensors that have none of their own, such as a pooling's result.
     """
 
@@ -116,40 +124,52 @@ class _Walk:
     codes: Mapping[Ref, Code]
     float: Live
     int8: Live
+    examples: int
     written: dict[str, Array] = field(default_factory=dict)
-    values: dict[str, Array] = field(default_factory=dict)
     carried: dict[Ref, Range] = field(default_factory=dict)
     records: dict[str, WeightRecord] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @staticmethod
     def of(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
         exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
-        return _Walk(runner, setting, spans, codes_of(setting.records, spans), exact, noisy)
+        count = sum(map(size_of, feeds))
+        return _Walk(runner, setting, spans, codes_of(setting.records, spans), exact, noisy, count)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
-        """Computes ``node`` in both networks; where it is an int8 layer, changes it before."""
-        spec = self._spec(node)
-        if spec is not None and spec.role == "compute":
-            self._improve(node)
-        model = self.setting.model
-        self.float.held |= self.float.run(model, node, outputs)
-        changed = Model(model.graph, {**model.args, **self.values}, model.auxs)
-        source = self.int8 if spec is None else Live(self.runner, {r: self._coded(r) for r in self._data(node)})
-        found = source.run(changed, node, outputs)
+        """Computes ``node`` in both networks; where it is an int8 layer, changes it before.
+
+        Where it does not run alone, both have what the float network makes.
+        """
+        spec, model = self._spec(node), self.setting.model
+        values = self._improve(node) if spec is not None and spec.role == "compute" else {}
+        found = self.float.step(model, node, outputs)
+        self.float.held |= found
+        if found and node.name not in self.float.apart:
+            changed = Model(model.graph, {**model.args, **values}, model.auxs)
+            source = self.int8 if spec is None else Live(self.runner, {r: self._coded(r) for r in self._data(node)})
+            found = source.run(changed, node, outputs)
         for ref, value in found.items():
             self.choose_range(ref, value)
             self.int8.held[ref] = value if spec is None else self._as_written(node, ref, value)
 
+    def reads_data(self, node: Node) -> bool:
+        """Whether ``node`` depends on the network's inputs in more than their sizes."""
+        return bool(self._data(node))
+
     def choose_range(self, ref: Ref, value: Batches) -> None:
-        """Narrows the range of a tensor that has just been made."""
+        """Narrows the range of a tensor that has just been made, where its readers run alone."""
         threshold = self.setting.thresholds.get(str(ref))
         if self.setting.methods.range_choice != "layer" or threshold is None or ref not in self.codes:
             return
         readers = self._readers(ref)
-        if readers and threshold.observer != "fixed":
-            self.spans[str(ref)] = narrowed(_telling(value), self.spans[str(ref)], self.codes[ref], readers)
+        if not readers or threshold.observer == "fixed":
+            return
+        with suppress(RuntimeFailure):
+            little = telling(value, self.examples)
+            self.spans[str(ref)] = narrowed(little, self.spans[str(ref)], self.codes[ref], readers)
 
     def thresholds(self) -> Thresholds:
         """The ranges as they are now, with a note where they changed."""
@@ -184,11 +204,12 @@ class _Walk:
             return self.int8.held[ref]
         return code_all(self.int8.held[ref], self.codes[ref], self.spans[str(ref)])
 
-    def _improve(self, node: Node) -> None:
-        """Chooses the parameters of an int8 layer, unless another operator reads them too."""
+    def _improve(self, node: Node) -> dict[str, Array]:
+        """Chooses the parameters of an int8 layer where it can: what its kernel makes of them."""
         model, names = self.setting.model, [r.name for r in node.inputs[1:3]]
-        if not all(map(model.is_own, names)):
-            return
+        if why := self._as_it_is(node):
+            self.records[node.name] = self._untouched(node, why)
+            return {}
         inner = the_layer_of(node)
         geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
         summands = None
@@ -202,8 +223,21 @@ class _Walk:
         sums = None if self.setting.exact else self._sums(kernel, data, found, weight)
         chosen = layers.choose(node, weight, bias, found, geometry, self.setting.methods, levels, sweeps, sums)
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
-        self.values |= {names[0]: chosen.values, names[1]: chosen.bias}
         self.records[node.name] = self._record(weight, chosen)
+        return {names[0]: chosen.values, names[1]: chosen.bias}
+
+    def _as_it_is(self, node: Node) -> str:
+        """Why the parameters of a layer stay; empty where they may change."""
+        for ref in node.inputs:
+            if ref in self.float.lost:
+                return self.lost.setdefault(node.name, self.float.lost[ref])
+            if ref in node.inputs[1:3] and not self.setting.model.is_own(ref.name):
+                return f"{ref.name!r} is no parameter of this layer alone"
+        return ""
+
+    def _untouched(self, node: Node, why: str) -> WeightRecord:
+        weight = self.setting.model.param(node.inputs[1].name)
+        return WeightRecord("layer", "rounding", 0 if weight is None else len(weight), 0, 0.0, note=why)
 
     def _sums(self, kernel: Kernel, ref: Ref, found: layers.Seen, weight: Array) -> Sums | None:
         """How the kernel of a layer that reads ``ref`` adds; None where nothing saturates or the scale is unknown."""
@@ -280,18 +314,6 @@ class _Walk:
 
 def _averages(node: Node) -> bool:
     return node.op == "Pooling" and node.attrs.get("pool_type") == "avg"
-
-
-def _telling(batches: Batches) -> Array:
-    """Few examples of a tensor: half of them those of the largest values, which a narrower range would cut off."""
-    largest = np.concatenate([np.abs(b).reshape(len(b), -1).max(axis=1) for b in batches])
-    order = np.argsort(-largest, kind="stable")
-    half = EXAMPLES_FOR_RANGES // 2
-    rest = order[half:]
-    chosen = np.sort([*order[:half], *rest[:: max(1, -(-len(rest) // half))]])
-    starts = np.cumsum([0, *(len(b) for b in batches)])
-    where = np.searchsorted(starts, chosen, side="right") - 1
-    return np.stack([batches[i][c - starts[i]] for i, c in zip(where, chosen, strict=True)])
 
 
 def _narrowed(threshold: Threshold, span: Range) -> Threshold:
