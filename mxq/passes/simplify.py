@@ -3,6 +3,8 @@
 Before:  x -> Dropout -> y        x -> _copy -> y        x -> sigmoid -> y      BatchNorm(use_global_stats=False)
 After:   x ------------> y        x ----------> y        x -> Activation -> y   BatchNorm(use_global_stats=True)
 
+And sums, differences and so on of two tensors get one name each: see `mxq.passes.same_shape`.
+
 Conditions: the node's result is not an output of the network (its name would change); Dropout is not in
 mode "always"; BatchNorm's batch mean and variance are not read. In inference mode MXNet normalises with the
 moving statistics whatever ``use_global_stats`` says (``src/operator/nn/batch_norm.cc``), so nothing changes.
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.ir import Model
+from mxq.passes.same_shape import NAMES, OfOneShape, shapes_of
 from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 IDENTITIES = ("_copy", "Dropout", "BlockGrad", "identity", "make_loss")
@@ -117,7 +120,10 @@ FLOAT = Contract("a float network", _is_float)
 
 def _run(model: Model, trace: Trace) -> Model:
     rules = (DropIdentity(), UseGlobalStats(), ExplicitGamma(), AsActivation())
-    return apply_rules(model, rules, trace, "simplify")
+    model = apply_rules(model, rules, trace, "simplify")
+    if not any(node.op in NAMES for node in model.graph.operators):
+        return model
+    return apply_rules(model, (OfOneShape(shapes_of(model)),), trace, "simplify")
 
 
 SIMPLIFY = Pass("simplify", _run, requires=(FLOAT,), ensures=(FLOAT,))
