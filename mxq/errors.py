@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from mxq.text import printable
+
 LONGEST_MESSAGE = 2000
 """Letters. A message quotes what it found, which may be a file's worth."""
 
 
 class MxqError(Exception):
-    """Base of every error that mxq raises on purpose."""
+    """Base of every error that mxq raises on purpose. Its text can be shown on a terminal, whatever names are in it."""
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = printable(super().__str__())
         half = LONGEST_MESSAGE // 2
         return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} [...] {text[-half:]}"
 

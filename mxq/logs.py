@@ -15,6 +15,8 @@ import logging
 import sys
 from typing import Final
 
+from mxq.text import one_line, printable
+
 LOG: Final = logging.getLogger("mxq")
 DEFAULT_LEVEL: Final = logging.INFO - 1
 """INFO, but told from an INFO that the user sets."""
@@ -27,9 +29,16 @@ class DefaultHandler(logging.Handler):
         if shown_elsewhere(LOG):
             return
         try:
-            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.write(f"{printable(self.format(record))}\n")
         except Exception:
             self.handleError(record)
+
+
+class _Message(logging.Formatter):
+    """A message on one line; a traceback after it keeps its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        return one_line(super().formatMessage(record))
 
 
 def shown_elsewhere(logger: logging.Logger) -> bool:
@@ -59,7 +68,7 @@ def install() -> None:
     if any(isinstance(handler, DefaultHandler) for handler in LOG.handlers):
         return
     handler = DefaultHandler()
-    handler.setFormatter(logging.Formatter("mxq: %(message)s"))
+    handler.setFormatter(_Message("mxq: %(message)s"))
     LOG.addHandler(handler)
     LOG.addFilter(_allowed)
     if LOG.level == logging.NOTSET:

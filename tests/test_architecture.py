@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
-    ("errors", "locks", "files", "formats", "checksums", "version", "compat", "machine", "numerics", "logs"),
+    ("text", "errors", "locks", "files", "formats", "checksums", "version", "compat", "machine", "numerics", "logs"),
     ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
@@ -35,10 +35,12 @@ SIDEWAYS = {  # the only imports within a level, (importer, imported); together 
     ("checksums", "formats"),
     ("compat", "errors"),
     ("compat", "machine"),
+    ("errors", "text"),
     ("files", "errors"),
     ("files", "locks"),
     ("formats", "errors"),
     ("locks", "errors"),
+    ("logs", "text"),
     ("machine", "errors"),
     ("numerics", "errors"),
     ("passes", "weights"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mxq import machine, refine, workflow
+from mxq import locks, machine, refine, workflow
 from mxq.cli import app
 from mxq.cli.app import ORDER
 from mxq.config import QuantConfig
@@ -689,12 +690,88 @@ class TestCalibrate:
         a, b = (Statistics.load(path).states["relu1"] for path in (stats, shared))
         np.testing.assert_array_equal(a.counts, b.counts)
 
+    def test_one_run_at_a_time(self, nets: Path, tmp_path: Path) -> None:
+        kept, folder = tmp_path / "s.stats", tmp_path / "w"
+        folder.mkdir()
+        data = ("--data", nets / "pictures", *PICTURES)
+        with locks.alone(kept, ""), locks.alone(folder, ""):
+            second = run("calibrate", nets / "tiny", *data, "--stats", kept, code=2).stderr
+            assert f"{kept} is in use by process {os.getpid()} (" in second
+            for command in ("tune", "sensitivity"):
+                second = run(command, nets / "tiny", *data, "--workdir", folder, code=2).stderr
+                assert f"{folder} is in use by" in second
+        assert not kept.exists()
+        assert not list(folder.iterdir())
+
     def test_one_cluster_at_a_time(self, nets: Path) -> None:
         both = ("--data", nets / "pictures", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
         assert "--workers is 2 beside --scheduler" in run("calibrate", nets / "tiny", *both, *PICTURES, code=2).stderr
 
     def test_neither_data_nor_statistics(self, nets: Path) -> None:
         assert "--data is missing" in run("calibrate", nets / "tiny", code=2).stderr
+
+
+EVIL = "\x1b]0;PWNED\x07\x1b[2J[red]x"
+
+
+class TestTerminal:
+    def test_names_in_a_record(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        run("quantize", nets / "tiny", "--stats", stats, "--out", tmp_path / "q")
+        path = record.path_of(tmp_path / "q")
+        path.write_text(path.read_text().replace('"relu0"', json.dumps(EVIL)))
+        for command in (["inspect", tmp_path / "q"], ["explain", tmp_path / "q", "--node", EVIL]):
+            shown = run(*command).output
+            assert "\x1b" not in shown
+            assert "[red]x" in shown
+        assert EVIL in [d["node"] for d in data_of("inspect", tmp_path / "q")["decisions"]]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("inspect", EVIL),
+            ("inspect", "x", EVIL),
+            (EVIL,),
+            ("inspect", f"--{EVIL}"),
+            ("inspect", "x", "--epoch", EVIL),
+            ("merge-stats", EVIL, "b", "--out", "c"),
+        ],
+    )
+    def test_arguments(self, arguments: tuple[str, ...]) -> None:
+        assert "\x1b" not in run(*arguments, code=2).output
+
+
+class TestEnds:
+    def program(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "mxq", *map(str, arguments)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+    def test_an_output_that_is_full(self, stats: Path) -> None:
+        with Path("/dev/full").open("w") as full, self.program("plot", stats, stdout=full) as process:
+            _, said = process.communicate(timeout=120)
+        assert (process.returncode, said) == (2, "mxq: error: OSError: [Errno 28] No space left on device\n")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_signals(self, nets: Path, tmp_path: Path, number: int, code: int) -> None:
+        """What was seen is kept, and nothing else is."""
+        os.mkfifo(tmp_path / "out")  # which it waits to be read from, so that it cannot end before
+        command = ("calibrate", nets / "tiny", "--data", nets / "pictures", *PICTURES)
+        kept = tmp_path / "s.stats"
+        with self.program(*command, "--stats", kept, "--out", tmp_path / "out", stdout=subprocess.DEVNULL) as process:
+            until = time.monotonic() + 120
+            while not kept.exists() or Statistics.load(kept).examples < 32:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert "Traceback" not in said
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.stats"]
+
+    def test_a_folder_is_no_prefix(self, nets: Path, stats: Path, tmp_path: Path) -> None:
+        said = run("quantize", nets / "tiny", "--stats", stats, "--out", f"{tmp_path}/", code=2).stderr
+        assert "folder" in said
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,16 @@ def client() -> Iterator[Any]:
         yield found
 
 
+def test_workers_here_listen_to_this_machine_alone(client: Any) -> None:
+    psutil = pytest.importorskip("psutil")
+    here = psutil.Process()
+    sockets = [c.laddr for p in (here, *here.children(recursive=True)) for c in p.net_connections("tcp")
+               if c.status == "LISTEN"]  # fmt: skip
+    assert len(sockets) >= 3
+    assert {address.ip for address in sockets} <= {"127.0.0.1", "::1"}
+    assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+
+
 # ---- in this process -----------------------------------------------------------------------------------------
 
 

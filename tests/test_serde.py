@@ -151,6 +151,15 @@ def test_json_of_old_releases(mxq_data):
 class TestSymbols:
     data = mx.sym.var("data")
 
+    def test_control_characters_in_names_and_attributes(self):
+        """MXNet writes and reads them as they are, but for the ends of lines."""
+        names = [f"a{chr(code)}b\\u0001" for code in range(1, 0x20) if chr(code) not in "\n\r\t"]
+        x = self.data
+        for name in names:
+            x = mx.sym.Activation(x, act_type="relu", name=name, attr={"__note__": name})
+        assert_lossless(x.tojson())
+        assert [n.name for n in read_symbol(x.tojson()).operators] == names
+
     def test_control_flow_with_nested_subgraphs(self):
         def inner(x, states):
             return x * states[0], [states[0] + 1]

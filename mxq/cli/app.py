@@ -3,9 +3,16 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
-from collections.abc import Callable
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -16,8 +23,9 @@ from typer.core import TyperGroup
 from mxq.cli.console import say
 from mxq.cli.options import option
 from mxq.errors import MxqError
+from mxq.text import one_line, printable
 
-FAILED, REFUSED = 1, 2
+FAILED, REFUSED, TERMINATED = 1, 2, 143
 ORDER = (
     "quantize", "tune", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "compare", "evaluate",
     "sensitivity", "bench", "doctor",
@@ -36,6 +44,25 @@ class _Group(TyperGroup):
         debug = ["--debug"] if "--debug" in args else []
         return super().parse_args(ctx, [*debug, *(a for a in args if a != "--debug")])
 
+    def make_context(self, *args: Any, **given: Any) -> Any:
+        with _usage():
+            return super().make_context(*args, **given)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Errors of usage, which quote the arguments, can be shown on a terminal."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "message"):  # click's, or Typer's copy of it
+            error.message = printable(str(error.message))
+        raise
+
 
 app = typer.Typer(
     cls=_Group,
@@ -43,7 +70,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="INT8 quantization of MXNet networks: quantize, look into the result, verify it, time it.",
-    epilog="Exit codes: 0 all is well; 1 a check failed; 2 wrong usage or an error, named in one line.",
+    epilog="Exit codes: 0 all is well; 1 a check failed; 2 wrong usage or an error, named in one line; 130 Ctrl-C; "
+    "143 SIGTERM.",
 )
 
 
@@ -67,7 +95,7 @@ def _common(
 
 
 def command(function: _Function) -> _Function:
-    """Registers a subcommand whose `MxqError` becomes one line and exit code 2.
+    """Registers a subcommand whose `MxqError`, or failure of a file or of memory, becomes one line and exit code 2.
 
     A parameter whose type is a dataclass stands for a group of options, one for each of its fields.
     """
@@ -78,10 +106,13 @@ def command(function: _Function) -> _Function:
         made = {name: group(**{f.name: given.pop(f.name) for f in fields(group)}) for name, group in groups.items()}
         try:
             function(**given, **made)
-        except MxqError as error:
-            if _DEBUG.get():
+            sys.stdout.flush()
+        except (MxqError, OSError, MemoryError) as error:
+            if _DEBUG.get() or getattr(error, "errno", None) == errno.EPIPE:
                 raise
-            say(f"mxq: error: {' '.join(str(error).split())}")
+            words = str(error) if isinstance(error, MxqError) else f"{type(error).__name__}: {error}"
+            say(f"mxq: error: {' '.join(words.split())}")
+            _give_up_stdout()
             raise typer.Exit(REFUSED) from None
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -105,6 +136,27 @@ def _spelled_out(function: Callable[..., None]) -> tuple[list[inspect.Parameter]
     return parameters, groups
 
 
+def _give_up_stdout() -> None:
+    """What cannot be written there is dropped, or Python would try again when it ends, and complain."""
+    out: Any = sys.stdout
+    try:
+        out.flush()
+    except OSError:
+        if sys.__stdout__ is not None and out is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+
+
 def main() -> None:
-    """The console entry."""
+    """The console entry. SIGTERM ends a command as Ctrl-C does: what was measured is kept, drafts go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.excepthook = _show_traceback
+    warnings.formatwarning = _formatted  # type: ignore[assignment]
     app(prog_name="mxq")
+
+
+def _show_traceback(*error: Any) -> None:
+    sys.stderr.write(printable("".join(traceback.format_exception(*error))))
+
+
+def _formatted(message: Warning | str, category: type[Warning], *_: Any) -> str:
+    return f"{one_line(f'{category.__name__}: {message}')}\n"

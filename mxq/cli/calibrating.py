@@ -11,7 +11,7 @@ import typer
 
 from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import megabytes, print_json, show
+from mxq.cli.console import megabytes, print_json, show, tell
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
@@ -32,6 +32,7 @@ from mxq.cli.options import (
 )
 from mxq.errors import ConfigError
 from mxq.logs import LOG
+from mxq.text import one_line
 
 if TYPE_CHECKING:
     from mxq.statistics import Statistics
@@ -134,15 +135,15 @@ def plot(
 
     statistics = Statistics.load(stats)
     if tensor is None:
-        print_json({"tensors": [*statistics.states]}) if as_json else typer.echo("\n".join(statistics.states))
+        print_json({"tensors": [*statistics.states]}) if as_json else tell("\n".join(map(one_line, statistics.states)))
         return
     lines = plots.compared(statistics, tensor, calib_mode, dtype or "auto")
-    written = plots.draw(statistics, tensor, lines, out or Path(f"{tensor.replace('/', '_')}.png"))
+    written = plots.draw(statistics, tensor, lines, out or Path(f"{one_line(tensor).replace('/', '_')}.png"))
     if as_json:
         found = {x.name: {**asdict(x.range), "chosen": x.chosen} for x in lines}
         print_json({"tensor": tensor, "file": str(written), "calibrators": found})
     else:
-        typer.echo(str(written))
+        tell(str(written))
 
 
 def _data_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Results to stdout, messages and progress to stderr."""
+"""Results to stdout, messages and progress to stderr. What goes through here cannot control a terminal (`mxq.text`)."""
 
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
@@ -6,22 +6,42 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mxq.text import one_line, printable
+
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 
 def show(*parts: RenderableType) -> None:
+    """Tables and texts, with an empty line between; brackets in a text are no markup."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for i, part in enumerate(parts):
         if i:
             console.print()
-        console.print(part)
+        console.print(_Printable(part))
+
+
+@dataclass(frozen=True)
+class _Printable:
+    """A renderable of rich whose texts are `printable`; the codes for its colours come later."""
+
+    part: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.part, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def tell(text: str) -> None:
+    """Text to stdout, as it is."""
+    typer.echo(printable(text))
 
 
 def print_json(data: Any) -> None:
@@ -29,7 +49,8 @@ def print_json(data: Any) -> None:
 
 
 def say(message: str) -> None:
-    typer.echo(message, err=True)
+    """A message of one line to stderr."""
+    typer.echo(one_line(message), err=True)
 
 
 @contextmanager
@@ -38,10 +59,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(one_line(what), total=total)
 
         def step(done: int) -> None:
             bar.update(task, completed=done)

@@ -35,6 +35,7 @@ from mxq.cli.options import (
     option,
     prefix_of,
     read_thresholds,
+    written_prefix,
 )
 from mxq.errors import ConfigError
 
@@ -43,7 +44,12 @@ from mxq.errors import ConfigError
 def quantize(
     prefix: Prefix,
     out: Annotated[
-        Path, option(metavar="PREFIX", help="Where to write: OUT-symbol.json, OUT-0000.params and OUT-mxq.json.")
+        Path,
+        option(
+            parser=written_prefix,
+            metavar="PREFIX",
+            help="Where to write: OUT-symbol.json, OUT-0000.params and OUT-mxq.json.",
+        ),
     ],
     data: Annotated[Path | None, option(metavar="PATH", help=DATA)] = None,
     stats: Stats = None,

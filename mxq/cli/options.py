@@ -257,6 +257,13 @@ class Layers:
         return config_of(self.exclude, self.include, self.exclude_op, self.quantize_mode, recipe=self.recipe, **given)
 
 
+def written_prefix(text: str) -> Path:
+    """A prefix to write to; a folder is none, which `Path` would forget."""
+    if text.endswith("/"):
+        raise typer.BadParameter(f"{text!r} is a folder; allowed: a path whose last part begins the files' names")
+    return Path(text)
+
+
 def prefix_of(path: Path) -> Path:
     """``net-symbol.json``, as a shell completes it, means ``net``."""
     return path.with_name(_ENDINGS.sub("", path.name))

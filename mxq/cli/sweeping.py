@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mxq.cli.console import print_json, progress, say, show
+from mxq.cli.console import print_json, progress, say, show, tell
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import shapes_of
 from mxq.errors import RuntimeFailure
@@ -94,4 +94,4 @@ def _show(found: Sweep, machine: Machine) -> None:
         (most, f"most throughput, {most.reading.rate:,.1f} examples/s"),
     ):
         lines = [f"{what} at batch {row.batch}:", *launch_lines(row.setup.sets, machine)]
-        typer.echo("\n" + "\n  ".join(lines))
+        tell("\n" + "\n  ".join(lines))

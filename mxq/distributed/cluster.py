@@ -56,7 +56,7 @@ def local_client(workers: int) -> Iterator[Client]:
                     n_workers=workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=":0",
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.ERROR,  # a worker with MXNet takes its time to end, and is ended; nobody minds
                     env={"OMP_NUM_THREADS": threads},
                     config=settings.merge(settings.config, no_default),
