@@ -73,6 +73,12 @@ def many(options: argparse.Namespace, known: dict[str, Any]) -> int:
     from fuzzing import runner
 
     warm_up()
+    whole = runner.wholes(known, options.format)
+    outcomes, failures = runner.run(whole, known, options.jobs, options.limit)
+    for case in (c for c, outcome in zip(whole, outcomes, strict=True) if outcome != runner.OK):
+        show(f"not mutated, and refused: {case}; run --case {case}")
+    if any(outcomes != runner.OK):
+        return 1
     cases = runner.spread(known, options.inputs, options.seed, options.format)
     started = time.monotonic()
     outcomes, failures = runner.run(cases, known, options.jobs, options.limit, told(len(cases)))

@@ -266,7 +266,8 @@ def written_prefix(text: str) -> Path:
 
 def prefix_of(path: Path) -> Path:
     """``net-symbol.json``, as a shell completes it, means ``net``."""
-    return path.with_name(_ENDINGS.sub("", path.name))
+    name = _ENDINGS.sub("", path.name)
+    return path.with_name(name) if name else path  # "." has no name, and "-symbol.json" none before its ending
 
 
 def read_thresholds(path: Path) -> Thresholds:

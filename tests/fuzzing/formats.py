@@ -64,7 +64,7 @@ def _formats(seeds: Path) -> Iterator[Format]:
     yield Format("symbol", 3, tuple(documents.items()), _second(_tree(graph_mutated)), _symbol(seeds), _quantize(data))
     networks = tuple((n, binary.params_of((seeds / f"{n}-0000.params").read_bytes())) for n in NETS)
     yield Format("params", 2, networks, _second(binary.params_mutated), _params(seeds), _quantize(data))
-    kinds = ("kinds", "numpy", "unnamed")
+    kinds = ("kinds", "numpy")
     alone = tuple(binary.params_of((seeds / f"{n}.params").read_bytes()) for n in kinds)
     older = tuple((seeds / f"{n}.params").read_bytes() for n in ("oldest", "old"))
     yield Format("arrays", 2, alone + older, binary.params_mutated, _into("a.params"), _load_params)
@@ -74,14 +74,14 @@ def _formats(seeds: Path) -> Iterator[Format]:
     yield Format("npy", 2, plain, binary.npy_mutated, _into("a.npy"), _feeds("a.npy"))
     kept = tuple(binary.Archive.of((seeds / f"{n}.stats").read_bytes()) for n in ("plain", "naive"))
     yield Format("stats", 3, kept, _statistics_mutated, _into("a.stats"), _statistics)
-    shard = ((seeds / "shard.rec").read_bytes(), (seeds / "shard.idx").read_text())
-    yield Format("rec", 2, (shard,), _shard_mutated, _shard, _records)
+    shards = tuple(((seeds / f"{n}.rec").read_bytes(), (seeds / f"{n}.idx").read_text()) for n in ("shard", "vectors"))
+    yield Format("rec", 2, shards, _shard_mutated, _shard, _records)
     yield Format("labels", 1, ((seeds / "labels.csv").read_text(),), texts.text_mutated, _labels(seeds), _folder)
     yield Format("preprocess", 2, PREPROCESS, _tree(mutated), _into("preprocess.json"), _preprocess(seeds))
     ranges = (json.loads((seeds / "plain-ranges.json").read_bytes()),)
     yield Format("ranges", 2, ranges, _tree(mutated), _into("ranges.json"), _ranges(seeds, data))
-    records = tuple(json.loads((seeds / f"{n}-int8-mxq.json").read_bytes()) for n in ("plain", "residual"))
-    yield Format("record", 2, records, _tree(mutated), _record(seeds), _read_record)
+    records = tuple((n, json.loads((seeds / f"{n}-mxq.json").read_bytes())) for n in ("plain-int8", "residual-int8"))
+    yield Format("record", 2, records, _second(_tree(mutated)), _record(seeds), _read_record)
     yield Format("recipe", 2, RECIPES, _recipe_mutated, _into("recipe.yml"), _recipe(seeds))
     encoded = tuple((p.suffix, p.read_bytes()) for p in sorted((seeds / "pictures").iterdir()))
     yield Format("picture", 2, encoded, _second(bytes_mutated), _picture, _pictures)
@@ -136,8 +136,9 @@ def _params(seeds: Path) -> Callable[[Any, Path], None]:
 
 def _record(seeds: Path) -> Callable[[Any, Path], None]:
     def write(document: Any, folder: Path) -> None:
-        _beside(seeds, "plain-int8", folder, "-symbol.json", "-0000.params")
-        _write(folder / "m-mxq.json", document)
+        name, text = document
+        _beside(seeds, name, folder, "-symbol.json", "-0000.params")
+        _write(folder / "m-mxq.json", text)
 
     return write
 
@@ -310,7 +311,7 @@ def _read_record(folder: Path) -> None:
         record.explain(report, record.find(report, decision.node))
     record.to_json(report)
     record.check(folder / "m")
-    _run("inspect", str(folder / "m"))
+    _run(folder, "inspect", str(folder / "m"))
 
 
 def _recipe(seeds: Path) -> Callable[[Path], None]:
@@ -330,24 +331,25 @@ def _pictures(folder: Path) -> None:
 def _commands(seeds: Path) -> Iterator[tuple[str, ...]]:
     net, stats = str(seeds / "plain"), str(seeds / "plain.stats")
     yield ("plot", stats)
-    yield ("merge-stats", stats, "--out", "OUT/x.stats")
+    yield ("merge-stats", stats, str(seeds / "other.stats"), "--out", "OUT/x.stats")
     yield ("inspect", net + "-int8")
-    yield ("explain", net + "-int8", "p_conv0_fwd")
+    yield ("explain", net + "-int8", "--node", "p_conv0_fwd")
     yield ("bench", net, "--shape", "3x8x8", "--batch-size", "1", "--repeats", "1")
     pixels = str(seeds / "pixels.npy")
     yield ("calibrate", net, "--data", pixels, "--mean", "1,2,3", "--std", "1", "--scale", "0.5", "--out", "OUT/r.json")
     yield ("quantize", net, "--data", str(seeds / "data.npy"), "--effort", "fast", "--num-calib-examples", "50%",
-           "--exclude", "op:Pooling", "--input-shape", "3x8x8", "--out", "OUT/q")  # fmt: skip
+           "--exclude", "op:Flatten", "--input-shape", "3x8x8", "--out", "OUT/q")  # fmt: skip
 
 
 def _command(folder: Path) -> None:
     words = json.loads((folder / "words").read_text())
-    _run(*(w.replace("OUT/", f"{folder}/") for w in words))
+    _run(folder, *(w.replace("OUT/", f"{folder}/") for w in words))
 
 
-def _run(*words: str) -> None:
+def _run(folder: Path, *words: str) -> None:
     """The command; raises SystemExit with its code where that is not 0."""
     before = Path.cwd()
+    os.chdir(folder)  # whatever is written, and be it by mistake, goes with the case
     try:
         app(args=list(words), prog_name="mxq")
     except SystemExit as end:

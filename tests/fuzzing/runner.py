@@ -36,6 +36,7 @@ BROKEN: Final = 70
 """Exit code of a child where the harness itself is at fault."""
 POLL: Final = 0.02
 MOST_CHANGES: Final = 4
+WAITING: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,25 @@ class Case:
     seed: int
     number: int
     changes: tuple[int, ...] | None = None
+    whole: bool = False
+    """Whether it is the seed document ``number`` as it is."""
 
     def __str__(self) -> str:
         some = "" if self.changes is None else ":" + ",".join(map(str, self.changes))
-        return f"{self.format}:{self.number}{some}"
+        return f"{self.format}:{self.number}{':whole' if self.whole else some}"
 
     @staticmethod
     def of(text: str, seed: int) -> Case:
+        """What `str` wrote."""
         name, number, *some = text.split(":")
+        if some == ["whole"]:
+            return Case(name, seed, int(number), whole=True)
         return Case(name, seed, int(number), tuple(int(n) for n in some[0].split(",") if n) if some else None)
 
     def document(self, form: Format) -> Any:
         """The mutated document."""
+        if self.whole:
+            return form.seeds[self.number]
         rng = Random(f"{self.seed}/{self.format}/{self.number}")
         document = rng.choice(form.seeds)
         for i, own in enumerate([rng.random() for _ in range(count_of(rng))]):
@@ -69,6 +77,12 @@ class Case:
 def count_of(rng: Random) -> int:
     """How many mutations: one most often."""
     return rng.choice((1, 1, 1, 2, 2, 3, MOST_CHANGES))
+
+
+def wholes(formats: dict[str, Format], only: Sequence[str] | None = None) -> list[Case]:
+    """Every seed as it is. Where one is refused, its mutations show nothing."""
+    chosen = [f for name, f in formats.items() if not only or name in only]
+    return [Case(form.name, 0, i, whole=True) for form in chosen for i in range(len(form.seeds))]
 
 
 def spread(formats: dict[str, Format], inputs: int, seed: int, only: Sequence[str] | None = None) -> list[Case]:
@@ -145,10 +159,14 @@ class Shared:
     """What a child tells its parent as it goes: the case it is at, since when, and the outcome of each."""
 
     def __init__(self, cases: int) -> None:
-        self._memory = mmap.mmap(-1, 16 + cases)
+        self._memory = mmap.mmap(-1, 24 + cases)
         self.at = np.frombuffer(self._memory, np.int64, 1)
-        self.since = np.frombuffer(self._memory, np.float64, 1, 8)
-        self.outcomes = np.frombuffer(self._memory, np.uint8, cases, 16)
+        self.since = np.frombuffer(self._memory, np.float64, 2, 8)  # by the clock, and in the child's own seconds
+        self.outcomes = np.frombuffer(self._memory, np.uint8, cases, 24)
+
+    def begin(self, case: int) -> None:
+        self.since[:] = time.monotonic(), time.process_time()
+        self.at[0] = case
 
 
 class Job:
@@ -172,10 +190,10 @@ class Job:
             self._start()
             return
         pid, status = os.waitpid(self._pid, os.WNOHANG)
-        if not pid and time.monotonic() - self.shared.since[0] > self.limit:
+        if not pid and self._hangs():
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-            self._ended(HANG, f"no end after {self.limit:g} s")
+            self._ended(HANG, f"no end after {self.limit:g} s of its own, or {WAITING:g} times that")
         elif pid and os.waitstatus_to_exitcode(status) != 0:
             code = os.waitstatus_to_exitcode(status)
             if code == BROKEN:
@@ -184,6 +202,15 @@ class Job:
         elif pid:
             self._pid, self._next = 0, int(self.shared.at[0])
         self._read_log()
+
+    def _hangs(self) -> bool:
+        """Whether the case has used up its time, or waited long: where others compute, waiting alone says little."""
+        waited = time.monotonic() - self.shared.since[0]
+        if waited <= self.limit:
+            return False
+        ticks = sum(map(int, Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        own = ticks / os.sysconf("SC_CLK_TCK") - self.shared.since[1]
+        return own > self.limit or waited > WAITING * self.limit
 
     def _ended(self, outcome: int, says: str) -> None:
         at = int(self.shared.at[0])
@@ -200,7 +227,8 @@ class Job:
             self._read = log.tell()
 
     def _start(self) -> None:
-        self.shared.at[0], self.shared.since[0] = self._next, time.monotonic()
+        self.shared.begin(self._next)
+        self.shared.since[1] = 0.0
         self._pid = os.fork()
         if not self._pid:
             try:
@@ -216,7 +244,7 @@ class Job:
         last = min(self._next + CASES_OF_A_PROCESS, len(self.cases))
         with self._log.open("a", encoding="utf-8") as log:
             for i in range(self._next, last):
-                self.shared.since[0], self.shared.at[0] = time.monotonic(), i
+                self.shared.begin(i)
                 case = self.cases[i]
                 clean(self._folder)
                 outcome, says, where = outcome_of(self.formats[case.format], case, self._folder)

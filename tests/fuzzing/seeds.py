@@ -72,6 +72,7 @@ def make(where: Path) -> None:
     ranges = mxq.calibrate(str(where / "plain"), data, stats=where / "plain.stats", calib_mode="entropy")
     (where / "plain-ranges.json").write_text(json.dumps(ranges.to_json()))
     mxq.calibrate(str(where / "plain"), data, stats=where / "naive.stats")
+    mxq.calibrate(str(where / "plain"), data + 1, stats=where / "other.stats", calib_mode="entropy")
     np.save(where / "data.npy", data)
     params(where, mx)
     arrays(where, data)
@@ -172,12 +173,12 @@ def pictures(where: Path) -> None:
 
 
 def records(where: Path, mx: Any) -> None:
-    rec = mx.recordio.MXIndexedRecordIO(str(where / "shard.idx"), str(where / "shard.rec"), "w")
     encoded = (where / "pictures" / "rgb.png").read_bytes()
-    for i in range(4):
-        header = mx.recordio.IRHeader(0, float(i) if i % 2 else [1.0, float(i)], i, 0)
-        rec.write_idx(i, mx.recordio.pack(header, encoded))
-    rec.close()
+    for name, labels in (("shard", range(4)), ("vectors", [[1.0, i] for i in range(4)])):
+        rec = mx.recordio.MXIndexedRecordIO(str(where / f"{name}.idx"), str(where / f"{name}.rec"), "w")
+        for i, label in enumerate(labels):
+            rec.write_idx(i, mx.recordio.pack(mx.recordio.IRHeader(0, label, i, 0), encoded))
+        rec.close()
 
 
 if __name__ == "__main__":

@@ -160,8 +160,10 @@ def _line(line: str, rng: Random, odd: tuple[str, ...]) -> str:
 
 def arguments_mutated(words: tuple[str, ...], rng: Random) -> tuple[str, ...]:
     """A word replaced, removed or repeated."""
+    if len(words) < 2:
+        return (*words, rng.choice(ARGUMENTS).replace("\0", ""))
     found = list(words)
-    at = rng.randrange(1, len(found)) if len(found) > 1 else 0
+    at = rng.randrange(1, len(found))
     kind = rng.randrange(8)
     if kind == 0:
         del found[at]
