@@ -13,9 +13,9 @@ import pytest
 from mxq import runtime  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from graphs import bn, build, conv, fc, graph, quantized
+from graphs import bn, build, conv, fc, feeds, graph, quantized, run
 
-from mxq.errors import FormatError, GraphError, MxqError
+from mxq.errors import FormatError, GraphError, MxqError, RuntimeFailure
 from mxq.ir import Graph, Model
 from mxq.operators import check_graph, check_parameters
 from mxq.operators.limits import is_to_run
@@ -80,6 +80,12 @@ class TestAttributes:
         [
             ('y = Activation(x) act_type="zelu"', "valid values are"),
             ('y = UpSampling(x) scale="0" sample_type="nearest" num_args="1"', "scale is '0'"),
+            ('y = Correlation(x, x) stride1="0"', "stride1 is '0'"),
+            ('y = depth_to_space(x) block_size="0"', "block_size is '0'"),
+            ('y = mean(x) axis="-99"', "axis is '-99'"),
+            ("y = _contrib_quantize_asym(x)", "min_calib_range is missing"),
+            ('y = _contrib_quantized_concat(x, l, h) num_args="1" dim="-1"', "dim is '-1'; allowed: 0 to"),
+            ("y = _imdecode(x, x)", "of training"),
             ('y = SliceChannel(x) num_outputs="0"', "num_outputs is '0'"),
             ('y = SliceChannel(x) num_outputs="1000000000"', "num_outputs is '1000000000'"),
             ('y = Concat(x, x) num_args="-1"', "num_args is '-1'"),
@@ -253,6 +259,74 @@ class TestFiles:
         node(written, "BatchNorm")["attrs"]["moving_var_lr_mult"] = "1"
         with pytest.raises(GraphError, match="'moving_var_lr_mult' is of an input that the node does not have"):
             check_graph(read_symbol({**written, "attrs": {}}), REGISTRY)
+
+
+class TestTargetShapes:
+    """``target_shape``, MXNet's first attribute for a Reshape, whose size MXNet does not check."""
+
+    @pytest.mark.parametrize(
+        ("attrs", "result"),
+        [
+            ('target_shape="(2, 0)"', (2, 288)),
+            ('target_shape="(0,)"', (576,)),
+            ('target_shape="(2, 288)"', (2, 288)),
+            ('target_shape="(7, 0)" keep_highest="True"', (2, 288)),
+            ('target_shape="(9, 9)" shape="(0, -1)"', (2, 288)),  # shape wins
+        ],
+    )
+    def test_what_fits(self, attrs: str, result: tuple[int, ...]) -> None:
+        net = graph(f"y = Reshape(data) {attrs}", "return y")
+        found = run(runtime.from_symbol(runtime.to_symbol(net), {}, {}))[0]
+        np.testing.assert_array_equal(found, feeds()["data"].reshape(result))
+
+    def test_a_size_that_does_not(self) -> None:
+        """It corrupts memory in MXNet."""
+        model = runtime.from_symbol(
+            runtime.to_symbol(graph('y = Reshape(data) target_shape="(1,)"', "return y")), {}, {}
+        )
+        with pytest.raises(RuntimeFailure, match=r"would make \[1\] of \[2, 8, 6, 6\]; allowed: as many values"):
+            run(model)
+
+    def test_several_sides_left_open(self) -> None:
+        with pytest.raises(GraphError, match=r"target_shape is '\(0, 0\)'; allowed: sizes, one 0 at most"):
+            runtime.from_symbol(runtime.to_symbol(graph('y = Reshape(data) target_shape="(0, 0)"', "return y")), {}, {})
+
+
+def test_messages_are_short() -> None:
+    assert len(refused(f'y = Activation(x) act_type="{"relu" * 5000}"', "return y")) <= 1000
+
+
+class TestSizes:
+    """What MXNet does not check when it binds a network to data."""
+
+    @pytest.mark.parametrize("shape", ["(1,)", "(2, -1, 500)", "(100, 100)", "(0, -1, 7)"])
+    def test_a_reshape_to_another_size(self, shape: str) -> None:
+        with pytest.raises(RuntimeFailure, match=r"'y' \(Reshape\) would make .* of \[2, 8, 6, 6\]"):
+            run(Model(graph(f'y = Reshape(data) shape="{shape}"', "return y")))
+
+    def test_a_tensor_that_memory_has_no_room_for(self) -> None:
+        net = graph('y = tile(data) reps="(1000, 1000, 100, 100)"', "z = relu(y)", "return z")
+        with pytest.raises(RuntimeFailure, match=r"'y' \(tile\) would make .* GB; allowed: 2147483647 values"):
+            run(Model(net))
+
+    @pytest.mark.parametrize(
+        ("line", "fails"),
+        [
+            ("y = elemwise_div(i, j)", True),
+            ("y = broadcast_mod(i, j)", True),
+            ('y = _div_scalar(i) scalar="0"', True),
+            ('y = _div_scalar(i) scalar="2"', False),
+            ("y = elemwise_div(data, data)", False),
+        ],
+    )
+    def test_integers_divided(self, line: str, fails: bool) -> None:
+        casts = ('i = Cast(data) dtype="int32"', 'j = Cast(data) dtype="int32"')
+        model = Model(graph(*casts, line, "return y"))
+        if fails:
+            with pytest.raises(RuntimeFailure, match="divides int32, and a divisor of 0 would end the process"):
+                run(model)
+        else:
+            assert run(model)[0].shape == (2, 8, 6, 6)
 
 
 # ---- subgraphs -----------------------------------------------------------------------------------------------

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
-from mxq.operators.limits import INT32, Limit, is_to_run, limit_of
+from mxq.operators.limits import INT32, REQUIRED, Limit, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
 VERSION = "mxnet_version"
 AUXILIARY_STATES_SINCE = 900
 """``mxnet_version`` from which a file has all inputs; MXNet adds the auxiliary states that an older one lacks."""
+
+LONGEST = 1000
+"""Letters of a message: names and attributes of a damaged file may be of any length."""
 
 _HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")
 """Attributes of training that MXNet lets stand at any node, alone or after an input's name ("weight_lr_mult")."""
@@ -48,7 +51,7 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except MxqError as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise type(error)(f"{where}: {error}"[:LONGEST]) from None
 
 
 def _version(graph: Graph) -> int:
@@ -133,6 +136,9 @@ def _check_hidden(node: Node, ports: Ports) -> None:
 
 
 def _check_attributes(node: Node, signature: Signature) -> None:
+    for name in REQUIRED.get(node.op, ()):
+        if node.attrs.get(name, "None") == "None":
+            raise FormatError(f"node {node.name!r} ({node.op}): {name} is missing; MXNet cannot run it without")
     for name in node.attrs:
         kind = signature.attributes.get(name)
         if kind is not None:

@@ -25,42 +25,47 @@ class Limit(NamedTuple):
 ANY: Final = Limit(-INT32, INT32)
 """MXNet keeps integers in 32 bits, and wraps greater ones."""
 
+_WINDOW, _COUNT, _PARTS, _AXIS = Limit(1, SIZE), Limit(1, 2**24), Limit(1, 2**12), Limit(-32, 32)
+
 OF_ALL: Final[Limits] = MappingProxyType(
     {
-        "kernel": Limit(1, SIZE),
-        "stride": Limit(1, SIZE),
-        "dilate": Limit(1, SIZE),
-        "pad": Limit(0, SIZE),
-        "adj": Limit(0, SIZE),
-        "num_filter": Limit(1, 2**24),
-        "num_group": Limit(1, 2**24),
-        "num_groups": Limit(1, 2**24),
-        "num_hidden": Limit(1, 2**28),
-        "num_args": Limit(1, 2**14),
-        "num_outputs": Limit(1, 2**14),
-        "num_arrays": Limit(1, 2**14),
-        "sections": Limit(0, 2**14),
+        **dict.fromkeys(("kernel", "kernel_size", "stride", "stride1", "stride2", "dilate"), _WINDOW),
+        **dict.fromkeys(("pad", "pad_size", "adj", "max_displacement"), Limit(0, SIZE)),
+        **dict.fromkeys(("scale", "block_size", "feature_stride", "nsize", "im2col_step", "heads"), _WINDOW),
+        **dict.fromkeys(("pooled_size", "group_size", "part_size", "sample_per_part", "output_size"), _WINDOW),
+        **dict.fromkeys(("num_filter", "num_group", "num_groups", "num_deformable_group"), _COUNT),
+        **dict.fromkeys(("input_dim", "num_hidden"), Limit(1, INT32)),
+        **dict.fromkeys(("output_dim", "out_dim", "depth", "state_size", "projection_size"), _COUNT),
+        **dict.fromkeys(("num_args", "num_outputs", "num_arrays"), _PARTS),
+        **dict.fromkeys(("repeat", "repeats"), Limit(0, 2**24)),
+        **dict.fromkeys(("axis", "axis1", "axis2", "dim1", "dim2", "axes"), _AXIS),
+        "num_layers": Limit(1, 2**10),
+        "sections": Limit(0, 2**12),
     }
 )
 """Attribute -> what it may hold, in every operator that has it."""
 
 BY_OPERATOR: Final[Mapping[str, Limits]] = MappingProxyType(
     {
-        "UpSampling": {"scale": Limit(1, SIZE), "num_filter": Limit(0, 2**24)},
-        "RNN": {"state_size": Limit(1, 2**20), "num_layers": Limit(1, 2**10), "projection_size": Limit(1, 2**20)},
-        "Embedding": {"input_dim": Limit(1, INT32), "output_dim": Limit(1, 2**24)},
+        "UpSampling": {"num_filter": Limit(0, 2**24)},
+        "_contrib_quantized_concat": {"dim": Limit(0, 32)},  # it counts from the front alone
     }
 )
 """Operator -> attribute -> what it may hold there, in place of `OF_ALL`."""
 
+REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"_contrib_quantize_asym": ("min_calib_range", "max_calib_range")}
+)
+"""Operator -> attributes without which MXNet makes it, and then crashes."""
+
 _NOT_TO_RUN = re.compile(
     r"_backward_.*|.*_update|_?multi_.*|_?preloaded_multi_.*|reset_arrays|_Native|_NDArray|_CachedOp.*|_contrib_dgl_.*"
-    r"|_NoGradient|_cvimread|_cvimdecode|_cvcopyMakeBorder|_copyto|_set_value|_onehot_encode|_broadcast"
+    r"|_NoGradient|_cv.*|_npi_cv.*|_imdecode|_copyto|_set_value|_onehot_encode|_broadcast"
 )
 
 
 def is_to_run(op: str) -> bool:
-    """Whether a network that is made to be run may have the operator ``op``: no gradient, no optimizer's step."""
+    """Whether a network that is made to be run may have the operator ``op``: no gradient, optimizer's step or file."""
     return not _NOT_TO_RUN.fullmatch(op)
 
 

@@ -14,6 +14,7 @@ from mxq.errors import RuntimeFailure
 from mxq.ir import INPUT_SHAPE, Array, Executable, Graph, Model, Ref, Watched
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
+from mxq.runtime.sizes import Sizes
 from mxq.threads import end_own_team
 
 
@@ -38,7 +39,7 @@ class MxnetRunner:
 
 class _Bound:
     def __init__(self, sym: Any, model: Model) -> None:
-        self._sym, self._inputs = sym, model.inputs
+        self._sym, self._inputs, self._sizes = sym, model.inputs, Sizes(model.graph)
         arguments, states = set(sym.list_arguments()), set(sym.list_auxiliary_states())
         params = {**model.args, **model.auxs}
         self._args = {k: to_ndarray(params[k]) for k in arguments if k in params}
@@ -86,6 +87,7 @@ class _Bound:
     def _bind(self, arrays: Mapping[str, Array]) -> None:
         inputs = {name: to_ndarray(value) for name, value in arrays.items()}
         self._executor = None  # its memory goes before the next one's comes
+        self._sizes.check({**self._args, **self._auxs, **inputs})
         with _as_written():
             self._executor = self._sym.bind(mx.cpu(), {**self._args, **inputs}, aux_states=self._auxs, grad_req="null")
 

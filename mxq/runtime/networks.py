@@ -17,6 +17,7 @@ from mxq.runtime.blocks import parameters, traced
 from mxq.runtime.inference import as_float32, dense, inference_form
 from mxq.runtime.mxnet import check_idle, mx, mxnet_says, to_numpy
 from mxq.runtime.registry import REGISTRY
+from mxq.runtime.reshapes import without_target_shapes
 from mxq.runtime.values import check_values
 from mxq.serde import read_symbol, write_symbol
 
@@ -80,7 +81,7 @@ def from_symbol(
         raise QuantizeError(f"sym is a {type(sym).__name__}; allowed: a Symbol, or the path of its JSON file")
     graph = read_symbol(sym.tojson(), "the symbol")
     check_graph(graph, REGISTRY)
-    graph = inference_form(graph)
+    graph = without_target_shapes(inference_form(graph))
     values = {**(arg_params or {}), **(aux_params or {})}
     read = frozenset(n.name for n in graph.variables if n.name in values)
     graph = in_call_order(dense(graph, read), read, order)

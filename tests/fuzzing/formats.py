@@ -17,6 +17,8 @@ import numpy as np
 import mxq
 from fuzzing import binary, texts
 from fuzzing.graphs import graph_mutated
+from fuzzing.networks import INT8, KINDS
+from fuzzing.operators import operators_mutated
 from fuzzing.seeds import PREPROCESS, RECIPES
 from fuzzing.trees import bytes_mutated, dump, mutated
 from mxq import batches, observers, recipe, runtime
@@ -62,6 +64,8 @@ def _formats(seeds: Path) -> Iterator[Format]:
     data = np.load(seeds / "data.npy")
     documents = {name: json.loads((seeds / f"{name}-symbol.json").read_bytes()) for name in NETS}
     yield Format("symbol", 3, tuple(documents.items()), _second(_tree(graph_mutated)), _symbol(seeds), _quantize(data))
+    others = {n: json.loads((seeds / f"{n}-symbol.json").read_bytes()) for n in (*KINDS, *INT8)}
+    yield Format("operators", 3, tuple(others.items()), _second(_tree(operators_mutated)), _kind(seeds), _quantize_kind)
     networks = tuple((n, binary.params_of((seeds / f"{n}-0000.params").read_bytes())) for n in NETS)
     yield Format("params", 2, networks, _second(binary.params_mutated), _params(seeds), _quantize(data))
     kinds = ("kinds", "numpy")
@@ -121,6 +125,14 @@ def _symbol(seeds: Path) -> Callable[[Any, Path], None]:
         name, symbol = document
         _beside(seeds, name, folder, "-0000.params")
         _write(folder / "m-symbol.json", symbol)
+
+    return write
+
+
+def _kind(seeds: Path) -> Callable[[Any, Path], None]:
+    def write(document: tuple[str, Any], folder: Path) -> None:
+        _symbol(seeds)(document, folder)
+        _beside(seeds, document[0], folder, "-inputs.npz")
 
     return write
 
@@ -232,6 +244,12 @@ def _quantize(data: Any) -> Callable[[Path], None]:
             mxq.quantize_net(folder / "m", data, **QUIET)
 
     return use
+
+
+def _quantize_kind(folder: Path) -> None:
+    """As `_quantize`, on the network's own inputs."""
+    with np.load(folder / "m-inputs.npz") as inputs:
+        _quantize(inputs["data"])(folder)
 
 
 def run_once(model: Any, data: Any) -> None:

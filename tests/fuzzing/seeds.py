@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fuzzing import networks
+
 RECIPES = (
     """format: mxq-recipe/1
 calib_mode: percentile:99.99
@@ -74,6 +76,7 @@ def make(where: Path) -> None:
     mxq.calibrate(str(where / "plain"), data, stats=where / "naive.stats")
     mxq.calibrate(str(where / "plain"), data + 1, stats=where / "other.stats", calib_mode="entropy")
     np.save(where / "data.npy", data)
+    networks.make(where, mx)
     params(where, mx)
     arrays(where, data)
     pictures(where)
