@@ -29,6 +29,7 @@ from mxq.errors import (
     StorageError,
     WorkerError,
 )
+from mxq.logs import install as install_log_handler
 from mxq.threads import use_physical_cores
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from mxq.statistics import Statistics
 
 prepare()
+install_log_handler()
 
 __all__ = [
     "CalibrationError",

@@ -236,6 +236,7 @@ def plot(
     *,
     calib_mode: str | None = None,
     dtype: str = "auto",
+    network: Any = None,
 ) -> Path:
     """Draws a tensor's histogram, on a log scale, with the threshold of every calibrator on it.
 
@@ -243,17 +244,27 @@ def plot(
         statistics: a file that `calibrate` kept (``stats=``), or what `Statistics.load` read.
         tensor: its name in the fused network; the command ``mxq plot FILE`` lists them.
         path: the picture, .png, .svg or .pdf.
-        calib_mode: the calibrator to mark as chosen; by default the one of the least expected error.
+        calib_mode: the calibrator to mark as chosen.
         dtype: "auto", "int8" or "uint8".
+        network: the quantized network whose range to mark as used: a prefix, or what `quantize_net`,
+            `quantize_model` or `load` returned. Without it and ``calib_mode``, the calibrator of the least expected
+            error is marked as that.
 
     Returns:
         ``path``.
 
     Raises:
-        MxqError: no such tensor or calibrator, no histogram of it, or matplotlib is missing.
+        MxqError: no such tensor or calibrator, no histogram of it, the statistics are of another network, or
+            matplotlib is missing.
     """
+    if network is not None and calib_mode is not None:
+        raise ConfigError(f"calib_mode is {calib_mode!r} beside a network, whose range is marked; allowed: one of them")
     found = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
-    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype), path)
+    used = None
+    if network is not None:
+        report = record.read(network) if isinstance(network, str | Path) else _report_of("plot", network)
+        used = plots.used_by(report, found, tensor)
+    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype, used), path)
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
@@ -270,12 +281,7 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
         QuantizeError: ``quantized`` does not come from mxq.
         FormatError: the directory does not exist or cannot be written.
     """
-    report = getattr(quantized, "report", None) or getattr(quantized, runtime.BLOCK_ATTRIBUTE, None)
-    if not isinstance(report, Report):
-        raise QuantizeError(
-            f"save got a {type(quantized).__name__} without a report; allowed: what quantize_net, quantize_model or "
-            "load returned"
-        )
+    report = _report_of("save", quantized)
     target = Path(prefix)
     if target.name in ("", "..") or os.fspath(prefix).endswith("/"):
         raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
@@ -442,6 +448,16 @@ def _quantize(
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
     return workflow.quantize(net, given, config, logger=logger or LOG)
+
+
+def _report_of(function: str, quantized: Any) -> Report:
+    report = workflow.report_in(quantized)
+    if report is None:
+        raise QuantizeError(
+            f"{function} got a {type(quantized).__name__} without a report; allowed: what quantize_net, "
+            "quantize_model or load returned"
+        )
+    return report
 
 
 def _block(model: Model, report: Report) -> Any:

@@ -74,5 +74,3 @@ def install() -> None:
     if LOG.level == logging.NOTSET:
         LOG.setLevel(DEFAULT_LEVEL)
 
-
-install()

@@ -370,9 +370,16 @@ def _set_unless_set(environ: MutableMapping[str, str], name: str, value: str) ->
     return True
 
 
-def advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
-    """What is worth changing before measuring or serving, one sentence each; empty where all is well."""
-    return [*_thread_advice(machine, environ), *_target_advice(machine, environ)]
+def advice(machine: Machine, environ: Mapping[str, str], made: str | None = None) -> list[str]:
+    """What is worth changing before measuring or serving, one sentence each; empty where all is well.
+
+    Args:
+        machine: this one.
+        environ: the variables of this process.
+        made: the target of the network that is asked about, "" where its record does not say; None: no network.
+    """
+    about_network = [] if made is None else _network_advice(machine, made)
+    return [*_thread_advice(machine, environ), *_target_advice(machine, environ, made), *about_network]
 
 
 def _thread_advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
@@ -391,14 +398,24 @@ def _thread_advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
     return [f"set OMP_NUM_THREADS={best} before MXNet is imported: {source} {picked}, this process has {found}"]
 
 
-def _target_advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
+def _network_advice(machine: Machine, made: str) -> list[str]:
+    """Whether a network made for ``made`` should be made again for this CPU. All without VNNI add alike."""
+    if unfit := misfit(made, machine):
+        return [f"the network: {unfit}"]
+    if made in ("", VNNI) or machine.saturates:
+        return []
+    why = "it is right here too, but the guard against saturation costs accuracy, and this CPU has VNNI"
+    return [f"the network was quantized for {made}; {why}: for such CPUs alone quantize it with target={VNNI!r}"]
+
+
+def _target_advice(machine: Machine, environ: Mapping[str, str], made: str | None) -> list[str]:
     limit = environ.get("DNNL_MAX_CPU_ISA", "")
     if machine.usable != machine.flags:
         best = target_of(machine.flags)
         return [f"unset DNNL_MAX_CPU_ISA={limit}: it holds oneDNN at {machine.target}, this CPU can do {best}"]
     if machine.target == "unsupported":
         return [f"expect no gain from int8: this CPU ({machine.architecture}) has no AVX2"]
-    if machine.saturates:
+    if machine.saturates and not made:
         why = "without VNNI oneDNN adds products in pairs in 16 bits, and large ones saturate"
         return [f"quantize for target {machine.target}: {why}"]
     return []

@@ -14,11 +14,6 @@ from mxq.report import record
 
 PREPROCESS_FILE: Final = "preprocess.json"
 NORMALIZATION: Final = ("mean", "std", "scale")
-RAW: Final = (
-    "pictures go in as 0..255, as nothing says otherwise; ranges and answers will be wrong where the network was "
-    "trained on normalised ones. Give --mean and --std, or preprocess.json beside the network, in Python "
-    "preprocess={'mean': ..., 'std': ...}; or --scale 1, scale 1 in either, if 0..255 is right"
-)
 
 
 @dataclass(frozen=True)

@@ -652,7 +652,7 @@ class TestCalibrate:
         found = data_of("plot", stats, "--tensor", "relu0", "--out", picture, "--calib-mode", "percentile:99.5")
         with Image.open(picture) as drawn:
             assert drawn.size == (1000, 600)
-        assert [name for name, x in found["calibrators"].items() if x["chosen"]] == ["percentile:99.5"]
+        assert [name for name, x in found["calibrators"].items() if x["mark"] == "chosen"] == ["percentile:99.5"]
         assert "no tensor 'rel0' among 4; close ones: relu0" in run("plot", stats, "--tensor", "rel0", code=2).stderr
 
     def test_recipe(self, nets: Path, stats: Path, tmp_path: Path) -> None:

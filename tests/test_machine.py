@@ -294,3 +294,21 @@ def test_only_a_network_for_vnni_is_wrong_elsewhere() -> None:
     assert "quantize it with target='avx512'" in machine.misfit("avx512_vnni", without)
     fits = [("avx512_vnni", with_vnni), ("avx2", with_vnni), ("avx2", without), ("", without)]
     assert [machine.misfit(*pair) for pair in fits] == ["", "", "", ""]
+
+
+@pytest.mark.parametrize("flags", ["avx512f avx512bw avx512vl avx512dq avx512_vnni avx2", C5_FLAGS, "avx2", "sse4_1"])
+@pytest.mark.parametrize("made", ["avx512_vnni", "avx512", "avx2", ""])
+def test_advice_on_a_network(made: str, flags: str) -> None:
+    """A network that is right here and as accurate as it can be gets none."""
+    here = described(flags=flags)
+    about = [s for s in machine.advice(here, {}, made) if "quantize" in s]
+    if made == "":
+        assert about == [s for s in machine.advice(here, {}) if "quantize" in s]
+    elif made == "avx512_vnni" and here.saturates:
+        assert len(about) == 1
+        assert f"quantize it with target={machine.resolve_target('native', here)!r}" in about[0]
+    elif made != "avx512_vnni" and not here.saturates:
+        assert len(about) == 1
+        assert f"quantized for {made}; it is right here too" in about[0]
+    else:
+        assert about == []

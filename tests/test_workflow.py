@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mxq.cli import app
+from mxq.images import RAW, Preprocess
 from mxq.runtime import load_model, write_pair
 
 SIDE, HELD = 8, 120
@@ -57,6 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (where / "pictures").mkdir()
     for i, picture in enumerate(pixels):
         Image.fromarray(picture).save(where / "pictures" / f"{i:03}.png")
+    (where / "labels.csv").write_text("file,label\n" + "".join(f"{i:03}.png,{i % 10}\n" for i in range(HELD)))
     return where
 
 
@@ -190,6 +193,136 @@ class TestSearches:
         found = mxq.sensitivity(home / "net", data(home))
         assert json.loads(shown.stdout) == found.to_json()
         assert found.measure == ("top1" if form == "npz" else "sqnr")
+
+
+class TestRawPictures:
+    """Where nothing says mean and std, pictures go in as 0..255, and that is said: once, by either door."""
+
+    COMMANDS: ClassVar[dict[str, tuple[object, ...]]] = {
+        "quantize": ("quantize", "{home}/net", "--out", "{out}"),
+        "calibrate": ("calibrate", "{home}/net"),
+        "tune": ("tune", "{home}/net", "--workdir", "{out}", "--max-drop", "1", "--eval-data", "{home}/pictures"),
+        "sensitivity": ("sensitivity", "{home}/net", "--mode", "one-int8"),
+        "evaluate": ("evaluate", "{home}/net", "--labels", "{home}/labels.csv"),
+        "verify": ("verify", "{home}/net", "{home}/net"),
+        "compare": ("compare", "{home}/int8", "{home}/int8"),
+    }
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    @pytest.mark.parametrize(("options", "times"), [((), 1), (("--scale", "1"), 0)], ids=["raw", "scale"])
+    def test_command(self, home: Path, tmp_path: Path, name: str, options: tuple[str, ...], times: int) -> None:
+        if name == "compare" and not (home / "int8-mxq.json").exists():
+            mxq.save(mxq.quantize_net(home / "net", X), home / "int8")
+        args = [str(a).format(home=home, out=tmp_path / "out") for a in self.COMMANDS[name]]
+        said = command(*args, "--data", home / "pictures", *options).stderr
+        assert said.count(f"mxq: {RAW}\n") == times
+
+    @pytest.mark.parametrize(("options", "times"), [(("--crop", "8"), 1), (("--std", "2"), 0), (SETTINGS, 0)], ids=str)
+    def test_which_options_are_about_values(self, home: Path, options: tuple[str, ...], times: int) -> None:
+        said = command("calibrate", home / "net", "--data", home / "pictures", *options).stderr
+        assert said.count(f"mxq: {RAW}\n") == times
+        assert "--mean" in RAW
+
+    @pytest.mark.parametrize("file", ["pictures", "pixels.npy"])
+    def test_python(self, home: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+        calls: tuple[Callable[..., object], ...] = (mxq.calibrate, mxq.quantize_net, mxq.sensitivity)
+        for call in calls:
+            for settings, times in (({}, 1), ({"preprocess": {"scale": 1}}, 0)):
+                caplog.clear()
+                call(home / "net", home / file, effort="fast", **settings)
+                assert [r.levelname for r in caplog.records if r.getMessage() == RAW] == ["WARNING"] * times
+
+    def test_not_of_arrays(self, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+        mxq.calibrate(home / "net", home / "x.npy")
+        assert RAW not in caplog.messages
+
+    def test_partitions(self, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+        mxq.Partitions.images(home / "pictures", preprocess=Preprocess(mean=(128,)))
+        mxq.Partitions.images(home / "x.npy")
+        assert caplog.messages == []
+        mxq.Partitions.images(home / "pictures")
+        assert caplog.messages == [RAW]
+
+
+class TestSides:
+    """Which of two networks is the float one."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def int8(cls, home: Path) -> Path:
+        mxq.save(mxq.quantize_net(home / "net", X), home / "q")
+        return home / "q"
+
+    @pytest.mark.parametrize("name", ["verify", "bench"])
+    def test_swapped(self, home: Path, int8: Path, name: str) -> None:
+        data = ("--data", home / "x.npy") if name == "verify" else ("--shape", "3,8,8")
+        said = command(name, int8, home / "net", *data, code=2).stderr
+        assert f"{int8}, given as the float network, is quantized, and {home / 'net'} is float" in said
+        assert f"give {home / 'net'} {int8}" in " ".join(said.split())
+        assert "mxq compare" in command(name, int8, int8, *data, code=2).stderr
+
+    def test_made_from_another(self, home: Path, int8: Path, tmp_path: Path) -> None:
+        model = load_model(home / "net")
+        write_pair(replace(model, args={**model.args, "fc0_bias": model.args["fc0_bias"] + 1}), tmp_path / "net")
+        data = ("--data", home / "x.npy", "--num-examples", "8")
+        assert "was not made from" not in command("verify", home / "net", int8, *data).stderr
+        said = command("verify", tmp_path / "net", int8, *data).stderr
+        assert f"mxq: {int8} was not made from {tmp_path / 'net'}: its record names a float network" in said
+        said = command("compare", int8, int8, *data, "--float", tmp_path / "net").stderr
+        assert "was not made from" in said
+
+    def test_two_float_ones(self, home: Path, tmp_path: Path) -> None:
+        write_pair(load_model(home / "net"), tmp_path / "net")
+        data = ("--data", home / "x.npy", "--num-examples", "8")
+        said = command("verify", home / "net", tmp_path / "net", *data).stderr
+        assert f"mxq: {tmp_path / 'net'}, given as the int8 network, is float" in said
+
+
+class TestPlot:
+    """What stands out is what the network has, what was asked for, or neither is claimed."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stats(cls, home: Path) -> Path:
+        mxq.calibrate(home / "net", X, stats=home / "s.npz")
+        return home / "s.npz"
+
+    def marks(self, *args: object) -> dict[str, str]:
+        found = json.loads(command("plot", *args, "--json").stdout)["calibrators"]
+        return {name: line["mark"] for name, line in found.items() if line["mark"]}
+
+    def test_nothing_is_known(self, stats: Path, tmp_path: Path) -> None:
+        found = self.marks(stats, "--tensor", "relu0", "--out", tmp_path / "p.png")
+        assert list(found.values()) == ["least expected error"]
+
+    def test_asked_for(self, stats: Path, tmp_path: Path) -> None:
+        options = ("--tensor", "relu0", "--out", tmp_path / "p.png", "--calib-mode", "entropy")
+        assert self.marks(stats, *options) == {"entropy": "chosen"}
+
+    def test_of_a_network(self, home: Path, stats: Path, tmp_path: Path) -> None:
+        block = mxq.quantize_net(home / "net", statistics=stats, calib_mode="percentile:99", effort="fast")
+        mxq.save(block, tmp_path / "q")
+        options = (stats, "--tensor", "relu0", "--out", tmp_path / "p.png")
+        shown = json.loads(command("plot", *options, "--network", tmp_path / "q", "--json").stdout)["calibrators"]
+        used = block.mxq_report.thresholds["tensors"]["relu0"]["range"]
+        assert shown["the network's"] == {**used, "mark": "used"}
+        assert [name for name, line in shown.items() if line["mark"]] == ["the network's"]
+        for network in (tmp_path / "q", block):
+            assert mxq.plot(stats, "relu0", tmp_path / "p.svg", network=network).is_file()
+            assert "(used)" in (tmp_path / "p.svg").read_text()
+
+    def test_refuses(self, home: Path, stats: Path, tmp_path: Path) -> None:
+        block = mxq.quantize_net(home / "net", X)
+        rescaled = block.mxq_report.thresholds["tensors"]["relu0"]
+        rescaled |= {"observed": None, "note": "its channels are scaled to share it"}
+        for network, options, says in (
+            (block, {}, "is of other values than the statistics': its channels are scaled"),
+            (block, {"calib_mode": "naive"}, "allowed: one of them"),
+            ("a block", {}, "a block-mxq.json does not exist"),
+            (X, {}, "plot got a ndarray without a report"),
+        ):
+            with pytest.raises(mxq.MxqError, match=says):
+                mxq.plot(stats, "relu0", tmp_path / "p.png", network=network, **options)
 
 
 class TestEvaluate:

@@ -124,23 +124,30 @@ def plot(
     ] = None,
     calib_mode: Annotated[
         str | None,
-        option(metavar="MODE", help="Calibrator to mark as chosen; by default the one of the least expected error."),
+        option(metavar="MODE", help="Calibrator to mark as chosen; by default the least expected error is marked."),
+    ] = None,
+    network: Annotated[
+        Path | None,
+        option(metavar="PREFIX", help="The quantized network whose range to mark as used, from its record."),
     ] = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Draw a tensor's histogram with the threshold of every calibrator on it."""
-    from mxq.report import plots
+    from mxq.report import plots, record
     from mxq.statistics import Statistics
 
+    if network is not None and calib_mode is not None:
+        raise ConfigError(f"--calib-mode is {calib_mode!r} beside --network {str(network)!r}; allowed: one of them")
     statistics = Statistics.load(stats)
     if tensor is None:
         print_json({"tensors": [*statistics.states]}) if as_json else tell("\n".join(map(one_line, statistics.states)))
         return
-    lines = plots.compared(statistics, tensor, calib_mode, dtype or "auto")
+    used = None if network is None else plots.used_by(record.read(prefix_of(network)), statistics, tensor)
+    lines = plots.compared(statistics, tensor, calib_mode, dtype or "auto", used)
     written = plots.draw(statistics, tensor, lines, out or Path(f"{one_line(tensor).replace('/', '_')}.png"))
     if as_json:
-        found = {x.name: {**asdict(x.range), "chosen": x.chosen} for x in lines}
+        found = {x.name: {**asdict(x.range), "mark": x.mark if x.chosen else None} for x in lines}
         print_json({"tensor": tensor, "file": str(written), "calibrators": found})
     else:
         tell(str(written))

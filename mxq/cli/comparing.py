@@ -55,8 +55,8 @@ def compare(
     if reference is not None and data is None:
         raise ConfigError(f"--float is {str(reference)!r} without --data; allowed: both, or neither")
     runner: Runner = start_mxnet()
-    from mxq import runtime, workflow
     from mxq import verify as verifying
+    from mxq import workflow
     from mxq.report import comparison
 
     sides = [_side(p) for p in prefixes]
@@ -67,7 +67,10 @@ def compare(
         preparation = pictures.preparation(base or prefixes[0])
         measured = workflow.Measured(data, labels, examples=num_examples)
         source = workflow.compared_on(measured, sides[0].model, preparation, batch_size)
-        runs = _run(runner, prefixes, sides, None if base is None else runtime.load_model(base), source)
+        reference_model = None if base is None else workflow.pair_of(base, prefixes[0]).float
+        if base is not None and reference_model is not None:
+            workflow.check_origin(reference_model, base, prefixes[1])
+        runs = _run(runner, prefixes, sides, reference_model, source)
     if as_json:
         print_json({**found.to_json(), "runs": {name: run.to_json() for name, run in runs.items()}})
         return

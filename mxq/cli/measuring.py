@@ -72,17 +72,18 @@ def verify(
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
     preparation = pictures.preparation(float_prefix)
     runner: Runner = start_mxnet()
-    from mxq import runtime, workflow
     from mxq import verify as verifying
+    from mxq import workflow
     from mxq.data import feeding, input_of
     from mxq.report import tables
 
     runner = feeding(runner, input_of(int8_prefix))
-    models = [runtime.load_model(p) for p in (float_prefix, int8_prefix)]
+    pair = workflow.pair_of(float_prefix, int8_prefix)
     size = batch_size or (LAYER_BATCH if layers else BATCH)
-    source = workflow.compared_on(workflow.Measured(data, labels, examples=num_examples), models[0], preparation, size)
+    measured = workflow.Measured(data, labels, examples=num_examples)
+    source = workflow.compared_on(measured, pair.float, preparation, size)
     with progress("comparing", source.examples) as step:
-        found = verifying.verify(runner, models[0], models[1], source, layers, labels=source.labels, progress=step)
+        found = verifying.verify(runner, pair.float, pair.int8, source, layers, labels=source.labels, progress=step)
     failures = found.failures(min_agreement, min_sqnr)
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})
@@ -146,13 +147,14 @@ def bench(
     batch = batch_size[0] if batch_size else 1
     start_mxnet()
     from mxq import bench as timing
-    from mxq import pipeline, runtime
+    from mxq import pipeline, runtime, workflow
     from mxq.report import tables
 
-    model = runtime.load_model(prefix, epoch)
+    pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)
+    model = runtime.load_model(prefix, epoch) if pair is None else pair.float
     models = {"fp32": model, "fp32 fused": pipeline.fuse_float(model, runtime.MxnetRunner())}
-    if int8_prefix is not None:
-        models["int8"] = runtime.load_model(int8_prefix)
+    if pair is not None:
+        models["int8"] = pair.int8
     shapes = shapes_of(model, shape, prefix)
     given = {name: timing.random_feeds(m, shapes, batch) for name, m in models.items()}
     feeds = given["fp32"]
@@ -185,7 +187,8 @@ def doctor(
     from mxq.report import record, tables
 
     machine, environ = machines.detect(), dict(os.environ)
-    hints = machines.advice(machine, environ)
+    report = None if prefix is None else record.read(prefix_of(prefix))
+    hints = machines.advice(machine, environ, None if report is None else report.target)
     picked = machines.threads_mxnet_would_pick(machine, environ)
     best = machines.recommended_threads(machine)
     start_mxnet(quiet=True)
@@ -196,15 +199,11 @@ def doctor(
         hints.append(
             "this MXNet was built without oneDNN (MKLDNN), which has the int8 kernels: pip install mxnet==1.9.1"
         )
-    if prefix is not None:
-        prefix = prefix_of(prefix)
-        hints += [str(m) for m in record.check(prefix)]
-        report = record.read(prefix)
-        written, unfit = report.versions, machines.misfit(report.target, machine)
-        hints += [f"{prefix}: {unfit}"] if unfit else []
+    if prefix is not None and report is not None:
+        hints += [str(m) for m in record.check(prefix_of(prefix))]
         hints += [
             f"{prefix} was made with {k} {v}, here is {versions[k]}"
-            for k, v in written.items()
+            for k, v in report.versions.items()
             if versions.get(k, v) != v
         ]
     if as_json:

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from mxq.distributed.readers import BATCH, Examples, Files, Pictures, Records, record_count
 from mxq.errors import ConfigError, DataError
-from mxq.images import Preprocess, open_source
+from mxq.images import RAW, Preprocess, open_source
+from mxq.logs import LOG
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -89,7 +90,7 @@ class Partitions:
         Args:
             where: a folder, a ``.npy`` or ``.npz`` file, which every worker sees; or a list of image files.
             inputs: names of the network's inputs, where there are several.
-            preprocess: how pictures become inputs.
+            preprocess: how pictures become inputs; as 0..255, with a warning, where None.
             batch_size: examples to a batch.
             per_partition: examples to a partition.
             labels: a file like ``labels.csv``, for a folder.
@@ -103,10 +104,14 @@ class Partitions:
         _check_count("per_partition", per_partition)
         settings = preprocess or Preprocess()
         if not isinstance(where, str | os.PathLike):
+            _warn_of_raw(preprocess)
             return Partitions("images", _cut_files(where, per_partition, "images"), Pictures(settings, batch_size))
         path = Path(where).absolute()
         table = None if labels is None else Path(labels).absolute()
-        held = open_source(path, inputs, settings, batch_size, table).examples
+        source = open_source(path, inputs, settings, batch_size, table)
+        if source.pictures:
+            _warn_of_raw(preprocess)
+        held = source.examples
         used = held if examples is None else min(_check_count("examples", examples), held)
         read = Examples(path, tuple(inputs), settings, batch_size, table, held, used)
         spans = [(start, min(start + per_partition, used)) for start in range(0, used, per_partition)]
@@ -132,6 +137,7 @@ class Partitions:
             ConfigError: a count that is not positive, or no shards.
         """
         _check_count("batch_size", batch_size)
+        _warn_of_raw(preprocess)
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
         items: list[tuple[str, Any]] = []
         for shard in map(str, paths):
@@ -160,6 +166,11 @@ def _cut_files(paths: Iterable[PathLike], size: int, name: str) -> tuple[tuple[s
     absolute = [tuple(Path(path).absolute() for path in group) for group in groups]
     names = [group[0] if len(group) == 1 else f"{group[0]} +{len(group) - 1}" for group in groups]
     return tuple(zip(names, absolute, strict=True))
+
+
+def _warn_of_raw(preprocess: Preprocess | None) -> None:
+    if preprocess is None:
+        LOG.warning(RAW)
 
 
 def _check_count(name: str, value: int) -> int:

@@ -6,7 +6,7 @@ a folder of any size is read in the memory of one batch.
 
 from __future__ import annotations
 
-from mxq.images.preprocess import Preprocess, read_preprocess
+from mxq.images.preprocess import RAW, Preprocess, read_preprocess
 from mxq.images.source import Source, open_source, read_picture, stacked
 
-__all__ = ["Preprocess", "Source", "open_source", "read_picture", "read_preprocess", "stacked"]
+__all__ = ["RAW", "Preprocess", "Source", "open_source", "read_picture", "read_preprocess", "stacked"]

@@ -25,6 +25,13 @@ MOST_PIXELS: Final = 1 << 24
 LARGEST_RESIZED: Final = 1 << 26
 MOST_LABEL: Final = 1 << 31
 
+RAW: Final = (
+    "pictures go in as 0..255, as nothing says otherwise; ranges and answers will be wrong where the network was "
+    "trained on normalised ones. Give --mean and --std, or preprocess.json beside the network, in Python "
+    "preprocess={'mean': ..., 'std': ...}; or --scale 1, scale 1 in either, if 0..255 is right"
+)
+"""What to say where pictures are read and nothing says by which settings."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:

@@ -30,8 +30,9 @@ from mxq.errors import CalibrationError, ConfigError, DataError
 from mxq.files import write_bytes
 from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
+from mxq.plan import Report
 from mxq.statistics import Statistics
-from mxq.thresholds import Range
+from mxq.thresholds import Range, Threshold, Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,9 @@ BARS: Final = 256
 
 SAME: Final = 0.005
 """Thresholds closer than this share of the larger are drawn as one."""
+
+CHOSEN, USED, LEAST_ERROR = "chosen", "used", "least expected error"
+"""Why a line stands out: the user names it, the network has it, or neither is known."""
 
 SUFFIXES: Final = (".png", ".svg", ".pdf")
 
@@ -58,11 +62,12 @@ _LEGEND_CHARS, _TITLE_CHARS = 28, 82
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A calibrator's range, in activation units; ``chosen`` marks the one the network was quantized with."""
+    """A calibrator's range, in activation units; ``chosen`` makes it the one that stands out, with a ``mark`` why."""
 
     name: str
     range: Range
     chosen: bool = False
+    mark: str = CHOSEN
 
 
 def heading(tensor: str, examples: int, dtype: str) -> str:
@@ -121,14 +126,22 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
     return drawn
 
 
-def compared(statistics: Statistics, tensor: str, chosen: str | None = None, dtype: str = "auto") -> tuple[Line, ...]:
+def compared(
+    statistics: Statistics,
+    tensor: str,
+    chosen: str | None = None,
+    dtype: str = "auto",
+    used: Threshold | None = None,
+) -> tuple[Line, ...]:
     """What every calibrator finds for one tensor of ``statistics``.
 
     Args:
         statistics: with histograms, as `mxq.calibrate` keeps them with ``stats=``.
         tensor: its name.
-        chosen: spec of the calibrator to mark; by default the one that "auto" chooses.
+        chosen: spec of the calibrator to mark as chosen.
         dtype: "auto", "int8" or "uint8".
+        used: the range that a network has for the tensor, a line of its own. Without it and ``chosen``, the calibrator
+            of the least expected error is marked as that.
 
     Raises:
         ConfigError: no such tensor, calibrator or dtype.
@@ -137,11 +150,35 @@ def compared(statistics: Statistics, tensor: str, chosen: str | None = None, dty
     if tensor not in statistics.states:
         close = difflib.get_close_matches(tensor, statistics.states, n=3, cutoff=0.4) or [*statistics.states][:3]
         raise ConfigError(f"no tensor {tensor!r} among {len(statistics.states)}; close ones: {', '.join(close)}")
-    best = statistics.thresholds({tensor: observers.get("auto")}, dtype)[tensor]
-    marked = best.observer if chosen is None else observers.spec_of(observers.get(chosen))
-    specs = dict.fromkeys((*SPECS, *([marked] if chosen else [])))
+    named = None if chosen is None else observers.spec_of(observers.get(chosen))
+    specs = dict.fromkeys((*SPECS, *([named] if named else [])))
     found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
-    return tuple(Line(spec, interval, spec == marked) for spec, interval in found.items())
+    marked, why = named, CHOSEN
+    if named is None and used is None:
+        marked, why = statistics.thresholds({tensor: observers.get("auto")}, dtype)[tensor].observer, LEAST_ERROR
+    lines = tuple(Line(spec, interval, spec == marked, why) for spec, interval in found.items())
+    return lines if used is None else (*lines, Line("the network's", used.range, chosen=True, mark=USED))
+
+
+def used_by(report: Report, statistics: Statistics, tensor: str) -> Threshold:
+    """The range that the network of ``report`` has for one tensor of ``statistics``.
+
+    Raises:
+        CalibrationError: the statistics are of another network, or the tensor is another there.
+        ConfigError: it has no range for the tensor.
+    """
+    if statistics.network and report.source:
+        statistics.check_network(report.source)
+    ranges = Thresholds.from_json(report.thresholds)
+    if tensor not in ranges:
+        raise ConfigError(f"the network has no range for tensor {tensor!r}; it has some for {len(ranges)} others")
+    found = ranges[tensor]
+    if found.observed is None and found.observer != "fixed" and found.note:  # scaled or shifted
+        raise CalibrationError(
+            f"the network's range for {tensor!r} is of other values than the statistics': {found.note}; allowed: a "
+            "tensor that is not changed, or a network made with effort 'fast'"
+        )
+    return found
 
 
 def draw(statistics: Statistics, tensor: str, lines: Sequence[Line], path: str | os.PathLike[str]) -> Path:
@@ -296,7 +333,7 @@ def _threshold(axes: Axes, state: HistogramState, group: Sequence[Line], lines: 
     values = _between(_number(one.absmax) for one in ascending)
     shares = _between(_percent(clipped(state, one)) for one in ascending)
     text = f"{'±' if low else ''}{values}, clips {shares} %"
-    names = ", ".join(line.name + (" (chosen)" if line.chosen else "") for line in group)
+    names = ", ".join(line.name + (f" ({line.mark})" if line.chosen else "") for line in group)
     return Line2D([], [], label=f"{textwrap.fill(names, _LEGEND_CHARS)}\n{text}", **look)
 
 

@@ -6,22 +6,26 @@ is said meanwhile goes to a logger.
 
 from __future__ import annotations
 
+from mxq.workflow.comparing import check_origin, compared_on, pair_of
 from mxq.workflow.making import calibrate, planned, quantize
 from mxq.workflow.measuring import evaluate, input_of
-from mxq.workflow.opening import Given, Measured, compared_on, open_data, preparation_of
+from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.searching import sensitivity, tune
 
 __all__ = [
     "Given",
     "Measured",
     "calibrate",
+    "check_origin",
     "compared_on",
     "evaluate",
     "input_of",
     "open_data",
+    "pair_of",
     "planned",
     "preparation_of",
     "quantize",
+    "report_in",
     "sensitivity",
     "tune",
 ]

@@ -14,11 +14,11 @@ from mxq.config import QuantConfig
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError
 from mxq.evaluation import Function, Metric
-from mxq.images import Source, open_source
+from mxq.images import RAW, Source, open_source
 from mxq.ir import Model
 from mxq.logs import LOG
 from mxq.plan import Report
-from mxq.preparation import RAW, Preparation, beside, recorded
+from mxq.preparation import Preparation, beside, recorded
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
 
@@ -132,15 +132,6 @@ def open_labelled(
         data = data if measured.examples is None else data.take(measured.examples)
         data = replace(data, labels=None) if measured.noise else data
     return data, None if file is not None else labels
-
-
-def compared_on(
-    measured: Measured, model: Model, preparation: Preparation, batch_size: int, logger: logging.Logger = LOG
-) -> Source:
-    """What ``measured`` has at its path, for networks that are compared on it."""
-    source: Source = open_labelled(measured, model, preparation, batch_size, logger)[0]
-    logger.info("comparing on %d of %s", source.examples, source.description)
-    return source
 
 
 def partitions(
