@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
@@ -49,9 +50,10 @@ from mxq.passes import (
     unmatched,
     with_shapes,
 )
+from mxq.passes.guard import FLOAT as TO_FLOAT
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
-from mxq.passes.partition import NONE
+from mxq.passes.partition import NONE, with_carried
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined
@@ -59,6 +61,7 @@ from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.verify.held import SHIFTED
 from mxq.weights import Asked, clip_weights
 
 
@@ -401,35 +404,78 @@ def _built(
 ) -> tuple[_Built, tuple[str, ...]]:
     """`_fitted` to the data where there is some to look at and it can be; else a sentence says why not."""
     config = prepared.config
-    if config.calib_mode == NONE or not config.methods.need_data:
-        return _fitted(prepared, calibrated), ()
-    if runner is None or data is None:
-        return _fitted(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",)
+    needed = config.calib_mode != NONE and config.methods.need_data
+    if not looks_again(config) or runner is None or data is None:
+        return _fitted(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",) if needed else ()
     before = len(prepared.trace.events)
     try:
         built = _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config))
     except RuntimeFailure as error:
         del prepared.trace.events[before:]
-        return _fitted(prepared, calibrated), (f"{NO_DATA}: {error}",)
+        return _fitted(prepared, calibrated), (f"{NO_DATA}: {error}",) if needed else ()
     return built, built.warnings
 
 
+def looks_again(config: QuantConfig) -> bool:
+    """Whether calibration data serves once more when ranges are known: for a method, or for sums that saturate."""
+    return config.calib_mode != NONE and (config.methods.need_data or target_of(config) != machine.VNNI)
+
+
+def target_of(config: QuantConfig) -> str:
+    """The CPU that a network is made for: one of `mxq.machine.TARGETS`."""
+    return machine.resolve_target(config.target, machine.detect())
+
+
 def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
+    """What `_chosen` gives, with layers in float that would be poor ones in int8."""
+    events = prepared.trace.events
+    before, kept, records = len(events), dict[str, str](), dict[str, SaturationRecord]()
+    built = _chosen(prepared, calibrated, looked)
+    while found := _left_in_float(prepared, built):
+        plan = partition(prepared.fused, prepared.config, kept=kept | found)
+        kept, records = kept | found, records | {n: r for n, r in built.saturation.items() if r.remedy == TO_FLOAT}
+        del events[before:]
+        prepared = replace(prepared, plan=plan)
+        thresholds = with_carried(prepared.fused.graph, plan, calibrated.thresholds)
+        built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
+    return replace(built, saturation={**records, **built.saturation})
+
+
+def _left_in_float(prepared: Prepared, built: _Built) -> dict[str, str]:
+    """The layers that the guard names for float -> why; not those that make codes of the input where codes are fed."""
+    graph, choices = prepared.fused.graph, LayerChoices.of(prepared.fused.graph, prepared.config)
+    fed = set() if prepared.config.input_dtype == "float32" else set(prepared.fused.inputs)
+    found = {}
+    for name, record in built.saturation.items():
+        node = graph.by_name.get(name) or graph[name.removesuffix(SHIFTED)]
+        if record.remedy != TO_FLOAT or node.inputs[0].name in fed or choices.asks_int8(node.name):
+            continue
+        noises = (-10 * math.log10(max(n, 1e-30)) for n in (record.noise, record.noise_with_vnni))
+        int8, vnni = (f"{noise:.0f} dB" for noise in noises)
+        found[node.name] = f"without VNNI its sums saturate: in int8 it would be at {int8}, with VNNI at {vnni}"
+    return found
+
+
+def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
     config, trace, fused, thresholds = prepared.config, prepared.trace, prepared.fused, calibrated.thresholds
     if looked is not None and config.methods.equalize:
         fused, thresholds = equalized(looked, fused, thresholds, trace)
     built = _aligned(prepared, fused, thresholds)
     fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
+    unrounded = fused
     thresholds, coding = choose_codes(fused, built.thresholds, config)
     weights: Mapping[str, WeightRecord] = {}
     samples: Mapping[str, Array] = {}
     warnings: tuple[str, ...] = ()
-    if looked is not None:
+    if looked is not None and config.methods.need_data:
         found = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
         fused, thresholds, weights, warnings = found.model, found.thresholds, found.weights, exceptions(found)
-        samples = {} if built.exact else activations(looked, fused, built.plan)
-    fused, thresholds, saturation = guard(fused, built.plan, thresholds, coding, built.target, trace, samples)
+    if looked is not None and not built.exact:
+        samples = activations(looked, fused, built.plan)
+    fused, thresholds, saturation = guard(
+        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded
+    )
     if config.methods.bias_correction == "analytic":
         before = built.model
         fused = analytic(prepared.source, before, fused, built.plan, thresholds, coding, exact=built.exact)
@@ -467,7 +513,7 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built
         choices = LayerChoices.of(fused.graph, config)
         thresholds = align_ranges(fused.graph, plan, thresholds, trace)
         fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
-    built = _Built(fused, plan, thresholds, config, machine.resolve_target(config.target, machine.detect()))
+    built = _Built(fused, plan, thresholds, config, target_of(config))
     return built if built.exact else replace(built, model=pair_channels(fused, plan, trace))
 
 

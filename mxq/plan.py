@@ -121,11 +121,14 @@ class SaturationRecord:
 
     Attributes:
         kernel: "pairs", "shifted" or "halved" (see `mxq.weights.saturation`).
-        remedy: "none", "pairs" (weights of such pairs are limited) or "range" (its input's range is widened).
+        remedy: "none", "pairs" (weights of such pairs are limited), "range" (its input's range is widened, and
+            what can saturate then is limited, too) or "float" (it stays in float).
         at_risk: how many pairs could saturate at the largest activation codes.
         limited: how many weights were changed.
         factor: by which the range of the input was widened; 1 where it was not.
         supposed: whether activations were supposed, for want of data.
+        noise: what is left in int8, in shares of the energy of its output, without what a bias takes; 0 if unknown.
+        noise_with_vnni: what there would be with VNNI.
     """
 
     kernel: str
@@ -134,6 +137,8 @@ class SaturationRecord:
     limited: int = 0
     factor: float = 1.0
     supposed: bool = True
+    noise: float = 0.0
+    noise_with_vnni: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

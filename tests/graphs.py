@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers import assert_close
+from helpers import SATURATES, assert_close
 
-from mxq import pipeline
+from mxq import machine, pipeline
 from mxq.config import QuantConfig
 from mxq.ir import Graph, Model, Ref
+from mxq.passes.exact import exact
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_text
@@ -116,6 +117,21 @@ def run(model: Model, given: Mapping[str, np.ndarray] | None = None, taps: tuple
     arrays = feeds() if given is None else given
     executable(arrays)
     return list(executable(arrays))
+
+
+def numbers(model: Model, target: str, given: Mapping[str, np.ndarray] | None = None) -> list[np.ndarray]:
+    """What the int8 ``model`` gives on a CPU of kind ``target``: one of `helpers.TARGETS`."""
+    return run(exact(model) if SATURATES and target == machine.VNNI else model, given)
+
+
+def without_pairs(model: Model) -> Model:
+    """The model with the weights of every other input channel zero: no pair of products then exceeds 16 bits."""
+    args = {}
+    for name, value in model.args.items():
+        args[name] = value.copy()
+        if name.endswith("weight") and value.shape[1] > 1:
+            args[name][:, 1::2] = 0
+    return Model(model.graph, args, model.auxs)
 
 
 def feed_graph(net: Graph, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:

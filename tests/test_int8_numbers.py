@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, quantized, run
-from helpers import assert_close, exact_sums
+from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, numbers, quantized, run
+from helpers import SATURATES, TARGETS, assert_close, has_vnni
 
 from mxq.ir import Ref
 from mxq.numerics import fake_quantize, scale, sqnr_db
 
+pytestmark = pytest.mark.kernels
+
+LESS = 4
+"""Without VNNI, weights of convolutions of s8 have even codes alone: so many dB less."""
 CHAINS = {
     # name: lines, SQNR in dB that int8 must reach against float on the calibration batch
     "conv": ((conv("c", "data"), "return c"), 35),
@@ -185,14 +189,14 @@ CHAINS = {
 }
 
 
-@exact_sums
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", CHAINS)
-def test_int8_is_close_to_float(name):
+def test_int8_is_close_to_float(name, target):
     lines, bar = CHAINS[name]
     model = build(*lines)
-    found = quantized(model)
+    found = quantized(model, target=target)
     assert_same_outputs(model, found.prepared.fused, rtol=1e-5, atol=1e-5)
-    assert sqnr_db(run(model)[0], run(found.model)[0]) > bar
+    assert sqnr_db(run(model)[0], numbers(found.model, target)[0]) > bar - (0 if has_vnni(target) else LESS)
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -209,7 +213,6 @@ def test_the_report_tells_how_each_tensor_is_coded(name):
         assert held == pytest.approx(written, rel=1e-6), tensor
 
 
-@exact_sums
 @pytest.mark.parametrize(
     "name", ["residual", "concat", "add of two relus", "add of s8 and u8", "max pool", "conv leaky"]
 )
@@ -217,7 +220,7 @@ def test_int8_is_close_to_float_without_calibration(name):
     model = build(*CHAINS[name][0])
     found = quantized(model, calib_mode="none")
     assert not [a for n in found.model.graph for a in n.attrs if "calib_range" in a]
-    assert sqnr_db(run(model)[0], run(found.model)[0]) > 30
+    assert sqnr_db(run(model)[0], run(found.model)[0]) > (26 if SATURATES else 30)
 
 
 def test_one_convolution_equals_the_oracle():

@@ -15,13 +15,15 @@ import mxnet as mx
 import numpy as np
 import pytest
 from graphs import VERSION, feed_graph, graph
-from helpers import assert_close, exact_sums
+from helpers import assert_close
 
 from mxq.errors import MxqError
 from mxq.ir import Graph, Model
 from mxq.numerics import fake_quantize, scale, sqnr_db
 from mxq.runtime import MxnetRunner
 from mxq.serde import read_text
+
+pytestmark = pytest.mark.kernels
 
 GOOD, POOR = 35.0, 25.0
 """SQNR in dB: above `GOOD` a kernel does what float does at 8 bits; below `POOR` something is wrong."""
@@ -37,6 +39,7 @@ X = np.abs(normal(2, 16, 10, 10))
 SIGNED = normal(2, 16, 10, 10, size=2)
 W, B = normal(16, 16, 3, 3, size=0.1), normal(16, size=0.1)
 FLAT, FW, FB = normal(8, 32), normal(12, 32, size=0.2), normal(12, size=0.2)
+FW[:, 1::2] = 0  # without VNNI two products are added in 16 bits (`test_saturation`): one of them is zero
 
 RELU = 'Activation({}) act_type="relu"'
 LEAKY = 'LeakyReLU({}) act_type="leaky" slope="0.2"'
@@ -285,20 +288,17 @@ class TestFullyConnected:
             (SOFTRELU, np.uint8),
         ],
     )
-    @exact_sums
     def test_right_as_int8(self, act, dtype):
         result = fc(act)
         assert result.codes.dtype == dtype
         assert result.sqnr > GOOD
 
-    @exact_sums
     @pytest.mark.parametrize("act", ["", RELU, ELU, GELU, "abs({})", CLIP, SIGMOID, TANH, SOFTRELU, LEAKY])
     def test_right_with_float_output(self, act):
         result = fc(act, to_float=True)
         assert result.got.dtype == np.float32
         assert result.sqnr > GOOD
 
-    @exact_sums
     def test_inner_axes(self):
         assert fc(attrs='num_hidden="12" flatten="False"').sqnr > GOOD
 

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, build, conv, fc, feeds, op_names, quantized, run
+from graphs import CHANNELS, CONV1, build, conv, fc, feeds, op_names, quantized, run, without_pairs
 from helpers import assert_close
 
 from mxq import machine, numerics
 from mxq.errors import QuantizeError
-from mxq.ir import Model, Ref
+from mxq.ir import Ref
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact, on_grid
 from mxq.pipeline import Quantized
+
+pytestmark = pytest.mark.kernels
 
 X = np.abs(feeds()["data"])  # u8: weights of convolutions that read s8 are halved where there is no VNNI
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
@@ -54,16 +56,6 @@ NETS = {
         "return fc0",
     ),
 }
-
-
-def without_pairs(model: Model) -> Model:
-    """The model with the weights of every other input channel zero: no pair of products then exceeds 16 bits."""
-    args = {}
-    for name, value in model.args.items():
-        args[name] = value.copy()
-        if name.endswith("weight") and value.shape[1] > 1:
-            args[name][:, 1::2] = 0
-    return replace(model, args=args)
 
 
 def int8(lines: Sequence[str], **options: object) -> Quantized:

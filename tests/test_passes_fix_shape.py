@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, fc, feeds, op_names, quantized, reasons, run
-from helpers import assert_golden
+from helpers import SATURATES, assert_golden
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -19,6 +19,8 @@ from mxq.passes import fix_shape, with_shapes
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner, write_pair
 from mxq.serde import write_text
+
+pytestmark = pytest.mark.kernels
 
 SHAPE = (8, 6, 6)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -62,7 +64,7 @@ def test_a_head_is_int8_to_the_last_layer():
         "_sg_mkldnn_fully_connected",
     ]  # fmt: skip
     (wanted,), (before,), (after,) = run(model), run(plain), run(made)
-    assert sqnr_db(wanted, after) > sqnr_db(wanted, before) - 1
+    assert sqnr_db(wanted, after) > sqnr_db(wanted, before) - (3 if SATURATES else 1)
 
 
 @pytest.mark.parametrize("shape", ["8x6x6", [8, 6, 6], {"data": (8, 6, 6)}, {"data": "8x6x6"}])

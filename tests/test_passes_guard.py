@@ -11,8 +11,10 @@ from graphs import CHANNELS, CONV1, RELU, assert_same_outputs, bn, build, conv, 
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.ir import Model, Ref
+from mxq.numerics import sqnr_db
 from mxq.passes import guard, pair_channels
 from mxq.passes.pair_channels import weight_codes
+from mxq.passes.partition import partition, with_carried
 from mxq.pipeline import Calibrated, Prepared
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
@@ -22,6 +24,8 @@ from mxq.verify.held import CHANNEL_ORDER
 from mxq.weights.activity import sampled
 from mxq.weights.pairing import conflicts
 from mxq.weights.saturation import at_risk
+
+pytestmark = pytest.mark.kernels
 
 DW = f'kernel="(3, 3)" num_filter="{CHANNELS}" pad="(1, 1)" num_group="{CHANNELS}"'
 CHAIN = (conv("a", "data"), "r = Activation(a) " + RELU, conv("z", "r"), "return z")
@@ -243,19 +247,40 @@ class TestGuard:
         same = weight_codes(found.args["z_weight"]) == weight_codes(weight)
         assert (found.args["z_weight"][same] == weight[same]).all()
 
-    @pytest.mark.parametrize("changed", [{"target": "avx512_vnni"}, {"calib_mode": "none"}])
-    def test_nothing_to_do(self, changed):
+    def test_nothing_to_do(self):
         prepared = planned(*CHAIN)
-        before, trace, model, thresholds, records = self.guarded(prepared, **changed)
+        before, trace, model, thresholds, records = self.guarded(prepared, target="avx512_vnni")
         assert model is prepared.fused
         assert thresholds is before
         assert (records, trace.events) == ({}, [])
 
-    def test_usual_activations_are_left_alone(self):
+    def test_ranges_found_at_run_time_stay(self):
         prepared = planned(*CHAIN)
-        before, _, model, thresholds, records = self.guarded(prepared, given=None)
-        assert (model, thresholds) == (prepared.fused, before)
+        before, _, model, thresholds, records = self.guarded(prepared, given=None, calib_mode="none")
+        assert thresholds is before
+        assert records["z"].remedy in ("none", "pairs")
+        assert (model is prepared.fused) == (records["z"].limited == 0)
+
+    def test_without_samples_they_are_supposed(self):
+        _, _, _, _, records = self.guarded(planned(*CHAIN), given=None)
         assert records["z"].supposed
+
+    def test_a_layer_that_nothing_helps_is_named_for_float(self):
+        """Two inputs that are large together: their weights cannot make up for each other's limits."""
+        model = build(fc("z", "data", 'num_hidden="4"', bias=False), "return z", data=(4, 2))
+        weight = np.array([[1, 0.98], [0.97, 1], [-1, -0.99], [1, -1]], np.float32)
+        prepared = pipeline.plan(replace(model, args={"z_weight": weight}), CONFIG)
+        table = Thresholds({"data": Threshold(Range(-1.0, 1.0), "fixed")})
+        values = np.random.default_rng(0).uniform(-1, 1, (1000, 2, 1)).astype(np.float32)
+        given = (prepared.fused, prepared.plan, table, CONFIG, "avx2")
+        record = guard(*given, samples={"z": values})[2]["z"]
+        assert record.remedy == "float"
+        assert record.noise > 2e-3 > 10 * record.noise_with_vnni
+        prepared = pipeline.plan(replace(model, args={"z_weight": weight * np.float32([1, 0.1])}), CONFIG)
+        given = (prepared.fused, *given[1:])
+        apart = guard(*given, samples={"z": values})[2]["z"]
+        assert apart.remedy in ("none", "pairs")
+        assert apart.noise < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -298,3 +323,85 @@ def test_the_report_says_what_was_done():
         report = pipeline.quantize(made, ranges).report
         assert report.target == target
         assert bool(report.saturation) == (target == "avx2")
+
+
+def twins(rows: int) -> np.ndarray:
+    """Weights (rows, 2) that are large together, as nothing can make up for."""
+    return (np.random.default_rng(0).choice([-1, 1], (rows, 1)) * [1, 0.98]).astype(np.float32)
+
+
+class TestFloat:
+    """Layers that the guard names for float, through the pipeline."""
+
+    lines = (
+        fc("z", "data", 'num_hidden="64"'),
+        "r = Activation(z) " + RELU,
+        fc("c", "r", 'num_hidden="32"'),
+        "rc = Activation(c) " + RELU,
+        fc("d", "rc"),
+        "return d",
+    )
+
+    def made(self, *lines: str, **options) -> tuple[Model, pipeline.Quantized, dict[str, np.ndarray]]:
+        model = build(*lines, data=(72, 2))
+        model = replace(model, args={**model.args, "z_weight": twins(len(model.args["z_weight"]))})
+        data = {"data": np.random.default_rng(1).uniform(-1, 1, (720, 2)).astype(np.float32)}
+        config = QuantConfig(num_calib_examples="100%", **{"target": "avx2", **options})
+        prepared, runner = pipeline.plan(model, config), MxnetRunner()
+        calibrated = pipeline.calibrate(prepared, data["data"], runner, progress=False)
+        return model, pipeline.quantize(prepared, calibrated, runner=runner, data=[data]), data
+
+    @pytest.mark.parametrize("effort", ["fast", "default"])
+    def test_a_poor_layer_stays_in_float_and_the_report_says_why(self, effort):
+        model, found, data = self.made(*self.lines, effort=effort)
+        decision = found.report.plan["r"]
+        assert not decision.int8
+        assert decision.reason.startswith("without VNNI its sums saturate: in int8 it would be at ")
+        assert found.report.plan["d"].int8
+        assert found.report.saturation["r"].remedy == "float"
+        assert found.report.summary["float"] == sum(not d.int8 for d in found.report.plan.decisions)
+        (wanted,), (got,) = (MxnetRunner().compile(m)(data) for m in (model, found.model))
+        assert sqnr_db(wanted, got) > 30
+
+    def test_with_vnni_it_is_int8(self):
+        assert self.made(*self.lines, target="avx512_vnni")[1].report.plan["r"].int8
+
+    def test_unless_int8_is_asked_for(self):
+        _, found, _ = self.made(*self.lines, overrides={"z": {"quantize": True}})
+        assert found.report.plan["r"].int8
+        assert found.report.saturation["r"].remedy == "float"
+
+    def test_codes_that_are_fed_are_read(self):
+        _, found, _ = self.made(*self.lines, input_dtype="int8")
+        assert found.report.plan["r"].int8
+        assert found.report.input.dtype == "int8"
+
+    def test_nothing_but_float_may_be_left(self):
+        model, found, data = self.made(fc("z", "data"), "return z")
+        assert found.report.summary["int8"] == 0
+        (wanted,), (got,) = (MxnetRunner().compile(m)(data) for m in (model, found.model))
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+    def test_the_trace_is_that_of_what_was_made(self):
+        _, found, _ = self.made(*self.lines)
+        assert not [t for t in found.report.trace if t.get("rule") == "float"]
+
+    def test_ranges_of_what_was_carried(self):
+        """The pooling is float once what it reads is, and what it makes is quantized: in the range that it carried."""
+        graph = build(
+            conv("a", "data"),
+            "r = Activation(a) " + RELU,
+            'p = Pooling(r) kernel="(2, 2)" pool_type="avg"',
+            conv("b", "p"),
+            "return b",
+        )
+        prepared = pipeline.plan(graph, CONFIG)
+        thresholds = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False).thresholds
+        plan = partition(prepared.fused, CONFIG, kept={"r": "why not"})
+        assert plan["r"].reason == "why not"
+        assert not plan["p"].int8
+        assert "p" not in thresholds
+        found = with_carried(prepared.fused.graph, plan, thresholds)
+        assert {str(r) for r in plan.observe} <= set(found)
+        assert found.range("p") == thresholds.range("r")
+        assert found["p"].note == "the range of what is carried to it"

@@ -6,8 +6,22 @@ import sys
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, GOLDENS, RELU, bn, build, conv, feeds, op_names, quantized, run
-from helpers import assert_close, assert_golden, exact_sums
+from graphs import (
+    CHANNELS,
+    CONV1,
+    GOLDENS,
+    RELU,
+    bn,
+    build,
+    conv,
+    feeds,
+    numbers,
+    op_names,
+    quantized,
+    run,
+    without_pairs,
+)
+from helpers import SATURATES, TARGETS, assert_close, assert_golden, has_vnni
 
 from mxq import machine, pipeline
 from mxq.ir import Model, Ref
@@ -18,6 +32,8 @@ from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
 from mxq.verify import verify
 from mxq.verify.held import OFFSET
+
+pytestmark = pytest.mark.kernels
 
 NORM = 'eps="1e-05" fix_gamma="False" use_global_stats="True"'
 HEAD = (
@@ -30,6 +46,8 @@ HEAD = (
 )
 """A BatchNorm that no convolution takes in, as in DenseNet."""
 DATA = feeds(data=(4, CHANNELS, 9, 9))
+BAR = 29 if SATURATES else 32
+"""Of a layer's SQNR in dB; where there is no VNNI, weights of convolutions of s8 have even codes alone."""
 
 
 def dense(*tail: str, bias: bool = True) -> Model:
@@ -69,33 +87,34 @@ def test_codes():
     assert node.op == "_contrib_quantized_batch_norm"
     assert float(node.attrs[OFFSET]) == record.offset
     codes, low, high = run(made.model, DATA, tuple(Ref(node.name, i) for i in range(3)))[1:]
-    assert (codes.min(), codes.max()) == (-128, 127)
+    assert codes.min() == -128
+    assert codes.max() == 127 or (SATURATES and codes.max() > 120)  # what is read has weights of even codes there
     (wanted,) = run(pipeline.fuse_float(model), DATA, (model.graph["r"].out,))[1:]
     assert np.all(codes[wanted == 0] <= -126)
     assert_close(low.item(), -high.item(), rtol=1e-6, atol=0)
 
 
-@exact_sums
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_better_than_apart(bias, seed, monkeypatch):
+def test_better_than_apart(bias, seed, target, monkeypatch):
     model = build(*HEAD, conv("c", "r", CONV1, bias=bias), "return c", seed=seed, data=(4, CHANNELS, 9, 9))
-    (wanted,), (better,) = run(model, DATA), run(quantized(model, DATA).model, DATA)
+    (wanted,), (better,) = run(model, DATA), numbers(quantized(model, DATA, target=target).model, target, DATA)
     for module in ("quantize", "partition"):  # the package has a function `partition`, too
         monkeypatch.setattr(sys.modules[f"mxq.passes.{module}"], "rectified", lambda *_: {})
-    made = quantized(model, DATA)
+    made = quantized(model, DATA, target=target)
     assert "_contrib_quantized_act" in op_names(made.model)
-    (worse,) = run(made.model, DATA)
-    assert sqnr_db(wanted, better) > sqnr_db(wanted, worse) + 0.5
+    (worse,) = numbers(made.model, target, DATA)
+    assert sqnr_db(wanted, better) > sqnr_db(wanted, worse) + (0.5 if has_vnni(target) else 0)
 
 
-@exact_sums
 def test_the_exact_form_has_the_same_numbers():
-    made = quantized(dense(), DATA)
-    (codes,), (values,) = run(made.model, DATA), run(exact(made.model), DATA)
+    made = quantized(without_pairs(dense()), DATA)
+    (codes,), (values,) = run(made.model, DATA), run(exact(made.model, halved=SATURATES), DATA)
     step = made.report.tensors["quantized_c"].max / 127.5
-    assert np.abs(codes - values).max() <= 1.01 * step
-    assert np.mean(codes != values) < 0.01
+    off = np.abs(codes - values)
+    assert off.max() <= 2.01 * step  # of codes in between that are halves, or nearly, in float32
+    assert np.mean(off > 0.5 * step) < 0.01
 
 
 def test_halved_weights_have_halved_sums():
@@ -121,9 +140,9 @@ def test_every_target_and_effort(target, effort):
     model = dense()
     made = quantized(model, DATA, target=target, effort=effort)
     assert "_contrib_quantized_act" not in op_names(made.model)
-    if target == machine.VNNI:
-        found = verify(MxnetRunner(), model, made.model, [DATA], layers=True)
-        assert found.outputs[0].sqnr > 30
+    if target in (machine.VNNI, machine.resolve_target(machine.NATIVE, machine.detect())):
+        (wanted,), (found,) = run(model, DATA), numbers(made.model, target, DATA)
+        assert sqnr_db(wanted, found) > (30 if has_vnni(target) else 26)
 
 
 POOLED = {
@@ -132,7 +151,6 @@ POOLED = {
 }
 
 
-@exact_sums
 @pytest.mark.parametrize("kind", POOLED)
 def test_poolings_keep_the_offset(kind):
     model = dense("p = Pooling(r) " + POOLED[kind], conv("c", "p", CONV1), "return c")
@@ -140,16 +158,15 @@ def test_poolings_keep_the_offset(kind):
     assert made.report.tensors["quantized_p"].offset == made.report.tensors["quantized_r"].offset
     found = verify(MxnetRunner(), model, made.model, [DATA], layers=True)
     layers = {layer.name: layer for layer in found.layers}
-    assert min(layers["r"].sqnr, layers["p"].sqnr, layers["c"].sqnr) > 32
+    assert min(layers["r"].sqnr, layers["p"].sqnr, layers["c"].sqnr) > BAR
 
 
-@exact_sums
 @pytest.mark.parametrize("attrs", ['kernel="(3, 3)" num_filter="8"', 'kernel="(3, 3)" num_filter="16" num_group="16"'])
 def test_other_convolutions_without_padding(attrs):
     model = dense(conv("c", "r", attrs), "return c")
     assert is_rectified(model)
     found = verify(MxnetRunner(), model, quantized(model, DATA).model, [DATA], layers=True)
-    assert min(layer.sqnr for layer in found.layers if layer.name in ("r", "c")) > 32
+    assert min(layer.sqnr for layer in found.layers if layer.name in ("r", "c")) > BAR
 
 
 def test_layers_are_compared():

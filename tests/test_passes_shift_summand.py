@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, feeds, quantized, reasons, run
-from helpers import assert_close, assert_golden, exact_sums
+from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, feeds, numbers, quantized, reasons, run
+from helpers import TARGETS, assert_close, assert_golden, has_vnni
 
 from mxq import pipeline
 from mxq.config import QuantConfig
@@ -19,6 +19,8 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
 from mxq.thresholds import Range
+
+pytestmark = pytest.mark.kernels
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """The offset is added and subtracted again in float32."""
@@ -77,9 +79,9 @@ def test_the_offset_is_in_the_biases():
         assert_close(result.args[name], prepared.fused.args[name] + sign * offset, rtol=1e-6, atol=1e-6)
 
 
-@exact_sums
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", range(3))
-def test_int8_gains_over_half_the_range(seed):
+def test_int8_gains_over_half_the_range(seed, target):
     lines = (
         conv("y", "data", CONV1),
         conv("c", "data"),
@@ -90,8 +92,10 @@ def test_int8_gains_over_half_the_range(seed):
     model = build(*lines, seed=seed)
     prepared, thresholds = calibrated(model)
     without, _ = quantize_graph(prepared.fused, prepared.plan, thresholds, prepared.config)
-    (wanted,), (better,), (worse,) = run(model), run(quantized(model).model), run(without)
-    assert sqnr_db(wanted, better) > max(38, sqnr_db(wanted, worse) + 0.5)
+    made = quantized(model, target=target).model
+    (wanted,), (better,), (worse,) = run(model), numbers(made, target), numbers(without, target)
+    gain = 0.5 if has_vnni(target) else 0.2  # of weights with even codes there is more noise that stays
+    assert sqnr_db(wanted, better) > max(38 if has_vnni(target) else 34, sqnr_db(wanted, worse) + gain)
 
 
 def test_the_result_is_u8_in_the_summands_memory():

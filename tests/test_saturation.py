@@ -28,6 +28,8 @@ from mxq.weights.pairing import conflicts, cost_of, matching
 from mxq.weights.remedies import change, coarser, remedy, supposed
 from mxq.weights.saturation import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs
 
+pytestmark = pytest.mark.kernels
+
 SATURATES = machine.detect().saturates
 on_avx2 = pytest.mark.skipif(not SATURATES, reason="sums are exact here; test_in_a_process_held_at_avx2 runs these")
 LAYERS = [(3, 3, 16), (4, 3, 16), (16, 3, 8), (5, 1, 7), (64, 1, 64), (20, 5, 24), (3, 7, 64), (130, 1, 33)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from helpers import assert_close, exact_sums
+from graphs import numbers
+from helpers import TARGETS, assert_close, has_vnni
 from mxnet.contrib import quantization as contrib
 
 from mxq import pipeline
@@ -100,10 +101,15 @@ def prepared(net: Net) -> pipeline.Prepared:
 
 
 @cache
-def int8(net: Net) -> pipeline.Quantized:
-    return pipeline.quantize(
-        prepared(net), pipeline.calibrate(prepared(net), images(net), MxnetRunner(), progress=False)
-    )
+def int8(net: Net, target: str = "native") -> pipeline.Quantized:
+    made = replace(prepared(net), config=replace(prepared(net).config, target=target))
+    return pipeline.quantize(made, pipeline.calibrate(made, images(net), MxnetRunner(), progress=False))
+
+
+def bar(net: Net, target: str = "native") -> float:
+    """The least SQNR in dB of int8; where there is no VNNI, weights of convolutions of s8 have even codes alone."""
+    assert net.bar is not None
+    return net.bar if has_vnni(target) else net.bar - 3
 
 
 def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
@@ -152,11 +158,11 @@ def test_fusing_keeps_the_float_output(net: Net) -> None:
     assert_close(run(prepared(net).fused, net), wanted, rtol=FLOAT_RTOL, atol=FLOAT_ATOL * float(np.abs(wanted).max()))
 
 
-@exact_sums
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("net", RUN, ids=str)
-def test_int8_is_close_to_float(net: Net) -> None:
-    assert net.bar is not None
-    assert sqnr(float_output(net), run(int8(net).model, net)) >= net.bar
+def test_int8_is_close_to_float(net: Net, target: str) -> None:
+    found = numbers(int8(net, target).model, target, {"data": images(net)})[0]
+    assert sqnr(float_output(net), found) >= bar(net, target)
 
 
 @pytest.mark.parametrize("net", RUN, ids=str)
@@ -177,7 +183,6 @@ def test_squeeze_and_excitation_runs_in_static_memory() -> None:
         held(x).wait_to_read()
 
 
-@exact_sums
 @pytest.mark.parametrize("net", RUN[:3], ids=str)
 def test_the_gluon_network_itself(net: Net) -> None:
     """`quantize_net` of the block, and the block afterwards as before."""
@@ -186,8 +191,7 @@ def test_the_gluon_network_itself(net: Net) -> None:
     quantized = mxq.quantize_net(made, images(net), num_calib_examples="100%")
     quantized.hybridize()
     np.testing.assert_array_equal(made(x).asnumpy(), before)
-    assert net.bar is not None
-    assert sqnr(before, quantized(x).asnumpy()) >= net.bar
+    assert sqnr(before, quantized(x).asnumpy()) >= bar(net)
 
 
 def by_contrib(net: Net) -> Model:
@@ -207,7 +211,6 @@ def by_contrib(net: Net) -> Model:
     return from_symbol(*result)
 
 
-@exact_sums
 @pytest.mark.filterwarnings("ignore")  # of contrib
 @pytest.mark.parametrize("net", RUN, ids=str)
 def test_no_further_from_float_than_contrib(net: Net) -> None:

@@ -5,7 +5,8 @@ After:   codes -> dequantize -> _sg_mkldnn_conv(float, weight on its grid) -> qu
 
 Sums of products of codes are integers below 2^24 nearly always, which float32 holds, so only the last rounding can
 differ, by one code. Without VNNI the int8 kernels add products in pairs in 16 bits, where large sums saturate; what
-differs between a network and its exact form on such a CPU is that. It is for looking, not for speed.
+differs between a network and its exact form on such a CPU is that, and the even codes of weights that convolutions of
+s8 have there (``halved`` has them too). It is for looking, not for speed.
 
 Conditions: ranges are calibrated. Operators that only carry codes stay as they are; they are exact on every CPU.
 """
@@ -27,8 +28,12 @@ _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output
 _RANGE = ("min_calib_range", "max_calib_range")
 
 
-def exact(model: Model) -> Model:
+def exact(model: Model, *, halved: bool = False) -> Model:
     """``model`` with its int8 layers in float32 arithmetic.
+
+    Args:
+        model: an int8 network.
+        halved: whether convolutions of s8 have even codes alone, as where there is no VNNI.
 
     Raises:
         QuantizeError: a layer finds its range at run time.
@@ -43,7 +48,8 @@ def exact(model: Model) -> Model:
         for new in _in_float(model.graph, node, spec):
             nodes[new.name] = new
         weight = node.inputs[1].name
-        args[weight] = on_grid(model.args[weight])
+        even = halved and spec.float_op == "Convolution" and dtype_of(model.graph, node.inputs[0]) == "int8"
+        args[weight] = on_grid(model.args[weight], halved=even)
     return model.with_graph(toposort(nodes.values(), model.graph.heads, model.graph.attrs), args)
 
 

@@ -6,12 +6,15 @@ After:   x [0, 6] -> conv (weights 67 and 61), or x [0, 8.5] -> conv, or what wa
 The graph stays. Float weights are written so that the stock kernel reads the limited codes, the largest of each channel
 untouched, since its scale follows from it; a widened range is a threshold like any other, with a note.
 
-Conditions: the layer is int8, dense, and reads u8 (a fully connected one: s8 too). A range is widened only where
-int8 layers alone read the tensor, its calibrated range is what is written, nobody fixed it (as by hand, or because
-pixels are its codes), and no clip ends it: kernels clip by it.
+Conditions: the layer is int8, dense, and reads u8 (a fully connected one: s8 too). A weight is changed where it is its
+layer's alone. A range is widened only where int8 layers alone read the tensor, its calibrated range is what is written,
+nobody fixed it (as by hand, or because pixels are its codes), and no clip ends it: kernels clip by it.
 Formula: `mxq.weights.remedies.remedy` for each layer; for a tensor, the factor of the least cost over all layers that
 read it, each in shares of its output's energy. Activations are those of calibration data where there are any
 (``samples``), else what is usual (`remedies.supposed`).
+
+A layer that is left with much more noise than it would have with VNNI (`DECENT`), as one of few inputs may be, is
+named for float.
 
 Data-free, this is no guarantee: pairs are judged by what activations usually are, since limiting every pair for the
 worst that can be costs more than saturation does (see `mxq.weights.remedies`). `pair_channels`, before it, is free.
@@ -36,50 +39,87 @@ from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
-from mxq.weights.activity import PLACES
-from mxq.weights.remedies import FACTORS, Remedy, coarser, limited, remedy, supposed
-from mxq.weights.saturation import Kernel, kernel_of, lost
+from mxq.weights.limits import FEW, MARGIN
+from mxq.weights.remedies import Remedy, factors, limited, remedy, supposed, widened
+from mxq.weights.saturation import Kernel, kernel_of, summed
 
-NAME = "guard"
+NAME, FLOAT = "guard", "float"
 _TINY = 1e-30
-MARGIN = 1.25
-"""Where samples are few, as behind a global pooling, other data may have values so many times as large: with the
-samples as they are, a CIFAR ResNet-56 loses 1 dB in its last layer."""
+DECENT = 2e-3
+"""What saturation, or what is done about it, may add to a layer's noise, in shares of its output's energy (27 dB); a
+layer of more is better off in float, provided that its noise was less than half of that with VNNI."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer whose sums may saturate.
+    """A layer whose kernel adds otherwise than with VNNI.
 
     Attributes:
         node: of the fused float graph.
         data: what it reads there.
         kernel: what its kernel does.
-        codes: (O, I, ...) int8, of its weight.
-        samples: (n, I, K) or, supposed, (n, I): activation codes.
+        weight: (O, I, ...) float32, as it was before it was rounded for its outputs.
+        codes: (O, I, ...) int8, of its weight as it is.
+        values: (n, I, K) or, supposed, (n, I) float32: what it multiplies, in activation codes, not rounded.
+        dtype: of these codes.
         step: (O,), of its weight.
-        energy: mean square of its sums over ``samples``, in units of a `Remedy`'s cost.
-        supposed: whether ``samples`` are.
+        own: whether its weight is its alone.
+        supposed: whether ``values`` are.
     """
 
     node: Node
     data: Ref
     kernel: Kernel
+    weight: Array
     codes: Array
-    samples: Array
+    values: Array
+    dtype: str
     step: Array
-    energy: float
+    own: bool
     supposed: bool
+
+    @cached_property
+    def samples(self) -> Array:
+        """Activation codes, those of few samples a little larger."""
+        few = not self.supposed and len(self.values) < FEW
+        return numerics.quantize(self.values * (MARGIN if few else 1.0), 1.0, self.dtype).astype(np.float32)
+
+    @cached_property
+    def energy(self) -> float:
+        """Mean square of its sums, in units of a `Remedy`'s cost."""
+        flat = self.codes.reshape(*self.codes.shape[:2], -1).astype(np.float32)
+        second = np.square(self.samples, dtype=np.float64).mean(axis=0).reshape(flat.shape[1], -1)
+        found = np.einsum("oik,ik,o->", np.square(flat), np.broadcast_to(second, flat.shape[1:]), self.step**2)
+        return max(float(found), _TINY)
+
+    def at(self, factor: float) -> Remedy:
+        """What serves this layer where its input's range is wider by ``factor``, at least 1."""
+        if factor == 1:
+            return self.remedy
+        return widened(self.codes, self.samples, factor, self.step, kernel=self.kernel, limit=self.own)
 
     @cached_property
     def remedy(self) -> Remedy:
         """What serves this layer alone."""
-        return remedy(self.codes, self.samples, self.step, kernel=self.kernel, widen=False)
+        return remedy(self.codes, self.samples, self.step, kernel=self.kernel, widen=False, limit=self.own)
 
-    def widened(self, factor: float) -> float:
-        """What is lost, and the noise added, with a range so much wider."""
-        noise = lost(self.codes, self.samples, factor, self.kernel) + coarser(self.codes, factor)
-        return float(noise @ self.step**2)
+    def noise(self, codes: Array, factor: float) -> tuple[float, float]:
+        """What ``codes`` and a range wider by ``factor`` leave of noise, and what there would be with VNNI.
+
+        Both in shares of the output's energy, and without what a bias takes; (0, 0) where nothing tells how values at
+        different kernel positions go together.
+        """
+        if self.values.ndim < 3 and codes[0, 0].size > 1:
+            return 0.0, 0.0
+        values = self.values.reshape(*self.values.shape[:2], -1)
+        wanted = values.reshape(len(values), -1).astype(np.float64) @ self.weight.reshape(len(self.weight), -1).T
+        narrow, wide = (numerics.quantize(values / f, 1.0, self.dtype) for f in (1.0, factor))
+        best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / numerics.SPAN["int8"]
+        made = summed(codes, wide, self.kernel) * (self.step * factor)
+        ideal = summed(weight_codes(self.weight), narrow, "exact") * best
+        energy = max(float(wanted.var(axis=0).sum()), _TINY)
+        found, with_vnni = (float((m - wanted).var(axis=0).sum()) / energy for m in (made, ideal))
+        return found, with_vnni
 
 
 def guard(
@@ -90,6 +130,7 @@ def guard(
     target: str,
     trace: Trace | None = None,
     samples: Mapping[str, Array] | None = None,
+    before: Model | None = None,
 ) -> tuple[Model, Thresholds, dict[str, SaturationRecord]]:
     """Applies the cheapest remedy to every layer.
 
@@ -97,34 +138,53 @@ def guard(
         model: fused, float, as it goes to `quantize_graph`.
         plan: says which layers are int8.
         thresholds: a range for every tensor in ``plan.observe``.
-        config: types of activations; nothing is done without calibrated ranges (``calib_mode="none"``).
+        config: types of activations.
         target: of `mxq.machine.TARGETS`; with VNNI nothing is done.
         trace: receives the layers that changed.
         samples: of layers of ``model``, by name, from `mxq.weights.activity`.
+        before: ``model`` with weights as they were before they were rounded for their outputs.
 
     Returns:
         The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
+        The remedy is "float" where none of the others leaves a decent layer (`DECENT`): that is the caller's to do.
     """
-    if target == VNNI or config.calib_mode == NONE:
+    if target == VNNI:
         return model, thresholds, {}
-    layers = list(_layers(model, plan, thresholds, config, samples or {}))
-    factors = _factors(model, plan, thresholds, layers)
+    layers = list(_layers(model, before or model, plan, thresholds, config, samples or {}))
+    wider = {} if config.calib_mode == NONE else _factors(model, plan, thresholds, layers)
     args, table, records = dict[str, Array](), dict(thresholds), dict[str, SaturationRecord]()
-    for ref, factor in factors.items():
+    for ref, factor in wider.items():
         found = table[str(ref)]
         note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
         table[str(ref)] = found.ranged(found.range.times(factor), note)
     for layer in layers:
-        factor = factors.get(_ranged(model, plan, layer.data), 1.0)
-        chosen = layer.remedy
-        kind, changed = "range" if factor > 1 else chosen.kind, 0
-        if kind == "pairs":
-            args[layer.node.inputs[1].name], changed = _limited(layer, model, chosen)
-        records[layer.node.name] = SaturationRecord(layer.kernel, kind, chosen.pairs, changed, factor, layer.supposed)
-        if trace is not None and kind != "none":
-            trace.events.append(Event(NAME, kind, layer.node.name))
-    same = Thresholds(table) if factors else thresholds
+        record, weight = _guarded(layer, model, wider.get(_ranged(model, plan, layer.data), 1.0))
+        if layer.kernel == "halved" and record.remedy != FLOAT:
+            continue
+        args |= {layer.node.inputs[1].name: weight} if record.limited else {}
+        records[layer.node.name] = record
+        if trace is not None and record.remedy != "none":
+            trace.events.append(Event(NAME, record.remedy, layer.node.name))
+    same = Thresholds(table) if wider else thresholds
     return (model.with_graph(model.graph, args) if args else model), same, records
+
+
+def _guarded(layer: _Layer, model: Model, factor: float) -> tuple[SaturationRecord, Array]:
+    """What is done about a layer whose input's range is widened by ``factor``, and its float weight then."""
+    chosen, weight = layer.at(factor), model.args[layer.node.inputs[1].name]
+    codes = limited(layer.codes, layer.samples, chosen, layer.kernel)
+    changed = codes != layer.codes
+    step = layer.step.reshape(-1, *[1] * (weight.ndim - 1))
+    noise, with_vnni = layer.noise(codes, factor)
+    kind = FLOAT if _is_poor(noise, with_vnni) else chosen.kind
+    pairs, count = layer.remedy.pairs, int(changed.sum())
+    record = SaturationRecord(layer.kernel, kind, pairs, count, factor, layer.supposed, noise, with_vnni)
+    return record, np.where(changed, codes * step, weight).astype(np.float32)
+
+
+def _is_poor(noise: float, with_vnni: float) -> bool:
+    """Whether a layer with so much noise, in shares of its output's energy, is better off in float."""
+    return noise - with_vnni > DECENT and noise > 2 * with_vnni
 
 
 def kernels(
@@ -143,33 +203,38 @@ def kernels(
 
 
 def _layers(
-    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, samples: Mapping[str, Array]
+    model: Model,
+    before: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    samples: Mapping[str, Array],
 ) -> Iterable[_Layer]:
-    """The int8 layers whose kernels saturate."""
+    """The int8 layers whose kernels saturate and, where there are samples, those that halve weights."""
     for name, (kernel, record) in kernels(model, plan, thresholds, config).items():
-        node = model.graph[name]
-        if kernel in ("pairs", "shifted") and len(model.graph.consumers[node.inputs[1].name]) == 1:
-            yield _layer(model, node, kernel, record, samples.get(name))
+        if kernel in ("pairs", "shifted") or (kernel == "halved" and name in samples):
+            yield _layer(model, before, model.graph[name], kernel, record, samples.get(name))
 
 
-def _layer(model: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None) -> _Layer:
-    weight = model.args[node.inputs[1].name]
-    codes = weight_codes(weight)
+def _layer(
+    model: Model, before: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None
+) -> _Layer:
+    name = node.inputs[1].name
+    weight = model.args[name]
     if values is None:
-        given = supposed(weight.shape[1], bounded=_ends_at_clip(model, node.inputs[0], record))
-        if kernel == "shifted":  # s8: of both signs
-            given *= np.where(np.arange(len(given)) % 2, 0.5, -0.5)[:, None]
-        assumed = True
+        bounded = _ends_at_clip(model, node.inputs[0], record)
+        given = supposed(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
     else:
         size = max(abs(record.min or 0.0), abs(record.max or 0.0))
-        grown = values * (MARGIN if len(values) < PLACES else 1.0)
-        given = numerics.quantize(grown, numerics.scale(size, record.dtype), record.dtype).astype(np.float32)
-        assumed = False
+        given = (values + np.float32(record.offset)) * numerics.scale(size, record.dtype)
     step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / numerics.SPAN["int8"]
-    flat = codes.reshape(*codes.shape[:2], -1).astype(np.float32)
-    second = np.square(given, dtype=np.float64).mean(axis=0).reshape(flat.shape[1], -1)
-    energy = float(np.einsum("oik,ik,o->", np.square(flat), np.broadcast_to(second, flat.shape[1:]), step**2))
-    return _Layer(node, node.inputs[0], kernel, codes, given, step, max(energy, _TINY), assumed)
+    codes = weight_codes(weight)
+    if kernel == "halved":
+        rows = weight / np.where(step > 0, step, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+        codes = (2 * np.rint(rows / 2)).astype(np.int16)
+    own = len(model.graph.consumers[name]) == 1
+    first, dtype = before.args[name], record.dtype
+    return _Layer(node, node.inputs[0], kernel, first, codes, given, dtype, step, own, values is None)
 
 
 def _ends_at_clip(model: Model, ref: Ref, record: TensorRecord) -> bool:
@@ -193,10 +258,10 @@ def _factors(model: Model, plan: Plan, thresholds: Thresholds, layers: list[_Lay
         least = sum(k.cost / layer.energy for k, layer in zip(kinds, readers, strict=True))
         if least == 0 or not (_alone(model, read, readers) and _widens(model, plan, thresholds, ref)):
             continue
-        for factor in FACTORS:
+        for factor in max((factors(layer.kernel) for layer in readers), key=len):
             if _bound(model, ref) < thresholds.range(str(ref)).max * factor:
                 break
-            cost = sum(layer.widened(factor) / layer.energy for layer in readers)
+            cost = sum(layer.at(factor).cost / layer.energy for layer in readers)
             if cost < least:
                 least, found[ref] = cost, factor
     return found
@@ -228,12 +293,3 @@ def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref) -> bool:
     """Whether the range of ``ref`` may be another."""
     free = str(ref) in thresholds and thresholds[str(ref)].observer != "fixed"
     return free and _has_range(model, plan, ref) and ref not in model.graph.heads
-
-
-def _limited(layer: _Layer, model: Model, chosen: Remedy) -> tuple[Array, int]:
-    """The float weight that the kernel reads as limited codes, and how many of them changed."""
-    weight = model.args[layer.node.inputs[1].name]
-    codes = limited(layer.codes, layer.samples, chosen, layer.kernel)
-    changed = codes != layer.codes
-    step = layer.step.reshape(-1, *[1] * (weight.ndim - 1))
-    return np.where(changed, codes * step, weight).astype(np.float32), int(changed.sum())

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
@@ -23,6 +24,7 @@ from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
 from mxq.plan import Decision, Plan
 from mxq.rewrite import Trace
+from mxq.thresholds import Range, Thresholds
 
 NONE = "none"
 """The ``calib_mode`` in which ranges are found at run time."""
@@ -34,6 +36,7 @@ def partition(
     backend: BackendSpec = MXNET_191,
     trace: Trace | None = None,
     source: Graph | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decides for every operator of a fused float ``model``.
 
@@ -43,13 +46,15 @@ def partition(
         backend: what has int8 kernels.
         trace: why operators were not fused.
         source: the graph as it was given: a pattern of ``exclude_layers`` may match there alone, what is gone since.
+        kept: names of nodes that are to stay in float, unless the user asks for int8 -> why.
 
     Raises:
         ConfigError: a pattern of ``include_layers``, ``exclude_layers`` or ``overrides`` matches no node; the message
             names close ones. What else matches none is in `unmatched`.
     """
     graph = model.graph
-    chosen, choices = _choices(graph, config, source), LayerChoices.of(graph, config)
+    choices = LayerChoices.of(graph, config)
+    chosen = {n: why for n, why in (kept or {}).items() if not choices.asks_int8(n)} | _choices(graph, config, source)
     reasons: dict[str, str] = {}
     specs: dict[str, OpSpec] = {}
     for node in graph.operators:
@@ -303,6 +308,23 @@ def _computes(specs: Mapping[str, OpSpec], name: str) -> bool:
 def _why_int8(spec: OpSpec, asked_by: str) -> str:
     why = "int8 kernel" if spec.role == "compute" else "carries int8 between int8 layers"
     return f"{why}, asked for by {asked_by}" if asked_by else why
+
+
+def with_carried(graph: Graph, plan: Plan, thresholds: Thresholds) -> Thresholds:
+    """``thresholds`` with ranges of what a plan observes that was not: that of all that operators carry to it."""
+    found = dict(thresholds)
+    for ref in plan.observe:
+        if str(ref) not in found:
+            spans = [thresholds[str(r)] for r in _carried(graph, ref, thresholds)]
+            whole = reduce(Range.union, (t.range for t in spans))
+            found[str(ref)] = replace(spans[0], range=whole, observed=None, note="the range of what is carried to it")
+    return Thresholds(found)
+
+
+def _carried(graph: Graph, ref: Ref, thresholds: Thresholds) -> Iterable[Ref]:
+    """The nearest tensors before ``ref`` that have ranges."""
+    for source in graph[ref.name].inputs:
+        yield from (source,) if str(source) in thresholds else _carried(graph, source, thresholds)
 
 
 def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[str]) -> Iterable[Ref]:

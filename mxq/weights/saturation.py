@@ -148,6 +148,25 @@ def _room(bound: Array, other: Array, top: Array, side: int, sizes: Array) -> Ar
     return np.asarray(np.clip(left, 0, sizes[:, side]))
 
 
+def summed(codes: Array, samples: Array, kernel: Kernel) -> Array:
+    """What a kernel makes of activation codes: each sum of products, less any shift.
+
+    Args:
+        codes: (O, I, ...) integers in -128..127, even ones where the kernel halves them.
+        samples: (n, I, K), activation codes, integers.
+        kernel: see the module.
+
+    Returns:
+        (n, O) float64, exact.
+    """
+    data = samples.reshape(*samples.shape[:2], -1).astype(np.float64)
+    found: Array = data.reshape(len(data), -1) @ codes.reshape(len(codes), -1).T.astype(np.float64)
+    if kernel in ("pairs", "shifted"):
+        both, given = pairs(codes), pairs((data + (SHIFT if kernel == "shifted" else 0)).astype(np.float32))
+        found -= _gone(both, given, _risky(both, given, 1.0), 1.0).T
+    return found
+
+
 def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pairs") -> Array:
     """The mean square of what saturation takes from each output.
 
@@ -166,9 +185,7 @@ def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pa
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float32)
     offset = np.float32(SHIFT * factor if kernel == "shifted" else 0)
     both, given = pairs(codes), pairs(data + offset)
-    reach = given.max(axis=0)  # (P, 2, 1 or K)
-    above, below = _reached(both, reach)
-    risky = (above > factor * TOP) | (below < factor * BOTTOM)
+    risky = _risky(both, given, factor)
     if data.shape[2] > 1:
         return _square(both, given, risky, factor)
     total = np.zeros(len(codes))
@@ -179,6 +196,12 @@ def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pa
 
 def _square(both: Array, given: Array, risky: Array, factor: float) -> Array:
     """The mean square of what the ``risky`` pairs lose together in each output: (O,)."""
+    sums = _gone(both, given, risky, factor)
+    return np.asarray(np.einsum("on,on->o", sums, sums, dtype=np.float64) / max(len(given), 1))
+
+
+def _gone(both: Array, given: Array, risky: Array, factor: float) -> Array:
+    """What the ``risky`` pairs lose together in each output: (O, n) float32."""
     sums = np.zeros((len(both), len(given)), np.float32)
     for channel, pair, place in _chunks(risky, max(1, _CHUNK // len(given))):
         weight = both[channel, pair, :, place].astype(np.float32)
@@ -187,7 +210,14 @@ def _square(both: Array, given: Array, risky: Array, factor: float) -> Array:
         gone = total - np.clip(total, np.float32(factor * BOTTOM), np.float32(factor * TOP))
         starts = np.flatnonzero(np.diff(channel, prepend=-1))
         sums[channel[starts]] += np.add.reduceat(gone, starts, axis=0)
-    return np.asarray(np.einsum("on,on->o", sums, sums, dtype=np.float64) / max(len(given), 1))
+    return sums
+
+
+def _risky(both: Array, given: Array, factor: float) -> Array:
+    """Which pairs can be beyond 16 bits on these samples: (O, P, K) bool."""
+    above, below = _reached(both, given.max(axis=0))
+    found: Array = (above > factor * TOP) | (below < factor * BOTTOM)
+    return found
 
 
 def _reached(both: Array, top: Array) -> tuple[Array, Array]:

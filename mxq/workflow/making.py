@@ -107,7 +107,7 @@ class Opened:
 
         Args:
             net, given, config, epoch, logger: as of `quantize`.
-            again: whether the data will be read more than once; if the methods of ``config`` do so where None.
+            again: whether the data will be read more than once; where None, if ``config`` asks for it.
             planned: what becomes of the plan.
         """
         model = runtime.load_model(net, epoch)
@@ -116,7 +116,7 @@ class Opened:
         config = _with_preparation(config, preparation, data)
         prepared = planned(_planned(model, config, logger))
         inputs, budget = prepared.fused.inputs, config.budget
-        repeatedly = config.methods.need_data if again is None else again
+        repeatedly = pipeline.looks_again(config) if again is None else again
         reader = tuning.repeatable if repeatedly or isinstance(data, Partitions) else feeds
         batches = None if data is None else reader(data, inputs, budget, batch_size=given.batch_size)
         where = given.data if isinstance(given.data, str | Path) else None
