@@ -16,7 +16,7 @@ from functools import cached_property, reduce
 from typing import Any
 
 from mxq import machine, observers
-from mxq.backends import MXNET_191, RUN_TIME
+from mxq.backends import MXNET_191, RUN_TIME, BackendSpec
 from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
@@ -153,10 +153,14 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
         if runner is None:
             raise ValueError("input_shape needs a runner")
         prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
-    fuse, backend = (FUSE_RUN_TIME, RUN_TIME) if config.calib_mode == NONE else (FUSE_INT8, MXNET_191)
+    fuse = FUSE_RUN_TIME if config.calib_mode == NONE else FUSE_INT8
     fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
-    decided = partition(fused, config, backend, trace, source=model.graph)
+    decided = partition(fused, config, _backend(config), trace, source=model.graph)
     return Prepared(model, fused, decided, config, trace, (*unmatched(fused.graph, config), *_nothing_int8(decided)))
+
+
+def _backend(config: QuantConfig) -> BackendSpec:
+    return RUN_TIME if config.calib_mode == NONE else MXNET_191
 
 
 def _nothing_int8(decided: Plan) -> tuple[str, ...]:
@@ -432,13 +436,15 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     before, kept, records = len(events), dict[str, str](), dict[str, SaturationRecord]()
     built = _chosen(prepared, calibrated, looked)
     while found := _left_in_float(prepared, built):
-        plan = partition(prepared.fused, prepared.config, kept=kept | found)
         kept, records = kept | found, records | {n: r for n, r in built.saturation.items() if r.remedy == TO_FLOAT}
         del events[before:]
+        backend, source = _backend(prepared.config), prepared.source.graph
+        plan = partition(prepared.fused, prepared.config, backend, source=source, kept=kept)
         prepared = replace(prepared, plan=plan)
         thresholds = with_carried(prepared.fused.graph, plan, calibrated.thresholds)
         built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
-    return replace(built, saturation={**records, **built.saturation})
+    nothing = _nothing_int8(built.plan) if kept else ()
+    return replace(built, saturation={**records, **built.saturation}, warnings=(*built.warnings, *nothing))
 
 
 def _left_in_float(prepared: Prepared, built: _Built) -> dict[str, str]:
