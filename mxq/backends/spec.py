@@ -110,6 +110,10 @@ class OpSpec:
         exact: attribute -> values for which a carry op gives fewer values, and exactly those of float ("" where it
             is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float; after
             it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
+        takes: the types of its data inputs; empty where any will do.
+        float_output: the kernel writes float itself where that is asked for (``enable_float_output``).
+        kept: attributes of the operator that the subgraph op repeats.
+        full_only: why mode "smart" leaves it in float; empty where it does not.
         with_sum: an elemwise_add may be fused before the post-op, or after one that may come before a sum.
         post_ops: what may be fused after.
     """
@@ -124,6 +128,10 @@ class OpSpec:
     calibrated: bool = False
     s8_only: bool = False
     exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+    float_output: bool = False
+    kept: tuple[str, ...] = ()
+    full_only: str = ""
     with_sum: bool = False
     post_ops: tuple[PostOp, ...] = ()
 

@@ -1,7 +1,8 @@
 """Operators that carry graphs of their own: the fused ones of oneDNN, and loops and conditions.
 
 Their parsers read the subgraph without a look at whether it is one of theirs, so MXNet is not asked; what is said here
-follows ``src/operator/subgraph/mkldnn/mkldnn_{conv,fc}.cc`` and ``src/operator/control_flow.cc`` of MXNet 1.9.1.
+follows ``mkldnn_{conv,fc,transformer}.cc`` of ``src/operator/subgraph/mkldnn``, and ``src/operator/control_flow.cc``,
+in MXNet 1.9.1.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ def _of_fc(node: Node, variables: int) -> Ports:
     return Ports(("",) * (variables + ranges), 1 if node.flag("enable_float_output") else 3)
 
 
+def _of_attention(node: Node, variables: int) -> Ports:
+    if not node.flag("quantized"):
+        return Ports(("",) * variables, 1)
+    return Ports(("",) * (3 * variables), 1 if node.flag("enable_float_output") else 3)
+
+
 _FUSED: Final[Mapping[str, Fused]] = MappingProxyType(
     {
         "_sg_mkldnn_conv": Fused(
@@ -58,6 +65,8 @@ _FUSED: Final[Mapping[str, Fused]] = MappingProxyType(
             (((*_ACTIVATIONS, "square", "sqrt", "exp", "abs"), ("with_eltwise", "with_relu")),),
             _of_fc,
         ),
+        "_sg_mkldnn_selfatt_qk": Fused("_contrib_interleaved_matmul_selfatt_qk", (), _of_attention),
+        "_sg_mkldnn_selfatt_valatt": Fused("_contrib_interleaved_matmul_selfatt_valatt", (), _of_attention),
     }
 )
 

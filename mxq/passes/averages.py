@@ -94,7 +94,7 @@ def averaging(
     said = {key: value for key, value in pool.attrs.items() if key.startswith("__")} | standing_for(pool)
     said[ROUTE] = "; ".join(filter(None, (said.get(ROUTE), WHY)))
     ones, conv, args = as_depthwise(pool, graph.unused(f"{pool.name}_window"), channels, {**window, **said})
-    if not _never_negative(graph, x):
+    if not never_negative(graph, x):
         return (ones, conv), args
     conv = replace(conv, name=graph.unused(f"{pool.name}_average"), label="")
     return (ones, conv, replace(pool, op="Activation", attrs=_RELU | said, inputs=(conv.out,))), args
@@ -120,14 +120,16 @@ def as_depthwise(
     return Node(ones, VARIABLE), conv, {ones: value}
 
 
-def _never_negative(graph: Graph, ref: Ref) -> bool:
+def never_negative(graph: Graph, ref: Ref) -> bool:
     """Whether the graph shows that no value of ``ref`` is below zero."""
     node = graph[ref.name]
     if node.op == "Activation":
         return node.attrs.get("act_type") in ("relu", "sigmoid", "softrelu")
     if node.op == "clip":
         return node.number("a_min", -1.0) >= 0
-    return node.op in _KEEP_SIGN and all(_never_negative(graph, r) for r in node.inputs)
+    if node.op == "softmax":
+        return True
+    return node.op in _KEEP_SIGN and all(never_negative(graph, r) for r in node.inputs)
 
 
 def _run(model: Model, trace: Trace) -> Model:

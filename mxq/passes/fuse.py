@@ -7,6 +7,9 @@ After:   x, y -> _sg_mkldnn_conv{the same nodes as a subgraph} -> z
 Before:  x -> FullyConnected [-> Activation | LeakyReLU | clip | abs] -> z
 After:   x -> _sg_mkldnn_fully_connected{...} -> z
 
+Before:  x -> _contrib_interleaved_matmul_selfatt_qk | _contrib_interleaved_matmul_selfatt_valatt -> z
+After:   x -> _sg_mkldnn_selfatt_qk | _sg_mkldnn_selfatt_valatt -> z
+
 Conditions: results inside are read by nothing else; the convolution has 2 or 3 spatial axes in NCHW; the
 post-op is one the kernel computes right (rows of `mxq.backends.onednn`, which differ for float and int8).
 The fused node takes the name of its last member, so readers and thresholds keep the tensor's name, and the sum
@@ -90,7 +93,8 @@ def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
         after = "with_postsum_act" if "sum" in match.nodes else "with_act"
         flags = {"early": "with_act", "sum": "with_sum", "act": after}
         return {flag: "true" for member, flag in flags.items() if member in match.nodes}
-    return {"with_eltwise": "True"} if "act" in match.nodes else {}
+    kept = {attr: match["layer"].attrs[attr] for attr in spec.kept if attr in match["layer"].attrs}
+    return {"with_eltwise": "True", **kept} if "act" in match.nodes else kept
 
 
 def _subgraph(match: Match) -> tuple[tuple[Ref, ...], Graph]:

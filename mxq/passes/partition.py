@@ -19,6 +19,7 @@ from mxq.errors import ConfigError
 from mxq.ir import ROUTE, Graph, Model, Node, Ref
 from mxq.passes import run_time
 from mxq.passes.averages import WHY as AVERAGE
+from mxq.passes.averages import never_negative
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
@@ -110,13 +111,13 @@ def data_inputs(node: Node, spec: OpSpec) -> tuple[int, ...]:
 
 
 def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Collection[str]) -> bool:
-    """Whether an int8 fully connected layer writes float itself (``enable_float_output``): where float is read.
+    """Whether an int8 operator writes float itself (``enable_float_output``): where it can and float is read.
 
     Its int8 readers, if there are any as well, read that quantized. The other way round, int8 and a dequantize node for
     the float readers, MXNet's ``get_backend_symbol`` does not survive: it takes such a pair for three nodes
     (``SelectOutput`` in ``mkldnn_fc_post_quantize_property.h`` falls through from one case to the next).
     """
-    if spec.float_op != "FullyConnected":
+    if not spec.float_output:
         return False
     return node.name in graph.head_names or any(c.name not in quantized for c in graph.consumers[node.name])
 
@@ -236,7 +237,17 @@ def _refusal(
         return broken
     if spec.role == "compute" and model.param(node.inputs[1].name) is None:
         return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
-    return run_time.refusal(model, node) if config.calib_mode == NONE and spec.role == "compute" else ""
+    if config.calib_mode == NONE and spec.role == "compute":
+        return run_time.refusal(model, node)
+    return _sign_refusal(model.graph, node, spec) or (spec.full_only if config.quantize_mode == "smart" else "")
+
+
+def _sign_refusal(graph: Graph, node: Node, spec: OpSpec) -> str:
+    """Why an input of ``node`` cannot be of the type that the kernel takes."""
+    for place, dtype in zip(spec.data_inputs, spec.takes, strict=False):
+        if dtype == "uint8" and not never_negative(graph, node.inputs[place]):
+            return f"the int8 kernel takes {str(node.inputs[place])!r} as uint8; nothing shows that it is never below 0"
+    return ""
 
 
 def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:
@@ -343,7 +354,7 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[
         for i in data_inputs(node, spec):
             if node.inputs[i].name not in quantized:
                 found[node.inputs[i]] = None
-        if spec.calibrated and (spec.float_op != "FullyConnected" or _read_as_int8(graph, node, quantized)):
+        if spec.calibrated and (not spec.float_output or _read_as_int8(graph, node, quantized)):
             found[node.out] = None
         if node.name in merged:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None

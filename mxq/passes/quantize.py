@@ -220,7 +220,8 @@ class _Builder:
         spec = self.backend.find(node.op)
         if spec is None:
             raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
-        tensors = {i: self.as_int8(node.inputs[i]) for i in data_inputs(node, spec)}
+        types = dict(zip(spec.data_inputs, spec.takes, strict=False))
+        tensors = {i: self.as_int8(node.inputs[i], types.get(i, "")) for i in data_inputs(node, spec)}
         dtype = self._output_dtype(node, spec, tensors)
         if spec.s8_only and tensors[0].dtype == UINT8:
             self.coded[node.out] = tensors[0]
