@@ -433,8 +433,8 @@ class TestJournal:
         [
             ("{}\n", "no journal of mxq"),
             ("[1]\n", "no journal of mxq"),
-            ("PK\n", "line 1 is no JSON"),
-            ('{"format": "mxq-journal/1"}\n{"x": \n{"x": 1}\n', "line 2 is no JSON"),
+            ("PK\n", "line 1 is not JSON"),
+            ('{"format": "mxq-journal/1"}\n{"x": \n{"x": 1}\n', "line 2 is not JSON"),
         ],
     )
     def test_other_files_are_refused(self, text: str, says: str, tmp_path: Path) -> None:

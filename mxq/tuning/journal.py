@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from mxq.errors import ConfigError, FormatError, StorageError
 from mxq.files import regular, write_text
+from mxq.formats.documents import parse_json
 
 FORMAT: Final = "mxq-journal/1"
 
@@ -92,7 +93,7 @@ class Journal:
         for number, entry in enumerate(self.entries, start=2):
             try:
                 found.append(parse(entry))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
                 why = f"{type(error).__name__}: {error}"
                 raise FormatError(
                     f"{self.path}, line {number} is damaged ({why}); delete the file to begin anew"
@@ -129,9 +130,9 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 def _parsed(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
-        raise FormatError(f"{path}, line {number} is no JSON; delete the file to begin anew") from None
+        return parse_json(line, f"{path}, line {number}")
+    except FormatError as error:
+        raise FormatError(f"{error}; delete the file to begin anew") from None
 
 
 def _check(path: Path, found: Any, wanted: Any) -> None:

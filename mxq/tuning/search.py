@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from mxq.config import QuantConfig
+from mxq.formats.documents import converted
 from mxq.tuning.layers import with_floats
 
 CALIBRATORS, METHODS, LAYERS = "calibrators", "methods", "layers"
@@ -56,10 +57,6 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         return {"calib_mode": self.calib_mode, "method": asdict(self.method), "floats": list(self.floats)}
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Settings:
-        return Settings(data["calib_mode"], Method(**data["method"]), tuple(data["floats"]))
-
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -92,7 +89,7 @@ class Trial:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Trial:
         again = data.get("again", data.get("state") == FAILED)  # older journals do not say whose fault it was
-        return Trial(**{**data, "settings": Settings.from_json(data["settings"]), "again": again})
+        return converted({**data, "again": again}, Trial, "a trial")
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ def _measured(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Measured]
     """An entry of a journal: which measurement it is, and what was found."""
     problem, numbers = str(entry["problem"]), numbers_of(dict(entry["numbers"]) if entry["numbers"] else None)
     again = bool(entry.get("again", problem))  # older journals do not say whose fault it was
-    return (entry["label"], entry["mode"], entry["layer"]), Measured(numbers, problem, again)
+    return (str(entry["label"]), str(entry["mode"]), str(entry["layer"])), Measured(numbers, problem, again)
 
 
 def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: bool = True) -> Sensitivity:

@@ -30,6 +30,9 @@ from mxq.images import Preprocess, open_source, read_picture, read_preprocess
 from mxq.report import record
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
+from mxq.tuning.driver import seconds_in, trials_in
+from mxq.tuning.journal import Journal
+from mxq.tuning.sensitivity import _measured
 
 QUIET = {"effort": "fast"}
 
@@ -86,6 +89,8 @@ def _formats(seeds: Path) -> Iterator[Format]:
     yield Format("ranges", 2, ranges, _tree(mutated), _into("ranges.json"), _ranges(seeds, data))
     records = tuple((n, json.loads((seeds / f"{n}-mxq.json").read_bytes())) for n in ("plain-int8", "residual-int8"))
     yield Format("record", 2, records, _second(_tree(mutated)), _record(seeds), _read_record)
+    journals = tuple(map(_entries, sorted((seeds / "work").glob("*.jsonl"))))
+    yield Format("journal", 1, journals, _second(_journal_mutated), _write_journal, _journal)
     yield Format("recipe", 2, RECIPES, _recipe_mutated, _into("recipe.yml"), _recipe(seeds))
     encoded = tuple((p.suffix, p.read_bytes()) for p in sorted((seeds / "pictures").iterdir()))
     yield Format("picture", 2, encoded, _second(bytes_mutated), _picture, _pictures)
@@ -229,6 +234,33 @@ def _statistics_mutated(document: Any, rng: Random) -> Any:
     return binary.Archive(tuple(members.items()), document.packed)
 
 
+def _entries(path: Path) -> tuple[Any, list[Any]]:
+    """What a journal is about, and its lines."""
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    return entries[0]["about"], entries
+
+
+def _journal_mutated(document: Any, rng: Random) -> Any:
+    """An entry changed as JSON, entries lost or moved; or the bytes of all."""
+    if isinstance(document, bytes) or not document or rng.random() < 0.2:
+        return bytes_mutated(document if isinstance(document, bytes) else _jsonl(document), rng)
+    at = rng.randrange(len(document))
+    kind = rng.randrange(6)
+    if kind < 4:
+        return [*document[:at], mutated(document[at], rng), *document[at + 1 :]]
+    return document[:at] + document[at + 1 :] if kind == 4 else [document[at], *document]
+
+
+def _write_journal(document: tuple[Any, Any], folder: Path) -> None:
+    about, entries = document
+    (folder / "about").write_text(json.dumps(about))
+    (folder / "journal.jsonl").write_bytes(entries if isinstance(entries, bytes) else _jsonl(entries))
+
+
+def _jsonl(entries: list[Any]) -> bytes:
+    return b"".join(_bytes(entry) + b"\n" for entry in entries)
+
+
 # ---- use ---------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +362,16 @@ def _read_record(folder: Path) -> None:
     record.to_json(report)
     record.check(folder / "m")
     _run(folder, "inspect", str(folder / "m"))
+
+
+def _journal(folder: Path) -> None:
+    """What the searches ask of a journal about the same."""
+    kept = Journal.open(folder / "journal.jsonl", json.loads((folder / "about").read_text()))
+    if any("kind" in entry for entry in kept.entries if isinstance(entry, dict)):
+        trials_in(kept)
+        seconds_in(kept)
+    else:
+        kept.read(_measured)
 
 
 def _recipe(seeds: Path) -> Callable[[Path], None]:

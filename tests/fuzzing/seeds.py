@@ -77,6 +77,8 @@ def make(where: Path) -> None:
     mxq.calibrate(str(where / "plain"), data + 1, stats=where / "other.stats", calib_mode="entropy")
     np.save(where / "data.npy", data)
     networks.make(where, mx)
+    mxq.sensitivity(str(where / "plain"), data, workdir=where / "work")
+    mxq.tune(str(where / "plain"), data, max_drop=0.0, time_budget=1.0, workdir=where / "work")
     params(where, mx)
     arrays(where, data)
     pictures(where)
