@@ -46,6 +46,7 @@ from mxq.passes import (
     pair_channels,
     partition,
     quantize_graph,
+    removed,
     shift_summands,
     unmatched,
     with_shapes,
@@ -156,6 +157,7 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
     fuse = FUSE_RUN_TIME if config.calib_mode == NONE else FUSE_INT8
     fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
     decided = partition(fused, config, _backend(config), trace, source=model.graph)
+    decided = replace(decided, removed=removed(model, fused, trace))
     return Prepared(model, fused, decided, config, trace, (*unmatched(fused.graph, config), *_nothing_int8(decided)))
 
 

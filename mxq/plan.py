@@ -28,10 +28,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions in graph order, and the tensors of the fused float graph that calibration must observe."""
+    """Decisions in graph order, and the tensors of the fused float graph that calibration must observe.
+
+    ``removed`` is about operators of the network as it was given that passes took out.
+    """
 
     decisions: tuple[Decision, ...] = ()
     observe: tuple[Ref, ...] = ()
+    removed: tuple[Decision, ...] = ()
 
     @cached_property
     def quantized(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from mxq.passes.pool_last import POOL_LAST
 from mxq.passes.pooled_dense import POOLED_DENSE
 from mxq.passes.quantize import quantize_graph
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.removed import removed
 from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import SIMPLIFY
@@ -46,6 +47,7 @@ __all__ = [
     "pair_channels",
     "partition",
     "quantize_graph",
+    "removed",
     "shift_summands",
     "unmatched",
     "with_shapes",

@@ -121,4 +121,4 @@ def shift_summands(
         width = found.range.max - found.range.min
         note = f"shifted up by {-found.range.min:.6g}, so that it is u8 like the sum it goes into"
         table[name] = replace(found, range=Range(0.0, width), observed=None, note=note)
-    return result, Plan(decisions, observe), Thresholds(table)
+    return result, replace(plan, decisions=decisions, observe=observe), Thresholds(table)

@@ -53,6 +53,7 @@ class Explanation:
         refusals: (rule, reason) of each rule that refused the node or one of its members.
         saturation: what was done about sums that saturate on the target; None where none can.
         target: the CPU that the network was made for; empty where that is not known.
+        removed: whether the node is one of the network as it was given that is not there any more.
     """
 
     decision: Decision
@@ -62,15 +63,18 @@ class Explanation:
     refusals: tuple[tuple[str, str], ...]
     saturation: SaturationRecord | None = None
     target: str = ""
+    removed: bool = False
 
 
 def find(report: Report, name: str) -> Decision:
-    """The decision on the node ``name``: a node of the fused graph, an original one inside it, or its int8 form.
+    """The decision on the node ``name``: a node of the fused graph, an original one, or its int8 form.
 
     Raises:
         ConfigError: there is none; the message names close ones.
     """
-    by_name = {m: d for d in report.plan.decisions for m in d.members} | {d.node: d for d in report.plan.decisions}
+    plan = report.plan
+    by_name = {d.node: d for d in plan.removed} | {m: d for d in plan.decisions for m in d.members}
+    by_name |= {d.node: d for d in plan.decisions}
     made = report.tensors[name].of if name in report.tensors else ""
     for candidate in (made, name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
         if candidate in by_name:
@@ -97,6 +101,7 @@ def explain(report: Report, decision: Decision) -> Explanation:
         tuple(refusals),
         report.saturation.get(decision.node),
         report.target,
+        decision in report.plan.removed,
     )
 
 
@@ -120,6 +125,7 @@ def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[
         "target": report.target,
         "files": dict(checksums or {}),
         "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
+        "removed": [{**asdict(d), "members": list(d.members)} for d in report.plan.removed],
         "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
         "tensors": {name: asdict(t) for name, t in report.tensors.items()},
         "weights": {name: asdict(w) for name, w in report.weights.items()},
@@ -141,7 +147,7 @@ def from_json(data: Any) -> Report:
         raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
     found = converted(data, _Document, "mxq report")
     return Report(
-        plan=Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe)),
+        plan=Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed)),
         trace=tuple(found.trace),
         **{name: getattr(found, name) for name in _SAME},
     )
@@ -161,6 +167,7 @@ class _Document:
     versions: dict[str, str]
     source: dict[str, Any]
     summary: dict[str, Any]
+    removed: list[Decision] = field(default_factory=list)
     weights: dict[str, WeightRecord] = field(default_factory=dict)
     saturation: dict[str, SaturationRecord] = field(default_factory=dict)
     input: InputRecord | None = None

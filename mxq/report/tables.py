@@ -118,7 +118,7 @@ def explanation(about: Explanation) -> RenderableType:
     rows = [
         ("node", made.node),
         ("op", made.op),
-        ("runs in", "int8" if made.int8 else "float"),
+        ("runs in", "neither int8 nor float" if about.removed else "int8" if made.int8 else "float"),
         ("because", made.reason),
     ]
     if made.members and made.members != (made.node,):
