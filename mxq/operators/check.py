@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
-from mxq.operators.limits import INT32, REQUIRED, Limit, is_to_run, limit_of
+from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
@@ -139,6 +139,9 @@ def _check_attributes(node: Node, signature: Signature) -> None:
     for name in REQUIRED.get(node.op, ()):
         if node.attrs.get(name, "None") == "None":
             raise FormatError(f"node {node.name!r} ({node.op}): {name} is missing; MXNet cannot run it without")
+    parts = PARTS.get(node.op)
+    if parts and not node.ints(parts[0]) and node.number(parts[1], 0) <= 0:
+        raise FormatError(f"node {node.name!r} ({node.op}): neither {' nor '.join(parts)} says how many outputs")
     for name in node.attrs:
         kind = signature.attributes.get(name)
         if kind is not None:

@@ -58,9 +58,14 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Operator -> attributes without which MXNet makes it, and then crashes."""
 
+PARTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    dict.fromkeys(("_split_v2", "_npi_split", "_npi_hsplit", "_npi_dsplit"), ("indices", "sections"))
+)
+"""Operator -> the places, and the number, by one of which it counts its outputs: MXNet crashes where it has none."""
+
 _NOT_TO_RUN = re.compile(
     r"_backward_.*|.*_update|_?multi_.*|_?preloaded_multi_.*|reset_arrays|_Native|_NDArray|_CachedOp.*|_contrib_dgl_.*"
-    r"|_NoGradient|_cv.*|_npi_cv.*|_imdecode|_copyto|_set_value|_onehot_encode|_broadcast"
+    r"|_NoGradient|_cv.*|_npi_cv.*|_imdecode|_npi_choice|_copyto|_set_value|_onehot_encode|_broadcast"
 )
 
 

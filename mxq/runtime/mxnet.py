@@ -40,13 +40,18 @@ __all__ = [
 _NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Error in operator \S+: (?=Error in operator)")
 """Time stamps, source positions and outer operators in MXNet's messages."""
 
+FAILURES = (mx.base.MXNetError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
+"""What MXNet raises: its own error, those it is told to (``mxnet.error``), and where its sentence is no UTF-8."""
+
 
 @contextmanager
 def mxnet_says(what: str, error: type[MxqError] = RuntimeFailure) -> Iterator[None]:
     """MXNet's errors as one of ours that begins with ``what``; none of them is left to be raised later."""
     try:
         yield
-    except mx.base.MXNetError as failure:
+    except MxqError:
+        raise
+    except FAILURES as failure:
         drain()
         raise error(f"{what}: {sentence(str(failure))}") from failure
 
@@ -57,7 +62,7 @@ def drain() -> None:
     An operator runs behind the caller's back. Its failure stays with what it wrote to, such as memory that operators
     share, and would be raised by whoever uses that next: for another network.
     """
-    with suppress(mx.base.MXNetError):
+    with suppress(*FAILURES):
         mx.nd.waitall()
 
 
