@@ -86,6 +86,7 @@ class TestAttributes:
             ("y = _contrib_quantize_asym(x)", "min_calib_range is missing"),
             ('y = _contrib_quantized_concat(x, l, h) num_args="1" dim="-1"', "dim is '-1'; allowed: 0 to"),
             ("y = _imdecode(x, x)", "of training"),
+            ('y = _npi_tensordot(x, x) a_axes_summed="(3, 3)" b_axes_summed="()"', "ends the process for some inputs"),
             ('y = _split_v2(x) indices="()"', "neither indices nor sections says how many outputs"),
             ('y = SliceChannel(x) num_outputs="0"', "num_outputs is '0'"),
             ('y = SliceChannel(x) num_outputs="1000000000"', "num_outputs is '1000000000'"),
@@ -189,6 +190,9 @@ class TestArity:
     def test_a_variable_has_one_output_and_no_inputs(self) -> None:
         assert "reads output 1 of 'x', which has 1" in refused("y = relu(x:1)", "return y")
         assert "has inputs or subgraphs" in refused("x = null", "y = null(x)", "return y")
+
+    def test_a_variable_without_a_name(self) -> None:
+        assert "a variable has no name" in refused('"" = null', 'return ""')
 
     def test_no_outputs(self) -> None:
         with pytest.raises(GraphError, match="has no outputs"):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
-from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_to_run, limit_of
+from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
@@ -81,6 +81,8 @@ def _check_output(ref: Ref, outputs: Mapping[str, int], who: str) -> None:
 
 def _check_variable(node: Node) -> int:
     """The number of outputs of a variable."""
+    if not node.name:
+        raise GraphError("a variable has no name; MXNet cannot bind it")
     if node.inputs or node.subgraphs:
         raise GraphError(f"the variable {node.name!r} has inputs or subgraphs; allowed: none")
     for name, (kind, limit) in _OF_VARIABLES.items():
@@ -96,6 +98,10 @@ def _check_operator(node: Node, registry: Registry, *, old: bool) -> int:
         raise FormatError(f"node {node.name!r}: this MXNet has no operator {node.op!r}")
     if not is_to_run(node.op):
         raise FormatError(f"node {node.name!r}: {node.op!r} is no operator of a network to be run, but of training")
+    if not is_sound(node.op):
+        raise FormatError(
+            f"node {node.name!r}: MXNet's {node.op!r} ends the process for some inputs; mxq runs it on none"
+        )
     _check_attributes(node, signature)
     ports = _ports(node, registry)
     found, wanted = len(node.inputs), len(ports.inputs)

@@ -99,12 +99,10 @@ def _lstm(mx: Any, rng: Any) -> tuple[Any, dict[str, Any]]:
 
 def _loop(mx: Any, rng: Any) -> tuple[Any, dict[str, Any]]:
     sym = mx.sym
-    steps = sym.transpose(sym.var("data"), axes=(1, 0, 2))
-    made, states = sym.contrib.foreach(
-        lambda x, s: (x + s[0], [x * s[0]]),
-        steps,
-        [sym.slice_axis(sym.var("data"), axis=1, begin=0, end=1).reshape((-3, 0))],
-    )
+    data = sym.var("data")
+    first = sym.Reshape(sym.slice_axis(data, axis=1, begin=0, end=1), shape=(-3, 0))
+    steps = sym.transpose(data, axes=(1, 0, 2))
+    made, states = sym.contrib.foreach(lambda x, s: (x + s[0], [x * s[0]]), steps, [first])
     answer = sym.FullyConnected(made, name="answer", num_hidden=3)
     return sym.Group([answer, states[0]]), {"data": rng.normal(size=(2, 4, 6)).astype(np.float32)}
 
