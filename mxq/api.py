@@ -81,11 +81,14 @@ def quantize_net(
     """Quantizes a network to INT8.
 
     Args:
-        net: a HybridBlock, a SymbolBlock, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair
-            ("model" for model-symbol.json and model-0000.params). It is not changed.
+        net: a HybridBlock, a SymbolBlock, a Module, ``(sym, arg_params, aux_params)``, or the prefix of an exported
+            pair ("model" for model-symbol.json and model-0000.params). It is not changed, but for parameters that wait
+            for data to tell their shapes: those are settled on the first batch. A block that was hybridized and run
+            takes the arguments that it ran with, another those that its call requires.
         calib_data: examples from the task's data: a Gluon DataLoader, a DataIter, an NDArray or numpy array, a
             dictionary of them by input name, a list or generator of batches; or the path of a folder of images, a .npy
-            or an .npz file. Labels are ignored. `mxq.batches` says which examples are used where not all are.
+            or an .npz file. Arrays of a tuple go by the order of the call; those after them, labels, are ignored.
+            `mxq.batches` says which examples are used where not all are.
         network, data_shapes: MXNet's arguments: another name for ``net``, and the shape of a batch of each input, which
             settles those of a network that was never run where there is no data.
         config: a `QuantConfig`; ``options`` change single fields of it.
@@ -138,7 +141,7 @@ def quantize_model(
     """Quantizes a symbol and its parameters; see `quantize_net`.
 
     Args:
-        data_names: checked against the symbol's inputs where given.
+        data_names: the symbol's inputs, in the order of a batch's arrays.
         label_names: ignored, as labels are.
         excluded_sym_names, excluded_op_names: MXNet's names for ``exclude_layers``, ``exclude_operators``, one or a
             list; of names that the network does not have the logger hears.
@@ -147,8 +150,9 @@ def quantize_model(
         ``(qsym, qarg_params, aux_params)`` with an attribute ``report``.
     """
     del label_names
-    model = runtime.from_symbol(sym, arg_params, aux_params)
-    unknown = sorted(set(data_names or ()) - set(model.inputs))
+    data_names = [data_names] if isinstance(data_names, str) else list(data_names or ())
+    model = runtime.from_symbol(sym, arg_params, aux_params, data_names)
+    unknown = sorted(set(data_names) - set(model.inputs))
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
     known = frozenset(node.name for node in model.graph.operators)
@@ -427,7 +431,7 @@ def _config(
 def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:
     """``net``, its parameters' shapes settled on zeros of ``data_shapes`` where they are still open."""
     if data_shapes is not None and runtime.is_deferred(net):
-        shapes = shapes_of(data_shapes, runtime.blocks.arguments(net))
+        shapes = shapes_of(data_shapes, runtime.arguments(net))
         runtime.settle(net, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     return net
 

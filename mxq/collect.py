@@ -19,7 +19,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from mxq import locks
-from mxq.batches import Feeds
+from mxq.batches import Feeds, examples_in
 from mxq.errors import CalibrationError, DataError, StorageError
 from mxq.files import regular
 from mxq.ir import Array, Model, Ref, Runner, Watched
@@ -242,7 +242,7 @@ class _Fold:
             visit(ref, feed[ref.name])
         if self.watched is not None:
             self.watched(feed, visit)
-        examples = self.stretch.examples + len(next(iter(feed.values())))
+        examples = self.stretch.examples + examples_in(feed)
         stretch = replace(self.stretch, examples=examples, batches=self.stretch.batches + 1)
         self.states, self.stretch = states, stretch  # both or, where an interrupt comes, neither
 

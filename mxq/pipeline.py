@@ -237,7 +237,8 @@ def calibrate(
         raise DataError(
             f"calib_data is None, but calib_mode {config.calib_mode!r} needs data; give some, or calib_mode='none'"
         )
-    batches = calib_data if isinstance(calib_data, Feeds) else feeds(calib_data, prepared.fused.inputs, config.budget)
+    order = prepared.fused.arguments
+    batches = calib_data if isinstance(calib_data, Feeds) else feeds(calib_data, order, config.budget)
     statistics = collect(runner, prepared.fused, batches, asked, progress=progress, checkpoint=checkpoint)
     found = ranges(prepared, statistics)
     return replace(found, warnings=(*batches.warnings, *found.warnings))

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from mxq.backends import layer_of
-from mxq.batches import Feed, Feeds, shares
+from mxq.batches import Feed, Feeds, examples_in, shares, taken
 from mxq.config import QuantConfig
 from mxq.ir import Array, Model, Node, Runner
 from mxq.passes import quantize_graph
@@ -28,7 +28,7 @@ from mxq.thresholds import Thresholds
 from mxq.weights.activity import sampled
 from mxq.weights.analytic import corrected
 from mxq.weights.equalize import channels_seen, equalize
-from mxq.weights.examples import can_be_cut, part_of, size_of
+from mxq.weights.examples import can_be_cut
 from mxq.weights.live import peak_bytes
 from mxq.weights.walk import Setting, Walked, walk
 
@@ -62,17 +62,17 @@ class Looked:
         Of a network whose batches cannot be cut, whole batches, at least one.
         """
         asked = EXAMPLES[config.effort]
-        taken = _taken(data, asked)
-        first = next(taken, None)
+        chosen = _taken(data, asked)
+        first = next(chosen, None)
         if first is None:
             return Looked(runner, [])
-        whole = first if size_of(first) > 1 else next(iter(data))
-        cut, single = can_be_cut(runner, model, whole), size_of(whole) == 1
-        cost = _Cost.of(runner, model, part_of(first, slice(1)) if cut or single else next(iter(data)))
+        whole = first if examples_in(first) > 1 else next(iter(data))
+        cut, single = can_be_cut(runner, model, whole), examples_in(whole) == 1
+        cost = _Cost.of(runner, model, taken(first, slice(1)) if cut or single else next(iter(data)))
         most = min(asked, max(1, cost.room(first)))
         if not cut and not single:
             return Looked(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
-        kept = chain((first,), taken) if most == asked else _taken(data, most)
+        kept = chain((first,), chosen) if most == asked else _taken(data, most)
         return Looked(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
 
     def some(self, examples: int) -> list[Feed]:
@@ -81,8 +81,8 @@ class Looked:
         for feed in self.feeds:
             if count >= examples:
                 break
-            found.append(part_of(feed, slice(examples - count)) if self.cut else feed)
-            count += size_of(feed)
+            found.append(taken(feed, slice(examples - count)) if self.cut else feed)
+            count += examples_in(feed)
         return found
 
     def pieces(self, size: int) -> Iterator[Feed]:
@@ -91,8 +91,8 @@ class Looked:
             if not self.cut:
                 yield feed
                 continue
-            for start in range(0, size_of(feed), size):
-                yield part_of(feed, slice(start, start + size))
+            for start in range(0, examples_in(feed), size):
+                yield taken(feed, slice(start, start + size))
 
 
 def _taken(data: Iterable[Feed], count: int) -> Iterator[Feed]:
@@ -112,7 +112,7 @@ class _Cost:
 
     def each(self, feed: Feed) -> int:
         """Of an example, by its size."""
-        return max(-(-self.taken * _bytes(feed) // (self.fed * size_of(feed))), 1)
+        return max(-(-self.taken * _bytes(feed) // (self.fed * examples_in(feed))), 1)
 
     def room(self, feed: Feed, used: int = 0) -> int:
         """For how many examples like those of ``feed`` there is memory beside what is ``used``."""
@@ -127,13 +127,13 @@ def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Ite
     """The first of ``feeds``, ``most`` examples or as few more as whole batches have, for which there is memory."""
     used, count = 0, 0
     for feed in feeds:
-        size, room = size_of(feed), cost.room(feed, used)
+        size, room = examples_in(feed), cost.room(feed, used)
         keep = size if room >= size else room if cut else 0
         if count == 0:
             keep = max(keep, 1) if cut else size
         if keep == 0:
             return
-        yield feed if keep == size else part_of(feed, slice(keep))
+        yield feed if keep == size else taken(feed, slice(keep))
         used, count = used + keep * cost.each(feed), count + keep
         if count >= most:
             return

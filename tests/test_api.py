@@ -604,7 +604,7 @@ def with_nan() -> np.ndarray:
         (failing_generator(), mxq.DataError, "reading calibration batch 2 failed: ValueError: disk on fire"),
         (["a", "b"], mxq.DataError, "calibration batch 1: it is str 'a'; allowed: an array"),
         ("images", mxq.DataError, "images does not exist; allowed: a folder of images, a .npy or an .npz file"),
-        ({"image": X}, mxq.DataError, "no array for input 'data', only 'image'; the inputs are 'data'"),
+        ({"image": X, "mask": X}, mxq.DataError, "no array for input 'data', only 'image', 'mask'"),
         (with_nan(), mxq.DataError, r"tensor 'data' in batch 1 .*: 2 of 6144 values are not finite \(1 NaN, 1 Inf\)"),
         (X[:, :1], mxq.RuntimeFailure, r"on input 'data' float32\[32, 1, 8, 8\].*Shape inconsistent.*\[8,3,3,3\]"),
         (X.reshape(40, -1), mxq.RuntimeFailure, r"on input 'data' float32\[32, 192\].*should be 4D"),
@@ -639,7 +639,7 @@ def test_data_that_does_not_fit(data: Any, error: type[mxq.MxqError], says: str)
         ({"overrides": {"*": {"calib_mode": "median"}}}, mxq.ConfigError, "calib_mode is 'median'; allowed: 'auto'"),
         ({"num_calib_examples": -1}, mxq.ConfigError, "num_calib_examples is -1; allowed: a positive count"),
         ({"num_calib_examples": "200%"}, mxq.ConfigError, "num_calib_examples is '200%'; allowed: a positive count"),
-        ({"batch_size": 0}, mxq.DataError, "batch_size is 0; allowed: 1 or more"),
+        ({"batch_size": 0}, mxq.DataError, "batch_size is 0; allowed: a whole number, 1 or more"),
         ({"ctx": mx.gpu()}, mxq.ConfigError, r"ctx is gpu\(0\); allowed: mx\.cpu\(\)"),
         (
             {"exclude_operators": ["Convolution", "FullyConnected"], "input_dtype": "int8"},
@@ -673,12 +673,17 @@ def other(kind: str) -> Any:
         ("pair", "net is a tuple; allowed: HybridBlock"),
         ("three", "sym is a int; allowed: a Symbol, or the path of its JSON file"),
         ("uninitialised", r"parameters without values \(Parameter 'dense_weight' has not been initialized\)"),
-        ("deferred", "parameters without values .*run the network once on a batch so that every shape is known"),
     ],
 )
 def test_networks_that_are_refused(kind: str, says: str) -> None:
     with pytest.raises(mxq.QuantizeError, match=says):
         quantize(other(kind))
+
+
+def test_a_network_that_waits_for_shapes_needs_data() -> None:
+    says = "parameters without values .*run the network once on a batch so that every shape is known"
+    with pytest.raises(mxq.QuantizeError, match=says):
+        quantize(other("deferred"), None, calib_mode="none")
 
 
 def test_int8_networks_are_refused(saved: Path) -> None:

@@ -44,6 +44,7 @@ SIDEWAYS = {  # the only imports within a level, (importer, imported); together 
     ("machine", "errors"),
     ("numerics", "errors"),
     ("passes", "weights"),
+    ("verify", "batches"),
 }
 
 MXNET_IMPORTERS = {"runtime"}

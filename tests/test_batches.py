@@ -1,9 +1,10 @@
-"""Every form of calibration data, the budget to the example, and what is refused."""
+"""Every form of calibration data, the budget, in whole batches where data comes in such, and what is refused."""
 
 from __future__ import annotations
 
 import importlib
 import operator
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mxq.batches import Feeds, feeds
+from mxq.batches import Feeds, examples_in, feeds, peeked, taken
 from mxq.compat import prepare
 from mxq.config import Budget
 from mxq.errors import DataError
@@ -77,12 +78,12 @@ def cut(x: Any, size: int = 10) -> list[Any]:
 
 
 def chosen(form: str, count: int) -> np.ndarray:
-    """What ``count`` of the 100 examples of ``form`` are."""
+    """What ``count`` of the 100 examples of ``form`` are, or the whole batches that hold them."""
+    batches = -(-count // 10)
     if form in ("generator", "loader"):
-        return X[:count]
+        return X[: batches * 10]
     if form.startswith("list") or form == "tuple of pairs":
-        batches = -(-count // 10)
-        return np.concatenate([cut(X)[i * 10 // batches] for i in range(batches)])[:count]
+        return np.concatenate([cut(X)[i * 10 // batches] for i in range(batches)])
     return X[[i * 100 // count for i in range(count)]]
 
 
@@ -119,9 +120,10 @@ def test_every_form_gives_as_many_examples(form: str, count: int) -> None:
     assert all(list(feed) == ["data"] for feed in every)
     data = np.concatenate([feed["data"] for feed in every])
     assert data.dtype == np.float32
-    np.testing.assert_array_equal(data, chosen(form, count))
-    assert [len(feed["data"]) for feed in every] == [10] * (count // 10) + [count % 10] * (count % 10 > 0)
-    assert (got.examples, got.batches, got.planned, got.warnings) == (count, len(every), count, ())
+    wanted = chosen(form, count)
+    np.testing.assert_array_equal(data, wanted)
+    assert [len(feed["data"]) for feed in every] == [len(part) for part in cut(wanted)]
+    assert (got.examples, got.batches, got.planned, got.warnings) == (len(wanted), len(every), count, ())
     assert operator.length_hint(got) == len(every)
 
 
@@ -129,12 +131,12 @@ def test_every_form_gives_as_many_examples(form: str, count: int) -> None:
 def test_data_can_be_read_again(form: str) -> None:
     got = feeds(FORMS[form](), ["data"], Budget(count=25))
     np.testing.assert_array_equal(joined(got), joined(got))
-    assert got.examples == 25
+    assert got.examples == len(chosen(form, 25))
 
 
 def test_a_generator_cannot() -> None:
     got = feeds((x for x in cut(X)), ["data"], Budget(count=5))
-    assert len(joined(got)) == 5
+    assert len(joined(got)) == 10
     with pytest.raises(DataError, match="generator, which can be read only once"):
         iter(got)
 
@@ -147,8 +149,8 @@ def test_the_last_batch_is_not_followed_by_another_draw() -> None:
 
 def test_batches_of_many_sizes_are_taken_until_there_are_enough() -> None:
     batches = [X[:40], X[40:50], X[50:55], X[55:100]]
-    np.testing.assert_array_equal(joined(feeds(batches, ["data"], Budget(count=44))), X[[*range(40), *range(50, 54)]])
-    assert len(joined(feeds(batches, ["data"], Budget(count=99)))) == 99
+    np.testing.assert_array_equal(joined(feeds(batches, ["data"], Budget(count=44))), X[[*range(40), *range(50, 55)]])
+    assert len(joined(feeds(batches, ["data"], Budget(count=99)))) == 100
 
 
 def test_a_source_reads_no_example_that_is_not_used() -> None:
@@ -177,6 +179,13 @@ def test_a_part_of_what_is_used_is_spread_over_it(form: str) -> None:
     assert sum(len(feed["data"]) for feed in got.take(99)) == 40
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_first_batch_can_be_seen_before(form: str) -> None:
+    first, data = peeked(FORMS[form](), ["data"], 10)
+    np.testing.assert_array_equal(first["data"], X[:10])
+    np.testing.assert_array_equal(joined(feeds(data, ["data"], ALL)), X)
+
+
 def test_feeds_pass_through() -> None:
     got = feeds(X, ["data"], ALL)
     assert feeds(got, ["data"], ALL) is got
@@ -192,7 +201,7 @@ def test_feeds_pass_through() -> None:
         (np.zeros((100, 1)), 32),
         (np.zeros((2000, 1)), 100),
         (np.zeros((50_000, 1)), 1024),
-        ([np.zeros((1000, 1)), np.zeros((1001, 1))], 100),
+        ([np.zeros((100, 1))] * 20, 100),
     ],
     ids=["20", "100", "2000", "50000", "list"],
 )
@@ -204,7 +213,7 @@ def test_the_default_is_five_percent_between_bounds(data: Any, planned: int) -> 
 
 def test_the_default_of_unknown_length_ends_at_its_bound() -> None:
     got = feeds((np.zeros((100, 1)) for _ in range(20)), ["data"], Budget.parse(None))
-    assert len(joined(got)) == 1024
+    assert len(joined(got)) == 1100
     assert got.warnings == ()
     short = feeds((np.zeros((100, 1)) for _ in range(2)), ["data"], Budget.parse(None))
     assert len(joined(short)) == 200
@@ -242,10 +251,10 @@ def test_a_resumed_pass_gives_the_first_batch_and_those_not_yet_seen(form: str, 
         return feeds(FORMS[form](), ["data"], Budget(count=count), batch_size=10)
 
     whole, got = list(anew()), anew()
-    resumed = list(got.resumed(done, min(10 * done, count)))
+    resumed = list(got.resumed(done, min(10 * done, len(chosen(form, count)))))
     for found, expected in zip(resumed, [whole[0], *whole[done:]], strict=True):
         np.testing.assert_array_equal(found["data"], expected["data"])
-    assert (got.examples, got.batches) == (count, max(done, len(whole)))
+    assert (got.examples, got.batches) == (len(chosen(form, count)), max(done, len(whole)))
     assert got.warnings == ()
 
 
@@ -254,7 +263,7 @@ def test_the_pass_after_a_resumed_one_is_whole_again(form: str) -> None:
     got = feeds(FORMS[form](), ["data"], Budget(count=45), batch_size=10)
     list(got.resumed(3, 30))
     np.testing.assert_array_equal(joined(got), chosen(form, 45))
-    assert (got.examples, got.batches) == (45, 5)
+    assert (got.examples, got.batches) == (len(chosen(form, 45)), 5)
 
 
 class Startable(Loader):
@@ -286,7 +295,7 @@ def test_what_is_left_out_is_not_read_where_that_can_be_helped() -> None:
 def test_batches_after_a_resumption_keep_their_numbers() -> None:
     got = feeds([*cut(X)[:6], np.array(["a"])], ["data"], ALL)
     with pytest.raises(
-        DataError, match=r"^calibration batch 7: input 'data' has dtype <U1; allowed: floats and integers$"
+        DataError, match=r"^calibration batch 7: input 'data' has dtype <U1; allowed: floats, uint8"
     ):
         list(got.resumed(4, 40))
 
@@ -332,7 +341,98 @@ def test_integers_stay(dtype: str) -> None:
     assert joined(feeds(X.astype(dtype), ["data"], ALL)).dtype == dtype
 
 
+@pytest.mark.parametrize("form", ["tuple", "generator", "batch object"])
+def test_an_argument_that_the_network_does_not_read_takes_its_place(form: str) -> None:
+    batch: Any = (X, LABELS, X + 1)
+    data = {"tuple": batch, "generator": iter([batch]), "batch object": [SimpleNamespace(data=batch, pad=0)]}[form]
+    got = feeds(data, ["", "types", ""], ALL)
+    np.testing.assert_array_equal(joined(got, "types"), LABELS)
+
+
+def test_arguments_that_are_none_are_left_out() -> None:
+    for data in ([(X, None, LABELS)], [(X, [None, LABELS])], [{"tokens": X, "mask": None, "types": LABELS}]):
+        (feed,) = feeds(data, ["tokens", "types"], ALL)
+        np.testing.assert_array_equal(feed["types"], LABELS)
+
+
+def test_a_single_named_array_is_the_single_input() -> None:
+    for data in ({"image": X, "label": LABELS}, [{"image": x} for x in cut(X)]):
+        np.testing.assert_array_equal(joined(feeds(data, ["data"], ALL)), X)
+
+
+# ------------------------------------------------------------------------------------------------ what counts examples
+
+
+SEQUENCE, STATE = np.arange(7 * 4 * 3.0).reshape(7, 4, 3), np.arange(2 * 4 * 5.0).reshape(2, 4, 5)
+
+
+def test_the_first_axis_counts_examples_where_all_agree() -> None:
+    (feed,) = feeds([(X, LABELS)], ["a", "b"], ALL)
+    assert (feed.examples, feed.axes) == (100, {"a": 0, "b": 0})
+
+
+def test_a_batch_whose_first_axes_differ_is_counted_by_what_is_common_and_not_cut() -> None:
+    (feed,) = feeds([(SEQUENCE, STATE)], ["data", "state"], Budget(count=1))
+    assert (feed.examples, feed.axes) == (4, None)
+    assert taken(feed, slice(1)) is feed
+    (feed,) = feeds([(X, STATE)], ["image", "boxes"], ALL)  # nothing in common: the first array counts
+    assert (feed.examples, feed.axes) == (100, None)
+
+
+class Described:
+    """A DataIter that describes its arrays with layouts, and ends with two examples of padding."""
+
+    def __init__(self, *layouts: str) -> None:
+        self.provide_data = [SimpleNamespace(name=n, layout=x) for n, x in zip("ab", layouts, strict=True)]
+
+    def __iter__(self) -> Iterator[Any]:
+        for pad in (0, 2):
+            yield SimpleNamespace(data=[SEQUENCE, STATE], label=None, pad=pad)
+
+
+def test_layouts_say_what_counts_examples() -> None:
+    first, last = got = list(feeds(Described("TNC", "LNC"), ["a", "b"], ALL))
+    assert [(feed.examples, feed.axes) for feed in got] == [(4, {"a": 1, "b": 1}), (2, {"a": 1, "b": 1})]
+    np.testing.assert_array_equal(first["a"], SEQUENCE)
+    np.testing.assert_array_equal(last["a"], SEQUENCE[:, :2])
+    np.testing.assert_array_equal(last["b"], STATE[:, :2])
+    np.testing.assert_array_equal(taken(first, [3, 0])["b"], STATE[:, [3, 0]])
+    assert examples_in(taken(first, [3, 0])) == 2
+
+
+@pytest.mark.parametrize("layouts", [("NTC", "NTC"), ("TC", "LNC")], ids=["wrong", "without examples"])
+def test_layouts_that_do_not_say_it(layouts: tuple[str, str]) -> None:
+    for feed in feeds(Described(*layouts), ["a", "b"], ALL):
+        assert (feed.examples, feed.axes, feed["a"].shape) == (4, None, SEQUENCE.shape)
+
+
+def test_a_feed_goes_through_feeds_and_a_pickle_as_it_is() -> None:
+    (first, _) = feeds(Described("TNC", "LNC"), ["a", "b"], ALL)
+    (again,) = feeds([pickle.loads(pickle.dumps(first.with_arrays({"label": LABELS[:4]})))], ["b", "a"], ALL)
+    assert (list(again), again.examples, again.axes) == (["b", "a"], 4, {"b": 1, "a": 1})
+
+
+def test_a_plain_dict_counts_along_its_first_axis() -> None:
+    assert examples_in({"a": X, "b": LABELS}) == 100
+    assert examples_in(taken({"a": X, "b": LABELS}, slice(5, 9))) == 4
+
+
 # ------------------------------------------------------------------------------------------------ DataIter
+
+
+def test_labels_of_a_data_iter_feed_what_computes_with_them() -> None:
+    source = OldIter()
+    source.provide_label = [("softmax_label", (8,))]
+    for feed in feeds(source, ["softmax_label", "data"], Budget(count=8)):
+        np.testing.assert_array_equal(feed["softmax_label"], LABELS[:8])
+    with pytest.raises(DataError, match=r"no array for input 'softmax_label', only 'data'; .* with this label"):
+        list(feeds(OldIter(), ["data", "softmax_label"], ALL))
+
+
+def test_labels_of_batch_objects_follow_their_data() -> None:
+    (feed,) = feeds([SimpleNamespace(data=[X], label=[LABELS], pad=0)], ["data", "softmax_label"], ALL)
+    np.testing.assert_array_equal(feed["softmax_label"], LABELS)
+
 
 
 def test_a_data_iter_is_reset_and_its_padding_dropped() -> None:
@@ -347,7 +447,7 @@ def test_padding_of_none_is_no_padding() -> None:
 
 
 def test_a_single_array_of_a_data_iter_may_have_any_name() -> None:
-    assert len(joined(feeds(OldIter("pixels"), ["data"], Budget(count=9)))) == 9
+    assert len(joined(feeds(OldIter("pixels"), ["data"], Budget(count=9)))) == 12
 
 
 def test_several_arrays_of_a_data_iter_go_by_name() -> None:
@@ -389,7 +489,7 @@ def test_gluon_data_loader(mx: Any, labels: bool, last_batch: str) -> None:
     loader = mx.gluon.data.DataLoader(dataset, batch_size=32, last_batch=last_batch)
     got = feeds(loader, ["data"], Budget.parse("50%"))
     assert got.planned == 50
-    np.testing.assert_array_equal(joined(got), X[:50])
+    np.testing.assert_array_equal(joined(got), X[:64])
     everything = feeds(loader, ["data"], ALL)
     used = len(joined(everything))
     assert used in {96, 100}
@@ -442,12 +542,18 @@ REFUSED = {
     "rank 0": (np.array(3.0), "rank 0"),
     "rank 0 in a batch": ([np.array(3.0)], "batch 1: input 'data' has rank 0"),
     "another rank": ([X, X[:, 0]], "batch 2: input 'data' has rank 1; the batches before it had rank 2"),
-    "strings": (np.array(["a", "b"]), "batch 1: input 'data' has dtype <U1; allowed: floats and integers"),
+    "strings": (np.array(["a", "b"]), "batch 1: input 'data' has dtype <U1; allowed: floats, uint8"),
     "objects": (np.array([{}, {}]), "input 'data' has dtype object"),
+    "complex numbers": (X.astype(np.complex64), "input 'data' has dtype complex64"),
+    "integers that MXNet lacks": (X.astype(np.uint64), "input 'data' has dtype uint64; allowed: floats, uint8, int8"),
     "booleans": (X > 0, "input 'data' has dtype bool"),
     "numbers": ([1.0, 2.0], "batch 1: it is float 1.0; allowed: an array"),
     "lists of numbers": ([[1.0, 2.0]], "batch 1: input 'data' is float 1.0; allowed: an array"),
-    "wrong name": ({"dta": X}, "batch 1: it has no array for input 'data', only 'dta'; the inputs are 'data'"),
+    "wrong names": (
+        {"dta": X, "mask": X},
+        "batch 1: it has no array for input 'data', only 'dta', 'mask'; the inputs are 'data': name the arrays so, or",
+    ),
+    "labels alone": ({"label": X}, "batch 1: it has no array for input 'data', only 'label'"),
     "wrong name in a batch": (
         [{"data": X}, {"x": X, "y": X}],
         "batch 2: it has no array for input 'data', only 'x', 'y'",
@@ -489,11 +595,12 @@ def test_too_few_arrays_for_the_inputs() -> None:
             list(feeds(data, ["tokens", "types"], ALL))
 
 
-def test_inputs_of_a_batch_must_agree() -> None:
-    with pytest.raises(DataError, match=r"batch 1: its inputs hold different numbers of examples: {'a': 4, 'b': 5}"):
-        list(feeds([(X[:4], X[:5])], ["a", "b"], ALL))
+@pytest.mark.parametrize("size", [0, -1, "4", 1.5, None, True])
+def test_batch_size_is_a_positive_number(size: Any) -> None:
+    with pytest.raises(DataError, match=re.escape(f"batch_size is {size!r}; allowed: a whole number, 1 or more")):
+        feeds(X, ["data"], ALL, batch_size=size)
 
 
-def test_batch_size_must_be_positive() -> None:
-    with pytest.raises(DataError, match="batch_size is 0"):
-        feeds(X, ["data"], ALL, batch_size=0)
+def test_a_label_that_the_network_computes_with_and_nobody_gives() -> None:
+    with pytest.raises(DataError, match=r"'softmax_label', only 'data', 'x'; .* before its loss \(sym.get_internals"):
+        list(feeds([{"data": X, "x": X}], ["data", "softmax_label"], ALL))

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mxq import runtime  # isort: skip  (before mxnet)
+import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 from graphs import bn, build, conv, fc
 from helpers import assert_close
 
+from mxq import runtime
 from mxq.errors import ConfigError, FormatError, QuantizeError, RuntimeFailure
 from mxq.ir import INPUT_PLACE, Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_block, write_pair
-from mxq.runtime.arguments import in_call_order, natural
+from mxq.runtime.ordering import in_call_order, natural
 
 RNG = np.random.default_rng(0)
 UNUSED = "ignore:The .* input to HybridBlock is not used by any computation:UserWarning"
@@ -250,6 +251,25 @@ class TestBlocks:
         finally:
             mx.npx.reset_np()
 
+    @pytest.mark.filterwarnings(UNTYPED)
+    def test_a_pair_of_numpy_semantics_loads_as_mxnet_writes_such(self, tmp_path: Path) -> None:
+        (x,) = arrays(1)
+        mx.npx.set_np()
+        try:
+            x = mx.np.array(x.asnumpy())
+            net = initialised(mx.gluon.nn.Dense(2))
+            wanted = net(x).asnumpy()
+            block = to_block(load_model(net))
+            write_pair(load_model(net), tmp_path / "net")
+            block.export(str(tmp_path / "export"))
+            for name in ("net", "export"):
+                pair = tmp_path / name
+                stock = mx.gluon.SymbolBlock.imports(f"{pair}-symbol.json", ["data"], f"{pair}-0000.params")
+                for found in (stock, runtime.read_block(pair)):
+                    assert_close(found(x).asnumpy(), wanted, rtol=1e-5, atol=1e-6)
+        finally:
+            mx.npx.reset_np()
+
     def test_a_plain_block(self) -> None:
         with pytest.raises(QuantizeError, match="net is a Sequential, a Block whose graph cannot be seen; allowed: "):
             load_model(mx.gluon.nn.Sequential())
@@ -452,3 +472,89 @@ class TestFailures:
                 {"w": mx.nd.take(mx.nd.ones((3, 2)), mx.nd.array([7]), mode="raise")},
                 {},
             )
+
+
+def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Signal to quantization noise in dB."""
+    return float(10 * np.log10((wanted**2).sum() / ((wanted - found) ** 2).sum()))
+
+
+@pytest.mark.filterwarnings(UNTYPED)
+class TestQuantized:
+    """Networks and data of these kinds through `mxq.quantize_net` and `mxq.quantize_model`."""
+
+    @pytest.mark.parametrize("effort", ["fast", "default"])
+    def test_tuples_and_calls_go_by_the_order_of_the_call(self, effort: str, tmp_path: Path) -> None:
+        net = initialised(Late())
+
+        def batch() -> list[Any]:
+            x, y = arrays(2)
+            return [x, y * 50]
+
+        wanted = net(*(given := batch())).asnumpy()
+        block = mxq.quantize_net(net, [(*batch(), mx.nd.zeros(3)) for _ in range(12)], effort=effort)
+        assert sqnr(wanted, block(*given).asnumpy()) > 25  # 8 bits; exchanged, the noise is as large as the signal
+        mxq.save(block, tmp_path / "net")
+        np.testing.assert_array_equal(mxq.load(tmp_path / "net")(*given).asnumpy(), block(*given).asnumpy())
+        mxq.save(mxq.load(tmp_path / "net"), tmp_path / "again")
+        assert (tmp_path / "again-symbol.json").read_bytes() == (tmp_path / "net-symbol.json").read_bytes()
+
+    def test_data_names_are_the_order_of_a_symbol(self) -> None:
+        late = mx.sym.FullyConnected(mx.sym.var("b"), num_hidden=4, name="fc") - mx.sym.var("a")
+        args = {"fc_weight": mx.nd.array(RNG.standard_normal((4, 4))), "fc_bias": mx.nd.zeros(4)}
+        batches = [(a, b * 50) for a, b in (arrays(2) for _ in range(12))]
+        made = mxq.quantize_model(late, args, {}, batches, data_names=("a", "b"), effort="fast")
+        assert load_model(tuple(made)).inputs == ("a", "b")
+        assert made.report.thresholds["tensors"]["b"]["range"]["max"] > 50
+
+    @pytest.mark.parametrize("form", ["array", "list", "generator"])
+    def test_deferred_shapes_are_settled_on_the_first_batch(self, form: str) -> None:
+        x = RNG.standard_normal((48, 4)).astype(np.float32)
+        data = {"array": x, "list": [x[:16], x[16:32], x[32:]], "generator": (x[i : i + 16] for i in (0, 16, 32))}[form]
+        net = initialised(mx.gluon.nn.Dense(3))
+        block = mxq.quantize_net(net, data, effort="fast", num_calib_examples=48)
+        assert net.weight.shape == (3, 4)
+        assert block.mxq_report.summary["calibration_examples"] == 48
+        given = mx.nd.array(x)
+        assert sqnr(net(given).asnumpy(), block(given).asnumpy()) > 30  # 8 bits
+
+    def test_labels_of_a_data_iter_feed_a_network_that_computes_with_them(self) -> None:
+        data, label = mx.sym.var("data"), mx.sym.var("softmax_label")
+        dense = mx.sym.FullyConnected(data, num_hidden=5, name="fc")
+        head = mx.sym.SoftmaxOutput(dense - mx.sym.one_hot(label, depth=5, on_value=2), label, name="softmax")
+        args = {"fc_weight": mx.nd.array(RNG.standard_normal((5, 8))), "fc_bias": mx.nd.zeros(5)}
+        x, y = RNG.standard_normal((64, 8)).astype(np.float32), RNG.integers(0, 5, 64).astype(np.float32)
+        found = mxq.quantize_model(head, args, {}, mx.io.NDArrayIter(x, y, 16), label_names=["softmax_label"])
+        assert found.report.summary["int8"] == 1
+        with pytest.raises(mxq.DataError, match=r"no array for input 'softmax_label'.*computes with this label"):
+            mxq.quantize_model(head, args, {}, {"data": x, "x": x})
+
+    @pytest.mark.parametrize("effort", ["fast", "default"])
+    def test_batches_of_the_size_that_a_graph_names_are_not_cut(self, effort: str) -> None:
+        conv0 = mx.sym.Convolution(mx.sym.var("data"), kernel=(3, 3), num_filter=8, name="conv")
+        dense = mx.sym.FullyConnected(mx.sym.reshape(mx.sym.relu(conv0), (20, -1)), num_hidden=5, name="fc")
+        shapes = dict(zip(dense.list_arguments(), dense.infer_shape(data=(20, 3, 6, 6))[0], strict=True))
+        args = {n: mx.nd.array(RNG.uniform(-0.3, 0.3, s)) for n, s in shapes.items() if n != "data"}
+        batches = [RNG.standard_normal((20, 3, 6, 6)).astype(np.float32) for _ in range(5)]
+        report = mxq.quantize_net((dense, args, {}), batches, effort=effort).mxq_report
+        assert report.summary["calibration_examples"] == 40  # the default is 32
+        assert report.summary["warnings"] == []
+
+    def test_begin_states_are_inputs_like_others(self) -> None:
+        class Recurrent(mx.gluon.HybridBlock):
+            def __init__(self) -> None:
+                super().__init__(prefix="recurrent_")
+                with self.name_scope():
+                    self.rnn = mx.gluon.rnn.GRU(5, input_size=4)
+                    self.dense = mx.gluon.nn.Dense(3, flatten=False, in_units=5)
+
+            def hybrid_forward(self, F: Any, x: Any, state: Any) -> Any:  # noqa: N803
+                return self.dense(self.rnn(x, [state])[0])
+
+        def batch(n: int) -> list[Any]:
+            return [mx.nd.random.normal(shape=shape) for shape in ((7, n, 4), (1, n, 5))]
+
+        net, given = initialised(Recurrent()), batch(6)
+        block = mxq.quantize_net(net, [batch(n) for n in (6, 3, 8)], effort="fast")
+        assert block.mxq_report.summary["calibration_examples"] == 17
+        assert sqnr(net(*given).asnumpy(), block(*given).asnumpy()) > 30  # 8 bits

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from graphs import CHANNELS, SHAPE, build, conv, fc
 
+from mxq.batches import Feed
 from mxq.ir import Model
 from mxq.runtime import MxnetRunner
 from mxq.weights.examples import can_be_cut
@@ -48,6 +49,13 @@ def test_one_example_does_not_tell() -> None:
 
 def test_time_before_the_batch() -> None:
     assert not cut(recurrent(*TIME_FIRST, **SEQUENCE), **SEQUENCE)
+
+
+def test_time_before_the_batch_where_the_data_says_so() -> None:
+    x = np.random.default_rng(0).standard_normal(SEQUENCE["data"]).astype(np.float32)
+    model = recurrent(*TIME_FIRST, **SEQUENCE)
+    assert can_be_cut(MxnetRunner(), model, Feed({"data": x}, 5, {"data": 1}))
+    assert not can_be_cut(MxnetRunner(), model, Feed({"data": x}, 5, None))
 
 
 def test_a_batch_before_time() -> None:

@@ -39,7 +39,7 @@ class Collecting:
     observers: dict[Ref, Observer[Any]]
 
     def __call__(self, runner: Runner, model: Model, key: str, batches: Any) -> Seen:
-        found = collect(runner, model, feeds(batches, model.inputs, ALL), self.observers, progress=False)
+        found = collect(runner, model, feeds(batches, model.arguments, ALL), self.observers, progress=False)
         (stretch,) = found.stretches
         return Seen(replace(stretch, name=key), dict(found.states))
 

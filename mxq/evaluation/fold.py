@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mxq.batches import is_array
+from mxq.batches import examples_in, is_array
 from mxq.errors import DataError
 from mxq.evaluation.labelled import is_whole, labelled
 from mxq.evaluation.metrics import Evaluation, Metric
@@ -61,12 +61,12 @@ def evaluate(
         DataError: the data is empty or does not fit the network's inputs, labels do not fit the outputs, or an output
             holds NaN; the message names it.
     """
-    batches, execute = labelled(data, model.inputs, labels, batch_size), runner.compile(model)
+    batches, execute = labelled(data, model.arguments, labels, batch_size), runner.compile(model)
     tally = Tally(metric.empty())
     total, hidden = _length(data, batch_size), None if progress else True
     for feed, truth in tqdm(batches, "evaluate", total, leave=False, unit="batch", disable=hidden):
         outputs = list(execute(feed))
-        size = len(next(iter(feed.values())))
+        size = examples_in(feed)
         _check_numbers(model.graph, outputs, tally.batches + 1)
         try:
             state = metric.update(tally.state, outputs, truth)

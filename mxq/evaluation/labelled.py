@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from mxq.batches import ALL, Feed, Feeds, feeds, flattened, is_array
+from mxq.batches import ALL, LABELS, Feed, Feeds, examples_in, feeds, flattened, is_array
 from mxq.errors import DataError
 from mxq.images import Source
 from mxq.ir import Array
-
-LABELS: Final = ("label", "labels")
 
 
 def labelled(
@@ -22,7 +20,7 @@ def labelled(
 
     Args:
         data: see `mxq.evaluation`.
-        inputs: names of the network's inputs.
+        inputs: names of the network's arguments, see `mxq.batches.feeds`.
         labels: (examples, ...) instead of those in the data.
         batch_size: how whole arrays are cut.
 
@@ -40,7 +38,7 @@ def _joined(source: Feeds, labels: Array) -> Iterator[tuple[Feed, Any]]:
     """Labels in the order of the examples, cut as the feeds are."""
     at = 0
     for feed in source:
-        size = len(next(iter(feed.values())))
+        size = examples_in(feed)
         if at + size > len(labels):
             raise DataError(f"there are {len(labels)} labels but more examples")
         yield feed, labels[at : at + size]
@@ -57,7 +55,7 @@ def _with_labels(data: Any, inputs: Sequence[str], batch_size: int) -> Iterator[
         return
     seen = _Seen(data)
     for number, feed in enumerate(feeds(seen, inputs, ALL, batch_size=batch_size), start=1):
-        labels, size = _labels_in(seen.last, inputs), len(next(iter(feed.values())))
+        labels, size = _labels_in(seen.last, inputs), examples_in(feed)
         if labels is not None and (labels.ndim == 0 or len(labels) != size):
             raise DataError(f"batch {number} holds labels of shape {labels.shape} for {size} examples")
         yield feed, labels

@@ -88,6 +88,6 @@ def to_block(model: Model) -> Any:
         warnings.filterwarnings("ignore", "Cannot decide type")
         inputs = [variable(name or f"unread{i}") for i, name in enumerate(model.arguments)]
         block = QuantizedBlock(of_mode(to_symbol(model.graph)), inputs)
-        arrays = to_arrays({**model.args, **model.auxs})
+        arrays = {name: of_mode(array) for name, array in to_arrays({**model.args, **model.auxs}).items()}
         block.collect_params().load_dict(arrays, ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
     return block

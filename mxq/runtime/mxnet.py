@@ -91,9 +91,9 @@ def to_ndarray(value: Array) -> Any:
     return mx.nd.array(value, dtype=value.dtype)
 
 
-def of_mode(symbol: Any) -> Any:
-    """``symbol`` of numpy's semantics where those are set (``mx.npx.set_np``): a block of it takes and gives such."""
-    return symbol.as_np_ndarray() if mx.util.is_np_array() else symbol
+def of_mode(value: Any) -> Any:
+    """A symbol or array, with numpy's semantics where those are set (``mx.npx.set_np``): blocks then deal with such."""
+    return value.as_np_ndarray() if mx.util.is_np_array() else value
 
 
 def variable(name: str) -> Any:

@@ -12,10 +12,10 @@ from mxq.files import epochs_of, is_file
 from mxq.formats.params import read_params
 from mxq.ir import Array, Model
 from mxq.operators import check_graph, check_parameters
-from mxq.runtime.arguments import in_call_order
 from mxq.runtime.blocks import parameters, traced
 from mxq.runtime.inference import as_float32, dense, inference_form
 from mxq.runtime.mxnet import check_idle, mx, mxnet_says, to_numpy
+from mxq.runtime.ordering import in_call_order
 from mxq.runtime.registry import REGISTRY
 from mxq.runtime.reshapes import without_target_shapes
 from mxq.runtime.values import check_values
@@ -44,7 +44,6 @@ def load_model(net: Net, epoch: int | None = None) -> Model:
     """
     if isinstance(net, Model):
         return net
-    check_idle()
     if isinstance(net, str | Path):
         return from_prefix(Path(net), epoch)
     if isinstance(net, tuple | list) and len(net) == 3:
@@ -74,6 +73,9 @@ def from_symbol(
         sym: a Symbol, or the path of its JSON file.
         arg_params, aux_params: NDArrays or numpy arrays; half and double precision become float32.
         order: names of the inputs in the order of a call, see `in_call_order`.
+
+    Raises:
+        FormatError, QuantizeError, RuntimeFailure: as by `load_model`.
     """
     if isinstance(sym, str | Path):
         sym = _load_symbol(Path(sym))
@@ -87,6 +89,7 @@ def from_symbol(
     graph = in_call_order(dense(graph, read), read, order)
     aux_names = set(sym.list_auxiliary_states())
     arrays = {name: _array(name, values[name]) for name in values if name in read}
+    check_idle()
     model = Model(
         graph,
         {k: v for k, v in arrays.items() if k not in aux_names},

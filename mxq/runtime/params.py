@@ -13,12 +13,13 @@ from typing import Final
 
 import numpy as np
 from mxnet.ndarray.ndarray import _DTYPE_NP_TO_MX
+from mxnet.util import is_np_shape
 
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array
 
-_LIST, _ARRAY, _DENSE, _CPU = 0x112, 0xF993FAC9, 0, 1
-"""What a file begins with, what an array of it does, the storage type, and the device."""
+_LIST, _ARRAY, _NP_ARRAY, _DENSE, _CPU = 0x112, 0xF993FAC9, 0xF993FACA, 0, 1
+"""What a file begins with, what an array of it does without and with numpy's shapes, the storage type, the device."""
 
 MOST: Final = 120
 """Bytes that an array takes beside its values and its name, at most, with 8 axes."""
@@ -49,7 +50,8 @@ def _pieces(table: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
         if flag is None:
             raise RuntimeFailure(f"parameter {name!r} is {values.dtype}; allowed: a type that MXNet has")
         shape = struct.pack(f"<I{values.ndim}q", values.ndim, *values.shape)
-        yield struct.pack("<Ii", _ARRAY, _DENSE) + shape + struct.pack("<iii", _CPU, 0, flag)
+        magic = _NP_ARRAY if is_np_shape() else _ARRAY
+        yield struct.pack("<Ii", magic, _DENSE) + shape + struct.pack("<iii", _CPU, 0, flag)
         yield values.tobytes() if values.size == 0 else values.reshape(-1).view(np.uint8).data
     yield struct.pack("<Q", len(table))
     for name in table:

@@ -15,7 +15,7 @@ from typing import Final
 
 from mxq import machine
 from mxq.backends import MXNET_191
-from mxq.batches import Feed
+from mxq.batches import Feed, examples_in
 from mxq.ir import Array, Model, Node, Ref, Runner
 
 GAIN: Final[Mapping[str, float]] = {"avx512_vnni": 4.0, "avx512": 2.0, "avx2": 1.6, "unsupported": 1.0}
@@ -105,7 +105,7 @@ def cost_model(runner: Runner, fused: Model, feed: Feed, target: str = "native")
         feed: one batch.
         target: of `mxq.config.QuantConfig`; "native" is this machine.
     """
-    examples = len(next(iter(feed.values())))
+    examples = examples_in(feed)
     elements = {Ref(name): array.size // examples for name, array in feed.items() if name in fused.graph}
 
     def visit(ref: Ref, values: Array) -> None:

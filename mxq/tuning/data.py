@@ -66,7 +66,7 @@ class WithLabels:
 
     def __iter__(self) -> Iterator[Feed]:
         for feed, truth in labelled(self.data, self.inputs, self.labels, self.batch_size):
-            yield feed if truth is None else {**feed, LABEL: as_numpy(truth)}
+            yield feed if truth is None else feed.with_arrays({LABEL: as_numpy(truth)})
 
 
 def listed(data: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from mxq.batches import examples_in
 from mxq.ir import Array, Executable, Graph, Model, Ref, Runner, Watched
 from mxq.verify.compare import SOFTMAX
 
@@ -84,7 +85,7 @@ class _Comparing:
 
         def run(feeds: Mapping[str, Array]) -> Sequence[Array]:
             outputs = tuple(bound(feeds)[:])
-            self.divergence.add(self._reference, outputs, len(next(iter(feeds.values()))))
+            self.divergence.add(self._reference, outputs, examples_in(feeds))
             return outputs
 
         return run

@@ -177,7 +177,7 @@ def judge_of(
             if given is not None:
                 raise ConfigError(f"{name} is given without the data that it belongs to; allowed: both, or neither")
         return Against(reference, batches, runner, answers=answers)
-    data, inputs = listed(data), reference.inputs
+    data, inputs = listed(data), reference.arguments
     asked = metric is not None or labels is not None or isinstance(data, Partitions)
     if asked or has_labels(data, inputs, batch_size):
         return Labelled(data, inputs, runner, metric, labels, client, batch_size)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from mxq.batches import examples_in
 from mxq.errors import DataError
 from mxq.ir import Array, Graph, Model, Node, Runner
 from mxq.verify.layers import LayerTally
@@ -51,7 +52,7 @@ def verify(
         raise DataError(f"the float model has {heads} outputs, the int8 model {len(int8_model.graph.heads)}")
     tally = _Tally(float_model.graph, each, None if labels is None else np.asarray(labels))
     for batch in feeds:
-        examples = len(next(iter(batch.values())))
+        examples = examples_in(batch)
         tally.add(examples, reference(batch), candidate(batch))
         if progress is not None:
             progress(tally.examples)

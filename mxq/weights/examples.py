@@ -1,43 +1,33 @@
-"""Whether the first axis of a network's inputs counts examples, so that part of a batch may be looked at.
+"""Whether an axis of a network's inputs counts examples, so that part of a batch may be looked at.
 
-It need not: recurrent networks may read (time, batch, features), begin states have another first axis, and a Reshape
-may hold the batch's size. What counts is what the network does: the first axis counts examples where two of them at
-once give what each of them gives alone.
+The first one need not: recurrent networks may read (time, batch, features), begin states have another first axis, and a
+Reshape may hold the batch's size. Where the data says which axis does (`mxq.batches.example_axes`) it is that one. What
+counts is what the network does: an axis counts examples where two of them at once give what each of them gives alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
+from mxq.batches import example_axes, examples_in, taken
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Runner
 
-Feed = Mapping[str, Array]
 _APART: Final = 1e-3
 """How far a value may be off, in shares of the largest: kernels sum in an order that depends on the batch's size."""
 
 
-def size_of(feed: Feed) -> int:
-    """How many examples a batch counts as: the length of its first input."""
-    return len(next(iter(feed.values())))
-
-
-def part_of(feed: Feed, chosen: slice | Sequence[int]) -> dict[str, Array]:
-    """The ``chosen`` examples of a batch."""
-    return {name: value[chosen] for name, value in feed.items()}
-
-
-def can_be_cut(runner: Runner, model: Model, feed: Feed) -> bool:
-    """Whether the first axis of all inputs of ``feed`` counts examples; False where one alone is too few to tell."""
-    sizes = {len(value) for value in feed.values()}
-    if len(sizes) != 1 or (last := sizes.pop() - 1) < 1:
+def can_be_cut(runner: Runner, model: Model, feed: Mapping[str, Array]) -> bool:
+    """Whether the axes of ``feed`` that should count examples do; False where one alone is too few to tell."""
+    last = examples_in(feed) - 1
+    if example_axes(feed) is None or last < 1:
         return False
     try:
         call = runner.compile(model)
-        both, one, other = ([np.array(v) for v in call(part_of(feed, at))] for at in ([0, last], [0], [last]))
+        both, one, other = ([np.array(v) for v in call(taken(feed, at))] for at in ([0, last], [0], [last]))
     except RuntimeFailure:
         return False
     return all(map(_joins, both, one, other))

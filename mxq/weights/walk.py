@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mxq.backends import MXNET_191, OpSpec, the_layer_of
+from mxq.batches import examples_in
 from mxq.config import Methods
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Node, Ref, Runner
@@ -28,7 +29,6 @@ from mxq.plan import Plan, Tensors, WeightRecord
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.examples import size_of
 from mxq.weights.grid import FULL, HALVED
 from mxq.weights.limits import Sums
 from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
@@ -135,7 +135,7 @@ class _Walk:
     def of(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
         exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
-        count = sum(map(size_of, feeds))
+        count = sum(map(examples_in, feeds))
         return _Walk(runner, setting, spans, codes_of(setting.records, spans), exact, noisy, count)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:

@@ -22,7 +22,7 @@ from mxq.preparation import Preparation
 from mxq.report import record
 from mxq.statistics import Statistics
 from mxq.tuning import Material
-from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of
+from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of, settled
 
 
 def quantize(
@@ -110,12 +110,13 @@ class Opened:
             again: whether the data will be read more than once; where None, if ``config`` asks for it.
             planned: what becomes of the plan.
         """
-        model = runtime.load_model(net, epoch)
         preparation = given.preparation or preparation_of(net, config)
+        given = settled(net, given, preparation)
+        model = runtime.load_model(net, epoch)
         data = open_data(given.data, model, preparation, given.batch_size, logger=logger)
         config = _with_preparation(config, preparation, data)
         prepared = planned(_planned(model, config, logger))
-        inputs, budget = prepared.fused.inputs, config.budget
+        inputs, budget = prepared.fused.arguments, config.budget
         repeatedly = pipeline.looks_again(config) if again is None else again
         reader = tuning.repeatable if repeatedly or isinstance(data, Partitions) else feeds
         batches = None if data is None else reader(data, inputs, budget, batch_size=given.batch_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from mxq import runtime
-from mxq.batches import BATCH
+from mxq.batches import BATCH, peeked
 from mxq.config import QuantConfig
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError
@@ -81,6 +81,26 @@ def preparation_of(net: runtime.Net, config: QuantConfig | None = None) -> Prepa
     report = report_in(net)
     settings = None if report is None else recorded(report)
     return Preparation() if settings is None else Preparation.given(settings, "the network's record")
+
+
+def settled(net: runtime.Net, given: Given, preparation: Preparation) -> Given:
+    """``given``, of whose data a block that waits for shapes has seen the first batch, as if the user had run it once.
+
+    Raises:
+        DataError: the data has no batch for it.
+        QuantizeError: the block does not run on the batch.
+    """
+    data = given.data
+    if data is None or isinstance(data, Partitions) or not runtime.is_deferred(net):
+        return given
+    names = runtime.arguments(net)
+    if isinstance(data, str | Path):
+        source = open_source(data, names, preparation.settings, given.batch_size)
+        runtime.settle(net, peeked(source, names, given.batch_size)[0])
+        return given
+    feed, data = peeked(data, names, given.batch_size)
+    runtime.settle(net, feed)
+    return replace(given, data=data)
 
 
 def open_data(
