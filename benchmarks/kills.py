@@ -44,6 +44,7 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from mxq import collect, runtime, tuning, workflow  # noqa: F401  (imported once, for all processes)
@@ -361,7 +362,7 @@ def killed(commands: Sequence[Command], kills: int, seed: int) -> dict[str, Tall
             place.mkdir()
             field, tally = Field(command, place), Tally()
             share = kills // len(commands) + (number < kills % len(commands))
-            for end in ends_of(field, share, random.Random(f"{seed} {command.name}")):  # noqa: S311
+            for end in track(ends_of(field, share, random.Random(f"{seed} {command.name}")), command.name):  # noqa: S311
                 field.kill(end, tally)
             tallies[command.name] = tally
             os.chdir(home)

@@ -126,8 +126,10 @@ def alone(path: Path, remedy: str) -> Iterator[None]:
         remedy: what to do where another run uses it.
 
     Raises:
-        StorageError: another run uses it; the message names the process where the kernel tells.
+        StorageError: another run uses it (the message names the process where the kernel tells), or nobody can.
     """
+    if "\0" in os.fspath(path):
+        raise StorageError(f"{os.fspath(path)!r} cannot be used: its name has a NUL")
     real = Path(os.path.realpath(path))
     lock = beside(real / "workdir" if real.is_dir() else real, "lock")
     held = None

@@ -642,6 +642,8 @@ class TestCalibrate:
         assert [s["name"] for s in found["stretches"]] == ["32 of 40 examples in pictures", "5 of 5 examples in rest"]
         a, b, merged = (Statistics.load(p).states["relu0"] for p in (stats, out, both))
         np.testing.assert_array_equal(a.merge(b).counts, merged.counts)
+        with locks.alone(both, ""):
+            assert f"{both} is in use by" in run("merge-stats", stats, out, "--out", both, code=2).stderr
         assert "twice" in run("merge-stats", stats, stats, "--out", both, code=2).stderr
         assert "would count twice" in run("merge-stats", both, stats, "--out", tmp_path / "x", code=2).stderr
         assert "allowed: two or more" in run("merge-stats", stats, "--out", both, code=2).stderr

@@ -245,6 +245,13 @@ class TestLocks:
             pass
         assert names(tmp_path) == ["link"]
 
+    def test_a_name_that_none_can_have(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match=r"cannot be used: its name has a NUL"), locks.alone(tmp_path / "\0", ""):
+            raise AssertionError
+        long = tmp_path / ("x" * 255)
+        with pytest.raises(StorageError, match=r"cannot be used: File name too long"), locks.alone(long, ""):
+            raise AssertionError
+
     def test_within_a_process_too(self, tmp_path: Path) -> None:
         with (
             locks.alone(tmp_path, ""),

@@ -92,6 +92,7 @@ def merge_stats(
 ) -> None:
     """Merge statistics of one network that were collected on different data."""
     from mxq import statistics
+    from mxq.collect import alone
 
     if len(parts) < 2:
         raise ConfigError(f"merge-stats got {len(parts)} file; allowed: two or more")
@@ -100,7 +101,8 @@ def merge_stats(
         raise ConfigError(f"merge-stats got {str(repeated)!r} twice; its data would count twice")
     loaded = {str(path): statistics.Statistics.load(path) for path in parts}
     total = statistics.merge(loaded)
-    total.save(out)
+    with alone(out):
+        total.save(out)
     for name, part in loaded.items():
         if not part.complete:
             LOG.warning("%s is not complete: %d examples so far", name, part.examples)

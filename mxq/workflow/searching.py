@@ -125,7 +125,8 @@ def _folder(workdir: Where | None) -> Iterator[Path]:
         return
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"workdir {str(workdir)!r} cannot be made: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"workdir {str(workdir)!r} cannot be made: {why}") from error
     with locks.alone(Path(workdir), "wait for its end, or give another workdir"):
         yield Path(workdir)
