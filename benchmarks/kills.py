@@ -58,6 +58,8 @@ EXAMPLES, BATCH = 48, 4
 SOFT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 """Signals that a command sees, and the exit code by which it says so. A search says what it found by then instead."""
 PATIENCE = 300.0
+SAID = 1500
+"""Bytes that a file may always have: what a command says on stderr goes to one."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ class Field:
         ended = self.run(end)
         tally.runs += 1
         tally.ends[_ending(end, ended)] += 1
-        tally.read[self.state()] += 1
+        state = self.state()
+        tally.read[state] += 1
         drafts = [name for name in self.left() if ".mxq-" in name or name.startswith("tmp")]
         again = self.whole if self.command.arguments is None else self.run(End())
         if self.command.arguments is None:
@@ -184,7 +187,7 @@ class Field:
             f"refused by {ended.err.strip()[-200:]}": not end.most or _one_line(ended),
             f"ended by {ended.code}": end.signal not in SOFT or ended.code in (0, 1, SOFT[end.signal]),
             f"left at once: {drafts}": not drafts or end.signal == signal.SIGKILL,
-            "torn": tally.read["TORN"] == 0,
+            "torn": state != "TORN",
             f"again: exit code {again.code}, {again.err.strip()[-200:]}": again.code == self.whole.code,
             "another result": again.code != self.whole.code or self.found(again) == self.result,
             f"left: {sorted(set(self.left()) ^ set(self.names))}": self.left() == self.names,
@@ -347,7 +350,7 @@ def ends_of(field: Field, count: int, rng: random.Random) -> list[End]:
         else:
             found.append(End(chosen, event=rng.randint(1, max(1, field.whole.events))))
     sizes = [p.stat().st_size for p in field.work.rglob("*") if p.is_file()]
-    return found + [End(most=rng.randint(1, max(sizes))) for _ in range(-(-count // 10))]
+    return found + [End(most=rng.randint(SAID, max(sizes))) for _ in range(-(-count // 10))]
 
 
 def killed(commands: Sequence[Command], kills: int, seed: int) -> dict[str, Tally]:
