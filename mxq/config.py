@@ -241,15 +241,16 @@ class QuantConfig:
             ("stem", (*STEMS, None)),
             ("target", TARGETS),
         ):
-            if getattr(self, name) not in allowed:
-                raise one_of(name, getattr(self, name), allowed)
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)) or value not in allowed:
+                raise one_of(name, value, allowed)
         if not (self.equalize is None or isinstance(self.equalize, bool)):  # 1 is not True: it is written to records
             raise one_of("equalize", self.equalize, (True, False, None))
         for name in ("calib_mode", "weight_calib_mode"):
             _check_calibrator(name, getattr(self, name))
         count = Budget.parse(self.num_calib_examples).count
-        if count is not None and not isinstance(self.num_calib_examples, str):
-            object.__setattr__(self, "num_calib_examples", count)  # a plain int also where it was a numpy one
+        if count is not None:
+            object.__setattr__(self, "num_calib_examples", count)  # a plain int also where it was text or a numpy one
         if not isinstance(self.overrides, Mapping):
             raise ConfigError(f"overrides is {self.overrides!r}; allowed: a mapping of patterns to settings")
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}

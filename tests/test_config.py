@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from mxq import recipe
+from mxq.cli.options import config_of
 from mxq.config import Budget, LayerConfig, QuantConfig, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.ir import Node
@@ -110,7 +113,7 @@ class TestQuantConfig:
         config = QuantConfig(calib_mode=spec, weight_calib_mode=spec)
         assert (config.calib_mode, config.weight_calib_mode) == (spec, spec)
 
-    @pytest.mark.parametrize(("given", "kept"), [(np.int64(7), 7), (7.0, 7), ("7", "7"), ("5%", "5%"), (None, None)])
+    @pytest.mark.parametrize(("given", "kept"), [(np.int64(7), 7), (7.0, 7), ("7", 7), ("5%", "5%"), (None, None)])
     def test_a_count_is_a_plain_int(self, given, kept):
         found = QuantConfig(num_calib_examples=given).num_calib_examples
         assert found == kept
@@ -288,3 +291,56 @@ class TestSelectors:
         assert not selects(is_conv, Node("x", "relu"))
         assert selector_name(is_conv) == "is_conv"
         assert not by_op(is_conv)
+
+
+class TestThreeDoors:
+    """Python, a recipe and the command line make one object of the same settings, and refuse the same values."""
+
+    SAME: ClassVar[dict[str, tuple[dict[str, Any], str, dict[str, Any]]]] = {
+        "one layer": ({"exclude_layers": "conv*"}, "exclude_layers: conv*", {"exclude": ["conv*"]}),
+        "layers": ({"exclude_layers": ["a", "b"]}, "exclude_layers: [a, b]", {"exclude": ["a", "b"]}),
+        "included": ({"include_layers": ("a",)}, "include_layers: [a]", {"include": ["a"]}),
+        "types": ({"exclude_operators": ["Flatten"]}, "exclude_operators: Flatten", {"exclude_op": ["Flatten"]}),
+        "count": ({"num_calib_examples": 32}, "num_calib_examples: 32", {"num_calib_examples": "32"}),
+        "numpy": ({"num_calib_examples": np.int64(32)}, 'num_calib_examples: "32"', {"num_calib_examples": "32"}),
+        "share": ({"num_calib_examples": "5%"}, "num_calib_examples: 5%", {"num_calib_examples": "5%"}),
+        "shape": ({"input_shape": (3, 8, 8)}, "input_shape: [3, 8, 8]", {"input_shape": "3x8x8"}),
+        "equalize": ({"equalize": False}, "equalize: false", {"equalize": False}),
+        "mode": ({"quantize_mode": "full"}, "quantize_mode: full", {"quantize_mode": "full"}),
+        "calibrator": ({"calib_mode": "norm:2"}, "calib_mode: norm:2", {"calib_mode": "norm:2"}),
+    }
+
+    @pytest.mark.parametrize("name", SAME)
+    def test_same(self, name: str) -> None:
+        python, yaml, given = self.SAME[name]
+        lists = [given.get(option) for option in ("exclude", "include", "exclude_op", "quantize_mode")]
+        others = {k: v for k, v in given.items() if k not in ("exclude", "include", "exclude_op", "quantize_mode")}
+        found = [QuantConfig(**python), recipe.loads(f"format: {recipe.FORMAT}\n{yaml}"), config_of(*lists, **others)]
+        assert found[0] != QuantConfig()
+        assert found[1:] == found[:1] * 2
+        assert [json.dumps(f.to_json()) for f in found[1:]] == [json.dumps(found[0].to_json())] * 2
+
+    @pytest.mark.parametrize("field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"])
+    @pytest.mark.parametrize("value", [5, True, 1.5, [1], [["a"]], {"a": 1}, [None]], ids=str)
+    def test_no_names(self, field: str, value: Any) -> None:
+        with pytest.raises(ConfigError, match=f"{field} (is|holds) .*allowed: "):
+            QuantConfig(**{field: value})
+        with pytest.raises(ConfigError, match=f"^recipe: {field} (is|holds) .*allowed: "):
+            recipe.loads(f"format: {recipe.FORMAT}\n{field}: {json.dumps(value)}")
+
+    @pytest.mark.parametrize("field", ["effort", "target", "stem", "rounding", "quantized_dtype", "quantize_mode"])
+    @pytest.mark.parametrize("value", [5, True, ["fast"], {"a": 1}, "", "Fast"], ids=str)
+    def test_no_choice(self, field: str, value: Any) -> None:
+        with pytest.raises(ConfigError, match=f"{field} is .*allowed: "):
+            QuantConfig(**{field: value})
+        with pytest.raises(ConfigError, match=f"^recipe: {field} is .*allowed: "):
+            recipe.loads(f"format: {recipe.FORMAT}\n{field}: {json.dumps(value)}")
+        if isinstance(value, str):
+            given = {"dtype" if field == "quantized_dtype" else field: value}
+            mode = given.pop("quantize_mode", None)
+            with pytest.raises(ConfigError, match=f"{field} is .*allowed: "):
+                config_of(None, None, None, mode, **given)
+
+    def test_arrays_are_no_choice(self) -> None:
+        with pytest.raises(ConfigError, match=r"effort is .*allowed: 'fast'"):
+            QuantConfig(effort=np.array(["fast", "best"]))  # type: ignore[arg-type]

@@ -354,7 +354,7 @@ class TestOptions:
             ("calib_mode", "calib_mode", "naive"),  # the default, where it is given, overrides the recipe too
             ("weight_calib_mode", "weight_calib_mode", "naive"),
             ("dtype", "quantized_dtype", "auto"),
-            ("num_calib_examples", "num_calib_examples", "12"),
+            ("num_calib_examples", "num_calib_examples", 12),
             ("input_dtype", "input_dtype", "int8"),
             ("effort", "effort", "default"),
             ("equalize", "equalize", False),  # --no-equalize is given, too

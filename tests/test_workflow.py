@@ -15,12 +15,14 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 from graphs import bn, build, conv, fc
+from helpers import fresh_python
 from PIL import Image
 from typer.testing import CliRunner
 
 from mxq.cli import app
 from mxq.images import RAW, Preprocess
 from mxq.runtime import load_model, write_pair
+from mxq.statistics import Statistics
 
 SIDE, HELD = 8, 120
 ENDS = ("-symbol.json", "-0000.params", "-mxq.json")
@@ -102,6 +104,8 @@ AS_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...], dict[s
     "fast": ("x.npy", lambda _: X, ("--effort", "fast"), {"effort": "fast"}),
     "batch size": ("x.npy", lambda _: X, ("--batch-size", "7"), {"batch_size": 7}),
     "share": ("x.npy", lambda _: (X, LABELS), ("--num-calib-examples", "75%"), {"num_calib_examples": "75%"}),
+    "count": ("x.npy", lambda _: X, ("--num-calib-examples", "40"), {"num_calib_examples": 40}),
+    "shape": ("x.npy", lambda _: X, ("--input-shape", "3x8x8"), {"input_shape": (3, 8, 8)}),
     "saturation": ("x.npy", lambda _: X, ("--target", "avx2"), {"target": "avx2"}),
     "integers": ("pictures", lambda home: home / "pictures", (*SETTINGS, "--input-dtype", "uint8"),
                  {"preprocess": PREPROCESS, "input_dtype": "uint8"}),
@@ -348,3 +352,53 @@ class TestEvaluate:
             for net in (out, mxq.load(out)):
                 found = mxq.evaluate(net, home / "pictures", labels=tmp_path / "labels.csv")
                 assert found.to_json() == json.loads(wanted)
+
+
+class TestInterrupted:
+    """Ctrl-C: exit code 130, no traceback, no result, and nothing half-written."""
+
+    STOPPED: ClassVar[dict[str, tuple[str, tuple[object, ...]]]] = {
+        "quantize": ("mxq.report.pair.write", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/q")),
+        "calibrate": ("mxq.files.write_json", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/t.json")),
+        "plot": ("mxq.report.plots.figure", ("{home}/s.npz", "--tensor", "relu0", "--out", "{out}/p.png")),
+        "merge-stats": ("mxq.statistics.merge", ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz")),
+        "inspect": ("mxq.workflow.planned", ("{home}/net",)),
+        "explain": ("mxq.workflow.planned", ("{home}/net", "--node", "fc0")),
+        "verify": ("mxq.verify.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
+        "evaluate": ("mxq.distributed.evaluate", ("{home}/net", "--data", "{home}/x.npz")),
+        "bench": ("mxq.bench.bench", ("{home}/net", "--shape", "3,8,8")),
+        "sensitivity": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy")),
+        "tune": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy", "--workdir", "{out}")),
+        "doctor": ("mxq.machine.advice", ()),
+    }
+
+    @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["tables", "json"])
+    @pytest.mark.parametrize("name", STOPPED)
+    def test_any_command(
+        self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: tuple[str, ...]
+    ) -> None:
+        if not (home / "s.npz").exists():
+            mxq.calibrate(home / "net", X, stats=home / "s.npz")
+
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        where, args = self.STOPPED[name]
+        monkeypatch.setattr(where, stop)
+        if name == "merge-stats":
+            monkeypatch.setattr(Statistics, "load", lambda _: Statistics())
+        out = tmp_path / "out"
+        out.mkdir()
+        done = command(name, *(str(a).format(home=home, out=out) for a in args), *flags, code=130)
+        assert done.stdout == ""
+        assert "Traceback" not in done.output
+        assert not [f for f in out.iterdir() if not f.name.endswith(".jsonl")]
+
+    def test_within_text_that_python_runs(self) -> None:
+        """As MXNet's import does: Python would end by the signal, whatever the exit code."""
+        done = fresh_python(
+            "import sys; from mxq.cli import looking, main\n"
+            "def stop(*_): exec('raise KeyboardInterrupt')\n"
+            "looking.report_of = stop; sys.argv = ['mxq', 'inspect', 'net']; main()"
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

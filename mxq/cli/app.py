@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import inspect
@@ -12,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -25,7 +26,7 @@ from mxq.cli.options import option
 from mxq.errors import MxqError
 from mxq.text import one_line, printable
 
-FAILED, REFUSED, TERMINATED = 1, 2, 143
+FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 ORDER = (
     "quantize", "tune", "calibrate", "merge-stats", "plot", "inspect", "explain", "verify", "compare", "evaluate",
     "sensitivity", "bench", "doctor",
@@ -151,7 +152,24 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.excepthook = _show_traceback
     warnings.formatwarning = _formatted  # type: ignore[assignment]
-    app(prog_name="mxq")
+    try:
+        app(prog_name="mxq")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _end(INTERRUPTED)
+        raise
+
+
+def _end(code: int) -> None:
+    """Ends the process with ``code``, as Python would not where Ctrl-C came in text that it was running (``exec``).
+
+    MXNet's import is such text; Python then forgets that the interrupt was dealt with, and ends by the signal.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001  (what Python does itself at its end)
+    _give_up_stdout()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _show_traceback(*error: Any) -> None:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mxq.cli.console import print_json, progress, say, show, tell
+from mxq.cli.app import INTERRUPTED
+from mxq.cli.console import print_json, progress, show, tell
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import shapes_of
 from mxq.errors import RuntimeFailure
+from mxq.logs import LOG
 
 if TYPE_CHECKING:
     from mxq.machine import Machine
     from mxq.sweep import Job, Sweep
 
 BATCHES = (1, 16)
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended."""
 
 
 def run(
@@ -43,8 +43,8 @@ def run(
     tried = setups(machine)
     load, cores = os.getloadavg()[0], machine.cores
     if load > cores / 2:
-        say(f"mxq: others keep this machine busy (load {load:.1f}, {cores} cores); sweep again when it is quiet")
-    say(f"timing {job.prefix.name}: {len(tried)} combinations of threads and processes")
+        LOG.warning("others keep this machine busy (load %.1f, %d cores); sweep again when it is quiet", load, cores)
+    LOG.info("timing %s: %d combinations of threads and processes", job.prefix.name, len(tried))
     with progress("timing", len(tried) * len(job.batches)) as step:
         found = sweep(tried, job.batches, job.run, memory=machine.memory, progress=step)
     if found.complete and found.throughput is None:
@@ -55,7 +55,7 @@ def run(
     else:
         _show(found, machine)
     if not found.complete:
-        say("mxq: interrupted; this was measured before")
+        LOG.warning("interrupted; this was measured before")
         raise typer.Exit(INTERRUPTED)
 
 

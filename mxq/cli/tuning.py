@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mxq.batches import BATCH
-from mxq.cli.app import FAILED, command
+from mxq.cli.app import FAILED, INTERRUPTED, command
 from mxq.cli.console import print_json, show
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
@@ -30,7 +30,6 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
-from mxq.cli.sweeping import INTERRUPTED
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
