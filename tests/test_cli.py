@@ -329,7 +329,10 @@ class TestLooking:
         found = data_of("inspect", tmp_path / "tiny-int8", code=1)
         assert found["problems"] == [{"file": "tiny-int8-0000.params", "problem": "changed"}]
         assert "tiny-int8-0000.params has changed" in run("inspect", tmp_path / "tiny-int8", code=1).stderr
-        assert "tiny-int8-0000.params has changed" in run("doctor", tmp_path / "tiny-int8").stdout
+        doctor = run("doctor", tmp_path / "tiny-int8", code=1)
+        assert "tiny-int8-0000.params has changed" in doctor.stdout
+        assert "mxq: check failed: tiny-int8-0000.params has changed" in doctor.stderr
+        assert any("has changed" in hint for hint in data_of("doctor", tmp_path / "tiny-int8", code=1)["advice"])
 
     @pytest.mark.parametrize("name", ["relu0", "conv0", "bn0", "quantized_relu0"])
     def test_explain_finds_a_node_by_any_of_its_names(self, int8: Path, name: str) -> None:

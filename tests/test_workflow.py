@@ -23,6 +23,7 @@ from mxq.cli import app
 from mxq.images import RAW, Preprocess
 from mxq.runtime import load_model, write_pair
 from mxq.statistics import Statistics
+from mxq.workflow.measuring import AsIntegers
 
 SIDE, HELD = 8, 120
 ENDS = ("-symbol.json", "-0000.params", "-mxq.json")
@@ -352,6 +353,17 @@ class TestEvaluate:
             for net in (out, mxq.load(out)):
                 found = mxq.evaluate(net, home / "pictures", labels=tmp_path / "labels.csv")
                 assert found.to_json() == json.loads(wanted)
+
+
+def test_a_partition_is_read_as_integers_where_the_network_takes_them(home: Path, tmp_path: Path) -> None:
+    settings = Preprocess(mean=(128,), std=(40,))
+    options = ("--data", home / "pictures", *SETTINGS, "--input-dtype", "int8")
+    command("quantize", home / "net", *options, "--out", tmp_path / "q")
+    transform = mxq.data.transform_for(tmp_path / "q")
+    load = mxq.Partitions.images(home / "pictures", preprocess=settings, labels=home / "labels.csv").load
+    (first, labels), *_ = AsIntegers(load, transform)((0, HELD))
+    assert (first.dtype, labels.shape) == (np.int8, (32,))
+    np.testing.assert_array_equal(first[0], transform(home / "pictures" / "000.png"))
 
 
 class TestInterrupted:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -199,8 +200,9 @@ def doctor(
         hints.append(
             "this MXNet was built without oneDNN (MKLDNN), which has the int8 kernels: pip install mxnet==1.9.1"
         )
-    if prefix is not None and report is not None:
-        hints += [str(m) for m in record.check(prefix_of(prefix))]
+    broken = () if prefix is None else record.check(prefix_of(prefix))
+    if report is not None:
+        hints += map(str, broken)
         hints += [
             f"{prefix} was made with {k} {v}, here is {versions[k]}"
             for k, v in report.versions.items()
@@ -212,9 +214,23 @@ def doctor(
         threads: dict[str, object] = {"mxnet": picked, "recommended": best}
         threads["variables"] = {name: environ.get(name) for name in ("OMP_NUM_THREADS", machines.COPY_SIZE)}
         print_json({"machine": facts, "versions": versions, "onednn": onednn, "threads": threads, "advice": hints})
-        return
+    else:
+        listed = "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set."
+        show(tables.facts(_found(machine, environ, picked, best, versions, onednn)), listed)
+    for mismatch in broken:
+        say(f"mxq: check failed: {mismatch}")
+    if broken:
+        raise typer.Exit(FAILED)
+
+
+def _found(
+    machine: Machine, environ: Mapping[str, str], picked: int, best: int, versions: Mapping[str, str], onednn: bool
+) -> list[tuple[str, str]]:
+    """What there is, in rows of a table."""
+    from mxq import machine as machines
+
     asked = environ.get("OMP_NUM_THREADS", "")
-    rows = [
+    return [
         ("CPU", machine.model),
         ("int8 kernels", _kernels(machine)),
         ("cores", _cores(machine)),
@@ -223,7 +239,6 @@ def doctor(
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("oneDNN", "inside MXNet" if onednn else "missing"),
     ]
-    show(tables.facts(rows), "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set.")
 
 
 def _copies(size: str) -> str:

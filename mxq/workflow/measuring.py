@@ -50,7 +50,7 @@ def evaluate(
         runner = feeding(runner, fed)
         if client is not None:
             data = on_workers(measured, data.examples, model, preparation, batch_size, client)
-            data = data if fed is None else replace(data, load=_AsIntegers(data.load, IntegerTransform(fed)))
+            data = data if fed is None else replace(data, load=AsIntegers(data.load, IntegerTransform(fed)))
     found = distributed.evaluate(
         model, data, runner, metric=measured.metric, labels=labels, client=client, batch_size=batch_size
     )
@@ -60,7 +60,7 @@ def evaluate(
 
 
 @dataclass(frozen=True, slots=True)
-class _AsIntegers:
+class AsIntegers:
     """Reads a partition for a network that takes integers; pickled."""
 
     load: Callable[[Any], Any]
