@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -205,5 +206,6 @@ def analytic(
     values = {}
     for name, (kernel, _) in kernels(model, plan, thresholds, config).items():
         weight = model.graph[name].inputs[1].name
-        values[weight] = on_grid(model.args[weight], halved=kernel == "halved" and not exact)
+        halved = kernel == "halved" and not exact
+        values[weight] = partial(on_grid, model.args[weight], halved=halved)
     return corrected(source, before, model, values, plan)

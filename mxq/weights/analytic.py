@@ -14,6 +14,8 @@ Conditions: a fused convolution or fully connected layer with a folded BatchNorm
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from scipy.stats import norm
 
@@ -25,14 +27,16 @@ from mxq.weights.bias import Activation
 from mxq.weights.patches import Geometry
 
 
-def corrected(source: Model, before: Model, after: Model, values: dict[str, Array], plan: Plan) -> Model:
+def corrected(
+    source: Model, before: Model, after: Model, values: Mapping[str, Callable[[], Array]], plan: Plan
+) -> Model:
     """``after`` with the biases of its int8 layers corrected.
 
     Args:
         source: the network as given, whose BatchNorms are still there.
         before: fused, its weights those of float.
         after: the same network with the parameters that are written, a bias in every int8 layer.
-        values: weight -> (O, ...), what the kernels make of it.
+        values: weight -> what gives (O, ...), what the kernels make of it.
         plan: says which layers are int8.
     """
     args = {}
@@ -42,14 +46,24 @@ def corrected(source: Model, before: Model, after: Model, values: dict[str, Arra
         if layer is None or mean is None or node.name not in plan.quantized:
             continue
         weight, bias = node.inputs[1].name, node.inputs[2].name
-        geometry = Geometry.of(layer)
-        off = geometry.grouped((values[weight] - before.args[weight]).astype(np.float64))  # (G, O, taps * I)
-        per_group = mean.reshape(geometry.groups, 1, -1) if geometry.groups > 1 else mean.reshape(1, 1, -1)
-        if off.shape[2] % per_group.shape[2]:
-            continue
-        sums = off.reshape(*off.shape[:2], -1, per_group.shape[2]).sum(axis=2)
-        args[bias] = (after.args[bias] - (sums * per_group).sum(axis=2).ravel()).astype(np.float32)
+        shift = _shift(Geometry.of(layer), before.args[weight], values[weight], mean)
+        if shift is not None:
+            args[bias] = (after.args[bias] - shift).astype(np.float32)
     return after.with_graph(after.graph, args) if args else after
+
+
+def _shift(geometry: Geometry, weight: Array, value: Callable[[], Array], mean: Array) -> Array | None:
+    """What a layer's output is off on average, (O,); None where its inputs are not the channels that ``mean`` is of."""
+    per_group = mean.reshape(geometry.groups, 1, -1)
+    channels = per_group.shape[2]
+    if weight[0].size % channels or not (geometry.kernel or geometry.flatten):
+        return None
+    off = geometry.grouped((value() - weight).astype(np.float64))
+    if geometry.kernel:  # (G, O, taps * I)
+        sums = off.reshape(*off.shape[:2], -1, channels).sum(axis=2)
+    else:  # (1, O, I * places)
+        sums = off.reshape(*off.shape[:2], channels, -1).sum(axis=3)
+    return np.asarray((sums * per_group).sum(axis=2).ravel())
 
 
 def expected(source: Model, node: Node) -> Array | None:

@@ -44,6 +44,7 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.verify.held import CHANNEL_AXIS, CHANNEL_SCALE
 from mxq.weights.families import LAST, Family, families, is_norm
 from mxq.weights.live import Batches, passing
+from mxq.weights.pieces import pieces
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST = 64.0
@@ -141,17 +142,26 @@ def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -
         squares, energy = _gains(model, reader) ** 2, float(seen[reader.name].square.sum())
         return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
     layer = the_layer_of(reader)
-    weight = model.args[reader.inputs[1].name].astype(np.float64)
+    weight = model.args[reader.inputs[1].name]
     if int(layer.number("num_group", 1)) > 1:
-        squares = (weight.reshape(len(weight), -1) ** 2).sum(axis=1)
+        squares = (weight.reshape(len(weight), -1).astype(np.float64) ** 2).sum(axis=1)
         rounding = 0.0
     else:
-        columns = weight.reshape(len(weight), len(s), -1)
-        squares = (columns**2).sum(axis=(0, 2))
-        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / SPAN["int8"]
-        rounding = float((steps**2).sum() / 12 * (s**2 * x.square).sum() * columns.shape[2])
+        squares, steps = _dense(weight, s)
+        rounding = float(steps / 12 * (s**2 * x.square).sum() * (weight[0].size // len(s)))
     energy = float((squares * x.square).sum())
     return float((tensor_step**2 / 12 * (squares / s**2).sum() + rounding) / max(energy, 1e-30))
+
+
+def _dense(weight: Array, s: Array) -> tuple[Array, float]:
+    """Of a weight (O, C * positions) for inputs that are scaled by s: sums of squares, (C,), and of squared steps."""
+    squares, total = np.zeros(len(s)), 0.0
+    for rows in pieces(len(weight), weight[0].size):
+        columns = weight[rows].astype(np.float64).reshape(rows.stop - rows.start, len(s), -1)
+        squares += (columns**2).sum(axis=(0, 2))
+        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / SPAN["int8"]
+        total += float((steps**2).sum())
+    return squares, total
 
 
 def _gains(model: Model, norm: Node) -> Array:
@@ -181,8 +191,10 @@ def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
 
 def _times(value: Array, s: Array) -> Array:
     """``value``, (C, ...) float32, times s."""
-    found: Array = value.astype(np.float64) * s.reshape(-1, *[1] * (value.ndim - 1))
-    return found.astype(np.float32)
+    found, factors = np.empty(value.shape, np.float32), s.reshape(-1, *[1] * (value.ndim - 1))
+    for rows in pieces(len(value), value[0].size):
+        found[rows] = value[rows].astype(np.float64) * factors[rows]
+    return found
 
 
 def _divided(weight: Array, s: Array, reader: Node) -> Array:
@@ -193,8 +205,11 @@ def _divided(weight: Array, s: Array, reader: Node) -> Array:
     """
     if is_norm(reader) or int(the_layer_of(reader).number("num_group", 1)) > 1:
         return _times(weight, 1 / s)
-    columns: Array = weight.reshape(len(weight), len(s), -1).astype(np.float64) / s[None, :, None]
-    return columns.reshape(weight.shape).astype(np.float32)
+    found = np.empty(weight.shape, np.float32)
+    for rows in pieces(len(weight), weight[0].size):
+        part = weight[rows]
+        found[rows] = (part.reshape(len(part), len(s), -1).astype(np.float64) / s[None, :, None]).reshape(part.shape)
+    return found
 
 
 def equalize(

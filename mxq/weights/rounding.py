@@ -24,6 +24,10 @@ Arrays are of G groups with O output channels and K inputs each: G = 1 for a den
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, TypeAlias
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -34,6 +38,8 @@ BLOCK = 64
 """Columns between two updates by matrix product."""
 FACTORED = 128
 """Columns that are factored at once."""
+TINY: Final = 1e-12
+"""The least that is added to a diagonal."""
 
 
 def covariance(inputs: Array) -> Array:
@@ -48,14 +54,30 @@ def damped(covariance: Array, share: float) -> Array:
     """The covariance with ``share`` of the mean of its diagonal added to that, which makes it positive definite."""
     found: Array = covariance.copy()
     diagonal = np.einsum("gkk->gk", found)  # a view
-    diagonal += np.maximum(diagonal.mean(axis=1, keepdims=True) * share, np.float32(1e-12))
+    diagonal += np.maximum(diagonal.mean(axis=1, keepdims=True) * share, np.float32(TINY))
     return found
 
 
+Factor: TypeAlias = tuple[Array, Array]
+"""Of a covariance (G, K, K): the order (G, K) in which inputs are rounded, and U of (2) in that order."""
+
+
+def factored(hessian: Array) -> Factor:
+    """The inputs of the largest energy come first."""
+    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1)
+    return order, _unit_upper(_permuted(hessian, order[:, ::-1]))
+
+
 def successive(
-    wanted: Array, hessian: Array, step: Array, fixed: Array, most: int, sums: Sums | None = None
+    wanted: Array,
+    hessian: Array,
+    step: Array,
+    fixed: Array,
+    most: int,
+    sums: Sums | None = None,
+    factor: Factor | None = None,
 ) -> Array:
-    """Codes by (2), the inputs of the largest energy first.
+    """Codes by (2).
 
     Args:
         wanted: (G, O, K) float, W.
@@ -64,12 +86,12 @@ def successive(
         fixed: (G, O, K) int16, codes that are given; 0 where free.
         most: the largest code of the others.
         sums: of a kernel that adds pairs in 16 bits, whose limits hold too; G is 1 then.
+        factor: `factored` of ``hessian``, where that is known.
 
     Returns:
         (G, O, K) int16.
     """
-    order = np.argsort(-np.einsum("gkk->gk", hessian), axis=1)
-    upper = _unit_upper(_permuted(hessian, order[:, ::-1]))
+    order, upper = factor or factored(hessian)
     weight, given = (np.take_along_axis(a, order[:, None], axis=2).swapaxes(1, 2) for a in (wanted, fixed))
     weight, given = (np.ascontiguousarray(a, np.float32) for a in (weight, given))  # (G, K, O): rows by input
     free, scale, size = given == 0, step.astype(np.float32), wanted.shape[2]
@@ -82,7 +104,7 @@ def successive(
             near = pulled[:, k - start] + (within[:, None, k - start, : k - start] @ error[:, start:k])[:, 0]
             near /= scale
             np.rint(near, out=near)
-            low, high = _room(sums, int(order[0, k]), codes, back[0], 1, most)
+            low, high = limits_of(sums, int(order[0, k]), codes, back[0], 1, most)
             np.maximum(near, low, out=near)
             np.minimum(near, high, out=near)
             np.copyto(codes[:, k], near, where=free[:, k])
@@ -145,7 +167,7 @@ def descend(
         changes = 0
         for k in range(codes.shape[2]):
             best = np.rint(gradient[:, :, k] / diagonal[:, None, k] / step)
-            low, high = _room(sums, k, codes, places, 2, most)
+            low, high = limits_of(sums, k, codes, places, 2, most)
             new = np.clip(codes[:, :, k] + best, low, high).astype(np.int16)
             change = np.where(fixed[:, :, k] != 0, 0, new - codes[:, :, k])
             if change.any():
@@ -157,7 +179,7 @@ def descend(
     return codes
 
 
-def _room(
+def limits_of(
     sums: Sums | None, column: int, codes: Array, places: Array, axis: int, most: int
 ) -> tuple[ArrayLike, ArrayLike]:
     """The least and the largest code of a column; others' are in ``codes``, along ``axis`` at their ``places``."""
@@ -172,3 +194,33 @@ def error_of(codes: Array, wanted: Array, hessian: Array, step: Array) -> Array:
     off = wanted - step.astype(np.float32)[:, :, None] * codes
     error: Array = np.einsum("gok,gok->go", off @ hessian, off)
     return error
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """A damped covariance (G, K, K), factored once for all that is rounded by it."""
+
+    matrix: Array
+
+    @staticmethod
+    def of(inputs: Array, share: float) -> Covariance:
+        """Of samples (G, N, K) float32; see `damped`."""
+        return Covariance(damped(covariance(inputs), share))
+
+    @cached_property
+    def _factor(self) -> Factor:
+        return factored(self.matrix)
+
+    def successive(self, wanted: Array, step: Array, fixed: Array, most: int, sums: Sums | None = None) -> Array:
+        """`successive`."""
+        return successive(wanted, self.matrix, step, fixed, most, sums, self._factor)
+
+    def descend(
+        self, codes: Array, wanted: Array, step: Array, fixed: Array, most: int, sweeps: int, sums: Sums | None = None
+    ) -> Array:
+        """`descend`."""
+        return descend(codes, wanted, self.matrix, step, fixed, most, sweeps, sums)
+
+    def error_of(self, codes: Array, wanted: Array, step: Array) -> Array:
+        """`error_of`."""
+        return error_of(codes, wanted, self.matrix, step)

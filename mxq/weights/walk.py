@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 from tqdm import tqdm
@@ -33,11 +33,9 @@ from mxq.weights.grid import FULL, HALVED
 from mxq.weights.limits import Sums
 from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
 from mxq.weights.patches import Geometry
+from mxq.weights.pieces import pieces
 from mxq.weights.ranges import Reader, narrowed, telling
 from mxq.weights.saturation import Kernel, kernel_of
-
-LEAST_PLACES = 4096
-"""Places of a layer's output that are looked at; twice as many as it has inputs where those are more."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Setting:
         records: how `mxq.passes.quantize_graph` codes them.
         methods: what to do.
         exact: whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes.
-        places: factor on `LEAST_PLACES`.
+        places: factor on `layer.LEAST_PLACES`.
         sweeps: how often rounding goes over all weights of a layer again.
     """
 
@@ -210,18 +208,18 @@ class _Walk:
         if why := self._as_it_is(node):
             self.records[node.name] = self._untouched(node, why)
             return {}
-        inner = the_layer_of(node)
-        geometry, weight, data = Geometry.of(inner), model.args[names[0]], node.inputs[0]
+        inner, data, setting = the_layer_of(node), node.inputs[0], self.setting
+        geometry = Geometry.of(inner)
+        kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
+        levels = HALVED if kernel == "halved" and not setting.exact else FULL
+        weight, bias = (model.args[name] for name in names)
+        layer = layers.Layer(node, weight, bias, geometry, setting.methods, levels, setting.sweeps)
         summands = None
         if node.flag("with_sum") and not node.flag("with_act"):  # what the layer makes is added to the summand as it is
             summands = self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])
-        most = max(LEAST_PLACES * self.setting.places, 2 * weight[0].size)
-        found = layers.seen(weight, self.float.held[data], self._coded(data), summands, geometry, most, self.rng)
-        kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
-        levels = HALVED if kernel == "halved" and not self.setting.exact else FULL
-        bias, sweeps = model.args[names[1]], self.setting.sweeps
-        sums = None if self.setting.exact else self._sums(kernel, data, found, weight)
-        chosen = layers.choose(node, weight, bias, found, geometry, self.setting.methods, levels, sweeps, sums)
+        exact, noisy = self.float.held[data], self._coded(data)
+        places = layers.choose_places(layer, noisy, setting.places, self.rng)
+        chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, kernel, data, weight))
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
         self.records[node.name] = self._record(weight, chosen)
         return {names[0]: chosen.values, names[1]: chosen.bias}
@@ -239,9 +237,9 @@ class _Walk:
         weight = self.setting.model.param(node.inputs[1].name)
         return WeightRecord("layer", "rounding", 0 if weight is None else len(weight), 0, 0.0, note=why)
 
-    def _sums(self, kernel: Kernel, ref: Ref, found: layers.Seen, weight: Array) -> Sums | None:
+    def _sums(self, kernel: Kernel, ref: Ref, weight: Array, samples: Array) -> Sums | None:
         """How the kernel of a layer that reads ``ref`` adds; None where nothing saturates or the scale is unknown."""
-        if kernel not in ("pairs", "shifted"):
+        if self.setting.exact or kernel not in ("pairs", "shifted"):
             return None
         if ref in self.codes:
             scale = self.codes[ref].scale(self.spans[str(ref)])
@@ -249,7 +247,7 @@ class _Walk:
             scale = Code(self._dtype(ref)).scale(self.carried[ref])
         else:
             return None
-        return Sums.of(kernel, scale, found.inputs[0], weight.shape[1])
+        return Sums.of(kernel, scale, samples, weight.shape[1])
 
     def _dtype(self, ref: Ref) -> str:
         """The type of an int8 operator's input."""
@@ -259,16 +257,16 @@ class _Walk:
         return "int8" if record is None else record.dtype
 
     def _record(self, weight: Array, chosen: layers.Chosen) -> WeightRecord:
-        methods = self.setting.methods
-        rows = np.abs(weight).reshape(len(weight), -1)
-        bounds = np.abs(chosen.values).reshape(len(weight), -1).max(axis=1, keepdims=True)
-        outside = rows > 1.01 * bounds
+        methods, outside = self.setting.methods, np.zeros(len(weight), np.int64)
+        for part in pieces(len(weight), weight[0].size):
+            sizes, bounds = (np.abs(w[part]).reshape(part.stop - part.start, -1) for w in (weight, chosen.values))
+            outside[part] = np.count_nonzero(sizes > 1.01 * bounds.max(axis=1, keepdims=True), axis=1)
         return WeightRecord(
             observer="layer",
             source="rounding",
             channels=len(weight),
-            clipped_channels=int(outside.any(axis=1).sum()),
-            clipped_share=float(outside.mean()),
+            clipped_channels=int(np.count_nonzero(outside)),
+            clipped_share=int(outside.sum()) / weight.size,
             rounding=methods.rounding,
             moved_share=chosen.moved,
             bias_correction=methods.bias_correction,

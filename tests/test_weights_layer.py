@@ -1,0 +1,95 @@
+"""One layer: in pieces it is what it is as a whole, and which layers are too wide for a covariance matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graphs import build, conv, fc
+
+from mxq.backends import the_layer_of
+from mxq.config import QuantConfig
+from mxq.ir import Array, Node
+from mxq.weights import layer as layers
+from mxq.weights import pieces as cut
+from mxq.weights.grid import FULL
+from mxq.weights.layer import LARGEST, LEAST_PLACES, Chosen, Layer, choose_places, improved
+from mxq.weights.patches import Geometry
+from mxq.weights.pieces import pieces
+
+METHODS = QuantConfig().methods
+
+
+def layer_of(line: str, shape: tuple[int, ...], **changes: int) -> Layer:
+    model = build(line, "return x", data=shape)
+    (node,) = model.graph.operators
+    weight, bias = model.args["x_weight"], model.args["x_bias"]
+    return Layer(node, weight, bias, Geometry.of(the_layer_of(node)), METHODS, FULL, **changes)
+
+
+def found(layer: Layer, data: Array) -> Chosen:
+    noisy = np.round(data * 8) / 8
+    places = choose_places(layer, [noisy], 1, np.random.default_rng(0))
+    summand = np.random.default_rng(1).standard_normal((len(data), len(layer.weight), 6, 6)).astype(np.float32)
+    summands = ([summand], [summand * 1.01]) if layer.geometry.kernel else None
+    return improved(layer, [data], [noisy], summands, places)
+
+
+def maps(channels: int) -> Array:
+    return np.tanh(np.random.default_rng(0).standard_normal((20, channels, 6, 6)).cumsum(axis=2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("filters", [12, 24])
+def test_groups_a_few_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch, filters: int) -> None:
+    """Bit by bit; depthwise, with one or two outputs of each input."""
+    line = conv("x", "data", f'kernel="(3, 3)" num_filter="{filters}" num_group="12" pad="(1, 1)"')
+    layer, data = layer_of(line, (20, 12, 6, 6), sweeps=1), maps(12)
+    whole = found(layer, data)
+    monkeypatch.setattr(layers, "SAMPLES", 5 * 9 * 720)
+    assert [part.geometry.groups for part, _, _ in layer.parts(720)] == [5, 5, 2]
+    some = found(layer, data)
+    for name in ("weight", "values", "bias"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name))
+    assert some.moved == pytest.approx(whole.moved, rel=1e-12)
+
+
+@pytest.mark.parametrize("line", [conv("x", "data"), fc("x", "data", 'num_hidden="8"')])
+def test_outputs_a_few_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """But for the last bits of sums, which may turn a code in a hundred."""
+    layer, data = layer_of(line, (20, 8, 6, 6)), maps(8)
+    whole = found(layer, data)
+    monkeypatch.setattr(cut, "WHOLE", 2 * 3 * layer.inputs)
+    assert [p.stop - p.start for p in pieces(8, layer.inputs)] == [3, 3, 2]
+    some = found(layer, data)
+    assert (np.abs(some.values - whole.values) > 1e-6).mean() < 0.01
+    np.testing.assert_allclose(some.bias, whole.bias, rtol=0, atol=0.01)
+    assert some.moved == pytest.approx(whole.moved, abs=0.01)
+
+
+def test_a_wide_layer_is_refined_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, data = layer_of(fc("x", "data", 'num_hidden="8"'), (20, 8, 6, 6)), maps(8)
+    plain = found(layer, data)
+    monkeypatch.setattr(layers, "LARGEST", 100)
+    wide = found(layer, data)
+    assert layer.is_wide
+    assert wide.moved == pytest.approx(plain.moved, abs=0.01)
+    assert (np.abs(wide.values - plain.values) > 1e-6).mean() < 0.02
+
+
+def test_places() -> None:
+    def places(inputs: int, factor: int = 1) -> int:
+        node = Node("x", "FullyConnected", {"num_hidden": "1"})
+        weight = np.zeros((1, inputs), np.float32)
+        return Layer(node, weight, np.zeros(1, np.float32), Geometry(), METHODS, FULL).places(factor)
+
+    assert places(10) == LEAST_PLACES
+    assert places(10, 4) == 4 * LEAST_PLACES
+    assert places(LARGEST) == 2 * LARGEST
+    assert places(LARGEST + 1) == 2048
+    assert places(150_528) < 300
+
+
+@pytest.mark.parametrize(("length", "each"), [(0, 5), (7, 0), (1, 1 << 30), (4096, 25_088), (3, 4)])
+def test_pieces_are_the_whole(length: int, each: int) -> None:
+    parts = [np.arange(length)[part] for part in pieces(length, each)]
+    np.testing.assert_array_equal(np.concatenate([np.arange(0), *parts]), np.arange(length))
+    assert all(len(part) * each <= cut.WHOLE or len(part) == 1 for part in parts)
