@@ -529,17 +529,21 @@ class TestFiles:
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
     def test_a_record_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        write = Path.write_text
+        write, block = Path.write_bytes, quantize()
 
-        def full(path: Path, text: str, **options: Any) -> None:
-            write(path, text[:9], **options)
-            raise OSError(28, "No space left on device")
+        def full(path: Path, content: bytes) -> None:
+            write(path, content[:9])
+            if "mxq.json" in path.name:
+                raise OSError(28, "No space left on device")
 
-        block = quantize()
-        monkeypatch.setattr(Path, "write_text", full)
-        with pytest.raises(mxq.FormatError, match="No space left on device"):
-            mxq.save(block, tmp_path / "net")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", full)
+            with pytest.raises(mxq.StorageError, match=r"net-mxq\.json cannot be written: No space left on") as caught:
+                mxq.save(block, tmp_path / "net")
         assert list(tmp_path.iterdir()) == []
+        needed = int(str(caught.value).partition("(")[2].partition(" bytes")[0].replace(",", ""))
+        written = sum(path.stat().st_size for path in mxq.save(block, tmp_path / "net"))
+        assert written <= needed <= 1.1 * written
 
     @pytest.mark.parametrize("thing", [3, None, "net"])
     def test_save_refuses_what_mxq_did_not_make(self, thing: object, tmp_path: Path) -> None:

@@ -28,9 +28,14 @@ def write(model: Model, report: Report, prefix: Path) -> tuple[Path, Path, Path]
     """
     symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
     described, files = path_of(prefix), runtime.Files(model)
+
+    def text(*checksums: str) -> bytes:
+        table = dict(zip((symbol.name, params.name), checksums, strict=True))
+        return json_text(described, record.to_json(report, table)).encode()
+
+    size = files.size + len(text("0" * 64, "0" * 64))
     tidy(prefix.parent)
-    with replacing(described, symbol, params, size=files.size) as drafts:
-        files.write(*drafts[1:])
-        checksums = {f.name: checksum(draft) for f, draft in zip((symbol, params), drafts[1:], strict=True)}
-        drafts[0].write_text(json_text(described, record.to_json(report, checksums)), encoding="utf-8")
+    with replacing(described, symbol, params, size=size) as (described_draft, *drafts):
+        files.write(*drafts)
+        described_draft.write_bytes(text(*map(checksum, drafts)))
     return symbol, params, described

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,18 @@ class Files:
             RuntimeFailure: MXNet refuses the graph.
             OSError: a file cannot be written.
         """
-        symbol.write_text(to_symbol(self.model.graph).tojson(), encoding="utf-8")
+        symbol.write_bytes(self._symbol)
         write_params(params, self._table)
 
     @property
     def size(self) -> int:
-        """Bytes of the parameters, about."""
-        return size_of(self._table)
+        """Bytes of both, about; no fewer than they have."""
+        return len(self._symbol) + size_of(self._table)
+
+    @cached_property
+    def _symbol(self) -> bytes:
+        text: str = to_symbol(self.model.graph).tojson()
+        return text.encode()
 
     @property
     def _table(self) -> dict[str, Array]:
