@@ -601,6 +601,11 @@ def test_batch_size_is_a_positive_number(size: Any) -> None:
         feeds(X, ["data"], ALL, batch_size=size)
 
 
+def test_batch_size_may_be_of_numpy() -> None:
+    got = feeds(X, ["data"], ALL, batch_size=np.int64(30))  # type: ignore[arg-type]
+    assert [operator.length_hint(got), *(len(feed["data"]) for feed in got)] == [4, 30, 30, 30, 10]
+
+
 def test_a_label_that_the_network_computes_with_and_nobody_gives() -> None:
     with pytest.raises(DataError, match=r"'softmax_label', only 'data', 'x'; .* before its loss \(sym.get_internals"):
         list(feeds([{"data": X, "x": X}], ["data", "softmax_label"], ALL))

@@ -354,6 +354,20 @@ class TestInference:
 
 
 class TestValues:
+    @pytest.mark.parametrize(
+        ("value", "dtype"),
+        [("text", "<U4"), (np.array([None]), "object"), (np.array([1j]), "complex128"), (np.uint64(1), "uint64")],
+    )
+    def test_what_mxnet_has_no_type_for(self, value: Any, dtype: str) -> None:
+        with pytest.raises(QuantizeError, match=f"parameter 'w' is {dtype}; allowed: float32, uint8, int8"):
+            from_symbol(mx.sym.broadcast_mul(mx.sym.var("data"), mx.sym.var("w")), {"w": value}, {})
+
+    def test_what_is_no_table(self) -> None:
+        with pytest.raises(QuantizeError, match="arg_params is a list; allowed: a dictionary of arrays by name, or"):
+            load_model((mx.sym.relu(mx.sym.var("data")), [1], {}))
+        with pytest.raises(QuantizeError, match="aux_params is a tuple; allowed: a dictionary"):
+            load_model((mx.sym.relu(mx.sym.var("data")), {}, (1,)))
+
     def model(self, name: str, value: float) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """A network whose parameter ``name`` has ``value`` at one place."""
         model = build(conv("conv0", "data"), bn("bn0", "conv0"), fc("fc0", "bn0"), "return fc0")

@@ -64,6 +64,7 @@ def source_of(data: Any, batch_size: int) -> Source:
     whole: Any = batch_size
     if not isinstance(whole, int | np.integer) or isinstance(whole, bool) or whole < 1:
         raise DataError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
+    batch_size = int(whole)
     if (whole := _whole(data, batch_size)) is not None:
         return _anywhere(whole)
     if hasattr(data, "provide_data"):

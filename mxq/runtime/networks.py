@@ -30,6 +30,10 @@ ALLOWED: Final = (
 )
 
 
+TYPES: Final = ("float32", "uint8", "int8", "int32", "int64", "bool")
+"""Of parameters, beside the precisions that become float32."""
+
+
 def load_model(net: Net, epoch: int | None = None) -> Model:
     """The `Model` of a network; the network itself is not changed.
 
@@ -84,7 +88,7 @@ def from_symbol(
     graph = read_symbol(sym.tojson(), "the symbol")
     check_graph(graph, REGISTRY)
     graph = without_target_shapes(inference_form(graph))
-    values = {**(arg_params or {}), **(aux_params or {})}
+    values = {**_table("arg_params", arg_params), **_table("aux_params", aux_params)}
     read = frozenset(n.name for n in graph.variables if n.name in values)
     graph = in_call_order(dense(graph, read), read, order)
     aux_names = set(sym.list_auxiliary_states())
@@ -103,9 +107,18 @@ def from_symbol(
     return model
 
 
+def _table(argument: str, given: Any) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise QuantizeError(f"{argument} is a {type(given).__name__}; allowed: a dictionary of arrays by name, or None")
+    return given or {}
+
+
 def _array(name: str, value: Any) -> Array:
     with mxnet_says(f"MXNet failed while it made the parameter {name!r}"):
-        return as_float32(to_numpy(value))
+        array = as_float32(to_numpy(value))
+    if array.dtype.name not in TYPES:
+        raise QuantizeError(f"parameter {name!r} is {array.dtype}; allowed: {', '.join(TYPES)}")
+    return array
 
 
 def _from_module(net: Any) -> Model:
