@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 from mxq import machine, observers
@@ -47,6 +47,7 @@ from mxq.passes import (
     partition,
     quantize_graph,
     removed,
+    shift_streams,
     shift_summands,
     unmatched,
     with_shapes,
@@ -57,7 +58,7 @@ from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, with_carried
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
-from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined
+from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined, samples_of
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
@@ -470,7 +471,7 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     config, trace, fused, thresholds = prepared.config, prepared.trace, prepared.fused, calibrated.thresholds
     if looked is not None and config.methods.equalize:
         fused, thresholds = equalized(looked, fused, thresholds, trace)
-    built = _aligned(prepared, fused, thresholds)
+    built = _aligned(prepared, fused, thresholds, looked)
     fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
     unrounded = fused
     thresholds, coding = choose_codes(fused, built.thresholds, config)
@@ -515,15 +516,23 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
     return {**clipped, **weights, **both}
 
 
-def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds) -> _Built:
-    """What tensors have to have in common, and the order of channels that the target's kernels need."""
+def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds, looked: Looked | None) -> _Built:
+    """What tensors have to have in common, and the signs and order of channels that the target's kernels need.
+
+    Args:
+        looked: for what biases are corrected on.
+    """
     config, plan, trace = prepared.config, prepared.plan, prepared.trace
+    exact = target_of(config) == machine.VNNI
     if config.calib_mode != NONE:
         choices = LayerChoices.of(fused.graph, config)
         thresholds = align_ranges(fused.graph, plan, thresholds, trace)
         fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
+        if not exact and looked is not None and config.methods.bias_correction == "empirical":
+            look = partial(samples_of, looked, fused)
+            fused, plan, thresholds = shift_streams(fused, plan, thresholds, choices, trace, look)
     built = _Built(fused, plan, thresholds, config, target_of(config))
-    return built if built.exact else replace(built, model=pair_channels(fused, plan, trace))
+    return built if exact else replace(built, model=pair_channels(fused, plan, trace))
 
 
 def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:

@@ -142,7 +142,11 @@ def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Ite
 
 def activations(looked: Looked, model: Model, plan: Plan) -> dict[str, Array]:
     """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
-    nodes = [n for n in model.graph.operators if n.name in plan.quantized and _is_dense(n)]
+    return samples_of(looked, model, [n for n in model.graph.operators if n.name in plan.quantized and _is_dense(n)])
+
+
+def samples_of(looked: Looked, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
+    """Samples of what ``nodes`` read, layers without groups, by name."""
     return sampled(looked.runner, model, nodes, looked.pieces(AT_ONCE))
 
 

@@ -18,6 +18,7 @@ from mxq.passes.quantize import quantize_graph
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
 from mxq.passes.removed import removed
 from mxq.passes.shape_only import SHAPE_ONLY
+from mxq.passes.shift_streams import shift_streams
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import SIMPLIFY
 from mxq.passes.split_groups import SPLIT_GROUPS
@@ -48,6 +49,7 @@ __all__ = [
     "partition",
     "quantize_graph",
     "removed",
+    "shift_streams",
     "shift_summands",
     "unmatched",
     "with_shapes",

@@ -45,8 +45,8 @@ from mxq.weights.saturation import Kernel, kernel_of, summed
 
 NAME, FLOAT = "guard", "float"
 _TINY = 1e-30
-DECENT = 2e-3
-"""What saturation, or what is done about it, may add to a layer's noise, in shares of its output's energy (27 dB); a
+DECENT = 1e-3
+"""What saturation, or what is done about it, may add to a layer's noise, in shares of its output's energy (30 dB); a
 layer of more is better off in float, provided that its noise was less than half of that with VNNI."""
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq.ir import Array, Node
+from mxq.verify.held import OFFSET
 
 STEPS = 4
 FEW = 8.0
@@ -32,7 +33,12 @@ class Activation:
 
     @staticmethod
     def of(node: Node) -> Activation:
-        """Of a fused node. What is no clip counts as none: its derivative is not far from constant."""
+        """Of a fused node. What is no clip counts as none: its derivative is not far from constant.
+
+        Nor does the ReLU of a shifted sum (`mxq.passes.shift_streams`): what it takes is beyond the calibrated range.
+        """
+        if node.flag("with_sum") and OFFSET in node.attrs:
+            return Activation()
         inner = node.subgraphs[0].nodes[-1] if node.subgraphs else node
         if inner.op == "Activation" and inner.attrs.get("act_type") == "relu":
             return Activation(0.0)

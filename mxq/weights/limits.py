@@ -17,13 +17,17 @@ from typing import Final
 
 import numpy as np
 
-from mxq.ir import Array
+from mxq.numerics import CODES, SPAN, Array, quantize, scale
+from mxq.weights.remedies import change, highest_of
 from mxq.weights.saturation import BOTTOM, HIGHEST, SHIFT, TOP, Kernel, at_risk, limit_pairs, lost
 
 FEW: Final = 512
 MARGIN: Final = 1.25
 """Where fewer than `FEW` places are seen, as behind a global pooling, other data may have values so many times as
 large: with the values as they are, a CIFAR ResNet-56 loses 1 dB in its last layer."""
+FEEDBACK: Final = 0.3
+"""What is left of a limit's cost once other weights make up for it: 0.1 to 0.6 of it for weights and inputs that are
+normal and correlated."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Sums:
         codes = np.rint(inputs[:: -(-len(inputs) // FEW)] * np.float32(scale))
         top = inputs.max(axis=0).reshape(-1, channels).max(axis=0) * scale * (MARGIN if len(inputs) < FEW else 1.0)
         top = np.ceil(top) + (SHIFT if kernel == "shifted" else 0)
-        return Sums(kernel, scale, _by_channel(codes, channels), np.clip(top, 0, HIGHEST).astype(np.int32))
+        return Sums(kernel, scale, by_channel(codes, channels), np.clip(top, 0, HIGHEST).astype(np.int32))
 
     def breaks(self, codes: Array) -> Array:
         """Whether a pair of codes (O, K) can saturate, for each output: (O,) bool."""
@@ -82,9 +86,58 @@ class Sums:
         return np.maximum(low, -most), np.minimum(high, most)
 
     def _by_channel(self, columns: Array) -> Array:
-        return _by_channel(columns, len(self.highest))
+        return by_channel(columns, len(self.highest))
 
 
-def _by_channel(columns: Array, channels: int) -> Array:
+def by_channel(columns: Array, channels: int) -> Array:
     """(M, K), K being positions, then channels, as (M, channels, positions)."""
     return np.ascontiguousarray(columns.reshape(len(columns), -1, channels).swapaxes(1, 2))
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A layer that saturates, before its weights are chosen: what that may cost it in a range.
+
+    Attributes:
+        kernel: "pairs" or "shifted".
+        codes: (O, I, positions) int8, the nearest to its weights.
+        step: (O,), of its weights.
+        inputs: (n, I, positions) float32, what it multiplies, in activation units.
+        energy: of what it makes of these, the mean over n, summed over outputs.
+    """
+
+    kernel: Kernel
+    codes: Array
+    step: Array
+    inputs: Array
+    energy: float
+
+    @staticmethod
+    def of(kernel: Kernel, weight: Array, inputs: Array) -> Exposed | None:
+        """Of a layer with ``weight`` (O, I, ...) that reads ``inputs`` (n, I, positions).
+
+        None where no pair of its weights can saturate, or where it makes nothing.
+        """
+        rows = weight.reshape(*weight.shape[:2], -1)
+        bounds = np.abs(rows).max(axis=(1, 2))
+        codes = quantize(rows, scale(bounds, "int8")[:, None, None], "int8")
+        made = inputs.reshape(len(inputs), -1) @ rows.reshape(len(rows), -1).T
+        energy = float(np.square(made).mean(axis=0).sum())
+        if energy == 0 or not at_risk(codes).any():
+            return None
+        return Exposed(kernel, codes, bounds.astype(np.float64) / SPAN["int8"], inputs, energy)
+
+    def cost(self, per_unit: float) -> float:
+        """What saturation, or limits against it, add to the noise of its output, in shares of its energy.
+
+        Args:
+            per_unit: activation codes.
+        """
+        low, high = (0, HIGHEST) if self.kernel == "pairs" else CODES["int8"]
+        samples = np.clip(np.rint(self.inputs * np.float32(per_unit)), low, high)
+        square = np.square(self.step / per_unit) / self.energy
+        gone = lost(self.codes, samples, kernel=self.kernel) @ square
+        if gone == 0:
+            return 0.0
+        limits = limit_pairs(self.codes, highest_of(samples, self.kernel))
+        return float(min(gone, FEEDBACK * (change(self.codes, limits, samples) @ square)))

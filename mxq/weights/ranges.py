@@ -8,7 +8,7 @@ over the layers j that read x; for a reader that is no layer (a sum, a pooling) 
 falls with a^2 and what clipping adds grows, so shares are tried in order until the sum has grown. Source: the
 reconstruction error of a layer's output as a criterion for ranges, Wang et al., "Towards Accurate Post-training Network
 Quantization via Bit-Split and Stitching" (ICML 2020), section 3.2; Nagel et al., arXiv:2106.08295, eq. 11 for the
-tensor's own.
+tensor's own. Where layers saturate, (1) has what that costs in a range (`limits.Exposed`), and wider ones are tried.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy as np
 from mxq.ir import Array
 from mxq.thresholds import Range
 from mxq.weights.coding import Code
+from mxq.weights.limits import Exposed
+from mxq.weights.remedies import factors
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 GAIN = 0.98
@@ -57,7 +59,15 @@ def telling(batches: Sequence[Array], examples: int) -> list[Array]:
     return [np.stack(found) for found in alike.values()]
 
 
-def narrowed(values: Sequence[Array], span: Range, code: Code, readers: Sequence[Reader]) -> Range:
+def narrowed(
+    values: Sequence[Array],
+    span: Range,
+    code: Code,
+    readers: Sequence[Reader],
+    exposed: Sequence[Exposed] = (),
+    *,
+    widen: bool = True,
+) -> Range:
     """The range of least error (1).
 
     Args:
@@ -65,14 +75,24 @@ def narrowed(values: Sequence[Array], span: Range, code: Code, readers: Sequence
         span: the calibrated range.
         code: how the tensor is coded.
         readers: at least one.
+        exposed: those of them that saturate.
+        widen: whether the range may be wider for them.
     """
     heard = [(reader, energy) for reader in readers if (energy := _energy(reader, values)) > 0]
     spans, costs, size = [span.times(share) for share in SHARES], list[float](), sum(v.size for v in values)
-    for tried in spans:
+
+    def cost(tried: Range) -> float:
         noise = [code.coded(value, tried) - value for value in values]
-        costs.append(sum(_energy(reader, noise) / energy for reader, energy in heard))
+        saturated = sum(e.cost(code.scale(tried)) for e in exposed)
+        return saturated + sum(_energy(reader, noise) / energy for reader, energy in heard)
+
+    for tried in spans:
+        costs.append(cost(tried))
         if size >= MANY and costs[-1] > ENOUGH * min(costs):
             break
+    if exposed and widen:
+        wider = [span.times(f) for f in max((factors(e.kernel) for e in exposed), key=len)]
+        spans, costs = [*spans[: len(costs)], *wider], [*costs, *map(cost, wider)]
     best = int(np.argmin(costs))
     return spans[best] if costs[best] < GAIN * costs[0] else span
 

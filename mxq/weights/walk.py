@@ -20,7 +20,7 @@ from functools import partial, reduce
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, OpSpec, the_layer_of
+from mxq.backends import MXNET_191, OpSpec, layer_of, the_layer_of
 from mxq.batches import examples_in
 from mxq.config import Methods
 from mxq.errors import RuntimeFailure
@@ -30,9 +30,9 @@ from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
-from mxq.weights.limits import Sums
+from mxq.weights.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
-from mxq.weights.patches import Geometry
+from mxq.weights.patches import Geometry, choose_places, inputs_at
 from mxq.weights.pieces import pieces
 from mxq.weights.ranges import Reader, narrowed, telling
 from mxq.weights.saturation import Kernel, kernel_of
@@ -166,8 +166,9 @@ class _Walk:
         if not readers or threshold.observer == "fixed":
             return
         with suppress(RuntimeFailure):
-            little = telling(value, self.examples)
-            self.spans[str(ref)] = narrowed(little, self.spans[str(ref)], self.codes[ref], readers)
+            little, span, code = telling(value, self.examples), self.spans[str(ref)], self.codes[ref]
+            exposed, widen = self._exposed(ref, little), not self._is_bounded(ref)
+            self.spans[str(ref)] = narrowed(little, span, code, readers, exposed, widen=widen)
 
     def thresholds(self) -> Thresholds:
         """The ranges as they are now, with a note where they changed."""
@@ -236,6 +237,27 @@ class _Walk:
     def _untouched(self, node: Node, why: str) -> WeightRecord:
         weight = self.setting.model.param(node.inputs[1].name)
         return WeightRecord("layer", "rounding", 0 if weight is None else len(weight), 0, 0.0, note=why)
+
+    def _exposed(self, ref: Ref, value: Batches) -> list[Exposed]:
+        """The layers that read ``ref`` and may saturate."""
+        model, found = self.setting.model, list[Exposed | None]()
+        for node in () if self.setting.exact else model.graph.consumers[ref.name]:
+            layer, spec = layer_of(node), self._spec(node)
+            if spec is None or layer is None or node.inputs[0] != ref:
+                continue
+            geometry, weight = Geometry.of(layer), model.args[node.inputs[1].name]
+            kernel = kernel_of(layer.op, self.codes[ref].dtype, depthwise=geometry.groups > 1)
+            if kernel in ("pairs", "shifted"):
+                places = choose_places([geometry.places_of(b.shape) for b in value], FEW, np.random.default_rng(0))
+                inputs = by_channel(inputs_at(value, places, geometry)[0], weight.shape[1])
+                found.append(Exposed.of(kernel, weight, inputs))
+        return [e for e in found if e is not None]
+
+    def _is_bounded(self, ref: Ref) -> bool:
+        """Whether the range of ``ref`` ends where it does for a reason: a clip, or an output of the network."""
+        node = self.setting.model.graph[ref.name]
+        last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+        return last.op == "clip" or ref in self.setting.model.graph.heads
 
     def _sums(self, kernel: Kernel, ref: Ref, weight: Array, samples: Array) -> Sums | None:
         """How the kernel of a layer that reads ``ref`` adds; None where nothing saturates or the scale is unknown."""
