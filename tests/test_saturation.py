@@ -26,7 +26,7 @@ from mxq.serde import read_text
 from mxq.weights.activity import sampled
 from mxq.weights.pairing import conflicts, cost_of, matching
 from mxq.weights.remedies import change, coarser, remedy, supposed
-from mxq.weights.saturation import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs
+from mxq.weights.saturation import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
 
 pytestmark = pytest.mark.kernels
 
@@ -247,6 +247,23 @@ class TestArithmetic:
         gone = pairwise(shifted, codes) - np.einsum("nik,oik->no", shifted, codes)
         assert gone.any()
         np.testing.assert_allclose(lost(codes, data, kernel=kernel), np.square(gone).mean(axis=0), rtol=1e-4)
+
+    @pytest.mark.parametrize("kernel", ["pairs", "shifted", "exact"])
+    def test_sums_are_the_kernels(self, kernel):
+        codes, signed = random_codes(6, 7, 4), kernel == "shifted"
+        data = activations(50, 7, 4, low=-128 if signed else 0, high=128 if signed else 256)
+        exact = np.einsum("nik,oik->on", data, codes)
+        saturated = pairwise(data + 128 * signed, codes).T - 128 * signed * codes.sum(axis=(1, 2))[:, None]
+        assert (summed(codes, data, kernel) == (exact if kernel == "exact" else saturated)).all()
+        assert (exact != saturated).any()
+
+    def test_large_layers_are_looked_at_in_blocks(self, monkeypatch):
+        codes, data = random_codes(7, 6, 3), activations(20, 6, 3)
+        whole = [f(codes) for f in (at_risk, limit_pairs, lambda c: lost(c, data), lambda c: summed(c, data, "pairs"))]
+        monkeypatch.setattr("mxq.weights.saturation._BLOCK", 40)
+        parts = [f(codes) for f in (at_risk, limit_pairs, lambda c: lost(c, data), lambda c: summed(c, data, "pairs"))]
+        for one, other in zip(whole, parts, strict=True):
+            np.testing.assert_array_equal(one, other)
 
     def test_half_the_range_never_loses(self):
         codes = random_codes(6, 8, 3)

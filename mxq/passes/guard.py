@@ -112,13 +112,13 @@ class _Layer:
         if self.values.ndim < 3 and codes[0, 0].size > 1:
             return 0.0, 0.0
         values = self.values.reshape(*self.values.shape[:2], -1)
-        wanted = values.reshape(len(values), -1).astype(np.float64) @ self.weight.reshape(len(self.weight), -1).T
+        wanted = self.weight.reshape(len(self.weight), -1) @ values.reshape(len(values), -1).T.astype(np.float32)
         narrow, wide = (numerics.quantize(values / f, 1.0, self.dtype) for f in (1.0, factor))
         best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / numerics.SPAN["int8"]
-        made = summed(codes, wide, self.kernel) * (self.step * factor)
-        ideal = summed(weight_codes(self.weight), narrow, "exact") * best
-        energy = max(float(wanted.var(axis=0).sum()), _TINY)
-        found, with_vnni = (float((m - wanted).var(axis=0).sum()) / energy for m in (made, ideal))
+        made = summed(codes, wide, self.kernel) * (self.step * factor)[:, None]
+        ideal = summed(weight_codes(self.weight), narrow, "exact") * best[:, None]
+        energy = max(float(wanted.var(axis=1, dtype=np.float64).sum()), _TINY)
+        found, with_vnni = (float((m - wanted).var(axis=1).sum()) / energy for m in (made, ideal))
         return found, with_vnni
 
 

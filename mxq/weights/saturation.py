@@ -23,8 +23,9 @@ keeps the extreme weight that sets its scale. What that and other remedies cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +41,22 @@ SHIFT: Final = 128
 
 Kernel: TypeAlias = Literal["exact", "pairs", "shifted", "halved"]
 _CHUNK = 1 << 21
+_BLOCK = 1 << 24
+"""Weights that are looked at together: of a layer of more, so many outputs at once as have them."""
+_Given = ParamSpec("_Given")
+
+
+def _in_blocks(one: Callable[Concatenate[Array, _Given], Array]) -> Callable[Concatenate[Array, _Given], Array]:
+    """A function of codes (O, ...) that gives (O, ...), block by block."""
+
+    @wraps(one)
+    def every(codes: Array, /, *args: _Given.args, **kwargs: _Given.kwargs) -> Array:
+        rows = max(1, _BLOCK // max(codes[0].size, 1))
+        if len(codes) <= rows:
+            return one(codes, *args, **kwargs)
+        return np.concatenate([one(codes[i : i + rows], *args, **kwargs) for i in range(0, len(codes), rows)])
+
+    return every
 
 
 def kernel_of(float_op: str, dtype: str, *, depthwise: bool = False) -> Kernel:
@@ -88,11 +105,13 @@ def excess(codes: Array, highest: ArrayLike = HIGHEST) -> Array:
     return np.asarray(np.maximum(above, 0) + np.minimum(below, 0), np.int32)
 
 
+@_in_blocks
 def at_risk(codes: Array, highest: ArrayLike = HIGHEST) -> Array:
     """The number of pairs in each output channel that break (1): (O,) int; arguments as for `excess`."""
     return np.asarray(np.count_nonzero(excess(codes, highest), axis=(1, 2)))
 
 
+@_in_blocks
 def limit_pairs(codes: Array, highest: ArrayLike = HIGHEST) -> Array:
     """Codes that are close to ``codes`` and all satisfy (1).
 
@@ -148,6 +167,7 @@ def _room(bound: Array, other: Array, top: Array, side: int, sizes: Array) -> Ar
     return np.asarray(np.clip(left, 0, sizes[:, side]))
 
 
+@_in_blocks
 def summed(codes: Array, samples: Array, kernel: Kernel) -> Array:
     """What a kernel makes of activation codes: each sum of products, less any shift.
 
@@ -157,16 +177,17 @@ def summed(codes: Array, samples: Array, kernel: Kernel) -> Array:
         kernel: see the module.
 
     Returns:
-        (n, O) float64, exact.
+        (O, n) float64, exact.
     """
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float64)
-    found: Array = data.reshape(len(data), -1) @ codes.reshape(len(codes), -1).T.astype(np.float64)
+    found: Array = codes.reshape(len(codes), -1).astype(np.float64) @ data.reshape(len(data), -1).T
     if kernel in ("pairs", "shifted"):
         both, given = pairs(codes), pairs((data + (SHIFT if kernel == "shifted" else 0)).astype(np.float32))
-        found -= _gone(both, given, _risky(both, given, 1.0), 1.0).T
+        found -= _gone(both, given, _risky(both, given, 1.0), 1.0)
     return found
 
 
+@_in_blocks
 def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pairs") -> Array:
     """The mean square of what saturation takes from each output.
 
