@@ -122,6 +122,16 @@ class TestBlocks:
         made = mxq.quantize_net(net, data_shapes=shapes, calib_mode="none", **FAST)
         close(made(mx.nd.array(X)), net(mx.nd.array(X)).asnumpy())
 
+    def test_segments_of_videos_are_images(self) -> None:
+        net, shape = small(), (4, 4, 3, SIDE, SIDE)
+        batches = [(mx.nd.array(X.reshape(shape)), mx.nd.zeros(4))]
+        found = [
+            mxq.quantize_net(net, calib_data=data, num_calib_examples=EXAMPLES, **FAST).mxq_report
+            for data in (batches, X.reshape(shape), X)
+        ]
+        assert [report.summary["calibration_examples"] for report in found] == [EXAMPLES] * 3
+        assert found[0].thresholds == found[1].thresholds == found[2].thresholds
+
     def test_granularity(self, said: Callable[[], list[str]]) -> None:
         made = mxq.quantize_net(small(), X, quantize_granularity="tensor-wise", **FAST)
         assert made.mxq_report.config["quantize_granularity"] == "channel-wise"

@@ -87,6 +87,23 @@ def made(given: Mapping[str, object], axes_said: Mapping[str, int | None], pad: 
     return Feed(taken(feed, slice(feed.examples - pad)), feed.examples - pad, known) if pad else feed
 
 
+def segmented(feed: Feed, ranks: Mapping[str, int]) -> Feed:
+    """A batch of (N, segments, ...) as one of N x segments examples, where a network takes an axis less.
+
+    Loaders of videos give such batches, and ``mxnet.contrib.quantization`` takes them so (``_DataIterWrapper``).
+
+    Args:
+        feed: a batch.
+        ranks: input -> how many axes the network takes, where its graph tells.
+    """
+    deeper = [name for name, array in feed.items() if array.ndim == ranks.get(name, array.ndim) + 1]
+    if not deeper:
+        return feed
+    arrays = {name: a.reshape(-1, *a.shape[2:]) if name in deeper else a for name, a in feed.items()}
+    same = len({len(array) for array in arrays.values()}) == 1
+    return Feed(arrays, len(arrays[deeper[0]]), dict.fromkeys(arrays, 0) if same else None)
+
+
 def _common_size(arrays: Sequence[Array]) -> int:
     """A size that all arrays have along some axis, the first array's first one before others: (T, N, C), (L, N, H)."""
     first = arrays[0].shape

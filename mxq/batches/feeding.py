@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.batches.feed import Feed, check_ranks, described, examples_in, flattened, is_array, made, taken
+from mxq.batches.feed import Feed, check_ranks, described, examples_in, flattened, is_array, made, segmented, taken
 from mxq.batches.sources import END, DataBatch, Source, is_batch_object, source_of
 from mxq.config import Budget
 from mxq.errors import DataError
@@ -34,9 +34,12 @@ class Feeds:
         warnings: what a report should mention: that there were fewer examples than asked for.
     """
 
-    def __init__(self, source: Source, inputs: Sequence[str], budget: Budget) -> None:
+    def __init__(
+        self, source: Source, inputs: Sequence[str], budget: Budget, ranks: Mapping[str, int] | None = None
+    ) -> None:
         self._source = source
         self._inputs = tuple(inputs)
+        self._ranks = ranks or {}
         self._budget = budget
         self._available = source.examples
         self._batch_size = source.batch_size
@@ -53,7 +56,7 @@ class Feeds:
         source, planned = self._source, self.planned
         if source.take is None or source.by_batch or planned is None:
             return shares(self, count)
-        return iter(Feeds(source.take(min(count, planned)), self._inputs, ALL))
+        return iter(Feeds(source.take(min(count, planned)), self._inputs, ALL, self._ranks))
 
     @property
     def planned(self) -> int | None:
@@ -107,7 +110,7 @@ class Feeds:
                 item = next(raw, END)
                 if item is END:
                     break
-                feed = self._feed(item)
+                feed = segmented(self._feed(item), self._ranks)
                 check_ranks(feed, ranks)
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
@@ -197,7 +200,14 @@ class Feeds:
 ALL: Final = Budget(percent=100.0)
 
 
-def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_size: int = BATCH) -> Feeds:
+def feeds(
+    calib_data: object,
+    inputs: Sequence[str],
+    budget: Budget,
+    *,
+    batch_size: int = BATCH,
+    ranks: Mapping[str, int] | None = None,
+) -> Feeds:
     """Reads calibration data in any form the module's table lists.
 
     Args:
@@ -205,6 +215,7 @@ def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_si
         inputs: names of the network's arguments, in order; "" for one that the network does not read.
         budget: how many examples to use; which, says the module's text.
         batch_size: examples per batch where ``calib_data`` is whole arrays.
+        ranks: how many axes inputs have, where that is known; see `segmented`.
 
     Raises:
         DataError: a form that is not understood, an empty one, or whole arrays that do not fit the inputs.
@@ -214,8 +225,8 @@ def feeds(calib_data: object, inputs: Sequence[str], budget: Budget, *, batch_si
     source = source_of(calib_data, batch_size)
     count = budget.examples(source.examples)
     if source.take is None or count is None or source.examples is None or count >= source.examples:
-        return Feeds(source, inputs, budget)
-    return Feeds(source.take(count), inputs, Budget(count=count))
+        return Feeds(source, inputs, budget, ranks)
+    return Feeds(source.take(count), inputs, Budget(count=count), ranks)
 
 
 def peeked(data: Any, inputs: Sequence[str], batch_size: int = BATCH) -> tuple[Feed, Any]:

@@ -5,7 +5,7 @@ Rules that need a number of channels or a spatial size of 1x1 ask here; both fol
 
 from __future__ import annotations
 
-from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
+from mxq.ir import INPUT_SHAPE, Graph, Model, Node, Ref
 
 ELEMENTWISE = (
     "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",
@@ -38,6 +38,25 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
         parts = [image_channels(graph, r) for r in node.inputs]
         return None if None in parts else sum(p for p in parts if p is not None)
     return None
+
+
+def input_ranks(model: Model) -> dict[str, int]:
+    """How many axes inputs have, batch and channels among them, where a convolution or pooling of them tells."""
+    found = {name: _window(model.graph, name) for name in model.inputs}
+    return {name: window + 2 for name, window in found.items() if window}
+
+
+def _window(graph: Graph, name: str) -> int:
+    """The dimensions of the window that looks at a tensor, also through elementwise operators; 0 where none does."""
+    for node in graph.consumers[name]:
+        if node.inputs[0].name != name:
+            continue
+        inner = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)
+        looked = len(inner.ints("kernel")) if inner.op in (*_LAYERS, "Pooling") else 0
+        looked = looked or (_window(graph, node.name) if node.op in ELEMENTWISE else 0)
+        if looked:
+            return looked
+    return 0
 
 
 def _keeps_channels(node: Node) -> bool:

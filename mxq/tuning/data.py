@@ -74,7 +74,9 @@ def listed(data: Any) -> Any:
     return list(data) if isinstance(data, Iterator) else data
 
 
-def repeatable(data: Any, inputs: tuple[str, ...], budget: Budget, batch_size: int) -> Feeds | Loaded:
+def repeatable(
+    data: Any, inputs: tuple[str, ...], budget: Budget, batch_size: int, ranks: Mapping[str, int] | None = None
+) -> Feeds | Loaded:
     """Calibration data in any form, as batches that can be iterated again; a generator is read only as far as needed.
 
     Raises:
@@ -82,7 +84,7 @@ def repeatable(data: Any, inputs: tuple[str, ...], budget: Budget, batch_size: i
     """
     if isinstance(data, Partitions):
         return Loaded(data, inputs)
-    found = feeds(data, inputs, budget, batch_size=batch_size)
+    found = feeds(data, inputs, budget, batch_size=batch_size, ranks=ranks)
     return feeds(list(found), inputs, ALL) if isinstance(data, Iterator) else found
 
 

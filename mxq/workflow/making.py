@@ -16,6 +16,7 @@ from mxq.errors import DataError, QuantizeError
 from mxq.images import Source
 from mxq.ir import Model, Runner
 from mxq.logs import LOG
+from mxq.passes.shapes import input_ranks
 from mxq.pipeline import Calibrated, Prepared, Quantized
 from mxq.plan import Report
 from mxq.preparation import Preparation
@@ -119,7 +120,8 @@ class Opened:
         inputs, budget = prepared.fused.arguments, config.budget
         repeatedly = pipeline.looks_again(config) if again is None else again
         reader = tuning.repeatable if repeatedly or isinstance(data, Partitions) else feeds
-        batches = None if data is None else reader(data, inputs, budget, batch_size=given.batch_size)
+        ranks = input_ranks(model)
+        batches = None if data is None else reader(data, inputs, budget, batch_size=given.batch_size, ranks=ranks)
         where = given.data if isinstance(given.data, str | Path) else None
         opened = replace(given, data=data, preparation=preparation)
         return Opened(prepared, opened, where, batches, logger)
