@@ -123,7 +123,7 @@ def outcome_of(form: Format, case: Case, folder: Path) -> tuple[int, str, str]:
     try:
         form.write(case.document(form), folder)
     except Exception as error:
-        raise AssertionError(f"the harness itself failed at {case}") from error
+        return ERROR, f"the harness itself: {type(error).__name__} {str(error)[:300]!r}", ""
     before, size = _peak(), sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     try:
         form.use(folder)
