@@ -296,7 +296,8 @@ class TestModules:
             assert_close(run(model, *given), wanted, rtol=1e-5, atol=1e-6)
 
     def test_without_parameters(self) -> None:
-        for module in (mx.mod.Module(self.SYMBOL, data_names=("a", "b")), mx.mod.SequentialModule()):
+        buckets = mx.mod.BucketingModule(lambda _: (self.SYMBOL, ("a", "b"), ("softmax_label",)), default_bucket_key=4)
+        for module in (mx.mod.Module(self.SYMBOL, data_names=("a", "b")), mx.mod.SequentialModule(), buckets):
             with pytest.raises(QuantizeError, match=r"net is a \w*Module without a symbol or parameters; allowed"):
                 load_model(module)
 

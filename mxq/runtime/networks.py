@@ -123,7 +123,7 @@ def _array(name: str, value: Any) -> Array:
 
 def _from_module(net: Any) -> Model:
     """Of a Module: its parameters from the device where it is bound, else those that it was loaded with."""
-    if getattr(net, "symbol", None) is None or not net.params_initialized:
+    if not net.params_initialized or getattr(net, "symbol", None) is None:
         raise QuantizeError(
             f"net is a {type(net).__name__} without a symbol or parameters; allowed: one that was bound and got "
             "parameters (init_params, set_params, load), or (sym, arg_params, aux_params)"
