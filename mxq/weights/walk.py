@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial, reduce
 
 import numpy as np
@@ -31,10 +31,11 @@ from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
 from mxq.weights.limits import FEW, Exposed, Sums, by_channel
-from mxq.weights.live import Batches, Live, Schedule, alone, ancestors
+from mxq.weights.live import Batches, Live, Schedule, ancestors
 from mxq.weights.patches import Geometry, choose_places, inputs_at
 from mxq.weights.pieces import pieces
-from mxq.weights.ranges import Reader, narrowed, telling
+from mxq.weights.ranges import narrowed, telling
+from mxq.weights.readers import Readers
 from mxq.weights.saturation import Kernel, kernel_of
 
 
@@ -162,7 +163,7 @@ class _Walk:
         threshold = self.setting.thresholds.get(str(ref))
         if self.setting.methods.range_choice != "layer" or threshold is None or ref not in self.codes:
             return
-        readers = self._readers(ref)
+        readers = Readers(self.runner, self.setting.model, self.setting.plan).of(ref)
         if not readers or threshold.observer == "fixed":
             return
         with suppress(RuntimeFailure):
@@ -293,47 +294,6 @@ class _Walk:
             moved_share=chosen.moved,
             bias_correction=methods.bias_correction,
         )
-
-    # ---- what reads a tensor ----
-
-    def _readers(self, ref: Ref) -> list[Reader]:
-        """The linear part of each operator that reads ``ref``; none where one wants a range that others have."""
-        found: list[Reader] = []
-        for node in self.setting.model.graph.consumers[ref.name]:
-            spec = self._spec(node)
-            if ref not in node.inputs:
-                continue
-            if spec is None:
-                found.append(self._alone(node) if _averages(node) else lambda x: x)
-                continue
-            if self._joined(node):
-                return []
-            if spec.role == "compute" and node.inputs[0] == ref:
-                found.append(self._linear(node))
-            if spec.role != "compute" or ref in node.inputs[1:]:
-                found.append(lambda x: x)
-        return found
-
-    def _joined(self, node: Node) -> bool:
-        """Whether ``node`` is a Concat, or what it carries goes into one: its inputs share a range."""
-        spec = self._spec(node)
-        if spec is None or spec.role == "compute" or spec.calibrated:
-            return False
-        return node.op == "Concat" or any(map(self._joined, self.setting.model.graph.consumers[node.name]))
-
-    def _linear(self, node: Node) -> Reader:
-        """The layer in ``node`` without bias, sum and activation."""
-        return self._alone(replace(the_layer_of(node), inputs=node.inputs[:2]).with_attrs(no_bias="True"))
-
-    def _alone(self, node: Node) -> Reader:
-        """``node``, which reads one tensor."""
-        model = alone(self.setting.model, node)
-        call, name = self.runner.compile(model), model.inputs[0]
-        return lambda x: call({name: x})[0]
-
-
-def _averages(node: Node) -> bool:
-    return node.op == "Pooling" and node.attrs.get("pool_type") == "avg"
 
 
 def _narrowed(threshold: Threshold, span: Range) -> Threshold:

@@ -1,0 +1,63 @@
+"""What reads a tensor, as `ranges` asks: the linear part of each operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mxq.backends import MXNET_191, OpSpec, the_layer_of
+from mxq.ir import Model, Node, Ref, Runner
+from mxq.plan import Plan
+from mxq.weights.live import alone
+from mxq.weights.ranges import Reader
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Of the tensors of a fused float ``model``, whose operators ``plan`` makes int8 in part."""
+
+    runner: Runner
+    model: Model
+    plan: Plan
+
+    def of(self, ref: Ref) -> list[Reader]:
+        """The linear part of each operator that reads ``ref``; none where one wants a range that others have."""
+        found: list[Reader] = []
+        for node in self.model.graph.consumers[ref.name]:
+            spec = self._spec(node)
+            if ref not in node.inputs:
+                continue
+            if spec is None:
+                found.append(self._alone(node) if _averages(node) else lambda x: x)
+                continue
+            if self._joined(node):
+                return []
+            if spec.role == "compute" and node.inputs[0] == ref:
+                found.append(self._linear(node))
+            if spec.role != "compute" or ref in node.inputs[1:]:
+                found.append(lambda x: x)
+        return found
+
+    def _spec(self, node: Node) -> OpSpec | None:
+        """The row of ``node`` where it is int8."""
+        return MXNET_191.find(node.op) if node.name in self.plan.quantized else None
+
+    def _joined(self, node: Node) -> bool:
+        """Whether ``node`` is a Concat, or what it carries goes into one: its inputs share a range."""
+        spec = self._spec(node)
+        if spec is None or spec.role == "compute" or spec.calibrated:
+            return False
+        return node.op == "Concat" or any(map(self._joined, self.model.graph.consumers[node.name]))
+
+    def _linear(self, node: Node) -> Reader:
+        """The layer in ``node`` without bias, sum and activation."""
+        return self._alone(replace(the_layer_of(node), inputs=node.inputs[:2]).with_attrs(no_bias="True"))
+
+    def _alone(self, node: Node) -> Reader:
+        """``node``, which reads one tensor."""
+        model = alone(self.model, node)
+        call, name = self.runner.compile(model), model.inputs[0]
+        return lambda x: call({name: x})[0]
+
+
+def _averages(node: Node) -> bool:
+    return node.op == "Pooling" and node.attrs.get("pool_type") == "avg"
