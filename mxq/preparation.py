@@ -22,7 +22,7 @@ class Preparation:
 
     Attributes:
         settings: how a picture is read.
-        origin: what says so, in words; empty where nothing does.
+        origin: how pictures are prepared, in words: "by FILE"; empty where nothing says it.
         normalized: whether any of it is about the values: a whole file or record, or a mean, std or scale.
     """
 
@@ -31,14 +31,14 @@ class Preparation:
     normalized: bool = False
 
     @staticmethod
-    def given(value: Preprocess | Mapping[str, Any], origin: str = "preprocess") -> Preparation:
+    def given(value: Preprocess | Mapping[str, Any], origin: str = "by preprocess") -> Preparation:
         """What a caller gives: settings or their fields.
 
         Raises:
             FormatError: an unknown field.
             ConfigError: a field has a value that is not allowed.
         """
-        settings = value if isinstance(value, Preprocess) else Preprocess.from_json(value, origin)
+        settings = value if isinstance(value, Preprocess) else Preprocess.from_json(value)
         return Preparation(settings, origin, normalized=True)
 
     def changed(self, options: Mapping[str, Any], origin: str) -> Preparation:
@@ -67,9 +67,9 @@ def beside(prefix: str | os.PathLike[str]) -> Preparation:
     """
     file = Path(prefix).parent / PREPROCESS_FILE
     if file.is_file():
-        return Preparation(read_preprocess(file), str(file), normalized=True)
+        return Preparation(read_preprocess(file), f"by {file}", normalized=True)
     if record.recorded(prefix) and (found := recorded(record.read(prefix))):
-        return Preparation.given(found, f"the record of {prefix}")
+        return Preparation.given(found, f"as the record of {prefix} says")
     return Preparation()
 
 

@@ -349,7 +349,7 @@ class TestEvaluate:
             wanted = command("evaluate", out, *options, *labels, "--json").stdout
             shown = command("evaluate", out, "--data", home / "pictures", *labels, "--json")
             assert shown.stdout == wanted
-            assert f"pictures are prepared by the record of {out}" in shown.stderr
+            assert f"pictures are prepared as the record of {out} says" in shown.stderr
             for net in (out, mxq.load(out)):
                 found = mxq.evaluate(net, home / "pictures", labels=tmp_path / "labels.csv")
                 assert found.to_json() == json.loads(wanted)

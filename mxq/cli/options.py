@@ -227,13 +227,14 @@ class Pictures:
 
         recipe = None if config is None or config.preprocess is None else config.preprocess
         if self.preprocess is not None:
-            found = Preparation(read_preprocess(self.preprocess), str(self.preprocess), normalized=True)
+            found = Preparation(read_preprocess(self.preprocess), f"by {self.preprocess}", normalized=True)
         else:
             found = beside(prefix)
-            found = Preparation.given(recipe, "the recipe") if recipe is not None and not found.origin else found
+            if recipe is not None and not found.origin:
+                found = Preparation.given(recipe, "as the recipe says")
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preprocess"}
         changed = {name: _parsed(name, value) for name, value in given.items() if value is not None}
-        found = found.changed(changed, ", ".join(f"--{name.replace('_', '-')}" for name in changed))
+        found = found.changed(changed, "by " + ", ".join(f"--{name.replace('_', '-')}" for name in changed))
         if recipe is not None and Preprocess.from_json(recipe, "preprocess") != found.settings:
             raise ConfigError(
                 f"preprocess is {recipe} in the recipe, but pictures are read by {found.settings.to_json()}; allowed: "

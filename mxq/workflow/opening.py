@@ -80,7 +80,7 @@ def preparation_of(net: runtime.Net, config: QuantConfig | None = None) -> Prepa
         return beside(net)
     report = report_in(net)
     settings = None if report is None else recorded(report)
-    return Preparation() if settings is None else Preparation.given(settings, "the network's record")
+    return Preparation() if settings is None else Preparation.given(settings, "as the network's record says")
 
 
 def settled(net: runtime.Net, given: Given, preparation: Preparation) -> Given:
@@ -130,7 +130,7 @@ def open_data(
     if logger is not None and source.pictures and not preparation.normalized:
         logger.warning(RAW)
     elif logger is not None and source.pictures:
-        logger.info("pictures are prepared by %s", preparation.origin)
+        logger.info("pictures are prepared %s", preparation.origin)
     return source
 
 
