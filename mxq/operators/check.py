@@ -99,9 +99,7 @@ def _check_operator(node: Node, registry: Registry, *, old: bool) -> int:
     if not is_to_run(node.op):
         raise FormatError(f"node {node.name!r}: {node.op!r} is no operator of a network to be run, but of training")
     if not is_sound(node.op):
-        raise FormatError(
-            f"node {node.name!r}: MXNet's {node.op!r} ends the process for some inputs; mxq runs it on none"
-        )
+        raise FormatError(f"node {node.name!r}: MXNet's {node.op!r} ends the process or hangs on some inputs")
     _check_attributes(node, signature)
     ports = _ports(node, registry)
     found, wanted = len(node.inputs), len(ports.inputs)
