@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,7 +203,8 @@ def test_in_a_process_held_at_an_older_isa(isa):
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', "
-        f"{__file__!r} + '::TestKernels', {__file__!r} + '::test_a_network_breaks_unguarded_and_not_guarded']))"
+        f"{__file__!r} + '::TestKernels', {__file__!r} + '::test_a_network_breaks_unguarded_and_not_guarded', "
+        f"{str(Path(__file__).with_name('test_kernels_simulated.py'))!r}]))"
     )
     done = fresh_python(code, DNNL_MAX_CPU_ISA=isa)
     assert done.returncode == 0, done.stdout
