@@ -256,7 +256,7 @@ def test_codes_of_a_wrong_scale_are_noticed():
         ("uint8", {}, ConfigError, "input_dtype is 'uint8', but preprocess is missing"),
         ("uint8", {"preprocess": [1]}, ConfigError, r"preprocess is \[1\]; allowed: a mapping"),
         ("uint8", {"preprocess": {"sdt": [1]}}, FormatError, "preprocess has an unknown field 'sdt'; allowed"),
-        ("float32", {"preprocess": {"std": [0, 1, 1]}}, ConfigError, "preprocess: std is .* allowed: numbers from 1e-12"),
+        ("float32", {"preprocess": {"std": [0, 1, 1]}}, ConfigError, "preprocess: std is .* allowed: numbers from"),
         ("uint8", {"preprocess": UNIT}, ConfigError, r"takes pixels to 0 \.\. 1, but the data that 'data' .* -2\.1"),
         ("int8", {"preprocess": {"scale": 100.0}}, ConfigError, "give the preprocess that this data was made with"),
         ("int8", {"calib_mode": "none"}, QuantizeError, "input 'data' has no range: its range is found at run time"),

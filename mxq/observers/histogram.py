@@ -144,7 +144,8 @@ class HistogramState:
         counts = np.array(arrays["counts"], np.int64)
         bounds = arrays["bounds"]
         if counts.shape != (2 * HALF + 1,) or counts.min() < 0 or counts.max() > MOST_VALUES // HALF:
-            raise damaged(f"counts of shape {counts.shape}, from {counts.min()} to {counts.max()}")
+            held = f", from {counts.min()} to {counts.max()}" if counts.size else ""
+            raise damaged(f"counts of shape {counts.shape}{held}")
         return HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
 
 

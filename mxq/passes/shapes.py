@@ -48,14 +48,15 @@ def input_ranks(model: Model) -> dict[str, int]:
 
 def _window(graph: Graph, name: str) -> int:
     """The dimensions of the window that looks at a tensor, also through elementwise operators; 0 where none does."""
-    for node in graph.consumers[name]:
-        if node.inputs[0].name != name:
+    same = {name}
+    for node in graph.operators:  # what reads a tensor comes after it
+        if not node.inputs or node.inputs[0].name not in same:
             continue
         inner = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)
-        looked = len(inner.ints("kernel")) if inner.op in (*_LAYERS, "Pooling") else 0
-        looked = looked or (_window(graph, node.name) if node.op in ELEMENTWISE else 0)
-        if looked:
-            return looked
+        if inner.op in (*_LAYERS, "Pooling") and inner.ints("kernel"):
+            return len(inner.ints("kernel"))
+        if node.op in ELEMENTWISE:
+            same.add(node.name)
     return 0
 
 
