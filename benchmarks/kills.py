@@ -31,7 +31,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ EXAMPLES, BATCH = 48, 4
 SOFT = {signal.SIGTERM: 143, signal.SIGINT: 130}
 """Signals that a command sees, and the exit code by which it says so. A search says what it found by then instead."""
 PATIENCE = 300.0
+HAD_ENDED = "had ended"
+"""Of runs that were quicker than their kill; another, earlier one is tried."""
 SAID = 1500
 """Bytes that a file may always have: what a command says on stderr goes to one."""
 
@@ -144,9 +146,14 @@ class Field:
         for path in (answer, out, err):
             path.write_text("")
         started = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SOFT)  # until the child can see them
         pid = os.fork()
         if pid == 0:
-            _child(self, end, answer, out, err)
+            try:
+                _child(self, end, answer, out, err)
+            finally:  # a signal that came while it ended
+                os._exit(FAILED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
         if end.signal and not end.event:
             time.sleep(end.seconds)
             os.kill(pid, end.signal)
@@ -171,12 +178,13 @@ class Field:
         _in_child(lambda: answer.write_text(_read(self.command.prefix, self.known)))
         return answer.read_text()
 
-    def kill(self, end: End, tally: Tally) -> None:
-        """One kill, and what must hold afterwards."""
+    def kill(self, end: End, tally: Tally) -> str:
+        """One kill, and what must hold afterwards; returns how the run ended."""
         self.anew()
         ended = self.run(end)
         tally.runs += 1
-        tally.ends[_ending(end, ended)] += 1
+        how = _ending(end, ended)
+        tally.ends[how] += 1
         state = self.state()
         tally.read[state] += 1
         drafts = [name for name in self.left() if ".mxq-" in name or name.startswith("tmp")]
@@ -185,7 +193,7 @@ class Field:
             _in_child(lambda: pair.write(*_pair("new"), Path("work/q")))
         checks = {
             f"refused by {ended.err.strip()[-200:]}": not end.most or _one_line(ended),
-            f"ended by {ended.code}": end.signal not in SOFT or ended.code in (0, 1, SOFT[end.signal]),
+            f"ended by {ended.code}": end.signal not in SOFT or ended.code in (0, 1, SOFT[end.signal], -signal.SIGTERM),
             f"left at once: {drafts}": not drafts or end.signal == signal.SIGKILL,
             "torn": state != "TORN",
             f"again: exit code {again.code}, {again.err.strip()[-200:]}": again.code == self.whole.code,
@@ -193,6 +201,7 @@ class Field:
             f"left: {sorted(set(self.left()) ^ set(self.names))}": self.left() == self.names,
         }
         tally.failures += [f"{end}: {what}" for what, holds in checks.items() if not holds]
+        return how
 
 
 def _child(field: Field, end: End, answer: Path, out: Path, err: Path) -> None:
@@ -212,6 +221,7 @@ def _child(field: Field, end: End, answer: Path, out: Path, err: Path) -> None:
     code: Any = 1
     told = os.open(answer, os.O_WRONLY)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
         for number, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         collect.EVERY_SECONDS = 0.0  # type: ignore[misc]  # a checkpoint whenever one is allowed: the network is tiny
@@ -225,6 +235,8 @@ def _child(field: Field, end: End, answer: Path, out: Path, err: Path) -> None:
         code = 0
     except SystemExit as error:
         code = error.code or 0
+    except KeyboardInterrupt:
+        code = SOFT[signal.SIGINT]
     except BaseException as error:
         os.write(2, repr(error).encode())
     finally:
@@ -284,7 +296,8 @@ def _ending(end: End, ended: Ended) -> str:
         return "disk full" if ended.code == REFUSED else "room enough"
     if ended.code == -signal.SIGKILL:
         return "at a file operation" if end.event else "after a time"
-    return "by SIGTERM, Ctrl-C" if ended.code in SOFT.values() else "had ended"
+    soft = (*SOFT.values(), -signal.SIGTERM)  # the latter before the command has begun
+    return "by SIGTERM, Ctrl-C" if ended.code in soft else HAD_ENDED
 
 
 def _one_line(ended: Ended) -> bool:
@@ -356,8 +369,8 @@ def ends_of(field: Field, count: int, rng: random.Random) -> list[End]:
 def killed(commands: Sequence[Command], kills: int, seed: int) -> dict[str, Tally]:
     """Tallies by command."""
     tallies, home = {}, Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="mxq-kills-") as folder:
-        root = Path(os.path.realpath(folder))
+    root = Path(os.path.realpath(tempfile.mkdtemp(prefix="mxq-kills-")))
+    try:  # a TemporaryDirectory would go at the end of the first child
         (root / "made").mkdir()
         _in_child(lambda: make(root / "made"))
         for number, command in enumerate(commands):
@@ -366,14 +379,17 @@ def killed(commands: Sequence[Command], kills: int, seed: int) -> dict[str, Tall
             field, tally = Field(command, place), Tally()
             share = kills // len(commands) + (number < kills % len(commands))
             for end in track(ends_of(field, share, random.Random(f"{seed} {command.name}")), command.name):  # noqa: S311
-                field.kill(end, tally)
+                while field.kill(end, tally) == HAD_ENDED and end.signal:
+                    end = replace(end, seconds=end.seconds / 2, event=end.event // 2)  # noqa: PLW2901
             tallies[command.name] = tally
-            os.chdir(home)
+    finally:
+        os.chdir(home)
+        shutil.rmtree(root)
     return tallies
 
 
 def table(tallies: dict[str, Tally]) -> Table:
-    ends = ["at a file operation", "after a time", "by SIGTERM, Ctrl-C", "had ended", "disk full", "room enough"]
+    ends = ["at a file operation", "after a time", "by SIGTERM, Ctrl-C", HAD_ENDED, "disk full", "room enough"]
     states = ["old", "new", "another", "refused", "TORN"]
     found = Table("command", "runs", *ends, *(f"pair {s}" for s in states), "failures")
     for name, tally in tallies.items():
@@ -384,7 +400,7 @@ def table(tallies: dict[str, Tally]) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of all commands together")
+    parser.add_argument("--kills", type=int, default=200, help="of all commands together, full disks not counted")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--command", action="append", choices=[c.name for c in COMMANDS], help="may be repeated")
     options = parser.parse_args()
