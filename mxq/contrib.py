@@ -14,8 +14,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from mxq import runtime
 from mxq.api import QuantizedModel, quantize_model, quantize_net
 from mxq.errors import ConfigError, DataError
@@ -256,7 +254,7 @@ def calib_graph(
     if calib_mode in (None, "none"):
         raise ConfigError(f"calib_mode is {calib_mode!r}; allowed: a calibrator, as 'naive' or 'entropy'")
     feeds = collector.feeds()
-    count = int(np.sum([len(feed[collector.inputs[0]]) for feed in feeds]))
+    count = sum(len(feed[collector.inputs[0]]) for feed in feeds)
     more = {} if quantized_dtype is None else {"quantized_dtype": quantized_dtype}
     return collector.quantize(
         calib_data=feeds, calib_mode=calib_mode, num_calib_examples=count, logger=logger or LOG, **{**more, **options}

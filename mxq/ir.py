@@ -95,6 +95,11 @@ class Node:
         """Names of the original nodes that this one stands for; its own where it is original."""
         return _names(self.attrs[ORIGIN]) if ORIGIN in self.attrs else (self.name,)
 
+    @property
+    def is_channels_first(self) -> bool:
+        """Whether its layout, where it has one, puts channels right after the batch."""
+        return self.attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW")
+
     def flag(self, attr: str, default: bool = False) -> bool:
         """A boolean attribute, as MXNet spells it ("True", "true", "1")."""
         return self.attrs[attr].lower() in ("true", "1") if attr in self.attrs else default

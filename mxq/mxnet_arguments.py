@@ -35,7 +35,7 @@ def own_options(options: Mapping[str, Any], logger: logging.Logger) -> dict[str,
             "quantize_granularity 'tensor-wise' is taken as 'channel-wise', which is more accurate and as quick"
         )
         del found["quantize_granularity"]
-    return {name: value for name, value in found.items() if name != "LayerOutputCollector"}
+    return found
 
 
 def excluded(

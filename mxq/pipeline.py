@@ -13,10 +13,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 from mxq import machine, observers
-from mxq.backends import MXNET_191, RUN_TIME, BackendSpec
+from mxq.backends import MXNET_191, RUN_TIME
 from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
@@ -157,13 +158,17 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
         prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
     fuse = FUSE_RUN_TIME if config.calib_mode == NONE else FUSE_INT8
     fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
-    decided = partition(fused, config, _backend(config), trace, source=model.graph)
-    decided = replace(decided, removed=removed(model, fused, trace))
+    decided = _decided(model, fused, config, trace)
     return Prepared(model, fused, decided, config, trace, (*unmatched(fused.graph, config), *_nothing_int8(decided)))
 
 
-def _backend(config: QuantConfig) -> BackendSpec:
-    return RUN_TIME if config.calib_mode == NONE else MXNET_191
+def _decided(
+    source: Model, fused: Model, config: QuantConfig, trace: Trace, kept: Mapping[str, str] = MappingProxyType({})
+) -> Plan:
+    """What becomes of every operator of ``source``; ``kept`` are layers that stay in float -> why."""
+    backend = RUN_TIME if config.calib_mode == NONE else MXNET_191
+    found = partition(fused, config, backend, trace, source=source.graph, kept=kept)
+    return replace(found, removed=removed(source, fused, trace))
 
 
 def _nothing_int8(decided: Plan) -> tuple[str, ...]:
@@ -442,8 +447,7 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     while found := _left_in_float(prepared, built):
         kept, records = kept | found, records | {n: r for n, r in built.saturation.items() if r.remedy == TO_FLOAT}
         del events[before:]
-        backend, source = _backend(prepared.config), prepared.source.graph
-        plan = partition(prepared.fused, prepared.config, backend, source=source, kept=kept)
+        plan = _decided(prepared.source, prepared.fused, prepared.config, prepared.trace, kept)
         prepared = replace(prepared, plan=plan)
         thresholds = with_carried(prepared.fused.graph, plan, calibrated.thresholds)
         built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
@@ -523,7 +527,8 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds, looked: L
         looked: for what biases are corrected on.
     """
     config, plan, trace = prepared.config, prepared.plan, prepared.trace
-    exact = target_of(config) == machine.VNNI
+    target = target_of(config)
+    exact = target == machine.VNNI
     if config.calib_mode != NONE:
         choices = LayerChoices.of(fused.graph, config)
         thresholds = align_ranges(fused.graph, plan, thresholds, trace)
@@ -531,7 +536,7 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds, looked: L
         if not exact and looked is not None and config.methods.bias_correction == "empirical":
             look = partial(samples_of, looked, fused)
             fused, plan, thresholds = shift_streams(fused, plan, thresholds, choices, trace, look)
-    built = _Built(fused, plan, thresholds, config, target_of(config))
+    built = _Built(fused, plan, thresholds, config, target)
     return built if exact else replace(built, model=pair_channels(fused, plan, trace))
 
 

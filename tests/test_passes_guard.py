@@ -363,6 +363,14 @@ class TestFloat:
         (wanted,), (got,) = (MxnetRunner().compile(m)(data) for m in (model, found.model))
         assert sqnr_db(wanted, got) > 30
 
+    def test_what_was_said_of_other_operators_is_still_said(self):
+        """Deciding anew forgets neither what passes took out nor why operators were not fused."""
+        lines = (*self.lines[:-1], 'e = Dropout(d) p="0.5"', fc("g", "e"), "return g")
+        plans = [self.made(*lines, target=target)[1].report.plan for target in ("avx2", "avx512_vnni")]
+        assert [d.node for d in plans[0].removed] == ["e"]
+        assert plans[0].removed == plans[1].removed
+        assert not plans[0]["r"].int8
+
     def test_with_vnni_it_is_int8(self):
         assert self.made(*self.lines, target="avx512_vnni")[1].report.plan["r"].int8
 

@@ -84,7 +84,7 @@ def made(given: Mapping[str, object], axes_said: Mapping[str, int | None], pad: 
     feed = Feed(arrays, sizes.pop(), known)
     if pad >= feed.examples:
         raise DataError(f"all of its {feed.examples} examples are padding")
-    return Feed(taken(feed, slice(feed.examples - pad)), feed.examples - pad, known) if pad else feed
+    return taken(feed, slice(feed.examples - pad)) if pad else feed
 
 
 def segmented(feed: Feed, ranks: Mapping[str, int]) -> Feed:

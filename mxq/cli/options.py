@@ -277,12 +277,12 @@ def read_thresholds(path: Path) -> Thresholds:
     Raises:
         FormatError: the file cannot be read, or is another.
     """
+    from mxq.formats.files import read_text
     from mxq.thresholds import Thresholds
 
+    text = read_text(path)
     try:
-        return Thresholds.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path} cannot be read: {error}") from None
+        return Thresholds.from_json(text)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
 

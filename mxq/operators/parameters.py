@@ -67,7 +67,7 @@ def _is_of_second_axis(node: Node) -> bool:
 
 def _check_shapes(model: Model, node: Node, free: int | None) -> None:
     """Parameters are as the node's row of `SHAPES` says; ``free`` is what ``C`` stands for, where that is known."""
-    if not _is_channels_first(node):
+    if not node.is_channels_first:
         return
     for ref, words in zip(node.inputs, SHAPES.get(node.op, ()), strict=False):
         value = model.param(ref.name)
@@ -83,10 +83,6 @@ def _check_shapes(model: Model, node: Node, free: int | None) -> None:
 
 def _fits(shape: tuple[int, ...], wanted: list[int | None]) -> bool:
     return len(shape) == len(wanted) and all(w is None or w == d for w, d in zip(wanted, shape, strict=True))
-
-
-def _is_channels_first(node: Node) -> bool:
-    return node.attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW")
 
 
 def _dimensions(node: Node, words: str, free: int | None) -> Iterator[int | None]:
@@ -115,7 +111,7 @@ def _channels(model: Model, node: Node, given: list[int]) -> int | None:
     Raises:
         FormatError: its parameters or data do not go together.
     """
-    if not _is_channels_first(node):
+    if not node.is_channels_first:
         return None
     if node.op in _CONVOLUTIONS:
         _check_convolution(model, node, given)

@@ -121,7 +121,7 @@ def _axis_refusal(layer: Node, bn: Node) -> Reject | None:
         return Reject(f"BatchNorm normalises axis {axis}, the layer's channels are axis 1", (bn.name,))
     if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
         return Reject("the fully connected layer keeps inner axes (flatten=False), its channels may not be axis 1")
-    if layer.attrs.get("layout", "None") not in ("None", "NCW", "NCHW", "NCDHW"):
+    if not layer.is_channels_first:
         return Reject(f"the convolution has layout {layer.attrs['layout']}, its channels are not axis 1")
     return None
 

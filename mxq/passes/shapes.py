@@ -31,9 +31,9 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
     if node.is_variable:
         shape = node.ints(INPUT_SHAPE)
         return shape[0] if len(shape) == 3 else None
-    node = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)  # fused or not
-    if node.op in _LAYERS and is_of_images(node):
-        return int(node.number("num_filter", 0))
+    layer = _layer(node)
+    if layer.op in _LAYERS and is_of_images(layer):
+        return int(layer.number("num_filter", 0))
     if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
         parts = [image_channels(graph, r) for r in node.inputs]
         return None if None in parts else sum(p for p in parts if p is not None)
@@ -52,12 +52,17 @@ def _window(graph: Graph, name: str) -> int:
     for node in graph.operators:  # what reads a tensor comes after it
         if not node.inputs or node.inputs[0].name not in same:
             continue
-        inner = next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)
+        inner = _layer(node)
         if inner.op in (*_LAYERS, "Pooling") and inner.ints("kernel"):
             return len(inner.ints("kernel"))
         if node.op in ELEMENTWISE:
             same.add(node.name)
     return 0
+
+
+def _layer(node: Node) -> Node:
+    """The convolution that a fused node holds; another node as it is."""
+    return next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)
 
 
 def _keeps_channels(node: Node) -> bool:

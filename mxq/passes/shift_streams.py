@@ -31,16 +31,17 @@ import numpy as np
 
 from mxq.backends import layer_of, the_layer_of
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import Array, Graph, Model, Node, Ref, standing_for
+from mxq.ir import Array, Model, Node, Ref
 from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.pair_channels import weight_codes
 from mxq.passes.shapes import pads
+from mxq.passes.shift_summand import shifted, with_relu
 from mxq.plan import Plan
 from mxq.rewrite import Event, Trace
-from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import OFFSET, SHIFTED
+from mxq.thresholds import Thresholds
+from mxq.verify.held import SHIFTED
 from mxq.weights.limits import FEEDBACK, Exposed
 from mxq.weights.pairing import conflicts, matching
 
@@ -176,15 +177,9 @@ def shift_streams(
             args |= new
     if trace is not None:
         trace.events += [Event(NAME, NAME, name) for name in offsets]
-    renamed = {name: name + SHIFTED for name in offsets}
-    decisions = tuple(replace(d, node=renamed.get(d.node, d.node)) for d in plan.decisions)
-    observe = tuple(replace(r, name=renamed.get(r.name, r.name)) for r in plan.observe)
-    table = dict(thresholds)
-    for name, offset in offsets.items():
-        found = table.pop(name)
-        note = f"shifted up by {offset:.6g}, so that it is u8, whose readers have all codes for their weights"
-        table[renamed[name]] = replace(found, range=Range(0.0, found.range.max + offset), observed=None, note=note)
-    return model.with_graph(model.graph.replace(changes), args), Plan(decisions, observe), Thresholds(table)
+    found = model.with_graph(model.graph.replace(changes), args)
+    why = "so that it is u8, whose readers have all codes for their weights"
+    return found, *shifted(plan, thresholds, offsets, why)
 
 
 def _shifted(
@@ -198,14 +193,4 @@ def _shifted(
     weight = model.args[node.inputs[1].name].reshape(len(bias), -1)
     bias -= offsets.get(node.inputs[0].name, 0.0) * weight.sum(axis=1, dtype=np.float64)
     moved = replace(node, inputs=tuple(replace(r, name=r.name + SHIFTED * (r.name in offsets)) for r in node.inputs))
-    return with_bias(model, _with_relu(moved, own) if node.name in offsets else moved, bias)
-
-
-def _with_relu(conv: Node, offset: float) -> Node:
-    """The linear fused convolution with a ReLU at its end, under the name of the shifted tensor."""
-    inner = conv.subgraphs[0]
-    relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
-    flag = "with_postsum_act" if conv.flag("with_sum") else "with_act"
-    attrs = {**conv.attrs, flag: "true", OFFSET: repr(offset), **standing_for(conv)}
-    graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
-    return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
+    return with_bias(model, with_relu(moved, own) if node.name in offsets else moved, bias)

@@ -14,18 +14,18 @@ negative; both biases are parameters of their layers alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import Graph, Model, Node, Ref, standing_for
+from mxq.ir import Graph, Model, Node, standing_for
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
 from mxq.plan import Plan
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
 from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import OFFSET
+from mxq.verify.held import OFFSET, SHIFTED
 
-SHIFTED = "_shifted"
 _CONV = CONVOLUTION.fused_op
 _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
 
@@ -72,10 +72,10 @@ class ShiftSummand:
         reader = match["reader"]
         operand = model.graph[reader.inputs[-1].name]
         offset = -self.thresholds.range(operand.name).min
-        shifted, bias_up = with_bias(model, _with_relu(operand, offset), offset)
-        moved = replace(reader, inputs=(*reader.inputs[:-1], shifted[-1].out))
+        raised, bias_up = with_bias(model, with_relu(operand, offset), offset)
+        moved = replace(reader, inputs=(*reader.inputs[:-1], raised[-1].out))
         lowered, bias_down = with_bias(model, moved, -offset)
-        return Rewrite({operand.name: shifted, reader.name: lowered}, args={**bias_up, **bias_down})
+        return Rewrite({operand.name: raised, reader.name: lowered}, args={**bias_up, **bias_down})
 
 
 def _bias_refusal(model: Model, conv: Node) -> Reject | None:
@@ -87,13 +87,34 @@ def _bias_refusal(model: Model, conv: Node) -> Reject | None:
     return None
 
 
-def _with_relu(conv: Node, offset: float) -> Node:
-    """The linear fused convolution with a ReLU after it, under the name of the shifted tensor."""
+def with_relu(conv: Node, offset: float) -> Node:
+    """The linear fused convolution with a ReLU at its end, under the name of the shifted tensor."""
     inner = conv.subgraphs[0]
     relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
     graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
-    attrs = {**conv.attrs, "with_act": "true", OFFSET: repr(offset), **standing_for(conv)}
+    flag = "with_postsum_act" if conv.flag("with_sum") else "with_act"
+    attrs = {**conv.attrs, flag: "true", OFFSET: repr(offset), **standing_for(conv)}
     return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
+
+
+def shifted(plan: Plan, thresholds: Thresholds, names: Iterable[str], why: str) -> tuple[Plan, Thresholds]:
+    """Plan and ranges of a network in which the tensors ``names`` are shifted until none of their values is negative.
+
+    Args:
+        plan, thresholds: of the network before.
+        names: of the convolutions that make the tensors; `SHIFTED` is appended to them.
+        why: ends the note of their ranges.
+    """
+    new = {name: name + SHIFTED for name in names}
+    decisions = tuple(replace(d, node=new.get(d.node, d.node)) for d in plan.decisions)
+    observe = tuple(replace(r, name=new.get(r.name, r.name)) for r in plan.observe)
+    table = dict(thresholds)
+    for old, name in new.items():
+        found = table.pop(old)
+        span = Range(0.0, found.range.max - found.range.min)
+        note = f"shifted up by {-found.range.min:.6g}, {why}"
+        table[name] = replace(found, range=span, observed=None, note=note)
+    return replace(plan, decisions=decisions, observe=observe), Thresholds(table)
 
 
 def shift_summands(
@@ -112,13 +133,5 @@ def shift_summands(
     result = apply_rules(model, (rule,), trace, "shift_summand")
     if result is model:
         return model, plan, thresholds
-    new = {n.name.removesuffix(SHIFTED): n.name for n in result.graph if n.name not in model.graph and n.op == _CONV}
-    decisions = tuple(replace(d, node=new.get(d.node, d.node)) for d in plan.decisions)
-    observe = tuple(Ref(new.get(r.name, r.name), r.output) for r in plan.observe)
-    table = dict(thresholds)
-    for old, name in new.items():
-        found = table.pop(old)
-        width = found.range.max - found.range.min
-        note = f"shifted up by {-found.range.min:.6g}, so that it is u8 like the sum it goes into"
-        table[name] = replace(found, range=Range(0.0, width), observed=None, note=note)
-    return result, replace(plan, decisions=decisions, observe=observe), Thresholds(table)
+    new = [n.name.removesuffix(SHIFTED) for n in result.graph if n.name not in model.graph and n.op == _CONV]
+    return result, *shifted(plan, thresholds, new, "so that it is u8 like the sum it goes into")

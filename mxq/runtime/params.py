@@ -1,7 +1,7 @@
 """Writing ``.params`` files, byte for byte as `mx.nd.save` does.
 
 MXNet 1.9.1 does not look whether the last bytes of a file reached the disk: where there is no room for them, it leaves
-a file cut short and says nothing. The layout is that of ``NDArray::Save`` (``src/ndarray/ndarray.cc``).
+a file cut short and says nothing. The layout is that of ``NDArray::Save``, see `mxq.formats.params`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from mxnet.ndarray.ndarray import _DTYPE_NP_TO_MX
 from mxnet.util import is_np_shape
 
 from mxq.errors import RuntimeFailure
+from mxq.formats.params import MARK, V2, V3
 from mxq.ir import Array
 
-_LIST, _ARRAY, _NP_ARRAY, _DENSE, _CPU = 0x112, 0xF993FAC9, 0xF993FACA, 0, 1
-"""What a file begins with, what an array of it does without and with numpy's shapes, the storage type, the device."""
+_DENSE, _CPU = 0, 1
+"""The storage type and the device."""
 
 MOST: Final = 120
 """Bytes that an array takes beside its values and its name, at most, with 8 axes."""
@@ -43,14 +44,14 @@ def size_of(table: Mapping[str, Array]) -> int:
 
 
 def _pieces(table: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
-    yield struct.pack("<QQQ", _LIST, 0, len(table))
+    yield struct.pack("<QQQ", MARK, 0, len(table))
     for name, array in table.items():
         values = np.ascontiguousarray(array)  # a scalar gets the shape (1,): MXNet has none
         flag = _DTYPE_NP_TO_MX.get(values.dtype.type)
         if flag is None:
             raise RuntimeFailure(f"parameter {name!r} is {values.dtype}; allowed: a type that MXNet has")
         shape = struct.pack(f"<I{values.ndim}q", values.ndim, *values.shape)
-        magic = _NP_ARRAY if is_np_shape() else _ARRAY
+        magic = V3 if is_np_shape() else V2
         yield struct.pack("<Ii", magic, _DENSE) + shape + struct.pack("<iii", _CPU, 0, flag)
         yield values.tobytes() if values.size == 0 else values.reshape(-1).view(np.uint8).data
     yield struct.pack("<Q", len(table))

@@ -110,7 +110,7 @@ def _refusal(model: Model, node: Node, layer: Node) -> str:
     groups = int(layer.number("num_group", 1))
     if groups > 1 and not (model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])):
         return f"{node.name!r} is a grouped convolution"
-    return "" if _is_channels_first(layer) else f"{node.name!r} has layout {layer.attrs['layout']}"
+    return "" if layer.is_channels_first else f"{node.name!r} has layout {layer.attrs['layout']}"
 
 
 def _axes(layer: Node) -> tuple[set[int], set[int]]:
@@ -118,10 +118,6 @@ def _axes(layer: Node) -> tuple[set[int], set[int]]:
     if layer.op != "FullyConnected":
         return {FIRST}, {FIRST}
     return ({FIRST}, set()) if layer.flag("flatten", default=True) else ({LAST}, {LAST})
-
-
-def _is_channels_first(node: Node) -> bool:
-    return node.attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW")
 
 
 def _unusual(norm: Node) -> str:
@@ -153,7 +149,7 @@ def _commutes(node: Node) -> bool:
     if node.op == "LeakyReLU":
         return node.attrs.get("act_type", "leaky") == "leaky"
     if node.op == "Pooling":
-        return node.attrs.get("pool_type", "max") in ("max", "avg") and _is_channels_first(node)
+        return node.attrs.get("pool_type", "max") in ("max", "avg") and node.is_channels_first
     return node.op in ("elemwise_add", "Flatten", "relu", "Dropout", "_copy", "identity")
 
 

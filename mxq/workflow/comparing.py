@@ -59,7 +59,7 @@ def check_origin(model: Model, name: Path, int8_prefix: Path, logger: logging.Lo
     if not record.recorded(int8_prefix):
         return
     made_from = record.read(int8_prefix).source.get("params_sha256")
-    if made_from not in (None, fingerprint(model)["params_sha256"]):
+    if made_from is not None and made_from != fingerprint(model)["params_sha256"]:
         logger.warning(
             "%s was not made from %s: its record names a float network of other parameters", int8_prefix, name
         )
