@@ -315,6 +315,25 @@ class TestSizes:
         with pytest.raises(RuntimeFailure, match=r"'y' \(Reshape\) would make .* of \[2, 8, 6, 6\]"):
             run(Model(graph(f'y = Reshape(data) shape="{shape}"', "return y")))
 
+    def test_inputs_that_do_not_fit_each_other(self) -> None:
+        """Where an operator after it tells MXNet the size, it would divide by 0."""
+        lines = ("y = where(data, w, b)", "z = elemwise_add(y, data)", "return z")
+        model = Model(graph(*lines), {"w": np.zeros((8, 8, 1, 1), np.float32), "b": np.zeros(8, np.float32)})
+        with pytest.raises(RuntimeFailure, match=r"'y' \(where\) would make .* of \[2, 8, 6, 6\], \[8, 8, 1, 1\]"):
+            run(model)
+
+    def test_a_size_that_values_tell(self) -> None:
+        model = Model(
+            graph(
+                'i = slice_axis(data) axis="0" begin="0" end="1"',
+                'j = Reshape(i) shape="(-1,)"',
+                'k = Reshape(data) shape="(288, 2)"',
+                "y = _contrib_boolean_mask(k, j)",
+                "return y",
+            )
+        )
+        assert run(model)[0].shape == (288, 2)
+
     def test_a_tensor_that_memory_has_no_room_for(self) -> None:
         net = graph('y = tile(data) reps="(1000, 1000, 100, 100)"', "z = relu(y)", "return z")
         with pytest.raises(RuntimeFailure, match=r"'y' \(tile\) would make .* GB; allowed: 2147483647 values"):

@@ -1,13 +1,14 @@
 """Sizes and types that MXNet does not check when it binds a network to data: it then writes where it must not.
 
 ``ReshapeShape`` of MXNet 1.9.1 lets a Reshape change the number of values (its check is within ``#if 0``), and the
-kernel then reads or writes beyond an array. Integers divided by 0 end the process. Linux promises memory that it does
-not have.
+kernel then reads or writes beyond an array. An operator whose inputs do not fit each other runs, if others tell the
+size of what it makes. Integers divided by 0 end the process. Linux promises memory that it does not have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from mxq.errors import RuntimeFailure
 from mxq.ir import Graph, Node, Ref
-from mxq.runtime.mxnet import to_symbol
+from mxq.runtime.mxnet import mx, to_symbol
 
 _RESHAPES = frozenset({"Reshape", "reshape", "_np_reshape", "_npi_reshape", "_npx_reshape"})
 _DIVISIONS = frozenset(
@@ -39,24 +40,42 @@ SMALL = 2**24
 """Values that any machine has room for."""
 
 
+_BY_VALUE = frozenset(
+    {
+        "_contrib_boolean_mask", "_npi_boolean_mask", "_npi_nonzero", "_npx_nonzero", "_npi_unique", "_npi_delete",
+        "_npi_bincount", "_npi_insert_tensor",
+    }
+)  # fmt: skip
+"""Operators that make as many values as their inputs' values say."""
+
+
 class Sizes:
     """What a graph's tensors are, for given inputs and parameters."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._operators = graph.operators
-        self._places = {node.name: i for i, node in enumerate(self._operators)}
+        self._divisions = tuple(node for node in self._operators if node.op in _DIVISIONS)
+
+    @cached_property
+    def _tensors(self) -> tuple[Ref, ...]:
+        """What operators read, and the first tensor that each makes."""
+        return tuple(dict.fromkeys(ref for node in self._operators for ref in (*node.inputs, node.out)))
 
     @cached_property
     def _symbol(self) -> Any:
-        """Its outputs are the first output of every operator, then what each is made from that is checked."""
-        results = [node.out for node in self._operators]
-        return to_symbol(Graph(self._graph.nodes, (*results, *(ref for _, ref in self._read)), self._graph.attrs))
+        """Gives `_tensors`."""
+        return to_symbol(Graph(self._graph.nodes, self._tensors, self._graph.attrs))
 
     @cached_property
-    def _read(self) -> list[tuple[Node, Ref]]:
-        checked = (n for n in self._operators if n.op in _RESHAPES | _DIVISIONS)
-        return [(node, node.inputs[0]) for node in checked]
+    def _each(self) -> Any:
+        """Gives the first tensor of every operator, which reads variables of its own, named by `_part`."""
+        nodes: list[Node] = []
+        for i, node in enumerate(self._operators):
+            own = [Node(_part(i, j), "null") for j in range(len(node.inputs))]
+            nodes += [*own, replace(node, name=f"{i}", label="", inputs=tuple(part.out for part in own))]
+        heads = tuple(Ref(f"{i}") for i in range(len(self._operators)))
+        return to_symbol(Graph(tuple(nodes), heads, self._graph.attrs))
 
     def check(self, arrays: Mapping[str, Any]) -> None:
         """Nothing is too large, and what MXNet would corrupt memory with is refused.
@@ -69,36 +88,66 @@ class Sizes:
         """
         if not self._operators:
             return
-        _, shapes, _ = self._symbol.infer_shape_partial(**{k: v.shape for k, v in arrays.items()})
-        for node, shape in zip(self._operators, shapes, strict=False):
-            _check_size(node, shape)
-        for (node, _), shape in zip(self._read, shapes[len(self._operators) :], strict=True):
-            made = shapes[self._places[node.name]]
-            known = shape and made and 0 not in shape  # MXNet says () or a side of 0 of what it does not know
-            if node.op in _RESHAPES and known and prod(shape) != prod(made):
+        _, found, _ = self._symbol.infer_shape_partial(**{k: v.shape for k, v in arrays.items()})
+        shapes = dict(zip(self._tensors, found, strict=True))
+        for node in self._operators:
+            made, read = shapes[node.out], [shapes[ref] for ref in node.inputs]
+            _check_size(node, made)
+            if node.op in _RESHAPES and _is_known(made) and _is_known(read[0]) and prod(read[0]) != prod(made):
                 raise RuntimeFailure(
-                    f"{node.name!r} ({node.op}) would make {list(made)} of {list(shape)}; allowed: as many values"
+                    f"{node.name!r} ({node.op}) would make {list(made)} of {list(read[0])}; allowed: as many values"
                 )
-        if any(node.op in _DIVISIONS for node, _ in self._read):
+        self._check_fits(shapes)
+        if self._divisions:
             self._check_types(arrays)
 
+    def _check_fits(self, shapes: Mapping[Ref, tuple[int, ...] | None]) -> None:
+        """Where MXNet cannot tell what an operator makes from its inputs alone, these do not fit each other.
+
+        It would run the operator all the same, if others that read or make the same tensors say their sizes.
+        """
+        reads = [[shapes[ref] for ref in node.inputs] for node in self._operators]
+        parts = {_part(i, j): shape for i, read in enumerate(reads) for j, shape in enumerate(read) if _is_known(shape)}
+        _, found, _ = self._each.infer_shape_partial(**parts)
+        for node, read, made in zip(self._operators, reads, found, strict=True):
+            if read and not _is_known(made) and node.op not in _BY_VALUE and all(map(_is_known, read)):
+                of = ", ".join(str(list(shape or ())) for shape in read)
+                raise RuntimeFailure(
+                    f"{node.name!r} ({node.op}) would make a tensor of unknown size of {of}; "
+                    "allowed: shapes that fit the operator, and each other"
+                )
+
     def _check_types(self, arrays: Mapping[str, Any]) -> None:
-        _, types, _ = self._symbol.infer_type_partial(**{k: v.dtype for k, v in arrays.items()})
-        for (node, _), dtype in zip(self._read, types[len(self._operators) :], strict=True):
-            by_zero = node.op in _DIVISIONS and not (node.op in _BY_SCALAR and abs(node.number("scalar", 1)) >= 1)
-            if by_zero and dtype is not None and np.issubdtype(dtype, np.integer):
+        _, found, _ = self._symbol.infer_type_partial(**{k: v.dtype for k, v in arrays.items()})
+        types = dict(zip(self._tensors, found, strict=True))
+        for node in self._divisions:
+            dtype = types[node.inputs[0]]
+            safe = node.op in _BY_SCALAR and abs(node.number("scalar", 1)) >= 1
+            if not safe and dtype is not None and np.issubdtype(dtype, np.integer):
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) divides {np.dtype(dtype)}, and a divisor of 0 would end the process; "
                     "allowed: floating point"
                 )
 
 
-def _check_size(node: Node, shape: tuple[int, ...]) -> None:
-    count = prod(shape)
+def _is_known(shape: tuple[int, ...] | None) -> bool:
+    """Of a size that MXNet does not know it says None, or -1 for a side; () or 0 without numpy's semantics."""
+    if mx.util.is_np_shape():
+        return shape is not None and min(shape, default=0) >= 0
+    return bool(shape) and min(shape or ()) > 0
+
+
+def _part(operator: int, place: int) -> str:
+    """The variable that the operator of this number reads at ``place``."""
+    return f"{operator}_{place}"
+
+
+def _check_size(node: Node, made: tuple[int, ...] | None) -> None:
+    count = prod(made or ())
     if count > LARGEST or (count > SMALL and 4 * count > _free()):
         raise RuntimeFailure(
-            f"{node.name!r} ({node.op}) would make {list(shape)}, {4 * count / 1e9:.1f} GB; allowed: {LARGEST} values "
-            f"and {_free() / 1e9:.1f} GB, which are free"
+            f"{node.name!r} ({node.op}) would make {list(made or ())}, {4 * count / 1e9:.1f} GB; "
+            f"allowed: {LARGEST} values and {_free() / 1e9:.1f} GB, which are free"
         )
 
 
