@@ -53,6 +53,7 @@ TEST = [
     "hypothesis>=6.100",
     "mypy>=1.13,<3",
     "pytest>=8.2",
+    "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",  # a newer one has more rules
     "types-pyyaml>=6.0",
 ]

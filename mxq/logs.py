@@ -73,4 +73,3 @@ def install() -> None:
     LOG.addFilter(_allowed)
     if LOG.level == logging.NOTSET:
         LOG.setLevel(DEFAULT_LEVEL)
-

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # before MXNet is imported, which reads it once
+SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", "1" if SEVERAL else "2")  # before MXNet is imported, which reads it once
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin starve each other where CPUs are shared
 
 

@@ -528,6 +528,19 @@ class TestFiles:
             mxq.save(block, tmp_path / saved.name)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
+    def test_nothing_is_left_of_an_export_that_failed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """MXNet's own would leave a file cut short, and say nothing."""
+
+        def full(path: Path, _: Any) -> None:
+            path.write_bytes(b"some")
+            raise OSError(28, "No space left on device")
+
+        block = quantize()
+        monkeypatch.setattr(mxq.runtime.files, "write_params", full)
+        with pytest.raises(mxq.StorageError, match=r"cannot be written: No space left on device"):
+            block.export(str(tmp_path / "net"))
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_record_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write, block = Path.write_bytes, quantize()
 

@@ -214,9 +214,7 @@ class PReLUAsMaximum:
         name, column = model.graph.unused(f"{node.name}_scaled"), model.graph.unused(f"{node.name}_slopes")
         scaled = Node(name, "broadcast_mul", _instead(node), (match.refs["x"], Ref(column)))
         root = replace(node, op="_maximum", attrs=_instead(node), inputs=(match.refs["x"], scaled.out))
-        return Rewrite(
-            {node.name: (Node(column, VARIABLE), scaled, root)}, args={column: slopes.reshape(1, -1, 1, 1)}
-        )
+        return Rewrite({node.name: (Node(column, VARIABLE), scaled, root)}, args={column: slopes.reshape(1, -1, 1, 1)})
 
 
 @dataclass(frozen=True)

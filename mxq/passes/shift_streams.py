@@ -182,9 +182,7 @@ def shift_streams(
     return found, *shifted(plan, thresholds, offsets, why)
 
 
-def _shifted(
-    model: Model, node: Node, offsets: Mapping[str, float]
-) -> tuple[tuple[Node, ...], dict[str, Array]]:
+def _shifted(model: Model, node: Node, offsets: Mapping[str, float]) -> tuple[tuple[Node, ...], dict[str, Array]]:
     """A layer that makes or reads shifted tensors: its bias makes up for what it reads and adds its own offset."""
     own, bias = offsets.get(node.name, 0.0), np.zeros(len(model.args[node.inputs[1].name]))
     bias += own

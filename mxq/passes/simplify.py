@@ -22,8 +22,12 @@ from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, T
 
 IDENTITIES = ("_copy", "Dropout", "BlockGrad", "identity", "make_loss")
 QUANTIZED_OPS = (
-    "_contrib_quantize", "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize",
-    "_contrib_quantized_conv", "_contrib_quantized_fully_connected",
+    "_contrib_quantize",
+    "_contrib_quantize_v2",
+    "_contrib_dequantize",
+    "_contrib_requantize",
+    "_contrib_quantized_conv",
+    "_contrib_quantized_fully_connected",
 )
 
 

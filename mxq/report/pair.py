@@ -26,8 +26,8 @@ def write(model: Model, report: Report, prefix: Path) -> tuple[Path, Path, Path]
         RuntimeFailure: MXNet refuses the graph.
         StorageError: a folder does not exist or cannot be written, or another process writes the same pair.
     """
-    symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
-    described, files = path_of(prefix), runtime.Files(model)
+    symbol, params = runtime.pair_at(prefix)
+    described, files = path_of(prefix), runtime.Files.of(model)
 
     def text(*checksums: str) -> bytes:
         table = dict(zip((symbol.name, params.name), checksums, strict=True))

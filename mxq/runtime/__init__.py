@@ -6,7 +6,7 @@ sentence in them.
 
 from mxq.runtime.blocks import arguments, is_deferred, settle
 from mxq.runtime.executor import MxnetRunner, serve
-from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, read_block, to_block, write_pair
+from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, pair_at, read_block, to_block, write_pair
 from mxq.runtime.loading import data_loader
 from mxq.runtime.monitor import monitored
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
@@ -26,6 +26,7 @@ __all__ = [
     "load_model",
     "load_params",
     "monitored",
+    "pair_at",
     "params_path",
     "read_block",
     "serve",

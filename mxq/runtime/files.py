@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mxq.files import replacing
 from mxq.ir import Array, Model
-from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_arrays, to_symbol, variable
+from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_arrays, to_numpy, to_symbol, variable
 from mxq.runtime.networks import from_prefix
 from mxq.runtime.params import size_of, write_params
 
 BLOCK_ATTRIBUTE = "mxq_report"
 """Attribute of a block that mxq returns: its report."""
+
+
+def pair_at(prefix: Path, epoch: int = 0) -> tuple[Path, Path]:
+    """``prefix-symbol.json`` and ``prefix-NNNN.params``."""
+    return prefix.parent / f"{prefix.name}-symbol.json", prefix.parent / f"{prefix.name}-{epoch:04d}.params"
 
 
 def write_pair(model: Model, prefix: Path) -> tuple[Path, Path]:
@@ -25,44 +31,57 @@ def write_pair(model: Model, prefix: Path) -> tuple[Path, Path]:
         RuntimeFailure: MXNet refuses the graph.
         StorageError: a file cannot be written.
     """
-    symbol, params = (prefix.parent / f"{prefix.name}{end}" for end in ("-symbol.json", "-0000.params"))
-    files = Files(model)
-    with replacing(symbol, params, size=files.size) as drafts:
-        files.write(*drafts)
-    return symbol, params
+    return Files.of(model).save(prefix)
 
 
 @dataclass(frozen=True)
 class Files:
-    """What stands in the two files of ``model``."""
+    """What stands in a pair: the symbol's JSON, and the parameters by their name with "arg:" or "aux:" before it."""
 
-    model: Model
+    symbol: str
+    params: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, model: Model) -> Files:
+        """The pair of ``model``.
+
+        Raises:
+            RuntimeFailure: MXNet refuses the graph.
+        """
+        return cls.made(to_symbol(model.graph).tojson(), model.args, model.auxs)
+
+    @classmethod
+    def made(cls, symbol: str, args: Mapping[str, Array], auxs: Mapping[str, Array]) -> Files:
+        """In alphabetical order: the same network gives the same file, however it came here."""
+        params = {f"arg:{k}": v for k, v in args.items()} | {f"aux:{k}": v for k, v in auxs.items()}
+        return cls(symbol, dict(sorted(params.items())))
+
+    def save(self, prefix: Path, epoch: int = 0) -> tuple[Path, Path]:
+        """Writes ``prefix-symbol.json`` and ``prefix-NNNN.params``; both, or none.
+
+        Raises:
+            RuntimeFailure: a parameter is of a type that MXNet has not.
+            StorageError: a file cannot be written.
+        """
+        symbol, params = pair_at(prefix, epoch)
+        with replacing(symbol, params, size=self.size) as drafts:
+            self.write(*drafts)
+        return symbol, params
 
     def write(self, symbol: Path, params: Path) -> None:
         """Writes both, in place.
 
         Raises:
-            RuntimeFailure: MXNet refuses the graph.
+            RuntimeFailure: a parameter is of a type that MXNet has not.
             OSError: a file cannot be written.
         """
-        symbol.write_bytes(self._symbol)
-        write_params(params, self._table)
+        symbol.write_text(self.symbol, encoding="utf-8")
+        write_params(params, self.params)
 
     @property
     def size(self) -> int:
         """Bytes of both, about; no fewer than they have."""
-        return len(self._symbol) + size_of(self._table)
-
-    @cached_property
-    def _symbol(self) -> bytes:
-        text: str = to_symbol(self.model.graph).tojson()
-        return text.encode()
-
-    @property
-    def _table(self) -> dict[str, Array]:
-        """In alphabetical order: the same network gives the same file, however it came here."""
-        arrays = {f"arg:{k}": v for k, v in self.model.args.items()}
-        return dict(sorted((arrays | {f"aux:{k}": v for k, v in self.model.auxs.items()}).items()))
+        return len(self.symbol.encode()) + size_of(self.params)
 
 
 def read_block(prefix: Path, epoch: int | None = None) -> Any:
@@ -75,16 +94,25 @@ def read_block(prefix: Path, epoch: int | None = None) -> Any:
 
 
 class QuantizedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is untyped
-    """A SymbolBlock whose ``export`` writes the parameters also before it has run once.
+    """A SymbolBlock whose ``export`` writes all, or nothing and an error.
 
-    Stock ``SymbolBlock.export`` then writes a parameter file without parameters, and says nothing.
+    Stock ``SymbolBlock.export`` writes a file without parameters before the block has run, and one cut short where the
+    disk is full, and says nothing of either.
     """
 
-    def export(self, path: str, epoch: int = 0, remove_amp_cast: bool = True) -> Any:
-        """As `HybridBlock.export`: writes ``path-symbol.json`` and ``path-NNNN.params``."""
+    def export(self, path: str | os.PathLike[str], epoch: int = 0, remove_amp_cast: bool = True) -> None:
+        """As `HybridBlock.export`: writes ``path-symbol.json`` and ``path-NNNN.params``.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
         if not self._cached_op_args:
             self._build_cache()
-        return super().export(path, epoch, remove_amp_cast)
+        sym, states = self._cached_graph[1], set(self._cached_graph[1].list_auxiliary_states())
+        params = {p.name: to_numpy(p._reduce()) for is_input, p in self._cached_op_args if not is_input}  # noqa: SLF001
+        auxs = {name: value for name, value in params.items() if name in states}
+        args = {name: value for name, value in params.items() if name not in states}
+        Files.made(sym.tojson(remove_amp_cast=remove_amp_cast), args, auxs).save(Path(path), epoch)
 
 
 def to_block(model: Model) -> Any:

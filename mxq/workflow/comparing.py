@@ -26,9 +26,7 @@ class Pair:
     int8: Model
 
 
-def pair_of(
-    float_prefix: Path, int8_prefix: Path, *, epoch: int | None = None, logger: logging.Logger = LOG
-) -> Pair:
+def pair_of(float_prefix: Path, int8_prefix: Path, *, epoch: int | None = None, logger: logging.Logger = LOG) -> Pair:
     """Reads both; warns where the second is float too, or was made from another network.
 
     Args:
