@@ -231,6 +231,15 @@ class TestMxnetRunner:
             call({"data": np.ones((2, 3, 6, 6), np.float32)})
         np.testing.assert_array_equal(call(feeds())[0], forward(tiny())[0])  # and still works
 
+    def test_a_network_that_is_made_for_one_batch_size(self) -> None:
+        model = build('r = Reshape(data) shape="(2, -1)"', fc("f", "r"), "return f")
+        bound = MxnetRunner().compile(model)
+        (data,) = feeds().values()
+        bound({"data": data})
+        says = r"It ran on 'data' float32\[2, .*\] before; a network that is made for one batch size"
+        with pytest.raises(RuntimeFailure, match=says):
+            bound({"data": data[:1]})
+
     def test_an_operator_that_mxnet_does_not_know(self) -> None:
         model = tiny()
         nodes = tuple(n if n.op != "Activation" else Node(n.name, "MyOp", {}, n.inputs) for n in model.graph)

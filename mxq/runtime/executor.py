@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -37,6 +37,10 @@ class MxnetRunner:
         return _WatchedBound(to_symbol(Graph(nodes, (*model.graph.heads, *unread), model.graph.attrs)), model, refs)
 
 
+_Shapes: TypeAlias = Mapping[str, tuple[tuple[int, ...], Any]]
+"""Input -> its shape and type."""
+
+
 class _Bound:
     def __init__(self, sym: Any, model: Model) -> None:
         self._sym, self._inputs, self._sizes = sym, model.inputs, Sizes(model.graph)
@@ -48,7 +52,7 @@ class _Bound:
         types = {name: model.graph[name].input_dtype for name in self._needed}
         self._integers = {name: np.dtype(dtype) for name, dtype in types.items() if dtype != "float32"}
         self._fixed = {n: shape for n in self._needed if (shape := model.graph[n].ints(INPUT_SHAPE))}
-        self._shapes: dict[str, tuple[tuple[int, ...], Any]] | None = None
+        self._shapes: _Shapes | None = None
         self._executor: Any = None
 
     def __call__(self, feeds: Mapping[str, Array]) -> Sequence[Array]:
@@ -74,7 +78,7 @@ class _Bound:
                     f"input {name!r} takes {dtype}, but {arrays[name].dtype} was fed; mxq.data makes what it takes"
                 )
         shapes = {name: (value.shape, value.dtype) for name, value in arrays.items()}
-        with mxnet_says("MXNet cannot run the network on input " + _describe(shapes)):
+        with self._one_size(shapes), mxnet_says("MXNet cannot run the network on input " + _describe(shapes)):
             if shapes != self._shapes:
                 self._bind(arrays)
                 self._shapes, arrays = shapes, {}  # they are bound
@@ -83,6 +87,20 @@ class _Bound:
     def again(self) -> list[Any]:
         """Runs on what was fed last: nothing is copied."""
         return list(self._executor.forward(is_train=False))
+
+    @contextmanager
+    def _one_size(self, shapes: _Shapes) -> Iterator[None]:
+        """Says in an error, where the network ran on batches of another size before, that it may take those alone."""
+        before = self._shapes
+        try:
+            yield
+        except RuntimeFailure as failure:
+            if before is None or before == shapes:
+                raise
+            raise RuntimeFailure(
+                f"{failure}. It ran on {_describe(before)} before; a network that is made for one batch size takes "
+                "whole batches alone: give a multiple of it, or the batch_size that it is made for"
+            ) from failure
 
     def _bind(self, arrays: Mapping[str, Array]) -> None:
         inputs = {name: to_ndarray(value) for name, value in arrays.items()}
@@ -152,7 +170,7 @@ class _Outputs(Sequence[Array]):
         return [a.asnumpy() for a in found] if isinstance(index, slice) else found.asnumpy()
 
 
-def _describe(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> str:
+def _describe(shapes: _Shapes) -> str:
     return ", ".join(f"{name!r} {dtype}{list(shape)}" for name, (shape, dtype) in shapes.items())
 
 
