@@ -106,9 +106,7 @@ def crops(name: str) -> Net:
         made.append(np.concatenate(parts))
     model, data = load_model(data_root() / "models" / "mtcnn" / name), np.stack(made)
     feeds = {n: data if n == "data" else np.zeros(len(data), np.float32) for n in model.inputs}
-    return Net(
-        model, {n: v[:CALIBRATION] for n, v in feeds.items()}, {n: v[CALIBRATION:] for n, v in feeds.items()}
-    )
+    return Net(model, {n: v[:CALIBRATION] for n, v in feeds.items()}, {n: v[CALIBRATION:] for n, v in feeds.items()})
 
 
 NETS: Mapping[str, Callable[[], Net]] = {
@@ -122,9 +120,7 @@ NETS: Mapping[str, Callable[[], Net]] = {
 def run(model: Model, feeds: Feeds, batch: int = 10) -> list[Array]:
     """Outputs over all examples; the last ones that fill no batch are left out."""
     call, size = MxnetRunner().compile(model), len(next(iter(feeds.values())))
-    parts = [
-        list(call({n: v[i : i + batch] for n, v in feeds.items()})) for i in range(0, size - size % batch, batch)
-    ]
+    parts = [list(call({n: v[i : i + batch] for n, v in feeds.items()})) for i in range(0, size - size % batch, batch)]
     return [np.concatenate(p) for p in zip(*parts, strict=True)]
 
 
