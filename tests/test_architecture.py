@@ -12,7 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1] / "mxq"
 
 LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import what is below its own level
-    ("text", "errors", "locks", "files", "formats", "checksums", "version", "compat", "machine", "numerics", "logs"),
+    (
+        "text",
+        "errors",
+        "locks",
+        "files",
+        "formats",
+        "checksums",
+        "version",
+        "compat",
+        "machine",
+        "numerics",
+        "quant",
+        "logs",
+    ),
     ("ir", "threads"),
     ("config", "thresholds", "plan", "backends"),
     ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
@@ -43,6 +56,7 @@ SIDEWAYS = {  # the only imports within a level, (importer, imported); together 
     ("logs", "text"),
     ("machine", "errors"),
     ("numerics", "errors"),
+    ("quant", "errors"),
     ("passes", "weights"),
     ("verify", "batches"),
 }

@@ -294,9 +294,7 @@ def test_what_is_left_out_is_not_read_where_that_can_be_helped() -> None:
 
 def test_batches_after_a_resumption_keep_their_numbers() -> None:
     got = feeds([*cut(X)[:6], np.array(["a"])], ["data"], ALL)
-    with pytest.raises(
-        DataError, match=r"^calibration batch 7: input 'data' has dtype <U1; allowed: floats, uint8"
-    ):
+    with pytest.raises(DataError, match=r"^calibration batch 7: input 'data' has dtype <U1; allowed: floats, uint8"):
         list(got.resumed(4, 40))
 
 
@@ -432,7 +430,6 @@ def test_labels_of_a_data_iter_feed_what_computes_with_them() -> None:
 def test_labels_of_batch_objects_follow_their_data() -> None:
     (feed,) = feeds([SimpleNamespace(data=[X], label=[LABELS], pad=0)], ["data", "softmax_label"], ALL)
     np.testing.assert_array_equal(feed["softmax_label"], LABELS)
-
 
 
 def test_a_data_iter_is_reset_and_its_padding_dropped() -> None:

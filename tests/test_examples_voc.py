@@ -29,9 +29,7 @@ def moved(rows: np.ndarray, score: float | None = None) -> np.ndarray:
     return rows
 
 
-def random_case(
-    seed: int, pictures: int = 30
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+def random_case(seed: int, pictures: int = 30) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Objects, and detections that find some of them, on a 100 x 100 pixel grid.
 
     Returns:
@@ -57,9 +55,7 @@ def random_case(
 @pytest.fixture(scope="module")
 def metrics() -> ModuleType:
     """gluoncv's metrics, tried once: a failed import leaves half of gluoncv behind."""
-    return pytest.importorskip(
-        "gluoncv.utils.metrics.voc_detection", reason="needs gluoncv", exc_type=ImportError
-    )
+    return pytest.importorskip("gluoncv.utils.metrics.voc_detection", reason="needs gluoncv", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("seed", range(10))

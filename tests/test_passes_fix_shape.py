@@ -151,5 +151,3 @@ def test_the_channels_of_an_input():
     assert "broadcast_mul" in op_names(plain)
     assert "broadcast_mul" not in op_names(made)
     assert sqnr_db(run(model)[0], run(made)[0]) > 28
-
-

@@ -238,8 +238,10 @@ class TestQuantize:
     def test_wrong_ranges_show(self) -> None:
         logits = build(*RESIDUAL[:-2], "return fc0")
         prepared = planned(logits, quantize_mode="full")
-        wrong = {n: Threshold(Range(t.range.min * 20, t.range.max * 20), "fixed")
-                 for n, t in calibrated(prepared).thresholds.items()}
+        wrong = {
+            n: Threshold(Range(t.range.min * 20, t.range.max * 20), "fixed")
+            for n, t in calibrated(prepared).thresholds.items()
+        }
         result = pipeline.quantize(prepared, Calibrated(Thresholds(wrong)))
         assert sqnr(run(logits)[0], run(result.model)[0]) < 20
 

@@ -187,9 +187,7 @@ def test_error_is_that_of_the_centred_output() -> None:
     hessian = covariance(case.samples)
     off = case.wanted - case.step[:, :, None] * case.nearest
     made = case.samples.astype(np.float64) @ np.swapaxes(off, 1, 2)
-    assert_close(
-        error_of(case.nearest, case.wanted, hessian, case.step), made.var(axis=1), rtol=2e-3, atol=1e-6
-    )
+    assert_close(error_of(case.nearest, case.wanted, hessian, case.step), made.var(axis=1), rtol=2e-3, atol=1e-6)
 
 
 def test_a_dead_channel_and_a_dead_input() -> None:
