@@ -229,7 +229,7 @@ def test_layers_of_verify(folder: Path) -> None:
     assert "the noisiest first" in text
     for word in ("introduced", "inherited", "clipped", "levels"):
         assert word in text
-    table = text[text.index("introduced   inherited") :]
+    table = text[text.index("introduced inherited") :]
     ranked = sorted(layers, key=lambda layer: float(layer["introduced"]))
     rows = [line.split()[0] for line in table.splitlines()[2:] if line.strip()]
     assert rows == [layer["name"] for layer in ranked]

@@ -252,6 +252,17 @@ class TestTables:
         assert text[2].split() == ["fp32", "11.00", "10.00", "11.80", "1,455", "1"]
         assert text[3].split() == ["int8", "4.50", "4.00", "4.90", "3,556", "2.50x", "2.10..2.90"]
 
+    def test_layers_fit_into_80_characters(self) -> None:
+        noise = dict.fromkeys(("introduced", "inherited"), -33.3)
+        layer = Layer(
+            "stage1_unit1_relu1", "Convolution+Activation", "uint8", -33.3, 0.9, clipped=1.0, levels=256, **noise
+        )
+        found = Verification(1, 1.0, (Output("out", "scores", 1.0, 1.0, 1.0, 1.0),), layers=(layer,))
+        text = lines_of(tables.verification(found))
+        head = next(line for line in text if line.startswith("layer "))
+        assert head.split() == ["layer", "op", "as", "SQNR", "introduced", "inherited", "cosine", "clipped", "levels"]
+        assert "conv+act uint8 -33.3 dB   -33.3 dB  -33.3 dB 0.9000 100.00 %    256" in "\n".join(text)
+
     @pytest.mark.parametrize("width", [80, 120])
     def test_nothing_is_cut_off(self, width: int) -> None:
         long = "stage_" * 14 + "conv0"

@@ -287,6 +287,8 @@ def ruled(title: str, columns: Sequence[str]) -> Table:
 def layers(title: str, found: Iterable[Layer]) -> Table:
     """A line for each layer, as they come: all its noise, what of it is its own, and what becomes of its codes."""
     made = ruled(title, ("layer", "op", "as", ">SQNR", ">introduced", ">inherited", ">cosine", ">clipped", ">levels"))
+    made.padding = (0, 0, 0, 0)  # so that nine columns fit into 80 characters
+    made.columns[2].no_wrap = True
     for layer in found:
         made.add_row(
             Text(layer.name),
