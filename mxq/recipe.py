@@ -131,7 +131,8 @@ def loads(text: str, source: str = "recipe") -> QuantConfig:
     data = _mapping(text, source)
     found = data.pop("format", None)
     if found != FORMAT:
-        raise FormatError(f"{source} has format {found!r}; this version reads {FORMAT!r}")
+        remedy = "" if found is not None else f"; begin with the line format: {FORMAT}"
+        raise FormatError(f"{source} has format {found!r}; this version reads {FORMAT!r}{remedy}")
     try:
         return QuantConfig.from_json(data)
     except ConfigError as error:

@@ -203,7 +203,7 @@ class TestReading:
             ("# nothing\n", "net.yaml, line 1: found nothing;"),
             ("\n- a\n", "net.yaml, line 2: found a list;"),
             ("hello", "net.yaml, line 1: found 'hello';"),
-            ("calib_mode: naive", f"net.yaml has format None; this version reads '{recipe.FORMAT}'"),
+            ("calib_mode: naive", f"net.yaml has format None; this version reads '{recipe.FORMAT}'; begin "),
             ("format: mxq-recipe/2", f"net.yaml has format 'mxq-recipe/2'; this version reads '{recipe.FORMAT}'"),
             ("format: [1]", "net.yaml has format [1];"),
             (HEAD + "overrides: {a: [}", "net.yaml, line 2 cannot be read as YAML: while parsing a flow node, exp"),
