@@ -15,8 +15,10 @@ from hypothesis.extra.numpy import arrays
 
 from mxq.errors import ConfigError, DataError, FormatError
 from mxq.observers import HistogramState
+from mxq.plan import Plan, Report
 from mxq.report import plots
 from mxq.report.plots import BARS, Line, clipped, coarse, covered, figure, grouped, heading, write
+from mxq.statistics import Statistics
 from mxq.thresholds import Range
 
 pytest.importorskip("matplotlib")
@@ -226,6 +228,15 @@ def test_figure_refuses() -> None:
         figure("t", HistogramState(), [])
     with pytest.raises(ConfigError, match=r"2 lines are chosen \(a, b\); allowed: one or none"):
         figure("t", state_of(RELU), [Line("a", Range(0, 1), chosen=True), Line("b", Range(0, 2), chosen=True)])
+
+
+def test_a_layer_that_was_fused_is_named_with_what_it_is_part_of() -> None:
+    found = Statistics(dict.fromkeys(["data", "conv34", "conv3_relu6", "conv4"], state_of(RELU)))
+    says = "no tensor 'conv3' among 4; close ones: conv3_relu6$"
+    with pytest.raises(ConfigError, match=says):
+        plots.compared(found, "conv3")
+    with pytest.raises(ConfigError, match=says):
+        plots.used_by(Report(Plan(())), found, "conv3")
 
 
 def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,9 +147,7 @@ def compared(
         ConfigError: no such tensor, calibrator or dtype.
         CalibrationError: the statistics hold no histogram of it.
     """
-    if tensor not in statistics.states:
-        close = difflib.get_close_matches(tensor, statistics.states, n=3, cutoff=0.4) or [*statistics.states][:3]
-        raise ConfigError(f"no tensor {tensor!r} among {len(statistics.states)}; close ones: {', '.join(close)}")
+    _check_tensor(tensor, statistics)
     named = None if chosen is None else observers.spec_of(observers.get(chosen))
     specs = dict.fromkeys((*SPECS, *([named] if named else [])))
     found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
@@ -158,6 +156,15 @@ def compared(
         marked, why = statistics.thresholds({tensor: observers.get("auto")}, dtype)[tensor].observer, LEAST_ERROR
     lines = tuple(Line(spec, interval, spec == marked, why) for spec, interval in found.items())
     return lines if used is None else (*lines, Line("the network's", used.range, chosen=True, mark=USED))
+
+
+def _check_tensor(tensor: str, statistics: Statistics) -> None:
+    names = statistics.states
+    if tensor in names:
+        return
+    fused = [name for name in names if name.startswith(f"{tensor}_")]  # conv3, which ends as conv3_relu6
+    close = fused[:3] or difflib.get_close_matches(tensor, names, n=3, cutoff=0.4) or [*names][:3]
+    raise ConfigError(f"no tensor {tensor!r} among {len(names)}; close ones: {', '.join(close)}")
 
 
 def used_by(report: Report, statistics: Statistics, tensor: str) -> Threshold:
@@ -169,6 +176,7 @@ def used_by(report: Report, statistics: Statistics, tensor: str) -> Threshold:
     """
     if statistics.network and report.source:
         statistics.check_network(report.source)
+    _check_tensor(tensor, statistics)
     ranges = Thresholds.from_json(report.thresholds)
     if tensor not in ranges:
         raise ConfigError(f"the network has no range for tensor {tensor!r}; it has some for {len(ranges)} others")
