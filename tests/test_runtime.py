@@ -148,10 +148,16 @@ class TestEpochs:
 
     def test_one_that_is_missing(self, tmp_path: Path) -> None:
         prefix = self.prefix(tmp_path, 3)
-        with pytest.raises(FormatError, match=r"no parameter file '.*net-0007.params' beside net-symbol.json"):
+        with pytest.raises(
+            FormatError, match=r"no parameter file '.*net-0007.params' beside net-symbol.json; latest epochs there: 3$"
+        ):
             load_model(prefix, epoch=7)
         with pytest.raises(FormatError, match=r"no parameter file '.*nothing-NNNN.params'"):
             params_path(tmp_path / "nothing")
+        with pytest.raises(FormatError, match=r"no file '.*nett-symbol.json'; networks there: net"):
+            load_model(tmp_path / "nett")
+        with pytest.raises(FormatError, match=r"no file '.*net-symbol.json'$"):
+            load_model(tmp_path / "none" / "net")
         with pytest.raises(FormatError, match=r"no file '.*none.params'"):
             load_params(tmp_path / "none.params")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -136,12 +138,21 @@ def _from_module(net: Any) -> Model:
 
 def _load_symbol(path: Path) -> Any:
     if not is_file(path):
-        raise FormatError(f"no file {str(path)!r}")
+        raise FormatError(f"no file {str(path)!r}{_beside(path)}")
     text = path.read_text(encoding="utf-8", errors="replace")
     graph = read_symbol(text, str(path))
     check_graph(graph, REGISTRY, str(path))
     with mxnet_says(f"MXNet cannot read {str(path)!r}", FormatError):
         return mx.sym.load_json(write_symbol(graph))  # what was checked, rather than what the file holds beside it
+
+
+def _beside(path: Path) -> str:
+    """Says what could have been meant by the missing ``path``: up to three networks in its folder."""
+    with suppress(OSError, ValueError):
+        names = sorted(p.name.removesuffix("-symbol.json") for p in path.parent.glob("*-symbol.json"))
+        close = difflib.get_close_matches(path.name.removesuffix("-symbol.json"), names, n=3, cutoff=0) or names[:3]
+        return f"; networks there: {', '.join(close)}" if close else ""
+    return ""
 
 
 def params_path(prefix: Path, epoch: int | None = None) -> Path:
@@ -157,7 +168,8 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
     chosen = max(found, default=None) if epoch is None else epoch
     if chosen not in found:
         wanted = f"{prefix}-{'NNNN' if epoch is None else f'{epoch:04d}'}.params"
-        raise FormatError(f"no parameter file {wanted!r} beside {prefix.name}-symbol.json")
+        there = f"; latest epochs there: {', '.join(map(str, sorted(found)[-5:]))}" if found else ""
+        raise FormatError(f"no parameter file {wanted!r} beside {prefix.name}-symbol.json{there}")
     return found[chosen]
 
 
