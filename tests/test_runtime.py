@@ -246,6 +246,12 @@ class TestMxnetRunner:
         with pytest.raises(RuntimeFailure, match=says):
             bound({"data": data[:1]})
 
+    def test_pictures_with_the_channels_last(self) -> None:
+        call = MxnetRunner().compile(tiny())
+        says = r"float32\[2, 8, 8, 3\] \('data' looks like \(N, H, W, C\); MXNet takes \(N, C, H, W\): .transpose"
+        with pytest.raises(RuntimeFailure, match=says):
+            call({"data": np.ones((2, 8, 8, 3), np.float32)})
+
     def test_an_operator_that_mxnet_does_not_know(self) -> None:
         model = tiny()
         nodes = tuple(n if n.op != "Activation" else Node(n.name, "MyOp", {}, n.inputs) for n in model.graph)

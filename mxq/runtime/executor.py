@@ -17,6 +17,9 @@ from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 from mxq.runtime.sizes import Sizes
 from mxq.threads import end_own_team
 
+_CHANNELS = (1, 3, 4)
+"""Of pictures."""
+
 
 class MxnetRunner:
     """`mxq.ir.Runner` on MXNet's executor, on the CPU."""
@@ -171,7 +174,16 @@ class _Outputs(Sequence[Array]):
 
 
 def _describe(shapes: _Shapes) -> str:
-    return ", ".join(f"{name!r} {dtype}{list(shape)}" for name, (shape, dtype) in shapes.items())
+    text = ", ".join(f"{name!r} {dtype}{list(shape)}" for name, (shape, dtype) in shapes.items())
+    last = [name for name, (shape, _) in shapes.items() if _channels_last(shape)]
+    if last:
+        text += f" ({last[0]!r} looks like (N, H, W, C); MXNet takes (N, C, H, W): .transpose(0, 3, 1, 2))"
+    return text
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether ``shape`` looks like that of pictures with the channels last."""
+    return len(shape) == 4 and shape[3] in _CHANNELS and shape[1] not in _CHANNELS
 
 
 class Served:
