@@ -396,12 +396,18 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if fits(value):
         return (value,)
     if isinstance(value, Mapping):
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"{name} is {_shown(value)}; allowed: {allowed}")
     try:
         items = tuple(value)
     except TypeError:
-        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}") from None
+        raise ConfigError(f"{name} is {_shown(value)}; allowed: {allowed}") from None
     for item in items:
         if not fits(item):
-            raise ConfigError(f"{name} holds {item!r}; allowed: {allowed}")
+            raise ConfigError(f"{name} holds {_shown(item)}; allowed: {allowed}")
     return items
+
+
+def _shown(value: Any) -> str:
+    """``value`` in a message: an array that came to the wrong argument is not printed."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"

@@ -223,6 +223,7 @@ class TestFromJson:
             ({"exclude_layers": {"a": None}}, "^exclude_layers is .*; allowed: names, patterns"),
             ({"exclude_layers": [["a"]]}, r"^exclude_layers holds \['a'\]; allowed: names, patterns"),
             ({"exclude_operators": 1}, "^exclude_operators is 1; allowed"),
+            ({"exclude_operators": np.ones((2, 3, 4))}, "^exclude_operators holds a ndarray; allowed: plain text"),
             ({"num_calib_examples": [5]}, r"^num_calib_examples is \[5\]; allowed"),
             ({"num_calib_examples": True}, "^num_calib_examples is True; allowed"),
             ({"overrides": ["a"]}, r"^overrides is \['a'\]; allowed: a mapping"),
