@@ -403,6 +403,8 @@ def tune(
     """
     if eval_fn is not None and eval_data is not None:
         raise ConfigError("eval_fn and eval_data are both given; allowed: one of them, or neither")
+    if eval_fn is not None and not callable(eval_fn):
+        raise ConfigError(f"eval_fn is a {type(eval_fn).__name__}; allowed: a function from a Gluon block to a number")
     return workflow.tune(
         net,
         Given(calib_data, batch_size=batch_size, client=client),

@@ -669,6 +669,7 @@ class TestTune:
             ({"input_dtype": "int8"}, "input_dtype is 'int8' where networks are compared; allowed: 'float32'"),
             ({"data": [X], "labels": np.zeros(40)}, "labels is given without the data"),
             ({"eval_fn": len, "eval_data": X}, "eval_fn and eval_data are both given"),
+            ({"eval_fn": 3}, "eval_fn is a int; allowed: a function"),
         ],
     )
     def test_refuses(self, options: dict[str, Any], says: str, net: Model) -> None:
