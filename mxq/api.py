@@ -14,7 +14,7 @@ import numpy as np
 
 from mxq import machine, pipeline, runtime, threads, tuning, workflow
 from mxq.config import QuantConfig
-from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
 from mxq.evaluation import Evaluation, Function, Metric
 from mxq.images import Preprocess
 from mxq.ir import Model
@@ -426,7 +426,8 @@ def _config(
     given, allowed = own_options(options, logger or LOG), [f.name for f in fields(QuantConfig)]
     unknown = [name for name in given if name not in allowed]
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}")
+        hint = nearest(unknown[0], allowed)
+        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{hint}")
     return replace(config or QuantConfig(), **given)
 
 

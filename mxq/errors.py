@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from mxq.text import printable
 
@@ -86,7 +87,15 @@ def as_storage_errors() -> Iterator[None]:
         raise
 
 
+def nearest(value: str, allowed: Iterable[str]) -> str:
+    """A hint at what was probably meant, to end a message with; empty where nothing of ``allowed`` is like it."""
+    like = get_close_matches(value, list(allowed), n=1)
+    return f"; did you mean {like[0]!r}?" if like else ""
+
+
 def one_of(field: str, value: object, allowed: Iterable[object]) -> ConfigError:
     """The error for a value outside a closed set: names field, value and all allowed values."""
-    listed = ", ".join(repr(a) for a in allowed)
-    return ConfigError(f"{field} is {value!r}; allowed: {listed}")
+    allowed = list(allowed)
+    listed = ", ".join(map(repr, allowed))
+    hint = nearest(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else ""
+    return ConfigError(f"{field} is {value!r}; allowed: {listed}{hint}")

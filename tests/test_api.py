@@ -596,6 +596,32 @@ class TestMessages:
         assert sentence in caplog.messages
         assert block.mxq_report.summary["warnings"] == [sentence]
 
+    def test_very_few_examples_are_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING, logger="mine"):
+            quantize(num_calib_examples=2, logger=logging.getLogger("mine"))
+        assert caplog.messages == [
+            "2 examples are few to calibrate on: ranges miss what others would show; give 8 or more"
+        ]
+
+    def test_optional_arguments_that_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Masked(mx.gluon.nn.HybridSequential):  # type: ignore[misc]
+            def hybrid_forward(self, F: Any, x: Any, mask: Any = None) -> Any:  # noqa: N803
+                return super().hybrid_forward(F, x if mask is None else x * mask)
+
+        net = Masked()
+        net.add(mx.gluon.nn.Dense(3, in_units=4))
+        net.initialize()
+        x = np.ones((8, 4), np.float32)
+        for hybridized in (False, True):
+            caplog.clear()
+            if hybridized:
+                net.hybridize()
+                net(mx.nd.array(x), mx.nd.array(x))
+            with caplog.at_level(logging.INFO, logger="mine"):
+                mxq.quantize_net(net, (x, x), logger=logging.getLogger("mine"))
+            said = "Masked is taken without its optional arguments (mask); to have them too, hybridize it and run it"
+            assert any(m.startswith(said) for m in caplog.messages) != hybridized
+
 
 # ---- what is refused -----------------------------------------------------------------------------------------
 
@@ -647,6 +673,8 @@ def test_data_that_does_not_fit(data: Any, error: type[mxq.MxqError], says: str)
             "quantize_granularity is 'row-wise'; allowed: 'channel-wise'",
         ),
         ({"excludes": ["a"]}, mxq.ConfigError, "unknown option 'excludes'; allowed: calib_mode, weight_calib_mode"),
+        ({"num_calib_example": 9}, mxq.ConfigError, "did you mean 'num_calib_examples'"),
+        ({"quantize_mode": "smrt"}, mxq.ConfigError, "allowed: 'smart', 'full'; did you mean 'smart'"),
         ({"exclude_layers": ["nope*"]}, mxq.ConfigError, r"exclude_layers: 'nope\*' matches none of \d+ names"),
         ({"exclude_layers": 3}, mxq.ConfigError, "exclude_layers is 3; allowed: names, patterns or predicates"),
         ({"include_layers": ["nope"]}, mxq.ConfigError, r"include_layers: 'nope' matches none of \d+ names"),

@@ -97,6 +97,11 @@ def test_a_shape_that_the_network_does_not_take():
         quantized(build(*HEAD), input_shape=(7, 6, 6))
 
 
+def test_the_axis_of_the_batch_does_not_belong_to_it():
+    with pytest.raises(RuntimeFailure, match=r"input_shape is 'data' \(2, 8, 6, 6\): give the axes of one example"):
+        quantized(build(*HEAD), input_shape=(2, *SHAPE))
+
+
 def test_data_of_another_shape():
     with pytest.raises(RuntimeFailure, match=r"input 'data' takes examples of shape \(8, 6, 6\) alone \(input_shape\)"):
         quantized(build(*HEAD), feeds(data=(2, 8, 9, 9)), input_shape=SHAPE)

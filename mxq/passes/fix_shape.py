@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.config import Shape
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, RuntimeFailure
 from mxq.ir import INPUT_SHAPE, Graph, Model, Node, Ref, Runner, standing_for
 from mxq.passes.averages import averaging, refusal
 from mxq.passes.shapes import is_global_pooling
@@ -75,7 +75,13 @@ def _sizes(model: Model, runner: Runner) -> Sizes:
         name: np.zeros((1, *model.graph[name].ints(INPUT_SHAPE)), model.graph[name].input_dtype)
         for name in model.inputs
     }
-    made = runner.compile(model, wanted)(feeds)
+    try:
+        made = runner.compile(model, wanted)(feeds)
+    except RuntimeFailure as failure:
+        given = ", ".join(f"{name!r} {tuple(feed.shape[1:])}" for name, feed in feeds.items())
+        raise RuntimeFailure(
+            f"{failure}; input_shape is {given}: give the axes of one example, without that of the batch"
+        ) from failure
     heads = len(model.graph.heads)
     return {ref: np.shape(made[heads + i]) for i, ref in enumerate(wanted)}
 

@@ -4,7 +4,7 @@ Everything else in mxq works on `mxq.ir.Model`. MXNet's errors become `RuntimeFa
 sentence in them.
 """
 
-from mxq.runtime.blocks import arguments, is_deferred, settle
+from mxq.runtime.blocks import REMEDY, arguments, is_deferred, left_out, settle
 from mxq.runtime.executor import MxnetRunner, serve
 from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, pair_at, read_block, to_block, write_pair
 from mxq.runtime.loading import data_loader
@@ -14,6 +14,7 @@ from mxq.runtime.networks import Net, from_symbol, load_model, load_params, para
 
 __all__ = [
     "BLOCK_ATTRIBUTE",
+    "REMEDY",
     "Files",
     "MxnetRunner",
     "Net",
@@ -23,6 +24,7 @@ __all__ = [
     "features",
     "from_symbol",
     "is_deferred",
+    "left_out",
     "load_model",
     "load_params",
     "monitored",

@@ -47,6 +47,13 @@ def arguments(net: Any) -> tuple[str, ...]:
     return ("data",) if count <= 1 else tuple(f"data{i}" for i in range(count))
 
 
+def left_out(net: Any) -> tuple[str, ...]:
+    """Names of the optional arguments that a HybridBlock is traced without, as it has not been hybridized and run."""
+    if not isinstance(net, mx.gluon.HybridBlock) or isinstance(net, mx.gluon.SymbolBlock) or _has_run(net):
+        return ()
+    return tuple(p.name for p in _taken(net) if p.default is None)
+
+
 def _has_run(net: Any) -> bool:
     """Whether it keeps what it was called with; blocks with a call of their own (RNN layers) add to that."""
     return bool(net._cached_graph) and type(net).__call__ is mx.gluon.Block.__call__  # noqa: SLF001
@@ -64,7 +71,12 @@ def _formed(form: Any, variables: Iterator[Any]) -> Any:
 
 
 def _required(net: Any) -> list[inspect.Parameter]:
-    """The arguments that a call must give; in ``hybrid_forward`` F comes first, and the block's own parameters too."""
+    """The arguments that a call must give."""
+    return [p for p in _taken(net) if p.default is inspect.Parameter.empty]
+
+
+def _taken(net: Any) -> list[inspect.Parameter]:
+    """The arguments by place of a call; in ``hybrid_forward`` F comes first, and the block's own parameters too."""
     kind, registered = type(net), set(net._reg_params)  # noqa: SLF001
     if kind.__call__ is not mx.gluon.Block.__call__:
         taken = list(inspect.signature(net.__call__).parameters.values())
@@ -72,13 +84,8 @@ def _required(net: Any) -> list[inspect.Parameter]:
         taken = list(inspect.signature(net.forward).parameters.values())
     else:
         taken = list(inspect.signature(net.hybrid_forward).parameters.values())[1:]
-    return [
-        p
-        for p in taken
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and p.name not in registered
-        and p.default is inspect.Parameter.empty
-    ]
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in taken if p.kind in by_place and p.name not in registered]
 
 
 def _flatten(result: Any) -> Iterator[Any]:

@@ -25,6 +25,9 @@ from mxq.statistics import Statistics
 from mxq.tuning import Material
 from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of, settled
 
+FEW = 8
+"""Examples; fewer are warned of."""
+
 
 def quantize(
     net: runtime.Net, given: Given, config: QuantConfig, *, epoch: int | None = None, logger: logging.Logger = LOG
@@ -114,6 +117,13 @@ class Opened:
         preparation = given.preparation or preparation_of(net, config)
         given = settled(net, given, preparation)
         model = runtime.load_model(net, epoch)
+        if left := runtime.left_out(net):
+            logger.info(
+                "%s is taken without its optional arguments (%s); to have them too, %s",
+                type(net).__name__,
+                ", ".join(left),
+                runtime.REMEDY,
+            )
         data = open_data(given.data, model, preparation, given.batch_size, logger=logger)
         config = _with_preparation(config, preparation, data)
         prepared = planned(_planned(model, config, logger))
@@ -188,6 +198,12 @@ class Opened:
                 data.batches,
                 config.num_calib_examples or "the default, 5 % of the data and 32 to 1024",
             )
+            if data.examples < FEW:
+                self.logger.warning(
+                    "%d examples are few to calibrate on: ranges miss what others would show; give %d or more",
+                    data.examples,
+                    FEW,
+                )
         for warning in calibrated.warnings:
             self.logger.warning(warning)
 
