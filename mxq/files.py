@@ -90,12 +90,14 @@ def _like(target: Path, stream: IO[bytes]) -> None:
 
 
 def _take_places(drafts: Sequence[_Draft]) -> None:
-    """Renames all, or puts back what was there and raises."""
+    """Renames all, or puts back what was there and raises. One alone has been renamed or has not."""
+    if len(drafts) == 1:
+        drafts[0].path.replace(drafts[0].target)
+        return
     done: list[_Draft] = []
     try:
         for draft in drafts:
-            if len(drafts) > 1:
-                _back_up(draft)
+            _back_up(draft)
             done.append(draft)
             draft.path.replace(draft.target)
     except BaseException:
@@ -103,9 +105,8 @@ def _take_places(drafts: Sequence[_Draft]) -> None:
             _put_back(draft)
         raise
     finally:
-        if len(drafts) > 1:
-            for draft in drafts:
-                draft.backup.unlink(missing_ok=True)
+        for draft in drafts:
+            draft.backup.unlink(missing_ok=True)
 
 
 def _back_up(draft: _Draft) -> None:
@@ -262,7 +263,7 @@ def epochs_of(prefix: Path) -> dict[int, Path]:
     """The files ``prefix-NNNN.params`` by their number, of four digits or, where it is larger, more."""
     ending = re.compile(re.escape(prefix.name) + r"-(\d{4}|[1-9]\d{4,17})\.params", re.ASCII)
     try:
-        beside = sorted(prefix.parent.iterdir())
+        entries = sorted(prefix.parent.iterdir())
     except OSError:
         return {}
-    return {int(found[1]): path for path in beside if (found := ending.fullmatch(path.name)) and path.is_file()}
+    return {int(found[1]): path for path in entries if (found := ending.fullmatch(path.name)) and path.is_file()}

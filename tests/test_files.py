@@ -214,6 +214,34 @@ class TestAllOrNone:
         self.write(paths)
         assert self.contents(tmp_path) == dict.fromkeys("abc", "new")
 
+    def test_one_file_interrupted_after_it_took_its_place_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rename = Path.replace
+
+        def replace(self: Path, target: Path) -> None:
+            rename(self, target)
+            raise KeyboardInterrupt
+
+        (tmp_path / "a").write_text("old")
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(tmp_path / "a", "new")
+        assert self.contents(tmp_path) == {"a": "new"}
+
+    def test_one_file_that_cannot_be_replaced_does_not_become_what_a_killed_process_had_put_by(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def replace(*_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        (tmp_path / "a").write_text("old")
+        locks.beside(tmp_path / "a", "old").write_text("older")
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(StorageError, match="Input/output error"):
+            write_text(tmp_path / "a", "new")
+        assert (tmp_path / "a").read_text() == "old"
+
     def test_they_take_their_places_in_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         taken, rename = [], Path.replace
         monkeypatch.setattr(Path, "replace", lambda self, target: (taken.append(target.name), rename(self, target)))
