@@ -377,6 +377,17 @@ def test_a_batch_whose_first_axes_differ_is_counted_by_what_is_common_and_not_cu
     assert (feed.examples, feed.axes) == (100, None)
 
 
+@pytest.mark.parametrize("time", [3, 7])
+@pytest.mark.parametrize("form", ["tuples", "feeds"])
+def test_a_list_of_batches_whose_first_axes_differ_is_used_whole(time: int, form: str) -> None:
+    """Time before the batch: what a list holds is not counted by its first axis."""
+    batches: Any = [(np.zeros((time, 4, 3), np.float32), STATE)] * 5
+    batches = list(feeds(batches, ["data", "state"], ALL)) if form == "feeds" else batches
+    got = feeds(batches, ["data", "state"], Budget(count=20))
+    assert (len(list(got)), got.examples, got.warnings) == (5, 20, ())
+    assert len(list(feeds(batches, ["data", "state"], Budget(count=9)))) == 3
+
+
 class Described:
     """A DataIter that describes its arrays with layouts, and ends with two examples of padding."""
 

@@ -146,9 +146,9 @@ class Feeds:
         data, labels = list(item.data), list(getattr(item, "label", None) or ())
         if not self._source.data:
             return made(self._in_order([*data, *labels]), {}, item.pad or 0)
-        described = (*zip(self._source.data, data, strict=False), *zip(self._source.labels, labels, strict=False))
-        arrays = {d.name: array for d, array in described}
-        axes = {d.name: d.axis for d, _ in described}
+        said = (*zip(self._source.data, data, strict=False), *zip(self._source.labels, labels, strict=False))
+        arrays = {d.name: array for d, array in said}
+        axes = {d.name: d.axis for d, _ in said}
         missing, name = [n for n in self._needed if n not in arrays], self._source.data[0].name
         if len(data) == len(missing) == 1 and name not in self._needed:  # an iterator calls its only array as it likes
             arrays[missing[0]], axes[missing[0]] = arrays[name], axes[name]

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from mxq.batches.feed import described, is_array
+from mxq.batches.feed import Feed, described, flattened, is_array
 from mxq.errors import DataError
 
 ALLOWED: Final = "an array, a tuple of arrays, a dict of arrays by input name, a DataIter, or an iterable of batches"
@@ -236,14 +236,17 @@ def is_batch_object(value: Any) -> TypeGuard[DataBatch]:
 
 
 def _examples_in(item: Any) -> int | None:
-    """The examples of a raw batch, without converting it; None where that does not show."""
+    """The examples of a raw batch, without converting it; None where that does not show, as where arrays disagree."""
+    if isinstance(item, Feed):
+        return item.examples
     if is_batch_object(item):
         inside = _examples_in(list(item.data))
         return None if inside is None else inside - (item.pad or 0)
     if isinstance(item, Mapping):
         item = list(item.values())
     if isinstance(item, list | tuple):
-        return _examples_in(item[0]) if item else None
+        sizes = {size for part in flattened(item) if (size := _examples_in(part)) is not None}
+        return sizes.pop() if len(sizes) == 1 else None
     return int(item.shape[0]) if is_array(item) and item.shape else None
 
 
