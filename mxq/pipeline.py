@@ -444,8 +444,8 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     events = prepared.trace.events
     before, kept, records = len(events), dict[str, str](), dict[str, SaturationRecord]()
     built = _chosen(prepared, calibrated, looked)
-    while found := _left_in_float(prepared, built):
-        kept, records = kept | found, records | {n: r for n, r in built.saturation.items() if r.remedy == TO_FLOAT}
+    while found := _named_for_float(prepared.fused, built):
+        kept, records = kept | {name: _why_float(record) for name, record in found.items()}, records | found
         del events[before:]
         plan = _decided(prepared.source, prepared.fused, prepared.config, prepared.trace, kept)
         prepared = replace(prepared, plan=plan)
@@ -455,19 +455,27 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     return replace(built, saturation={**records, **built.saturation}, warnings=(*built.warnings, *nothing))
 
 
-def _left_in_float(prepared: Prepared, built: _Built) -> dict[str, str]:
-    """The layers that the guard names for float -> why; not those that make codes of the input where codes are fed."""
-    graph, choices = prepared.fused.graph, LayerChoices.of(prepared.fused.graph, prepared.config)
-    fed = set() if prepared.config.input_dtype == "float32" else set(prepared.fused.inputs)
-    found = {}
-    for name, record in built.saturation.items():
-        node = graph.by_name.get(name) or graph[name.removesuffix(SHIFTED)]
-        if record.remedy != TO_FLOAT or node.inputs[0].name in fed or choices.asks_int8(node.name):
-            continue
-        noises = (-10 * math.log10(max(n, 1e-30)) for n in (record.noise, record.noise_with_vnni))
-        int8, vnni = (f"{noise:.0f} dB" for noise in noises)
-        found[node.name] = f"without VNNI its sums saturate: in int8 it would be at {int8}, with VNNI at {vnni}"
-    return found
+def _named_for_float(fused: Model, built: _Built) -> dict[str, SaturationRecord]:
+    """The layers that the guard names for float, as ``fused`` calls them, where what they make is not shifted yet."""
+    named = {name: record for name, record in built.saturation.items() if record.remedy == TO_FLOAT}
+    return {n if n in fused.graph else n.removesuffix(SHIFTED): record for n, record in named.items()}
+
+
+def _why_float(record: SaturationRecord) -> str:
+    int8, vnni = (f"{-10 * math.log10(max(n, 1e-30)):.0f} dB" for n in (record.noise, record.noise_with_vnni))
+    return f"without VNNI its sums saturate: in int8 it would be at {int8}, with VNNI at {vnni}"
+
+
+def _surely_int8(prepared: Prepared) -> frozenset[str]:
+    """The layers that stay int8 whatever it costs, also as they are called once what they make is shifted.
+
+    They are asked for, or make codes of the input where codes are fed.
+    """
+    graph, config = prepared.fused.graph, prepared.config
+    fed = frozenset() if config.input_dtype == "float32" else frozenset(prepared.fused.inputs)
+    choices = LayerChoices.of(graph, config)
+    found = [n.name for n in graph.operators if choices.asks_int8(n.name) or (n.inputs and n.inputs[0].name in fed)]
+    return frozenset(found) | {name + SHIFTED for name in found}
 
 
 def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
@@ -488,7 +496,7 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     if looked is not None and not built.exact:
         samples = activations(looked, fused, built.plan)
     fused, thresholds, saturation = guard(
-        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded
+        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded, _surely_int8(prepared)
     )
     if config.methods.bias_correction == "analytic":
         before = built.model

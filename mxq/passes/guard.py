@@ -22,7 +22,7 @@ worst that can be costs more than saturation does (see `mxq.weights.remedies`). 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,6 +131,7 @@ def guard(
     trace: Trace | None = None,
     samples: Mapping[str, Array] | None = None,
     before: Model | None = None,
+    int8: Collection[str] = (),
 ) -> tuple[Model, Thresholds, dict[str, SaturationRecord]]:
     """Applies the cheapest remedy to every layer.
 
@@ -143,6 +144,7 @@ def guard(
         trace: receives the layers that changed.
         samples: of layers of ``model``, by name, from `mxq.weights.activity`.
         before: ``model`` with weights as they were before they were rounded for their outputs.
+        int8: names of layers that stay int8, however poor they are.
 
     Returns:
         The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
@@ -158,7 +160,8 @@ def guard(
         note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
         table[str(ref)] = found.ranged(found.range.times(factor), note)
     for layer in layers:
-        record, weight = _guarded(layer, model, wider.get(_ranged(model, plan, layer.data), 1.0))
+        factor = wider.get(_ranged(model, plan, layer.data), 1.0)
+        record, weight = _guarded(layer, model, factor, stays=layer.node.name in int8)
         if layer.kernel == "halved" and record.remedy != FLOAT:
             continue
         args |= {layer.node.inputs[1].name: weight} if record.limited else {}
@@ -169,14 +172,17 @@ def guard(
     return (model.with_graph(model.graph, args) if args else model), same, records
 
 
-def _guarded(layer: _Layer, model: Model, factor: float) -> tuple[SaturationRecord, Array]:
-    """What is done about a layer whose input's range is widened by ``factor``, and its float weight then."""
+def _guarded(layer: _Layer, model: Model, factor: float, *, stays: bool) -> tuple[SaturationRecord, Array]:
+    """What is done about a layer whose input's range is widened by ``factor``, and its float weight then.
+
+    It is not named for float where it ``stays`` int8.
+    """
     chosen, weight = layer.at(factor), model.args[layer.node.inputs[1].name]
     codes = limited(layer.codes, layer.samples, chosen, layer.kernel)
     changed = codes != layer.codes
     step = layer.step.reshape(-1, *[1] * (weight.ndim - 1))
     noise, with_vnni = layer.noise(codes, factor)
-    kind = FLOAT if _is_poor(noise, with_vnni) else chosen.kind
+    kind = FLOAT if _is_poor(noise, with_vnni) and not stays else chosen.kind
     pairs, count = layer.remedy.pairs, int(changed.sum())
     record = SaturationRecord(layer.kernel, kind, pairs, count, factor, layer.supposed, noise, with_vnni)
     return record, np.where(changed, codes * step, weight).astype(np.float32)
