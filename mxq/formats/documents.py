@@ -33,16 +33,13 @@ def read_json(path: str | os.PathLike[str], error: type[MxqError] = FormatError)
     return parse_json(read_text(path, error), os.fspath(path), error)
 
 
-def parse_json(
-    text: str | bytes, name: str = "the text", error: type[MxqError] = FormatError, *, strict: bool = True
-) -> Any:
+def parse_json(text: str | bytes, name: str = "the text", error: type[MxqError] = FormatError) -> Any:
     """The document that ``text`` is.
 
     Args:
         text: JSON; bytes are UTF-8.
         name: what messages call it.
         error: what is raised.
-        strict: whether control characters in strings have to be escaped.
 
     Raises:
         MxqError: of type ``error``; it is no JSON, or holds what the head of this module names.
@@ -50,7 +47,7 @@ def parse_json(
     if isinstance(text, bytes):
         text = decoded(text, name, error)
     try:
-        document = json.loads(text, strict=strict, object_pairs_hook=_object, parse_constant=_refused)
+        document = json.loads(text, object_pairs_hook=_object, parse_constant=_refused)
     except RecursionError:
         raise error(f"{name} is nested too deep; allowed: {DEEPEST} levels") from None
     except ValueError as failure:
