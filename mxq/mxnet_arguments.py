@@ -69,7 +69,7 @@ def shapes_of(data_shapes: Any, inputs: Iterable[str]) -> dict[str, Shape]:
     try:
         items = [data_shapes] if _is_shape(data_shapes) else list(data_shapes)
         shapes = [_shape(item) for item in items]
-    except TypeError:
+    except (TypeError, IndexError):
         shapes = []
     if len(shapes) < len(names) or not all(min(shape, default=0) > 0 for shape in shapes):
         raise ConfigError(

@@ -310,7 +310,7 @@ class TestArguments:
         with pytest.raises(mxq.ConfigError, match="excluded_sym_names holds 3; allowed: names"):
             excluded("excluded_sym_names", [3], [], log)  # type: ignore[list-item]
 
-    @pytest.mark.parametrize("shapes", [3, [], [(1, 0)], "text", [("data", None)], [(1.5, 2)]])
+    @pytest.mark.parametrize("shapes", [3, [], [(1, 0)], "text", [("data", None)], [("data",)], [(1.5, 2)]])
     def test_shapes_that_are_none(self, shapes: Any) -> None:
         with pytest.raises(mxq.ConfigError, match=r"data_shapes is .*; allowed: for each input \(data\) a DataDesc"):
             shapes_of(shapes, ["data"])
