@@ -347,6 +347,11 @@ class TestWritePair:
         assert (tmp_path / "ours").read_bytes() == (tmp_path / "mxnets").read_bytes()
         assert (tmp_path / "ours").stat().st_size <= size_of(table)
 
+    def test_the_size_is_no_less_than_the_files_also_with_long_names_of_few_values(self, tmp_path: Path) -> None:
+        table = {f"arg:{'слой' * 50}{i}": np.zeros(1, np.float32) for i in range(3)}
+        write_params(tmp_path / "a", table)
+        assert (tmp_path / "a").stat().st_size <= size_of(table)
+
     def test_a_scalar_gets_the_one_axis_that_mxnet_gives_it(self, tmp_path: Path) -> None:
         write_params(tmp_path / "a", {"arg:x": np.float32(3)})
         assert load_params(tmp_path / "a")["x"].tolist() == [3.0]

@@ -40,7 +40,7 @@ def write_params(path: Path, table: Mapping[str, Array]) -> None:
 
 def size_of(table: Mapping[str, Array]) -> int:
     """How many bytes the file will have, about; no fewer than it does."""
-    return sum(array.nbytes + len(name) + MOST for name, array in table.items())
+    return sum(array.nbytes + len(name.encode()) + MOST for name, array in table.items())
 
 
 def _pieces(table: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
