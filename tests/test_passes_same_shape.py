@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import CONV1, RELU, assert_same_outputs, build, conv, fc, graph, op_names, quantized, refusals, run
 
-from mxq.ir import INPUT_SHAPE, Model, Ref
+from mxq.ir import INPUT_SHAPE, VARIABLE, Graph, Model, Node, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import SIMPLIFY
 from mxq.passes.same_shape import Side, Whole, shapes_of
@@ -107,6 +107,12 @@ class TestShapes:
         known = model.with_graph(model.graph.replace({"data": (data,)}))
         assert shapes_of(known)[Ref("ra")] == (Side(Ref("data"), 0), 8, 6, 6)
         assert op_names(run_pass(SIMPLIFY, known))[-1] == "elemwise_add"
+
+    @pytest.mark.parametrize("attr", ["stride", "pad"])
+    def test_of_windows_that_mxnet_refuses(self, attr: str) -> None:
+        pool = Node("p", "Pooling", {"kernel": "(2, 2)", "pool_type": "max", attr: "(1,)"}, (Ref("data"),))
+        model = Model(Graph((Node("data", VARIABLE), pool), (Ref("p"),)))
+        assert shapes_of(model)[Ref("p")] == Whole(Ref("p"))
 
     def test_of_a_concat(self) -> None:
         lines = (*STEM, conv("b", "ra", CONV1), 'k = Concat(ra, b) dim="1" num_args="2"')

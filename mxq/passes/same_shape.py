@@ -143,7 +143,8 @@ def _of_window(node: Node, data: Shape) -> Shape | None:
             return None
         kernel = (1,) * (len(data) - 2)
     sides = _sides(data, len(kernel) + 2)
-    if not kernel or sides is None or not node.is_channels_first:
+    odd = any(len(node.ints(attr)) not in (0, len(kernel)) for attr in ("pad", "stride", "dilate"))  # MXNet refuses it
+    if not kernel or odd or sides is None or not node.is_channels_first:
         return None
     channels = sides[1] if node.op == "Pooling" else int(node.number("num_filter", 0))
     if node.flag("global_pool"):
