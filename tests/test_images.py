@@ -263,6 +263,10 @@ class TestFolder:
         with pytest.raises(ConfigError, match="batch_size is 0"):
             open_source(tmp_path, batch_size=0)
 
+    def test_the_size_of_a_batch_may_be_of_numpy(self, tmp_path: Path):
+        source = open_source(folder(tmp_path, 5), batch_size=np.int64(2))
+        assert (type(source.batch_size), len(source)) == (int, 3)
+
 
 class TestArrays:
     def test_floats_are_fed_as_they_are(self, tmp_path: Path) -> None:

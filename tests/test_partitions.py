@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -89,6 +89,12 @@ def folder(tmp_path: Path) -> Path:
         Image.new("RGB", (12, 10), (n, n, n)).save(target / f"{n}.png")
     (target / "labels.csv").write_text("file,label\n" + "".join(f"{n}.png,{n}\n" for n in range(7)))
     return target
+
+
+def test_counts_may_be_of_numpy(folder: Path) -> None:
+    two, three, four = cast("tuple[int, ...]", tuple(np.arange(2, 5)))
+    found = Partitions.images(folder, batch_size=two, per_partition=three, examples=four)
+    assert found.keys == ("pictures[0:3] of 4/7", "pictures[3:4] of 4/7")
 
 
 def test_images_of_a_folder(folder: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from mxq.distributed.readers import BATCH, Examples, Files, Pictures, Records, record_count
 from mxq.errors import ConfigError, DataError
 from mxq.images import RAW, Preprocess, open_source
@@ -100,8 +102,7 @@ class Partitions:
             DataError: nothing there that can be used.
             ConfigError: a count that is not positive, or no files.
         """
-        _check_count("batch_size", batch_size)
-        _check_count("per_partition", per_partition)
+        batch_size, per_partition = _count("batch_size", batch_size), _count("per_partition", per_partition)
         settings = preprocess or Preprocess()
         if not isinstance(where, str | os.PathLike):
             _warn_of_raw(preprocess)
@@ -112,7 +113,7 @@ class Partitions:
         if source.pictures:
             _warn_of_raw(preprocess)
         held = source.examples
-        used = held if examples is None else min(_check_count("examples", examples), held)
+        used = held if examples is None else min(_count("examples", examples), held)
         read = Examples(path, tuple(inputs), settings, batch_size, table, held, used)
         spans = [(start, min(start + per_partition, used)) for start in range(0, used, per_partition)]
         return Partitions(path.name, tuple((f"{path.name}[{a}:{b}] of {used}/{held}", (a, b)) for a, b in spans), read)
@@ -136,7 +137,7 @@ class Partitions:
             DataError: no such file, or an index that is none.
             ConfigError: a count that is not positive, or no shards.
         """
-        _check_count("batch_size", batch_size)
+        batch_size = _count("batch_size", batch_size)
         _warn_of_raw(preprocess)
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
         items: list[tuple[str, Any]] = []
@@ -147,7 +148,7 @@ class Partitions:
             if per_partition is None:
                 items.append((shard, (path, 0, None)))
                 continue
-            size, total = _check_count("per_partition", per_partition), record_count(path.with_suffix(".idx"))
+            size, total = _count("per_partition", per_partition), record_count(path.with_suffix(".idx"))
             spans = ((start, min(start + size, total)) for start in range(0, total, size))
             items += [(f"{shard}[{a}:{b}]", (path, a, b - a)) for a, b in spans]
         return Partitions("records", tuple(items), Records(preprocess or Preprocess(), batch_size))
@@ -155,7 +156,7 @@ class Partitions:
 
 def _cut_files(paths: Iterable[PathLike], size: int, name: str) -> tuple[tuple[str, tuple[Path, ...]], ...]:
     """Groups of files, called by the first of them."""
-    _check_count("per_partition", size)
+    size = _count("per_partition", size)
     listed = list(map(str, paths))
     if not listed:
         raise ConfigError(f"{name} has no partitions; at least one is needed")
@@ -173,7 +174,7 @@ def _warn_of_raw(preprocess: Preprocess | None) -> None:
         LOG.warning(RAW)
 
 
-def _check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ConfigError(f"{name} is {value!r}; allowed: a whole number from 1")
-    return value
+    return int(value)

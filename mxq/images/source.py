@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -106,7 +107,9 @@ def open_source(
         DataError: nothing there that can be used; the message names the file.
     """
     where, settings = Path(path), preprocess or Preprocess()
-    whole("batch_size", batch_size, 1)
+    size: Any = batch_size
+    size = int(size) if isinstance(size, np.integer) else size
+    whole("batch_size", size, 1)
     if _is(where, Path.is_dir):
         source = _folder(where, inputs, settings, Path(labels) if labels else None)
     elif not _is(where, Path.exists):
@@ -116,7 +119,7 @@ def open_source(
     else:
         raise DataError(f"{where} is a {where.suffix or 'plain'} file; allowed: a folder of images, .npy or .npz")
     shifted = None if source.labels is None else source.labels + settings.label_offset
-    return replace(source, batch_size=batch_size, labels=shifted)
+    return replace(source, batch_size=size, labels=shifted)
 
 
 def _is(where: Path, what: Callable[[Path], bool]) -> bool:
