@@ -22,9 +22,10 @@ from graphs import (
 )
 from helpers import TARGETS, assert_golden, has_vnni
 
-from mxq.ir import Model
+from mxq.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import AVERAGES
+from mxq.passes.averages import never_negative
 from mxq.rewrite import Trace, run_pass
 from mxq.serde import write_text
 
@@ -123,3 +124,11 @@ def test_without_parameters():
     """What it needs to know is in the graph."""
     found = run_pass(AVERAGES, Model(graph(*HEAD)))
     assert list(found.args) == ["p_window"]
+
+
+@pytest.mark.parametrize("inputs", [1, 2], ids=["a long way", "ways that part and meet"])
+@pytest.mark.parametrize("act", ["relu", "tanh"])
+def test_what_was_never_negative_far_before(inputs, act):
+    nodes = [Node("data", VARIABLE), Node("0", "Activation", {"act_type": act}, (Ref("data"),))]
+    nodes += [Node(f"{i + 1}", "Concat", {}, (Ref(f"{i}"),) * inputs) for i in range(3000)]
+    assert never_negative(Graph(tuple(nodes), (Ref("3000"),)), Ref("3000")) == (act == "relu")

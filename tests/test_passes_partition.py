@@ -10,9 +10,11 @@ from graphs import CONV1, CONV3, RELU, SHAPE, bn, build, conv, fc
 from mxq import pipeline
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
-from mxq.ir import Model, Node
+from mxq.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.passes import unmatched
+from mxq.passes.partition import with_carried
 from mxq.plan import Plan
+from mxq.thresholds import Range, Threshold, Thresholds
 
 LONELY = "it does not lie between two int8 layers, so converting would cost more than it saves"
 POOL = 'kernel="(2, 2)" stride="(2, 2)" pool_type="max"'
@@ -455,3 +457,12 @@ def test_a_plan_answers_for_its_nodes():
     plan = planned(small())
     assert "out" in plan
     assert "zzz" not in plan
+
+
+@pytest.mark.parametrize("inputs", [1, 2], ids=["a long way", "ways that part and meet"])
+def test_ranges_of_what_was_carried_far(inputs):
+    nodes = [Node("data", VARIABLE)]
+    nodes += [Node(f"{i}", "Concat", {}, (Ref(f"{i - 1}" if i else "data"),) * inputs) for i in range(3000)]
+    known = Thresholds({"data": Threshold(Range(-1.0, 2.0), "naive")})
+    found = with_carried(Graph(tuple(nodes), (Ref("2999"),)), Plan(observe=(Ref("2999"),)), known)
+    assert found["2999"].range == Range(-1.0, 2.0)

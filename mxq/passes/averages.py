@@ -122,14 +122,23 @@ def as_depthwise(
 
 def never_negative(graph: Graph, ref: Ref) -> bool:
     """Whether the graph shows that no value of ``ref`` is below zero."""
-    node = graph[ref.name]
+    waiting, seen = [ref], {ref}
+    while waiting:
+        node = graph[waiting.pop().name]
+        if node.op not in _KEEP_SIGN and not _ends_at_zero(node):
+            return False
+        for source in node.inputs if node.op in _KEEP_SIGN else ():
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return True
+
+
+def _ends_at_zero(node: Node) -> bool:
+    """Whether an operator makes no value below zero of whatever it reads."""
     if node.op == "Activation":
         return node.attrs.get("act_type") in ("relu", "sigmoid", "softrelu")
-    if node.op == "clip":
-        return node.number("a_min", -1.0) >= 0
-    if node.op == "softmax":
-        return True
-    return node.op in _KEEP_SIGN and all(never_negative(graph, r) for r in node.inputs)
+    return node.op == "softmax" or (node.op == "clip" and node.number("a_min", -1.0) >= 0)
 
 
 def _run(model: Model, trace: Trace) -> Model:

@@ -332,10 +332,15 @@ def with_carried(graph: Graph, plan: Plan, thresholds: Thresholds) -> Thresholds
     return Thresholds(found)
 
 
-def _carried(graph: Graph, ref: Ref, thresholds: Thresholds) -> Iterable[Ref]:
-    """The nearest tensors before ``ref`` that have ranges."""
-    for source in graph[ref.name].inputs:
-        yield from (source,) if str(source) in thresholds else _carried(graph, source, thresholds)
+def _carried(graph: Graph, ref: Ref, thresholds: Thresholds) -> list[Ref]:
+    """The nearest tensors before ``ref`` that have ranges, each once."""
+    found, waiting, seen = list[Ref](), [ref], {ref}
+    while waiting:
+        for source in dict.fromkeys(graph[waiting.pop().name].inputs):
+            if source not in seen:
+                seen.add(source)
+                (found if str(source) in thresholds else waiting).append(source)
+    return found
 
 
 def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[str]) -> Iterable[Ref]:
