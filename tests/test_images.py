@@ -489,7 +489,7 @@ class TestLabels:
 
 class TestArrayLabels:
     @pytest.mark.parametrize(
-        "labels", [[0.5, 1], [np.nan, 0], [np.inf, 0], [2.0**40, 0], [2**62, 0], ["a", "b"], [1j, 2]]
+        "labels", [[0.5, 1], [np.nan, 0], [np.inf, 0], [2.0**40, 0], [2**62, 0], [-(2**63), 0], ["a", "b"], [1j, 2]]
     )
     def test_that_are_no_whole_numbers(self, tmp_path: Path, labels: Any) -> None:
         np.savez(tmp_path / "a.npz", data=np.zeros((len(labels), 3), np.float32), label=np.array(labels))

@@ -258,7 +258,7 @@ def _labels(where: Path, labels: Array) -> Array:
     if labels.dtype.kind in NUMBERS:
         with np.errstate(invalid="ignore"):
             whole_numbers = labels.astype(np.int64)
-        if np.array_equal(whole_numbers, labels) and np.all(np.abs(whole_numbers) <= MOST_LABEL):
+        if np.array_equal(whole_numbers, labels) and (np.clip(whole_numbers, -MOST_LABEL, MOST_LABEL) == labels).all():
             return whole_numbers
     raise DataError(f"{where}: labels have type {labels.dtype}; allowed: whole numbers up to {MOST_LABEL}")
 
