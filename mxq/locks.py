@@ -144,8 +144,9 @@ def alone(path: Path, remedy: str) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            lock.unlink(missing_ok=True)
-            held.close()
+            with held:
+                if is_at(held, lock):  # else somebody has removed it, and it may be another run's
+                    lock.unlink()
 
 
 def _holder(lock: Path) -> str:

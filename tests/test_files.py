@@ -280,6 +280,14 @@ class TestLocks:
         with pytest.raises(StorageError, match=r"cannot be used: File name too long"), locks.alone(long, ""):
             raise AssertionError
 
+    def test_a_lock_that_somebody_removed_is_not_anothers(self, tmp_path: Path) -> None:
+        lock = locks.beside(tmp_path / "a", "lock")
+        with locks.alone(tmp_path / "a", "wait"):
+            lock.unlink()
+            other = locks.claim(lock)
+        with other:
+            assert locks.is_at(other, lock)
+
     def test_within_a_process_too(self, tmp_path: Path) -> None:
         with (
             locks.alone(tmp_path, ""),
