@@ -6,6 +6,7 @@ import io
 import json
 import os
 import struct
+import threading
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import assert_close
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mxq.batches import feeds
 from mxq.config import Budget
 from mxq.errors import ConfigError, DataError, FormatError
-from mxq.images import Preprocess, open_source, read_picture, read_preprocess
+from mxq.images import Preprocess, open_source, pictures, read_picture, read_preprocess
 
 
 def picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -46,6 +47,10 @@ class TestPreprocess:
         example = Preprocess()(Image.fromarray(picture(4, 5)))
         assert (example.shape, example.dtype) == ((3, 4, 5), np.float32)
         same(example, picture(4, 5).transpose(2, 0, 1))
+
+    def test_numbers_of_numpy_can_be_written(self) -> None:
+        found = Preprocess(scale=np.float32(0.5), mean=(np.float32(1),) * 3, std=np.float64(2)).to_json()
+        assert json.loads(json.dumps(found))["scale"] == 0.5
 
     def test_scale_comes_before_mean_and_std(self) -> None:
         example = Preprocess(scale=0.5, mean=(1, 2, 3), std=(2, 4, 8))(Image.fromarray(picture(4, 5)))
@@ -423,6 +428,28 @@ class TestPictures:
             for size in range(len(whole)):
                 with suppress(DataError):
                     same(read_picture(whole[:size], "x", PLAIN), expected)
+
+    def test_cut_ones_in_threads_while_others_allow_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is in the process's settings before is there afterwards, however threads follow each other."""
+        monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+        cut = encoded(Image.fromarray(picture(300, 300)), "JPEG")[:3000]
+        inside, both = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with pictures.STRICT:
+                inside.set()
+                both.wait(60)
+
+        first = threading.Thread(target=hold)
+        first.start()
+        inside.wait(60)
+        with pictures.STRICT:
+            both.set()
+            first.join(60)
+            with pytest.raises(DataError, match="truncated"):
+                read_picture(cut, "x", PLAIN)
+            assert not ImageFile.LOAD_TRUNCATED_IMAGES
+        assert ImageFile.LOAD_TRUNCATED_IMAGES
 
     def test_bytes_without_end_are_not_waited_for(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "a.png")

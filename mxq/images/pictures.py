@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -43,7 +43,7 @@ def decode(source: str | os.PathLike[str] | bytes, name: str) -> Image.Image:
 
 
 def _decoded(stream: io.BufferedIOBase | object, name: str) -> Image.Image:
-    with _strict(), understood(f"{name} cannot be read as an image", DataError):
+    with STRICT, understood(f"{name} cannot be read as an image", DataError):
         image = Image.open(stream, formats=FORMATS)  # type: ignore[arg-type]
         if image.width * image.height > MOST_PIXELS:
             raise DataError(f"{name} has {image.width} x {image.height} pixels; allowed: {MOST_PIXELS} in all")
@@ -61,17 +61,30 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     raise DataError(f"{name} has values of {values.dtype.itemsize * 8} bits ({image.mode}); allowed: 8 or 16 bits")
 
 
-@contextmanager
-def _strict() -> Iterator[None]:
+class Strict(AbstractContextManager[None]):
     """Makes Pillow refuse truncated files, whatever others set: gluoncv allows them for the whole process.
 
-    Its bound of pixels gives way to ours, which is a matter of memory.
+    Its bound of pixels gives way to ours, which is a matter of memory. Both are settings of the process, so of threads
+    that decode at once the first one changes them, and the last one puts back what was there.
     """
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.close()
+
+
+STRICT: Final = Strict()
