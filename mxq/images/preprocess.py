@@ -79,6 +79,7 @@ class Preprocess:
             raise ConfigError(f"std is {self.std}; allowed: numbers from {1 / LARGEST:g} to {LARGEST:g}")
         if not (_is_number(self.scale) and self.scale >= 1 / LARGEST):
             raise ConfigError(f"scale is {self.scale!r}; allowed: a number from {1 / LARGEST:g} to {LARGEST:g}")
+        object.__setattr__(self, "scale", float(self.scale))  # also one of numpy's, which JSON has no word for
 
     @property
     def channels(self) -> int:
