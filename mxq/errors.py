@@ -67,9 +67,11 @@ class WorkerError(RuntimeFailure):
 
 def of_surroundings(error: BaseException | None) -> bool:
     """Whether a file, a disk or a worker failed, and not what was asked for: the same may succeed next time."""
-    while error is not None:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:  # one may be its own cause
         if isinstance(error, OSError | StorageError | WorkerError):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

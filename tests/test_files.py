@@ -393,3 +393,11 @@ def test_where_files_know_no_locks_they_are_written_all_the_same(
     with locks.alone(tmp_path, ""):
         write_text(tmp_path / "a", "x")
     assert names(tmp_path) == ["a"]
+
+
+def test_errors_that_are_each_others_cause_are_judged_all_the_same() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert not of_surroundings(first)
+    second.__cause__, second.__context__ = None, OSError(5, "Input/output error")
+    assert of_surroundings(first)
