@@ -97,7 +97,7 @@ def intact(prefix: str | os.PathLike[str]) -> Iterator[None]:
     """
     before = _state(prefix)
     if recorded(prefix):
-        broken = mismatches(prefix, _files(path_of(prefix)))
+        broken = mismatches(prefix, files_in(read_json(path_of(prefix)), path_of(prefix)))
         if broken:
             raise FormatError(
                 f"{os.fspath(prefix)}: {broken[0]} (a save that was cut short leaves that, too); write the pair anew, "
@@ -120,10 +120,13 @@ def _state(prefix: str | os.PathLike[str]) -> tuple[object, ...]:
     return tuple(found)
 
 
-def _files(path: Path) -> Mapping[str, Any]:
-    """The checksums in a record."""
-    data = read_json(path)
-    files = data.get("files", {}) if isinstance(data, dict) else None
+def files_in(document: Any, path: Path) -> Mapping[str, Any]:
+    """The checksums in a record, name -> sha256, from its JSON; ``path`` is for the message.
+
+    Raises:
+        FormatError: there is no such table.
+    """
+    files = document.get("files", {}) if isinstance(document, dict) else None
     if not isinstance(files, dict):
         raise FormatError(f"{path}: 'files' is {type(files).__name__}, not a table of file name: sha256")
     return files

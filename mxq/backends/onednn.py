@@ -190,9 +190,10 @@ MXNET_191 = BackendSpec(
     },
 )
 
-_NO_RANGES = "(calib_mode is 'none')"
-_KEEPS_FIRST = f"the int8 fully connected kernel keeps the range of the first batch that it sees {_NO_RANGES}"
-_SUM_OVERFLOWS = f"without calibrated ranges the int8 sum may leave 32 bits, and comes out negated {_NO_RANGES}"
+NO_RANGES = "(calib_mode is 'none')"
+"""Ends each reason for which an operator is not int8 where ranges are found at run time."""
+_KEEPS_FIRST = f"the int8 fully connected kernel keeps the range of the first batch that it sees {NO_RANGES}"
+_SUM_OVERFLOWS = f"without calibrated ranges the int8 sum may leave 32 bits, and comes out negated {NO_RANGES}"
 
 RUN_TIME = BackendSpec(
     name=MXNET_191.name,
@@ -206,14 +207,14 @@ RUN_TIME = BackendSpec(
         FULLY_CONNECTED.float_op: _KEEPS_FIRST,
         FULLY_CONNECTED.fused_op: _KEEPS_FIRST,
         "elemwise_add": _SUM_OVERFLOWS,
-        "Concat": f"without calibrated ranges the int8 Concat fails where all that it joins is zero {_NO_RANGES}",
+        "Concat": f"without calibrated ranges the int8 Concat fails where all that it joins is zero {NO_RANGES}",
         **{
-            op: f"the int8 kernels of attention keep the range of the first batch that they see {_NO_RANGES}"
+            op: f"the int8 kernels of attention keep the range of the first batch that they see {NO_RANGES}"
             for spec in MXNET_191.ops
             if spec.float_op.startswith("_contrib_interleaved")
             for op in (spec.float_op, spec.fused_op)
         },
-        "BatchNorm": f"the int8 kernel of BatchNorm needs calibrated ranges {_NO_RANGES}",
+        "BatchNorm": f"the int8 kernel of BatchNorm needs calibrated ranges {NO_RANGES}",
     },
 )
 """`MXNET_191` where ranges are found at run time: what is right then (``tests/test_passes_run_time.py``).

@@ -22,6 +22,7 @@ from typing import Final
 
 import numpy as np
 
+from mxq.backends.onednn import NO_RANGES
 from mxq.ir import Array, Model, Node, Ref
 from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias
@@ -32,16 +33,15 @@ _HALF: Final = 2.0**30
 _LEAST_ROOM: Final = 2.0**24
 _LEAST_WEIGHT, _LEAST_BIAS = 1e-30, 1e-20
 """Below these, scales would leave float32."""
-WHY: Final = "(calib_mode is 'none')"
 
 
 def refusal(model: Model, conv: Node) -> str:
     """Why a fused convolution cannot be int8 with ranges found at run time; empty where it can."""
     weight = model.args[conv.inputs[1].name]
     if not np.abs(weight).max(initial=0.0) > _LEAST_WEIGHT:
-        return f"its weights are all zero, with which the int8 kernel loses the bias {WHY}"
+        return f"its weights are all zero, with which the int8 kernel loses the bias {NO_RANGES}"
     if _room(weight) < _LEAST_ROOM:
-        return f"the sums of {weight[0].size} products and a bias do not fit in 32 bits {WHY}"
+        return f"the sums of {weight[0].size} products and a bias do not fit in 32 bits {NO_RANGES}"
     return ""
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mxq.checksums import Mismatch, checksum, mismatches, path_of, recorded
+from mxq.checksums import Mismatch, checksum, files_in, mismatches, path_of, recorded
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
 from mxq.formats.documents import converted, parse_json, read_json
@@ -203,10 +203,7 @@ def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:
         FormatError: there is no record, or it is not a report.
     """
     path = path_of(prefix)
-    files = _load(path).get("files", {})
-    if not isinstance(files, dict):
-        raise FormatError(f"{path}: 'files' is {type(files).__name__}, not a table of file name: sha256")
-    return mismatches(prefix, files)
+    return mismatches(prefix, files_in(_load(path), path))
 
 
 def _load(path: Path) -> dict[str, Any]:
