@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mxq.errors import FormatError, StorageError
-from mxq.files import is_file
+from mxq.files import epochs_of, is_file
 from mxq.formats.documents import read_json
 
 SUFFIX: Final = "-mxq.json"
@@ -86,6 +86,22 @@ def mismatches(prefix: str | os.PathLike[str], files: Mapping[str, Any]) -> tupl
         elif checksum(file) != expected:
             found.append(Mismatch(file.name, "changed"))
     return tuple(found)
+
+
+def params_of(prefix: Path) -> Path | None:
+    """The parameter file that is read where nobody asks for an epoch: the one that the record is of, else the latest.
+
+    A pair that was written over the float network that it was made from may have files of later epochs beside it.
+
+    Raises:
+        FormatError: the record is damaged.
+    """
+    found = epochs_of(prefix)
+    if recorded(prefix):
+        endings = [_ENDING.search(name) for name in files_in(read_json(path_of(prefix)), path_of(prefix))]
+        written = {f"{prefix.name}{ending[0]}" for ending in endings if ending is not None}
+        found = {epoch: path for epoch, path in found.items() if path.name in written} or found
+    return found[max(found)] if found else None
 
 
 @contextmanager

@@ -249,6 +249,17 @@ class TestRawPictures:
         assert caplog.messages == [RAW]
 
 
+def test_a_pair_written_over_a_float_one_of_a_later_epoch(home: Path, tmp_path: Path) -> None:
+    """Its own parameters are read, not the float ones, which are the latest."""
+    write_pair(load_model(home / "net"), tmp_path / "net")
+    (tmp_path / "net-0000.params").rename(tmp_path / "net-0003.params")
+    made = mxq.quantize_net(tmp_path / "net", X)
+    mxq.save(made, tmp_path / "net")
+    found, wanted = load_model(tmp_path / "net"), load_model(made)
+    assert all(np.array_equal(found.args[name], value) for name, value in wanted.args.items())
+    assert not np.array_equal(load_model(tmp_path / "net", epoch=3).args["fc0_bias"], found.args["fc0_bias"])
+
+
 class TestSides:
     """Which of two networks is the float one."""
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxq.checksums import params_of
 from mxq.errors import ConfigError
-from mxq.files import epochs_of
 from mxq.logs import LOG
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 def sizes_of(prefix: Path) -> dict[str, int]:
     """Bytes of the files of the pair ``prefix``, by name."""
     files = [prefix.with_name(f"{prefix.name}-symbol.json")]
-    files += [path for _, path in sorted(epochs_of(prefix).items())[-1:]]
+    files += [path for path in (params_of(prefix),) if path is not None]
     return {f.name: f.stat().st_size for f in files if f.is_file()}
 
 

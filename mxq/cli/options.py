@@ -38,7 +38,9 @@ Prefix = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", help="Print one JSON document to stdout instead of tables.")]
-Epoch = Annotated[int | None, option(min=0, metavar="N", help="Which PREFIX-NNNN.params; the latest by default.")]
+Epoch = Annotated[
+    int | None, option(min=0, metavar="N", help="Which PREFIX-NNNN.params; mxq's or the latest by default.")
+]
 BatchSize = Annotated[int, option(min=1, metavar="N", help="Examples to a batch.", show=True)]
 Exclude = Annotated[
     list[str] | None,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from mxq.checksums import intact
+from mxq.checksums import intact, params_of
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.files import epochs_of, is_file
 from mxq.formats.params import read_params
@@ -41,7 +41,7 @@ def load_model(net: Net, epoch: int | None = None) -> Model:
 
     Args:
         net: see `Net`. A HybridBlock must be initialised, with all shapes known (see `mxq.runtime.settle`).
-        epoch: for a prefix, which ``prefix-NNNN.params`` to read; by default the only or the latest one.
+        epoch: for a prefix, which ``prefix-NNNN.params`` to read; by default the one of its record, or the latest.
 
     Raises:
         FormatError: a file is missing, damaged, or not MXNet's; an operator is unknown to this MXNet.
@@ -156,21 +156,21 @@ def _beside(path: Path) -> str:
 
 
 def params_path(prefix: Path, epoch: int | None = None) -> Path:
-    """The parameter file of ``prefix``: of ``epoch``, or the latest there is.
+    """The parameter file of ``prefix``: of ``epoch``, or `mxq.checksums.params_of` it.
 
     Raises:
         ConfigError: ``epoch`` is no number.
-        FormatError: there is none.
+        FormatError: there is none, or the record is damaged.
     """
     if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0):
         raise ConfigError(f"epoch is {epoch!r}; allowed: a whole number, 0 or more, or None for the latest")
-    found = epochs_of(prefix)
-    chosen = max(found, default=None) if epoch is None else epoch
-    if chosen not in found:
+    chosen = params_of(prefix) if epoch is None else epochs_of(prefix).get(epoch)
+    if chosen is None:
         wanted = f"{prefix}-{'NNNN' if epoch is None else f'{epoch:04d}'}.params"
-        there = f"; latest epochs there: {', '.join(map(str, sorted(found)[-5:]))}" if found else ""
+        found = sorted(epochs_of(prefix))
+        there = f"; latest epochs there: {', '.join(map(str, found[-5:]))}" if found else ""
         raise FormatError(f"no parameter file {wanted!r} beside {prefix.name}-symbol.json{there}")
-    return found[chosen]
+    return chosen
 
 
 def from_prefix(prefix: Path, epoch: int | None) -> Model:

@@ -40,7 +40,7 @@ class Job:
         batches: sizes to try, in order.
         seconds: how long to time each, once all processes are ready.
         warmup: calls before that; fewer where they take longer than ``seconds``.
-        epoch: which parameters; None: the latest.
+        epoch: which parameters; None: see `mxq.checksums.params_of`.
         patience: seconds after which the processes of a setup are given up, beside the timing.
     """
 
