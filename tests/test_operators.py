@@ -198,6 +198,10 @@ class TestArity:
     def test_a_variable_without_a_name(self) -> None:
         assert "a variable has no name" in refused('"" = null', 'return ""')
 
+    def test_names_that_files_would_cut(self) -> None:
+        """Passes add variables called after operators, such as "arg:x_bias"."""
+        assert "a node is named 'arg:x'" in refused('"arg:x" = relu(data)', 'return "arg:x"')
+
     def test_no_outputs(self) -> None:
         with pytest.raises(GraphError, match="has no outputs"):
             check_graph(Graph((), ()), REGISTRY)

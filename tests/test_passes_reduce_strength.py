@@ -129,6 +129,11 @@ REFUSED = [
         ('y = UpSampling(data) scale="2" sample_type="nearest" num_args="1"', "return y"),
         "its number of channels is not known",
     ),
+    (
+        "upsampling_as_deconvolution",
+        (conv("c", "data"), 'y = UpSampling(c) scale="65" sample_type="nearest" num_args="1"', "return y"),
+        "its scale is beyond 64",
+    ),
     ("prelu_as_maximum", (PRELU.format("data"), "return a"), "nothing shows that its input is (N, C, H, W)"),
     ("clip_as_minimum", ('y = clip(data) a_min="-1" a_max="1"', "return y"), "it does not clip at zero"),
 ]

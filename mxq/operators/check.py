@@ -21,6 +21,9 @@ LONGEST = 1000
 _HIDDEN = ("ctx_group", "lr_mult", "wd_mult", "force_mirroring", "mirror_stage")
 """Attributes of training that MXNet lets stand at any node, alone or after an input's name ("weight_lr_mult")."""
 
+_OF_FILES = ("arg:", "aux:")
+"""What stands before the names of parameters in files."""
+
 _OF_VARIABLES: Mapping[str, tuple[str, Limit]] = {
     "__shape__": ("Shape", Limit(-1, INT32)),
     "__dtype__": ("int", Limit(-1, 12)),
@@ -67,6 +70,12 @@ def _check(graph: Graph, registry: Registry, *, old: bool = False) -> None:
         raise GraphError("the graph has no outputs (heads)")
     outputs: dict[str, int] = {}
     for node in graph.nodes:
+        if node.name.startswith(_OF_FILES):
+            allowed = " or ".join(map(repr, _OF_FILES))
+            raise GraphError(
+                f"a node is named {node.name!r}; allowed: names that do not begin with {allowed}, which MXNet takes "
+                "off the names of parameters"
+            )
         for ref in node.inputs:
             _check_output(ref, outputs, f"node {node.name!r} ({node.op}) reads")
         outputs[node.name] = _check_variable(node) if node.is_variable else _check_operator(node, registry, old=old)

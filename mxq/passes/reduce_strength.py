@@ -26,6 +26,7 @@ Formula: each is an identity of real numbers. 1/c and hard_sigmoid round elsewhe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule,
 from mxq.rewrite.rule import exchanged, single_consumer
 
 _SCALED = ("_div_scalar", "_mul_scalar")
+LARGEST: Final = 64
+"""The largest scale of an upsampling that becomes a convolution: its weight has as many values as a pixel becomes."""
 
 
 def _joined(match: Match) -> dict[str, str]:
@@ -150,6 +153,8 @@ class UpSamplingAsDeconvolution:
             return Reject("it is not nearest-neighbour upsampling of one tensor", (node.name,))
         if image_channels(model.graph, match.refs["x"]) is None:
             return Reject("its number of channels is not known", (node.name,))
+        if node.number("scale", 1) > LARGEST:
+            return Reject(f"its scale is beyond {LARGEST}", (node.name,))
         return None
 
     def build(self, model: Model, match: Match) -> Rewrite:

@@ -87,7 +87,9 @@ def from_symbol(
         sym = _load_symbol(Path(sym))
     if not isinstance(sym, mx.sym.Symbol):
         raise QuantizeError(f"sym is a {type(sym).__name__}; allowed: a Symbol, or the path of its JSON file")
-    graph = read_symbol(sym.tojson(), "the symbol")
+    with mxnet_says("MXNet cannot say what is in the symbol", FormatError):
+        text = sym.tojson()
+    graph = read_symbol(text, "the symbol")
     check_graph(graph, REGISTRY)
     graph = without_target_shapes(inference_form(graph))
     values = {**_table("arg_params", arg_params), **_table("aux_params", aux_params)}
