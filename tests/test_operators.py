@@ -338,6 +338,21 @@ class TestSizes:
         )
         assert run(model)[0].shape == (288, 2)
 
+    def test_sizes_that_a_run_tells(self) -> None:
+        data = mx.sym.var("data")
+        choice = mx.sym.contrib.cond(mx.sym.sum(data) < 1e9, lambda: data * 2, lambda: -data)
+        step = mx.sym.contrib.while_loop(
+            lambda i, _: i < 2, lambda i, s: (s, [i + 1, s * 2]), [mx.sym.zeros((1,)), data], max_iterations=3
+        )
+        for symbol in (choice, step[1][1]):
+            assert run(runtime.from_symbol(symbol, {}, {}))[0].shape == (2, 8, 6, 6)
+
+    def test_an_input_that_no_operator_reads(self) -> None:
+        symbol = mx.sym.Group([mx.sym.relu(mx.sym.var("data")), mx.sym.var("w")])
+        fed = {**feeds(), "w": np.zeros(3, np.float32)}
+        found = runtime.MxnetRunner().compile(runtime.from_symbol(symbol, {}, {}))(fed)
+        assert [out.shape for out in found] == [(2, 8, 6, 6), (3,)]
+
     def test_a_tensor_that_memory_has_no_room_for(self) -> None:
         net = graph('y = tile(data) reps="(1000, 1000, 100, 100)"', "z = relu(y)", "return z")
         with pytest.raises(RuntimeFailure, match=r"'y' \(tile\) would make .* GB; allowed: 2147483647 values"):

@@ -48,6 +48,9 @@ _BY_VALUE = frozenset(
 )  # fmt: skip
 """Operators that make as many values as their inputs' values say."""
 
+_BY_STEPS = frozenset({"_cond", "_while_loop"})
+"""Operators of whose results MXNet knows no size before it runs them."""
+
 
 class Sizes:
     """What a graph's tensors are, for given inputs and parameters."""
@@ -66,6 +69,11 @@ class Sizes:
     def _symbol(self) -> Any:
         """Gives `_tensors`."""
         return to_symbol(Graph(self._graph.nodes, self._tensors, self._graph.attrs))
+
+    def _read(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of ``arrays`` that operators read: MXNet refuses others, such as an input that is an output."""
+        names = {ref.name for ref in self._tensors}
+        return {name: array for name, array in arrays.items() if name in names}
 
     @cached_property
     def _each(self) -> Any:
@@ -88,6 +96,7 @@ class Sizes:
         """
         if not self._operators:
             return
+        arrays = self._read(arrays)
         _, found, _ = self._symbol.infer_shape_partial(**{k: v.shape for k, v in arrays.items()})
         shapes = dict(zip(self._tensors, found, strict=True))
         for node in self._operators:
@@ -110,7 +119,7 @@ class Sizes:
         parts = {_part(i, j): shape for i, read in enumerate(reads) for j, shape in enumerate(read) if _is_known(shape)}
         _, found, _ = self._each.infer_shape_partial(**parts)
         for node, read, made in zip(self._operators, reads, found, strict=True):
-            if read and not _is_known(made) and node.op not in _BY_VALUE and all(map(_is_known, read)):
+            if read and not _is_known(made) and node.op not in _BY_VALUE | _BY_STEPS and all(map(_is_known, read)):
                 of = ", ".join(str(list(shape or ())) for shape in read)
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) would make a tensor of unknown size of {of}; "
