@@ -175,7 +175,7 @@ class _Fold:
 
     observers: Mapping[Ref, Observer[Any]]
     inputs: tuple[Ref, ...]
-    watched: Watched | None
+    watched: Watched
     states: dict[Ref, Any]
     stretch: Stretch
     network: Mapping[str, object]
@@ -198,7 +198,7 @@ class _Fold:
         return _Fold(
             observers=observers,
             inputs=inputs,
-            watched=runner.watch(model, made) if made else None,
+            watched=runner.watch(model, made),  # also where inputs alone are observed: what cannot run is found so
             states=states,
             stretch=start.stretches[0] if start else named,
             network=checkpoint.network if checkpoint else {},
@@ -240,8 +240,7 @@ class _Fold:
 
         for ref in self.inputs:
             visit(ref, feed[ref.name])
-        if self.watched is not None:
-            self.watched(feed, visit)
+        self.watched(feed, visit)
         examples = self.stretch.examples + examples_in(feed)
         stretch = replace(self.stretch, examples=examples, batches=self.stretch.batches + 1)
         self.states, self.stretch = states, stretch  # both or, where an interrupt comes, neither

@@ -55,7 +55,7 @@ class NumpyRunner:
         assert not any(model.graph[ref.name].is_variable for ref in refs)
 
         def run(given: Mapping[str, np.ndarray], visit: Callable[[Ref, np.ndarray], None]) -> None:
-            self.runs.append(round(float(given["data"][0, 0])))
+            self.runs.append(round(float(given["data"][:1, 0].sum())))
             values: dict[tuple[str, int], np.ndarray] = {}
             for node in model.graph:
                 if node.is_variable:
@@ -146,11 +146,13 @@ def test_reading_again_with_another_dtype() -> None:
         ranges(found, table, "int4")
 
 
-def test_inputs_alone_need_no_runner() -> None:
-    runner = NumpyRunner()
-    table = {Ref("data"): NAIVE}
+def test_the_network_runs_also_where_inputs_alone_are_observed() -> None:
+    """Else nothing would tell that it cannot."""
+    runner, table = NumpyRunner(), {Ref("data"): NAIVE}
     assert ranges(collect(runner, model(), batches(), table), table)["data"].examples == 50
-    assert (runner.watched, runner.runs) == ([], [])
+    assert (runner.watched, len(runner.runs)) == ([()], 3)
+    with pytest.raises(RuntimeFailure):
+        collect(NumpyRunner(fails_at=2), model(), batches(), table)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
