@@ -774,8 +774,10 @@ class TestEnds:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.stats"]
 
     def test_a_folder_is_no_prefix(self, nets: Path, stats: Path, tmp_path: Path) -> None:
-        said = run("quantize", nets / "tiny", "--stats", stats, "--out", f"{tmp_path}/", code=2).stderr
-        assert "folder" in said
+        for out, what in ((f"{tmp_path}/", "folder"), (f"{tmp_path}/..", "folder"), ("", "'' is empty")):
+            said = run("quantize", nets / "tiny", "--stats", stats, "--out", out, code=2).stderr
+            assert what in said
+            assert "Invalid value for '--out'" in said
         assert not list(tmp_path.iterdir())
 
 

@@ -262,8 +262,9 @@ class Layers:
 
 def written_prefix(text: str) -> Path:
     """A prefix to write to; a folder is none, which `Path` would forget."""
-    if text.endswith("/"):
-        raise typer.BadParameter(f"{text!r} is a folder; allowed: a path whose last part begins the files' names")
+    if text.endswith("/") or Path(text).name in ("", ".."):
+        what = "a folder" if text else "empty"
+        raise typer.BadParameter(f"{text!r} is {what}; allowed: a path whose last part begins the files' names")
     return Path(text)
 
 
