@@ -376,9 +376,18 @@ def selects(selector: Selector, node: Node) -> bool:
 
     A predicate answers itself. A pattern must match the whole name, or after `OP` the whole op type; a name that
     holds characters of patterns ("block[0]") matches itself too.
+
+    Raises:
+        ConfigError: a predicate fails, or says neither yes nor no.
     """
     if callable(selector):
-        return bool(selector(node))
+        try:
+            return bool(selector(node))
+        except Exception as failure:
+            raise ConfigError(
+                f"the predicate {selector_name(selector)!r} failed on node {node.name!r} ({node.op}): "
+                f"{type(failure).__name__}: {failure}; allowed: a function of a node that returns True or False"
+            ) from failure
     if by_op(selector):
         return fnmatch.fnmatchcase(node.op, selector.removeprefix(OP))
     return selector == node.name or fnmatch.fnmatchcase(node.name, selector)

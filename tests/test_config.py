@@ -293,6 +293,13 @@ class TestSelectors:
         assert selector_name(is_conv) == "is_conv"
         assert not by_op(is_conv)
 
+    def test_a_predicate_that_fails(self):
+        def of_no_use(node: Node) -> bool:
+            return node.attrs["kernel"] == "(1, 1)"
+
+        with pytest.raises(ConfigError, match=r"predicate 'of_no_use' failed on node 'x' \(relu\): KeyError: 'kernel'"):
+            selects(of_no_use, Node("x", "relu"))
+
 
 class TestThreeDoors:
     """Python, a recipe and the command line make one object of the same settings, and refuse the same values."""
