@@ -16,6 +16,7 @@ from mxq import machine, pipeline, runtime, threads, tuning, workflow
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
 from mxq.evaluation import Evaluation, Function, Metric
+from mxq.formats.files import path_given
 from mxq.images import Preprocess
 from mxq.ir import Model
 from mxq.logs import LOG
@@ -156,7 +157,7 @@ def quantize_model(
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
     known = frozenset(node.name for node in model.graph.operators)
-    layers = excluded("excluded_sym_names", excluded_sym_names, known, logger or LOG)
+    layers = excluded("excluded_sym_names", excluded_sym_names, known, _heard(logger))
     options["exclude_layers"] = _both("exclude_layers", options, layers)
     options["exclude_operators"] = _both("exclude_operators", options, excluded_op_names)
     given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
@@ -191,8 +192,9 @@ def calibrate(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    given = Given(calib_data, stats=None if stats is None else Path(stats), batch_size=batch_size, client=client)
-    return workflow.calibrate(net, given, _config(config, options), logger=logger or LOG).thresholds
+    file = None if stats is None else path_given("stats", stats)
+    given = Given(calib_data, stats=file, batch_size=batch_size, client=client)
+    return workflow.calibrate(net, given, _config(config, options), logger=_heard(logger)).thresholds
 
 
 @_then_one_team
@@ -230,7 +232,7 @@ def evaluate(
     """
     given = None if preprocess is None else Preparation.given(preprocess)
     measured = Measured(data, labels, metric)
-    return workflow.evaluate(net, measured, given, batch_size=batch_size, client=client, logger=logger or LOG)
+    return workflow.evaluate(net, measured, given, batch_size=batch_size, client=client, logger=_heard(logger))
 
 
 def plot(
@@ -263,12 +265,13 @@ def plot(
     """
     if network is not None and calib_mode is not None:
         raise ConfigError(f"calib_mode is {calib_mode!r} beside a network, whose range is marked; allowed: one of them")
-    found = statistics if isinstance(statistics, Statistics) else Statistics.load(statistics)
+    picture = path_given("path", path)
+    found = statistics if isinstance(statistics, Statistics) else Statistics.load(path_given("statistics", statistics))
     used = None
     if network is not None:
         report = record.read(network) if isinstance(network, str | Path) else _report_of("plot", network)
         used = plots.used_by(report, found, tensor)
-    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype, used), path)
+    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype, used), picture)
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
@@ -286,7 +289,7 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
         FormatError: the directory does not exist or cannot be written.
     """
     report = _report_of("save", quantized)
-    target = Path(prefix)
+    target = path_given("prefix", prefix)
     if target.name in ("", "..") or os.fspath(prefix).endswith("/"):
         raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
     return pair.write(runtime.load_model(quantized), report, target)
@@ -301,7 +304,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
     Raises:
         FormatError: a file is missing, damaged or changed since it was written.
     """
-    target = Path(prefix)
+    target = path_given("prefix", prefix)
     report = None
     if record.recorded(target):
         report = record.read(target)
@@ -353,7 +356,7 @@ def sensitivity(
     asked = _config(config, {"effort": "fast", **options})
     given = Given(calib_data, batch_size=batch_size, client=client)
     measured = Measured(data, labels, metric)
-    return workflow.sensitivity(net, given, asked, measured, mode=mode, workdir=workdir, logger=logger or LOG)
+    return workflow.sensitivity(net, given, asked, measured, mode=mode, workdir=workdir, logger=_heard(logger))
 
 
 @_then_one_team
@@ -413,7 +416,7 @@ def tune(
         max_drop=max_drop,
         time_budget=time_budget,
         workdir=workdir,
-        logger=logger or LOG,
+        logger=_heard(logger),
     )
 
 
@@ -423,12 +426,21 @@ def tune(
 def _config(
     config: QuantConfig | None, options: Mapping[str, Any], logger: logging.Logger | None = None
 ) -> QuantConfig:
-    given, allowed = own_options(options, logger or LOG), [f.name for f in fields(QuantConfig)]
+    if not isinstance(config, QuantConfig | None):
+        raise ConfigError(f"config is {config!r}; allowed: a QuantConfig, or None and its fields as options")
+    given, allowed = own_options(options, _heard(logger)), [f.name for f in fields(QuantConfig)]
     unknown = [name for name in given if name not in allowed]
     if unknown:
         hint = nearest(unknown[0], allowed)
         raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{hint}")
     return replace(config or QuantConfig(), **given)
+
+
+def _heard(logger: logging.Logger | None) -> logging.Logger:
+    """``logger``, or mxq's own where it is None. The module `logging` and adapters have what is needed, too."""
+    if logger is not None and not all(callable(getattr(logger, name, None)) for name in ("info", "warning")):
+        raise ConfigError(f"logger is {logger!r}; allowed: a logging.Logger, or None")
+    return LOG if logger is None else logger
 
 
 def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:
@@ -454,7 +466,7 @@ def _quantize(
 ) -> pipeline.Quantized:
     if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
         raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
-    return workflow.quantize(net, given, config, logger=logger or LOG)
+    return workflow.quantize(net, given, config, logger=_heard(logger))
 
 
 def _report_of(function: str, quantized: Any) -> Report:

@@ -659,6 +659,34 @@ def test_data_that_does_not_fit(data: Any, error: type[mxq.MxqError], says: str)
         quantize(data=data)
 
 
+def test_a_weight_that_does_not_fit_a_network_of_one_layer() -> None:
+    """Of which only the input is calibrated."""
+    symbol = mx.sym.FullyConnected(mx.sym.var("data"), num_hidden=3, name="f")
+    args = {"f_weight": mx.nd.ones((3, 5)), "f_bias": mx.nd.ones(3)}
+    for effort in ("fast", "default"):
+        with pytest.raises(mxq.RuntimeFailure, match=r"operator f: Shape inconsistent, Provided = \[3,5\]"):
+            mxq.quantize_model(symbol, args, {}, calib_data=np.ones((4, 4), np.float32), effort=effort)
+
+
+@pytest.mark.parametrize("thing", [3, b"net", [None], object()], ids=lambda thing: type(thing).__name__)
+def test_arguments_of_a_wrong_type(thing: object, tmp_path: Path) -> None:
+    calls: dict[str, Callable[[Any], object]] = {
+        "config": lambda thing: quantize(config=thing),
+        "logger": lambda thing: quantize(logger=thing),
+        "thresholds": lambda thing: quantize(thresholds=thing),
+        "statistics": lambda thing: quantize(statistics=thing),
+        "prefix": mxq.load,
+        "stats": lambda thing: mxq.calibrate(small(), X, stats=thing),
+        "workdir": lambda thing: mxq.tune(small(), X, workdir=thing),
+        "path": lambda thing: mxq.plot(tmp_path / "s.stats", "data", thing),
+    }
+    for name, call in calls.items():
+        with pytest.raises(mxq.ConfigError, match=f"^{name} is .*; allowed: "):
+            call(thing)
+    with pytest.raises(mxq.ConfigError, match=r"^prefix is .*; allowed: a path"):
+        mxq.save(quantize(), thing)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [

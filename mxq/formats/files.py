@@ -6,9 +6,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Final
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
-from mxq.errors import FormatError, MxqError
+from mxq.errors import ConfigError, FormatError, MxqError
 
 MOST_BEYOND: Final = 3 << 28
 """Bytes that what is read may take beyond the size of its file: 768 MB."""
@@ -23,6 +24,18 @@ _KINDS: Final = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def path_given(name: str, value: Any) -> Path:
+    """The path that an argument of this ``name`` holds.
+
+    Raises:
+        ConfigError: it holds no path.
+    """
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}; allowed: a path, text or pathlib.Path") from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from mxq.config import QuantConfig
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError
 from mxq.evaluation import Function, Metric
+from mxq.formats.files import path_given
 from mxq.images import RAW, Source, open_source
 from mxq.ir import Model
 from mxq.logs import LOG
@@ -49,6 +50,15 @@ class Given:
     preparation: Preparation | None = None
     batch_size: int = BATCH
     client: Any = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what are no ranges, and no statistics."""
+        if not isinstance(self.thresholds, Thresholds | None):
+            raise ConfigError(
+                f"thresholds is {self.thresholds!r}; allowed: what mxq.calibrate returns, or Thresholds.from_json"
+            )
+        if not isinstance(self.statistics, Statistics | None):
+            path_given("statistics", self.statistics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from mxq import locks, runtime, tuning
 from mxq.config import QuantConfig
 from mxq.errors import StorageError
 from mxq.evaluation.labelled import is_whole
+from mxq.formats.files import path_given
 from mxq.images import Source
 from mxq.logs import LOG
 from mxq.preparation import Preparation
@@ -123,10 +124,11 @@ def _folder(workdir: Where | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="mxq-") as folder:
             yield Path(folder)
         return
+    where = path_given("workdir", workdir)
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        where.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         raise StorageError(f"workdir {str(workdir)!r} cannot be made: {why}") from error
-    with locks.alone(Path(workdir), "wait for its end, or give another workdir"):
-        yield Path(workdir)
+    with locks.alone(where, "wait for its end, or give another workdir"):
+        yield where
