@@ -20,7 +20,7 @@ from mxq.formats.files import path_given
 from mxq.images import Preprocess
 from mxq.ir import Model
 from mxq.logs import LOG
-from mxq.mxnet_arguments import excluded, own_options, shapes_of
+from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
 from mxq.plan import Report
 from mxq.preparation import Preparation
 from mxq.report import pair, plots, record
@@ -151,15 +151,16 @@ def quantize_model(
         ``(qsym, qarg_params, aux_params)`` with an attribute ``report``.
     """
     del label_names
-    data_names = [data_names] if isinstance(data_names, str) else list(data_names or ())
+    data_names = names_given("data_names", data_names)
     model = runtime.from_symbol(sym, arg_params, aux_params, data_names)
-    unknown = sorted(set(data_names) - set(model.inputs))
+    unknown = [name for name in data_names if name not in model.inputs]
     if unknown:
         raise ConfigError(f"data_names: {unknown[0]!r} is no input; the inputs are {', '.join(model.inputs)}")
     known = frozenset(node.name for node in model.graph.operators)
     layers = excluded("excluded_sym_names", excluded_sym_names, known, _heard(logger))
+    operators = names_given("excluded_op_names", excluded_op_names)
     options["exclude_layers"] = _both("exclude_layers", options, layers)
-    options["exclude_operators"] = _both("exclude_operators", options, excluded_op_names)
+    options["exclude_operators"] = _both("exclude_operators", options, operators)
     given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
     return QuantizedModel.of(_quantize(model, given, _config(config, options, logger), ctx, logger))
 

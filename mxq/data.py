@@ -25,6 +25,7 @@ from PIL import Image
 
 from mxq import numerics
 from mxq.errors import ConfigError, DataError
+from mxq.formats.files import path_given
 from mxq.images import Preprocess
 from mxq.images.pictures import decode
 from mxq.ir import Array, Executable, Model, Ref, Runner, Watched
@@ -156,7 +157,7 @@ def loader(
         FormatError: the network has no record.
     """
     if not isinstance(transform, IntegerTransform):
-        transform = transform_for(transform)
+        transform = transform_for(path_given("transform", transform))
     if transform.record.holds == CODES:
         transform._table  # noqa: B018, SLF001  (an error belongs here, not in a worker, and they need not make it)
     from mxq import runtime  # noqa: PLC0415  (a transform needs no MXNet)

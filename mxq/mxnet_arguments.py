@@ -38,6 +38,20 @@ def own_options(options: Mapping[str, Any], logger: logging.Logger) -> dict[str,
     return found
 
 
+def names_given(field: str, names: Any) -> tuple[Any, ...]:
+    """What is called ``field``, one name or several, as a tuple.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if names is None or isinstance(names, str):
+        return (names,) if names else ()
+    try:
+        return tuple(names)
+    except TypeError:
+        raise ConfigError(f"{field} is {names!r}; allowed: names, one or a list") from None
+
+
 def excluded(
     field: str, names: str | Iterable[str] | None, known: Collection[str], logger: logging.Logger
 ) -> tuple[str, ...]:
@@ -46,7 +60,7 @@ def excluded(
     Raises:
         ConfigError: they are no text.
     """
-    given = (names,) if isinstance(names, str) else tuple(names or ())
+    given = names_given(field, names)
     for name in given:
         if not isinstance(name, str):
             raise ConfigError(f"{field} holds {name!r}; allowed: names, one or a list")

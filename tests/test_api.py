@@ -323,6 +323,12 @@ class TestQuantizeModel:
         with pytest.raises(mxq.ConfigError, match="data_names: 'image' is no input; the inputs are data"):
             mxq.quantize_model(*net, X, data_names=("image",))
 
+    @pytest.mark.parametrize("name", ["data_names", "excluded_sym_names", "excluded_op_names"])
+    def test_names_that_are_none(self, name: str, prefix: Path) -> None:
+        net = mx.model.load_checkpoint(str(prefix), 0)
+        with pytest.raises(mxq.ConfigError, match=f"{name} is 3; allowed: names, one or a list"):
+            mxq.quantize_model(*net, X, **{name: 3})
+
     def test_can_be_saved(self, prefix: Path, tmp_path: Path) -> None:
         result = mxq.quantize_model(*mx.model.load_checkpoint(str(prefix), 0), X, num_calib_examples="100%")
         mxq.save(result, tmp_path / "q")

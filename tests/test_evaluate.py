@@ -170,6 +170,7 @@ NAN[12, 3] = math.nan
         ((X, Y[:-1]), {}, r"calibration arrays hold \[39, 40\] examples"),
         (X, {"labels": Y[:-1]}, "there are 39 labels but more examples"),
         (X, {"labels": [*Y, 0]}, "there are 41 labels for 40 examples"),
+        (X, {"labels": 3}, "labels is 3; allowed: an array with one for each example"),
         ([(X, Y[:-1])], {}, r"batch 1 holds labels of shape \(39,\) for 40 examples"),
         ((X, np.where(Y == 3, 8, Y)), {}, "batch 1: label 8 in a network of 8 classes; allowed: 0 to 7"),
         ((X, np.where(Y == 3, -1, Y)), {}, "label -1 in a network of 8 classes; allowed: 0 to 7"),

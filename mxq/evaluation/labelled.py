@@ -29,6 +29,8 @@ def labelled(
     """
     source = feeds(data, inputs, ALL, batch_size=batch_size)
     apart = _apart(data, inputs) if labels is None else _numpy(labels)
+    if apart is not None and apart.ndim == 0:
+        raise DataError(f"labels is {labels!r:.60}; allowed: an array with one for each example")
     if apart is not None:
         return _joined(source, apart)
     return _with_labels(data, inputs, batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ def data_loader(data: Any, transform: Callable[[Any], Array], batch_size: int, *
     """
     if isinstance(data, str | Path):
         data = _folder(Path(data))
+    if not hasattr(data, "transform_first"):
+        raise DataError(f"data is {type(data).__name__}; allowed: a Gluon dataset, or a folder of one for each class")
+    if not _counts(batch_size):
+        raise DataError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
     return mx.gluon.data.DataLoader(data.transform_first(transform), batch_size, **options)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def _folder(path: Path) -> Any:

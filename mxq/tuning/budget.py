@@ -6,8 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 
 from mxq.errors import ConfigError
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be compared with numbers."""
+    return isinstance(value, Real)
 
 
 class OutOfTime(Exception):
@@ -29,7 +35,7 @@ class Budget:
     _started: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        if self.seconds is not None and not 0 < self.seconds < math.inf:
+        if self.seconds is not None and not (is_number(self.seconds) and 0 < self.seconds < math.inf):
             raise ConfigError(f"time_budget is {self.seconds!r}; allowed: a positive number of seconds, or None")
         self._started = self.clock()
 

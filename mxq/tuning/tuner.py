@@ -25,7 +25,7 @@ from mxq.pipeline import Quantized
 from mxq.plan import Report
 from mxq.report import pair
 from mxq.tuning import keeping
-from mxq.tuning.budget import Budget
+from mxq.tuning.budget import Budget, is_number
 from mxq.tuning.cost import CostModel, cost_model
 from mxq.tuning.driver import CALIBRATION, FLOAT, Driver, Found, Made, seconds_in
 from mxq.tuning.journal import Journal, json_numbers, numbers_of
@@ -151,7 +151,7 @@ def check(config: QuantConfig, max_drop: float) -> None:
     Raises:
         ConfigError: the message says what is allowed.
     """
-    if not (math.isfinite(max_drop) and max_drop >= 0):
+    if not (is_number(max_drop) and math.isfinite(max_drop) and max_drop >= 0):
         raise ConfigError(f"max_drop is {max_drop!r}; allowed: 0 or more")
     if config.calib_mode == NONE:
         raise ConfigError("calib_mode is 'none', which leaves no calibrator to choose; allowed: any other")
