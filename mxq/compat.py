@@ -74,11 +74,20 @@ def check_environment(numpy_version: str, *, has_mxnet: bool) -> None:
         )
 
 
-def unloadable(error: OSError) -> UnsupportedEnvironment:
-    """What to raise where ``import mxnet`` failed with ``error``: slim images lack libraries that its wheel needs."""
+def unloadable(error: Exception) -> UnsupportedEnvironment:
+    """What to raise where ``import mxnet`` failed with ``error``.
+
+    Slim images lack libraries that its wheel needs. It joins its own docstrings, of which ``python -OO`` leaves none,
+    and warns, which ``python -W error`` makes an error.
+    """
     found = re.match(r"(lib\w+)\.so\.(\d+): cannot open shared object file", str(error))
     remedy = f"; on Debian and Ubuntu: apt-get install {found[1]}{found[2]}" if found else ""
-    return UnsupportedEnvironment(f"MXNet is installed but cannot be loaded: {error}{remedy}")
+    if isinstance(error, Warning):
+        remedy = "; it warns when it is imported: ask for errors (-W error, PYTHONWARNINGS) after import mxq.runtime"
+    elif sys.flags.optimize > 1:
+        remedy = "; it needs its docstrings: run Python without -OO and PYTHONOPTIMIZE=2"
+    words = " ".join(str(error).split())
+    return UnsupportedEnvironment(f"MXNet is installed but cannot be loaded: {words}{remedy}")
 
 
 def restore_numpy_aliases(module: ModuleType = np) -> tuple[str, ...]:

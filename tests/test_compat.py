@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -57,6 +58,18 @@ def test_missing_mxnet_is_an_import_error_and_an_mxq_error() -> None:
 )
 def test_missing_libraries_are_named_with_the_remedy(text: str, says: str) -> None:
     assert str(compat.unloadable(OSError(text))).endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("PYTHONOPTIMIZE", "2", "run Python without -OO"), ("PYTHONWARNINGS", "error", r"ask for errors .* after import")],
+)
+def test_an_interpreter_that_mxnet_cannot_be_imported_by(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    code = "import mxq\ntry:\n    import mxq.runtime\nexcept mxq.MxqError as error:\n    print(error)"
+    assert re.match(f"MXNet is installed but cannot be loaded: .*{says}", fresh_python("-c", code).stdout)
 
 
 def test_threads_that_would_abort_mxnet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

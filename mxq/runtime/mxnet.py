@@ -18,7 +18,7 @@ from mxq.version import __version__
 
 try:
     import mxnet as mx
-except OSError as error:
+except Exception as error:  # whatever it is, the import is over
     raise unloadable(error) from error
 
 __all__ = [
