@@ -254,6 +254,17 @@ class TestQuantizeNet:
         np.testing.assert_array_equal(forward(quantize(ctx=mx.cpu())), forward(quantize()))
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("scale", [1e-7, 1e-13, 1e-20])
+def test_values_however_small_are_no_zeros(scale: float) -> None:
+    net = mx.gluon.nn.HybridSequential()
+    net.add(mx.gluon.nn.Conv2D(8, 3, in_channels=3), mx.gluon.nn.Conv2D(4, 3, in_channels=8))
+    net.initialize(mx.init.Xavier())
+    data = X * np.float32(scale)
+    wanted, found = (run(mx.nd.array(data)).asnumpy().astype(np.float64) for run in (net, quantize(net, data)))
+    assert sqnr(wanted, found) > 25
+
+
 class TestMultipleInputs:
     class Two(mx.gluon.HybridBlock):
         def __init__(self) -> None:

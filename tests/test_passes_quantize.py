@@ -309,7 +309,7 @@ class TestRanges:
         assert records["quantized_r"].max == 2.0
         run(result)
 
-    @pytest.mark.parametrize("bounds", [(0, 0), (-1e-13, 1e-13)])
+    @pytest.mark.parametrize("bounds", [(0, 0), (-1e-31, 1e-31)])
     def test_zero_width(self, bounds):
         result, records = written(conv_relu(), {"data": (-1, 1), "r": bounds})
         record = records["quantized_r"]

@@ -50,7 +50,8 @@ from mxq.verify.held import MADE, OFFSET, REMADE, TENSOR
 INT8, UINT8 = "int8", "uint8"
 HALF = 255.5 / 127.5
 """Widening of a u8 range that keeps its values within 0..127."""
-_TINY = 1e-12
+_TINY = 1e-30
+"""What kernels hold apart from 0: the scale of such a range, and that times a weight's, are finite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
