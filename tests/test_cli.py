@@ -755,6 +755,14 @@ class TestEnds:
             _, said = process.communicate(timeout=120)
         assert (process.returncode, said) == (2, "mxq: error: OSError: [Errno 28] No space left on device\n")
 
+    def test_outputs_that_are_closed(self, stats: Path) -> None:
+        def close() -> None:
+            os.close(1)
+
+        with self.program("plot", stats, preexec_fn=close) as process:
+            _, said = process.communicate(timeout=120)
+        assert (process.returncode, said) == (0, "")
+
     @pytest.mark.slow
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_signals(self, nets: Path, tmp_path: Path, number: int, code: int) -> None:

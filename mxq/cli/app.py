@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -147,9 +148,17 @@ def _give_up_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
 
 
+def _open_closed() -> None:
+    """Where a shell closed stdout or stderr (``>&-``), what goes there is dropped; Python has None in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (until the end)
+
+
 def main() -> None:
     """The console entry. SIGTERM ends a command as Ctrl-C does: what was measured is kept, drafts go."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    _open_closed()
     sys.excepthook = _show_traceback
     warnings.formatwarning = _formatted  # type: ignore[assignment]
     try:
