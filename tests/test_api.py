@@ -500,7 +500,7 @@ class TestFiles:
         assert len(list(tmp_path.iterdir())) == 3  # nothing else is left
         mxq.load(prefix)
 
-    @pytest.mark.parametrize("name", ["dir/", "dir/..", "m[1]", "a*", "x" * 260, "a\0b"])
+    @pytest.mark.parametrize("name", ["dir/", "dir/..", "m[1]", "a*", "x" * 260, "a\0b", "a\udcff"])
     def test_prefixes(self, tmp_path: Path, name: str) -> None:
         block = quantize()
         (tmp_path / "dir").mkdir()

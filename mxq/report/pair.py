@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mxq import runtime
 from mxq.checksums import checksum, path_of
+from mxq.errors import FormatError
 from mxq.files import json_text, replacing
 from mxq.ir import Model
 from mxq.locks import tidy
@@ -24,8 +25,13 @@ def write(model: Model, report: Report, prefix: Path) -> tuple[Path, Path, Path]
 
     Raises:
         RuntimeFailure: MXNet refuses the graph.
+        FormatError: the record, which names the files, cannot hold their names.
         StorageError: a folder does not exist or cannot be written, or another process writes the same pair.
     """
+    try:
+        prefix.name.encode()
+    except UnicodeEncodeError:
+        raise FormatError(f"prefix is {str(prefix)!r}; allowed: one whose last part is Unicode text") from None
     symbol, params = runtime.pair_at(prefix)
     described, files = path_of(prefix), runtime.Files.of(model)
 
