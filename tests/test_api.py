@@ -620,6 +620,16 @@ class TestMessages:
             "2 examples are few to calibrate on: ranges miss what others would show; give 8 or more"
         ]
 
+    @pytest.mark.parametrize("precision", ["float16", "float64", "float32"])
+    def test_another_precision_is_warned_of(self, precision: str, caplog: pytest.LogCaptureFixture) -> None:
+        net = mx.gluon.nn.Dense(3, in_units=4)
+        net.initialize()
+        net.cast(precision)
+        with caplog.at_level(logging.WARNING, logger="mine"):
+            mxq.quantize_net(net, np.ones((8, 4), precision), logger=logging.getLogger("mine"))
+        says = f"the network is {precision}; what is made of it takes and gives float32"
+        assert (says in caplog.messages) == (precision != "float32")
+
     def test_optional_arguments_that_are_left_out(self, caplog: pytest.LogCaptureFixture) -> None:
         class Masked(mx.gluon.nn.HybridSequential):  # type: ignore[misc]
             def hybrid_forward(self, F: Any, x: Any, mask: Any = None) -> Any:  # noqa: N803

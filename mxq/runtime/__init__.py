@@ -10,7 +10,7 @@ from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, pair_at, r
 from mxq.runtime.loading import data_loader
 from mxq.runtime.monitor import monitored
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
-from mxq.runtime.networks import Net, from_symbol, load_model, load_params, params_path
+from mxq.runtime.networks import Net, from_symbol, load_model, load_params, other_precision, params_path
 
 __all__ = [
     "BLOCK_ATTRIBUTE",
@@ -28,6 +28,7 @@ __all__ = [
     "load_model",
     "load_params",
     "monitored",
+    "other_precision",
     "pair_at",
     "params_path",
     "read_block",

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy as np
+
 from mxq.checksums import intact, params_of
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.files import epochs_of, is_file
@@ -65,6 +67,17 @@ def load_model(net: Net, epoch: int | None = None) -> Model:
             "(HybridSequential instead of Sequential)"
         )
     raise QuantizeError(f"net is a {type(net).__name__}; allowed: {ALLOWED}")
+
+
+def other_precision(net: Net) -> str:
+    """Which of float16 and float64 a network in memory has parameters of, its `Model` having float32; else nothing."""
+    if isinstance(net, mx.gluon.Block):
+        types = {np.dtype(p.dtype).name for p in net.collect_params().values() if p.dtype != "bfloat16"}
+    elif isinstance(net, tuple | list) and len(net) == 3 and isinstance(net[1], Mapping):
+        types = {np.dtype(v.dtype).name for v in net[1].values() if hasattr(v, "dtype")}
+    else:
+        types = set()
+    return next((name for name in ("float16", "float64") if name in types), "")
 
 
 def from_symbol(

@@ -117,6 +117,8 @@ class Opened:
         preparation = given.preparation or preparation_of(net, config)
         given = settled(net, given, preparation)
         model = runtime.load_model(net, epoch)
+        if other := runtime.other_precision(net):
+            logger.warning("the network is %s; what is made of it takes and gives float32", other)
         if left := runtime.left_out(net):
             logger.info(
                 "%s is taken without its optional arguments (%s); to have them too, %s",
