@@ -89,6 +89,10 @@ def as_storage_errors() -> Iterator[None]:
         raise
 
 
+FEW = 6
+"""Values that are seen at a glance: there is no hint at one of so few."""
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """A hint at what was probably meant, to end a message with; empty where nothing of ``allowed`` is like it."""
     like = get_close_matches(value, list(allowed), n=1)
@@ -99,5 +103,6 @@ def one_of(field: str, value: object, allowed: Iterable[object]) -> ConfigError:
     """The error for a value outside a closed set: names field, value and all allowed values."""
     allowed = list(allowed)
     listed = ", ".join(map(repr, allowed))
-    hint = nearest(value, [a for a in allowed if isinstance(a, str)]) if isinstance(value, str) else ""
+    texts = [a for a in allowed if isinstance(a, str)]
+    hint = nearest(value, texts) if isinstance(value, str) and len(texts) > FEW else ""
     return ConfigError(f"{field} is {value!r}; allowed: {listed}{hint}")

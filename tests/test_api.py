@@ -729,7 +729,7 @@ def test_arguments_of_a_wrong_type(thing: object, tmp_path: Path) -> None:
         ),
         ({"excludes": ["a"]}, mxq.ConfigError, "unknown option 'excludes'; allowed: calib_mode, weight_calib_mode"),
         ({"num_calib_example": 9}, mxq.ConfigError, "did you mean 'num_calib_examples'"),
-        ({"quantize_mode": "smrt"}, mxq.ConfigError, "allowed: 'smart', 'full'; did you mean 'smart'"),
+        ({"calib_mode": "entropi"}, mxq.ConfigError, "did you mean 'entropy'"),
         ({"exclude_layers": ["nope*"]}, mxq.ConfigError, r"exclude_layers: 'nope\*' matches none of \d+ names"),
         ({"exclude_layers": 3}, mxq.ConfigError, "exclude_layers is 3; allowed: names, patterns or predicates"),
         ({"include_layers": ["nope"]}, mxq.ConfigError, r"include_layers: 'nope' matches none of \d+ names"),

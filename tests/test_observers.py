@@ -320,8 +320,8 @@ NO_RANGE = "observer 'fixed' needs parameters: fixed:MIN,MAX"
 REFUSED = {
     "": f"observer is ''; allowed: {KNOWN}",
     ":1": f"observer is ''; allowed: {KNOWN}",
-    "Naive": f"observer is 'Naive'; allowed: {KNOWN}",
-    "percentile99": f"observer is 'percentile99'; allowed: {KNOWN}",
+    "Naive": f"observer is 'Naive'; allowed: {KNOWN}; did you mean 'naive'?",
+    "percentile99": f"observer is 'percentile99'; allowed: {KNOWN}; did you mean 'percentile'?",
     "naive:1": unknown("naive", "1", "none"),
     "minmax:1": unknown("naive", "1", "none"),
     "auto:mse": unknown("auto", "1", "none"),

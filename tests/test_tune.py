@@ -666,7 +666,6 @@ class TestTune:
             ({"max_drop": "1"}, "max_drop is '1'; allowed: 0 or more"),
             ({"time_budget": 0}, "time_budget is 0; allowed: a positive number"),
             ({"time_budget": "1h"}, "time_budget is '1h'; allowed: a positive number"),
-            ({"eval_fn": 3}, "eval_fn is 3; allowed: a function of a Gluon block"),
             ({"calib_mode": "none"}, "calib_mode is 'none', which leaves no calibrator"),
             ({"calib_mode": "ema_minmax"}, "calib_mode is 'ema_minmax', whose statistics serve no other"),
             ({"input_dtype": "int8"}, "input_dtype is 'int8' where networks are compared; allowed: 'float32'"),

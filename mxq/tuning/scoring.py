@@ -81,10 +81,6 @@ class Asked:
 
     function: Callable[[Any], float]
 
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise ConfigError(f"eval_fn is {self.function!r:.60}; allowed: a function of a Gluon block")
-
     @property
     def about(self) -> Mapping[str, object]:
         return {"metric": f"eval_fn {name_of(self.function)}"}
