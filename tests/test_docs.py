@@ -1,0 +1,120 @@
+"""The README and docs/*.md: short enough to be read, links that lead somewhere, code and commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from mxq.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+MOST_LINES = 150
+"""Of the README, so that it stays a front door."""
+
+FENCE = re.compile(r"^(```|~~~)(\w*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)[^)]*\)")
+ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:")
+
+
+def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of each fenced block in one of ``languages``."""
+    text = page.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        if found[2] in languages:
+            yield text.count("\n", 0, found.start()) + 2, found[3]
+
+
+def prose(page: Path) -> str:
+    """The page without its code, which may look like links and headings."""
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+def slug(heading: str) -> str:
+    """How GitHub calls a heading in a link."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip()).replace("`", "").lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that lead to a heading of ``page``; what occurs again is numbered."""
+    found, seen = set[str](), dict[str, int]()
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for heading in re.findall(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", text, re.MULTILINE):
+        name = slug(heading)
+        times = seen[name] = seen.get(name, -1) + 1
+        found.add(f"{name}-{times}" if times else name)
+    return found
+
+
+def broken(page: Path) -> list[str]:
+    """Every relative link that leads to no file, or to no heading of it."""
+    wrong = []
+    for target in LINK.findall(prose(page)):
+        if ABSOLUTE.match(target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (fragment and (file.suffix != ".md" or fragment not in anchors(file))):
+            wrong.append(target)
+    return wrong
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, words) of each ``mxq ...`` in a block of shell."""
+    for first, text in blocks(page, "sh"):
+        for number, line in enumerate(text.splitlines(), start=first):
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["mxq"]:
+                yield number, words[1:]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    assert broken(page) == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = {(ROOT / t.partition("#")[0]).resolve() for t in LINK.findall(prose(README)) if not ABSOLUTE.match(t)}
+    assert set(PAGES) - {README} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_compiles(page: Path) -> None:
+    for line, text in blocks(page, "python"):
+        compile("\n" * (line - 1) + text, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    known = get_command(app).commands
+    for line, (name, *words) in commands(page):
+        assert name in known, f"{page.name}:{line}: no command {name}"
+        options = {
+            option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        unknown = [word for word in words if word.startswith("-") and word not in options]
+        assert not unknown, f"{page.name}:{line}: mxq {name} has no {unknown[0]}"
+
+
+def test_headings_and_links_are_read_as_github_reads_them(tmp_path: Path) -> None:
+    assert slug("What it brings") == "what-it-brings"
+    assert slug("preprocess.json") == "preprocessjson"
+    assert slug("Beside `x_y`, and [more](z.md)!") == "beside-x_y-and-more"
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# One\n\n## Two\n## Two\n```sh\n# no heading\n[no](link.md)\n```\n`[nor](this.md)` [a](#two-1) [b](a.md#one)\n"
+        "[c](gone.md) [d](#no-heading) ![e](gone.png) [f](https://example.org/x) [two\nlines](b.md)\n"
+    )
+    assert anchors(page) == {"one", "two", "two-1"}
+    assert broken(page) == ["gone.md", "#no-heading", "gone.png", "b.md"]
