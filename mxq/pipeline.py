@@ -40,6 +40,7 @@ from mxq.passes import (
     SPLIT_GROUPS,
     SUBSAMPLE_EARLY,
     align_ranges,
+    assign,
     declare,
     fix_shape,
     fold_constants,
@@ -338,7 +339,7 @@ def quantize(
         return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
     fused, decided, thresholds = built.model, built.plan, built.thresholds
-    model, coded = quantize_graph(fused, decided, thresholds, built.coding, exact=built.exact)
+    model, coded = quantize_graph(assign(fused, decided, thresholds, built.coding), exact=built.exact)
     model, tensors, fed = integer_input(model, coded, prepared.config, prepared.trace)
     report = replace(
         _report(prepared, decided, calibrated, versions, warnings),

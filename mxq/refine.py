@@ -19,7 +19,7 @@ from mxq.backends import layer_of
 from mxq.batches import Feed, Feeds, examples_in, shares, taken
 from mxq.config import QuantConfig
 from mxq.ir import Array, Model, Node, Runner
-from mxq.passes import quantize_graph
+from mxq.passes import assign
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import on_grid
 from mxq.passes.guard import kernels
@@ -172,9 +172,9 @@ def refined(
         exact: whether the target's kernels add products exactly.
     """
     model = add_biases(model, plan)
-    _, records = quantize_graph(model, plan, thresholds, config)
+    quantized = assign(model, plan, thresholds, config)
     places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
-    setting = Setting(model, plan, thresholds, records, config.methods, exact, places, sweeps)
+    setting = Setting(quantized, thresholds, config.methods, exact, places, sweeps)
     return walk(looked.runner, setting, looked.feeds)
 
 
@@ -208,7 +208,7 @@ def analytic(
     """
     model = add_biases(model, plan)
     values = {}
-    for name, (kernel, _) in kernels(model, plan, thresholds, config).items():
+    for name, (kernel, _) in kernels(assign(model, plan, thresholds, config)).items():
         weight = model.graph[name].inputs[1].name
         halved = kernel == "halved" and not exact
         values[weight] = partial(on_grid, model.args[weight], halved=halved)

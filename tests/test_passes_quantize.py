@@ -30,7 +30,7 @@ from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import quantize_graph
+from mxq.passes import assign, quantize_graph
 from mxq.report.record import find, tensor_of
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_symbol, write_symbol, write_text
@@ -50,7 +50,7 @@ def written(model: Model, ranges: dict[str, tuple[float, float]], **options):
     config = QuantConfig(**options)
     prepared = pipeline.plan(model, config)
     table = Thresholds({k: Threshold(Range(*v), "fixed") for k, v in ranges.items()})
-    return quantize_graph(prepared.fused, prepared.plan, table, config)
+    return quantize_graph(assign(prepared.fused, prepared.plan, table, config))
 
 
 def conv_relu() -> Model:

@@ -26,7 +26,7 @@ from helpers import SATURATES, TARGETS, assert_close, assert_golden, has_vnni
 from mxq import machine, pipeline
 from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import quantize, rectify
+from mxq.passes import assign, quantize, rectify
 from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
@@ -100,7 +100,7 @@ def test_codes():
 def test_better_than_apart(bias, seed, target, monkeypatch):
     model = build(*HEAD, conv("c", "r", CONV1, bias=bias), "return c", seed=seed, data=(4, CHANNELS, 9, 9))
     (wanted,), (better,) = run(model, DATA), numbers(quantized(model, DATA, target=target).model, target, DATA)
-    for module in ("quantize", "partition"):  # the package has a function `partition`, too
+    for module in ("assignment", "partition"):  # the package has a function `partition`, too
         monkeypatch.setattr(sys.modules[f"mxq.passes.{module}"], "rectified", lambda *_: {})
     made = quantized(model, DATA, target=target)
     assert "_contrib_quantized_act" in op_names(made.model)
@@ -122,7 +122,7 @@ def test_halved_weights_have_halved_sums():
     prepared = pipeline.plan(model, quantized(model, DATA).prepared.config)
     thresholds = pipeline.calibrate(prepared, DATA["data"], MxnetRunner(), progress=False).thresholds
     made = {
-        kind: quantize.quantize_graph(prepared.fused, prepared.plan, thresholds, prepared.config, exact=kind)[0]
+        kind: quantize.quantize_graph(assign(prepared.fused, prepared.plan, thresholds, prepared.config), exact=kind)[0]
         for kind in (True, False)
     }
     weight = prepared.fused.args["c_weight"]

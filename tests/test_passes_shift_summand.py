@@ -13,7 +13,7 @@ from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.ir import Model
 from mxq.numerics import sqnr_db
-from mxq.passes import quantize_graph, shift_summand, shift_summands
+from mxq.passes import assign, quantize_graph, shift_summand, shift_summands
 from mxq.passes.overrides import LayerChoices
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
@@ -91,7 +91,7 @@ def test_int8_gains_over_half_the_range(seed, target):
     )
     model = build(*lines, seed=seed)
     prepared, thresholds = calibrated(model)
-    without, _ = quantize_graph(prepared.fused, prepared.plan, thresholds, prepared.config)
+    without, _ = quantize_graph(assign(prepared.fused, prepared.plan, thresholds, prepared.config))
     made = quantized(model, target=target).model
     (wanted,), (better,), (worse,) = run(model), numbers(made, target), numbers(without, target)
     gain = 0.5 if has_vnni(target) else 0.2  # of weights with even codes there is more noise that stays

@@ -10,7 +10,7 @@ from graphs import build, conv, quantized, run
 from helpers import assert_close
 
 from mxq import numerics
-from mxq.passes import quantize_graph
+from mxq.passes import assign
 from mxq.plan import TensorRecord
 from mxq.thresholds import Range
 from mxq.weights.coding import Code, code_all, codes_of
@@ -171,8 +171,7 @@ class TestCode:
         done = quantized(model, effort="fast", target="avx512_vnni")
         spans = {name: t.range for name, t in done.thresholds.items()}
         prepared = done.prepared
-        _, tensors = quantize_graph(prepared.fused, prepared.plan, done.thresholds, prepared.config)
-        codes = codes_of(tensors, spans)
+        codes = codes_of(assign(prepared.fused, prepared.plan, done.thresholds, prepared.config), spans)
         assert {str(r): c.dtype for r, c in codes.items()} == {"data": "int8", "r0": "uint8", "c1": "int8"}
         out = next(c for r, c in codes.items() if r.name == "c1")
         got = run(done.model)[0]  # on the grid of its code

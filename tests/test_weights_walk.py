@@ -15,7 +15,7 @@ from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
 from mxq.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import quantize_graph
+from mxq.passes import assign, quantize_graph
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import exact, on_grid
 from mxq.runtime import MxnetRunner
@@ -69,14 +69,13 @@ class Case:
 
     def walked(self, runner: Any = None, feed: Any = None, **changes: Any) -> Walked:
         plan, config = self.prepared.plan, self.prepared.config
-        _, records = quantize_graph(self.model, plan, self.thresholds, config)
-        setting = Setting(self.model, plan, self.thresholds, records, config.methods)
+        setting = Setting(assign(self.model, plan, self.thresholds, config), self.thresholds, config.methods)
         given = [{"data": DATA[:20]}, {"data": DATA[20:]}] if feed is None else feed
         return walk(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
 
     def int8(self, found: Walked | None = None) -> Model:
         model, thresholds = (self.model, self.thresholds) if found is None else (found.model, found.thresholds)
-        return exact(quantize_graph(model, self.prepared.plan, thresholds, self.prepared.config)[0])
+        return exact(quantize_graph(assign(model, self.prepared.plan, thresholds, self.prepared.config))[0])
 
 
 def sqnr(model: Model, other: Model, data: np.ndarray = HELD_OUT) -> float:

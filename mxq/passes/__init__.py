@@ -1,6 +1,7 @@
 """The passes, one page each: simplify, fold_bn, fuse, partition, quantize, and what goes between and after."""
 
 from mxq.passes.align_ranges import align_ranges
+from mxq.passes.assignment import assign
 from mxq.passes.averages import AVERAGES
 from mxq.passes.constants import fold_constants
 from mxq.passes.declare import declare
@@ -41,6 +42,7 @@ __all__ = [
     "SPLIT_GROUPS",
     "SUBSAMPLE_EARLY",
     "align_ranges",
+    "assign",
     "declare",
     "fix_shape",
     "fold_constants",

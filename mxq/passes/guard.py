@@ -33,10 +33,11 @@ from mxq.backends import MXNET_191, layer_of
 from mxq.config import QuantConfig
 from mxq.ir import Array, Model, Node, Ref
 from mxq.machine import VNNI
+from mxq.passes.assignment import assign
 from mxq.passes.pair_channels import weight_codes
 from mxq.passes.partition import NONE
-from mxq.passes.quantize import quantize_graph
 from mxq.plan import Plan, SaturationRecord, TensorRecord
+from mxq.quant import QuantizedModel
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
 from mxq.weights.limits import FEW, MARGIN
@@ -136,7 +137,7 @@ def guard(
     """Applies the cheapest remedy to every layer.
 
     Args:
-        model: fused, float, as it goes to `quantize_graph`.
+        model: fused, float, as it goes to `assign`.
         plan: says which layers are int8.
         thresholds: a range for every tensor in ``plan.observe``.
         config: types of activations.
@@ -193,16 +194,13 @@ def _is_poor(noise: float, with_vnni: float) -> bool:
     return noise - with_vnni > DECENT and noise > 2 * with_vnni
 
 
-def kernels(
-    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig
-) -> dict[str, tuple[Kernel, TensorRecord]]:
-    """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is coded."""
-    _, tensors = quantize_graph(model, plan, thresholds, config)
+def kernels(quantized: QuantizedModel) -> dict[str, tuple[Kernel, TensorRecord]]:
+    """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is stored."""
     found = {}
-    for node in model.graph.operators:
-        layer = layer_of(node)
-        record = tensors.of(node.inputs[0]) if node.inputs else None
-        if layer is not None and record is not None and node.name in plan.quantized:
+    for name, operation in quantized.operations.items():
+        node = quantized.fused.graph[name]
+        layer, record = layer_of(node), operation.reads.get(0)
+        if layer is not None and record is not None:
             depthwise = int(layer.number("num_group", 1)) > 1
             found[node.name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
     return found
@@ -217,7 +215,7 @@ def _layers(
     samples: Mapping[str, Array],
 ) -> Iterable[_Layer]:
     """The int8 layers whose kernels saturate and, where there are samples, those that halve weights."""
-    for name, (kernel, record) in kernels(model, plan, thresholds, config).items():
+    for name, (kernel, record) in kernels(assign(model, plan, thresholds, config)).items():
         if kernel in ("pairs", "shifted") or (kernel == "halved" and name in samples):
             yield _layer(model, before, model.graph[name], kernel, record, samples.get(name))
 

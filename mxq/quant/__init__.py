@@ -5,8 +5,21 @@ MXNet's kernels; many papers call its reciprocal, the step, the scale. Rounding 
 even one.
 """
 
+from mxq.quant.model import Operation, QuantizedModel
 from mxq.quant.qparams import QParams
 from mxq.quant.scheme import AFFINE, MXNET, SYMMETRIC, Scheme, scheme_of
 from mxq.quant.spec import INT8, UINT8, QuantSpec
 
-__all__ = ["AFFINE", "INT8", "MXNET", "SYMMETRIC", "UINT8", "QParams", "QuantSpec", "Scheme", "scheme_of"]
+__all__ = [
+    "AFFINE",
+    "INT8",
+    "MXNET",
+    "SYMMETRIC",
+    "UINT8",
+    "Operation",
+    "QParams",
+    "QuantSpec",
+    "QuantizedModel",
+    "Scheme",
+    "scheme_of",
+]

@@ -10,7 +10,8 @@ import numpy as np
 from mxq import numerics
 from mxq.ir import Array, Ref
 from mxq.numerics import CODES
-from mxq.plan import TensorRecord, Tensors
+from mxq.plan import TensorRecord
+from mxq.quant import QuantizedModel
 from mxq.thresholds import Range
 from mxq.weights.live import Batches
 
@@ -68,12 +69,12 @@ def code_all(batches: Batches, code: Code, span: Range) -> list[Array]:
     return [code.coded(b, span) for b in batches]
 
 
-def codes_of(tensors: Tensors, spans: Mapping[str, Range]) -> dict[Ref, Code]:
+def codes_of(quantized: QuantizedModel, spans: Mapping[str, Range]) -> dict[Ref, Code]:
     """The code of every calibrated tensor.
 
     Args:
-        tensors: how they are coded, from `mxq.passes.quantize_graph`.
+        quantized: says how tensors are stored.
         spans: tensor -> its calibrated range.
     """
-    records = {ref: tensors.of(ref) for ref in tensors.names if str(ref) in spans}
+    records = {ref: quantized.stored(ref) for ref in quantized.refs if str(ref) in spans}
     return {ref: Code.of(record, spans[str(ref)]) for ref, record in records.items() if record is not None}

@@ -25,7 +25,8 @@ from mxq.batches import examples_in
 from mxq.config import Methods
 from mxq.errors import RuntimeFailure
 from mxq.ir import Array, Model, Node, Ref, Runner
-from mxq.plan import Plan, Tensors, WeightRecord
+from mxq.plan import Plan, WeightRecord
+from mxq.quant import QuantizedModel
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
@@ -44,24 +45,30 @@ class Setting:
     """What a walk is through.
 
     Attributes:
-        model: fused, float, every int8 layer with a bias.
-        plan: which operators are int8.
+        quantized: what is decided of it; in its float network every int8 layer has a bias.
         thresholds: of the tensors in ``plan.observe``.
-        records: how `mxq.passes.quantize_graph` codes them.
         methods: what to do.
         exact: whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes.
         places: factor on `layer.LEAST_PLACES`.
         sweeps: how often rounding goes over all weights of a layer again.
     """
 
-    model: Model
-    plan: Plan
+    quantized: QuantizedModel
     thresholds: Thresholds
-    records: Tensors
     methods: Methods
     exact: bool = True
     places: int = 1
     sweeps: int = 0
+
+    @property
+    def model(self) -> Model:
+        """The fused float network."""
+        return self.quantized.fused
+
+    @property
+    def plan(self) -> Plan:
+        """Which of its operators are int8."""
+        return self.quantized.plan
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
         exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
         count = sum(map(examples_in, feeds))
-        return _Walk(runner, setting, spans, codes_of(setting.records, spans), exact, noisy, count)
+        return _Walk(runner, setting, spans, codes_of(setting.quantized, spans), exact, noisy, count)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
         """Computes ``node`` in both networks; where it is an int8 layer, changes it before.
@@ -179,10 +186,10 @@ class _Walk:
 
     def _as_written(self, node: Node, ref: Ref, value: Batches) -> Batches:
         """What an int8 operator makes, as its kernel rounds it: in its range, or in that of what it carries."""
-        records = self.setting.records
-        if records.names.get(ref) == records.names.get(node.inputs[0], ""):  # a ReLU of what has no negative part
+        quantized = self.setting.quantized
+        if node.name in quantized.operations and quantized.operations[node.name].passes_on:
             return value
-        record = records.of(ref)
+        record = quantized.stored(ref)
         if ref not in self.codes and record is not None:
             known = [self.carried[r] if r in self.carried else self.spans.get(str(r)) for r in self._data(node)]
             spans = [s for s in known if s is not None]
@@ -276,7 +283,7 @@ class _Walk:
         """The type of an int8 operator's input."""
         if ref in self.codes:
             return self.codes[ref].dtype
-        record = self.setting.records.of(ref)
+        record = self.setting.quantized.stored(ref)
         return "int8" if record is None else record.dtype
 
     def _record(self, weight: Array, chosen: layers.Chosen) -> WeightRecord:
