@@ -174,6 +174,7 @@ MXNET_191 = BackendSpec(
                 Need("output_mean_var", ("False", "0"), default="False"),
                 Need("fix_gamma", ("False", "0"), default="True", why="it multiplies by gamma whatever fix_gamma says"),
             ),
+            halves_u8=True,
             output="int8",
             calibrated=True,
         ),

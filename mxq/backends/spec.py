@@ -107,6 +107,7 @@ class OpSpec:
         output: see `OutputRule`.
         calibrated: the kernel writes its result in a range that calibration must give.
         s8_only: the kernel takes s8 input only.
+        halves_u8: the kernel takes half of the u8 codes that it reads, as s8.
         exact: attribute -> values for which a carry op gives fewer values, and exactly those of float ("" where it
             is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float; after
             it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
@@ -127,6 +128,7 @@ class OpSpec:
     output: OutputRule = "same"
     calibrated: bool = False
     s8_only: bool = False
+    halves_u8: bool = False
     exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes: tuple[str, ...] = ()
     float_output: bool = False

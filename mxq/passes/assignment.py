@@ -105,7 +105,7 @@ class _Assigner:
             record = self._record(node.out, dtype, half=half, bound=_bound(node, spec))
         else:
             record = _carried(reads, dtype)
-        self._add(node, Operation(reads, replace(record, of=node.name), writes_float=to_float))
+        self._add(node, Operation(reads, replace(record, of=node.name), to_float, spec.halves_u8))
 
     def rectify(self, relu: Node, norm: Node) -> None:
         """A BatchNorm that does what the ReLU after it would; see `mxq.passes.rectify`."""
@@ -115,7 +115,7 @@ class _Assigner:
         note = "; ".join(filter(None, (plain.note, "the lowest code is zero, so that saturation is the ReLU")))
         low, high = (float(np.float32(end)) for end in (span.min, span.max))
         record = TensorRecord(INT8, low, high, note, offset, of=relu.name)
-        self._add(relu, Operation(reads, record, norm=norm.name))
+        self._add(relu, Operation(reads, record, halves=self._spec(norm).halves_u8, norm=norm.name))
 
     def _add(self, node: Node, operation: Operation) -> None:
         self.operations[node.name] = operation

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 
 from mxq.errors import QuantizeError
-from mxq.ir import Model, Ref
+from mxq.ir import Array, Model, Ref
 from mxq.plan import Plan, TensorRecord
 from mxq.quant.qparams import QParams
-from mxq.quant.scheme import MXNET
+from mxq.quant.scheme import MXNET, Scheme, scheme_of
 from mxq.quant.spec import INT8, UINT8, QuantSpec
 
-WEIGHT = QuantSpec(axis=0)
-"""Of weights (O, ...): a scale for each output channel."""
+WEIGHT: Final = QuantSpec(axis=0)
+"""Of weights (O, ...) in MXNet's kernels: a scale for each output channel."""
+HALVED: Final = QuantSpec(bits=7, signed=False)
+"""Of a u8 tensor that a kernel writes into s8 memory, which holds 0..127."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Operation:
         reads: place of an input -> how that is stored when it is read.
         writes: how its result is stored, or would be read where it writes float.
         writes_float: whether its kernel writes float itself.
+        halves: whether its kernel takes half of the u8 codes that it reads, as s8.
         passes_on: whether it has nothing to do: its result is stored as what it reads.
         norm: the BatchNorm that does its work with its own; empty where there is none.
     """
@@ -35,6 +39,7 @@ class Operation:
     reads: Mapping[int, TensorRecord]
     writes: TensorRecord
     writes_float: bool = False
+    halves: bool = False
     passes_on: bool = False
     norm: str = ""
 
@@ -50,6 +55,7 @@ class QuantizedModel:
         made: tensors that an int8 operator writes as codes -> how they are stored.
         quantized: (tensor, type) -> how a tensor that exists in float, or in another type, is stored for readers.
         at_run_time: whether ranges are found while the network runs; then records have none.
+        activation, weight: the kind of codes, where they are not those of MXNet's kernels, which records name.
     """
 
     fused: Model
@@ -58,6 +64,8 @@ class QuantizedModel:
     made: Mapping[Ref, TensorRecord]
     quantized: Mapping[tuple[Ref, str], TensorRecord]
     at_run_time: bool = False
+    activation: QuantSpec | None = None
+    weight: QuantSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("operations", "made", "quantized"):
@@ -83,28 +91,66 @@ class QuantizedModel:
         Raises:
             QuantizeError: ranges are found at run time.
         """
-        return MappingProxyType({ref: qparams(record) for ref in self.refs if (record := self.stored(ref)) is not None})
+        return MappingProxyType({ref: self._params(ref, record) for ref in self.refs if (record := self.stored(ref))})
+
+    def made_as(self, ref: Ref) -> QParams:
+        """The parameters by which an int8 operator writes ``ref``."""
+        return self._params(ref, self.made[ref])
+
+    def stored_as(self, ref: Ref, dtype: str) -> QParams:
+        """The parameters by which readers of a type find ``ref``, whether it is made so or quantized for them."""
+        made = self.made.get(ref)
+        return self.made_as(ref) if made is not None and made.dtype == dtype else self.read_as(ref, dtype)
+
+    def read_as(self, ref: Ref, dtype: str) -> QParams:
+        """The parameters by which ``ref`` is quantized for readers of a type."""
+        return self._params(ref, self.quantized[ref, dtype])
+
+    def _params(self, ref: Ref, record: TensorRecord) -> QParams:
+        if record.min is None or record.max is None:
+            raise QuantizeError(f"the range of tensor {str(ref)!r} is found at run time; allowed: a calibrated one")
+        if self.activation is not None:
+            low, high = record.min, record.max / record.widened
+            if record.offset:
+                low, high = 0.0, record.max - record.offset
+            return scheme_of(self.activation).params(self.activation, low, high)
+        spec, size = {"int8": INT8, "uint8": UINT8}[record.dtype], max(abs(record.min), abs(record.max))
+        params = MXNET.params(spec, -size if spec.signed else 0.0, size)
+        return params if record.widened == 1 else QParams(HALVED, params.scale)
 
     @cached_property
     def weights(self) -> Mapping[str, QParams]:
-        """Parameter -> its scales, one for each output channel."""
-        found = {}
+        """Parameter -> its scales."""
+        spec, scheme = (WEIGHT, MXNET) if self.weight is None else (self.weight, scheme_of(self.weight))
+        return MappingProxyType({name: _of_weight(spec, scheme, self.fused.args[name]) for name in self._read_weights})
+
+    @property
+    def _read_weights(self) -> Iterator[str]:
         for name in self.operations:
             node = self.fused.graph[name]
             if node.subgraphs and len(node.inputs) > 1 and node.inputs[1].name in self.fused.args:
-                weight = self.fused.args[node.inputs[1].name]
-                largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-                found[node.inputs[1].name] = MXNET.params(WEIGHT, -largest, largest)
-        return MappingProxyType(found)
+                yield node.inputs[1].name
+
+    def respecified(self, activation: QuantSpec, weight: QuantSpec) -> QuantizedModel:
+        """The same decisions and ranges with codes of another kind, such as fewer bits; no MXNet kernel has them.
+
+        Args:
+            activation: of tensors; ``signed`` None takes the sign that each range asks for.
+            weight: of weights.
+
+        Raises:
+            QuantizeError: ``activation`` has an axis.
+        """
+        if activation.axis is not None:
+            raise QuantizeError(f"activations are {activation}; allowed: one scale for a tensor")
+        return replace(self, activation=activation, weight=weight)
 
 
-def qparams(record: TensorRecord) -> QParams:
-    """The parameters of a stored tensor, by MXNet's rule; its offset is not in them.
-
-    Raises:
-        QuantizeError: its range is found at run time.
-    """
-    if record.min is None or record.max is None:
-        raise QuantizeError("a range is found at run time; allowed: calibrated ranges")
-    size = max(abs(record.min), abs(record.max))
-    return MXNET.params({"int8": INT8, "uint8": UINT8}[record.dtype], 0.0 if record.dtype == "uint8" else -size, size)
+def _of_weight(spec: QuantSpec, scheme: Scheme, weight: Array) -> QParams:
+    """The parameters of a weight (O, ...) whose range is that of its values, of each channel's with ``spec.axis``."""
+    others = None if spec.axis is None else tuple(i for i in range(weight.ndim) if i != spec.axis)
+    low, high = weight.min(axis=others), weight.max(axis=others)
+    if spec.symmetric:
+        high = np.maximum(-low, high)
+        low = -high
+    return scheme.params(spec, low, high)
