@@ -60,6 +60,7 @@ from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, with_carried
 from mxq.passes.simplify import FLOAT
 from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
+from mxq.quant import QuantizedModel
 from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined, samples_of
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
@@ -91,13 +92,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The end of the pipeline: the int8 ``model`` with its ``report``, what it was made from, and ``warnings``."""
+    """The end of the pipeline: the int8 ``model`` with its ``report``, what it was made from, and ``warnings``.
+
+    ``chosen`` is what it was written from, whatever backend writes it; None where nothing is int8.
+    """
 
     model: Model
     report: Report
     prepared: Prepared
     thresholds: Thresholds
     warnings: tuple[str, ...] = ()
+    chosen: QuantizedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -339,7 +344,8 @@ def quantize(
         return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
     fused, decided, thresholds = built.model, built.plan, built.thresholds
-    model, coded = quantize_graph(assign(fused, decided, thresholds, built.coding), exact=built.exact)
+    chosen = assign(fused, decided, thresholds, built.coding)
+    model, coded = quantize_graph(chosen, exact=built.exact)
     model, tensors, fed = integer_input(model, coded, prepared.config, prepared.trace)
     report = replace(
         _report(prepared, decided, calibrated, versions, warnings),
@@ -350,7 +356,7 @@ def quantize(
         target=built.target,
         saturation=built.saturation,
     )
-    return Quantized(declare(model), report, prepared, thresholds, warnings)
+    return Quantized(declare(model), report, prepared, thresholds, warnings, chosen)
 
 
 def _unquantized(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, str] | None) -> Quantized:
