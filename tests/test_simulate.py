@@ -109,6 +109,27 @@ def _ends(spec: QuantSpec, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (-size, size) if spec.symmetric else (low, high)
 
 
+@pytest.mark.parametrize(
+    ("activation", "weight", "says"),
+    [
+        (
+            QuantSpec(4),
+            QuantSpec(axis=0),
+            "tensor 'r' is int4; MXNet 1.9.1 holds int8 or uint8 or",
+        ),
+        (
+            QuantSpec(8, None),
+            QuantSpec(4, axis=0),
+            "weight 'f_weight' is int4, per channel on axis 0; MXNet",
+        ),
+        (QuantSpec(8, None, symmetric=False), QuantSpec(axis=0), "tensor 'r' is uint8, zero point; MXNet 1.9.1 holds"),
+    ],
+)
+def test_what_mxnet_cannot_hold(dense: QuantizedModel, activation: QuantSpec, weight: QuantSpec, says: str) -> None:
+    with pytest.raises(QuantizeError, match=says):
+        quantize_graph(dense.respecified(activation, weight))
+
+
 def test_fewer_bits_are_worse(dense: QuantizedModel) -> None:
     wanted = run(dense.fused)[0]
     off = [

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mxq.errors import QuantizeError
 from mxq.ir import Node
+from mxq.quant import INT8, UINT8, WEIGHT, QuantizedModel, QuantSpec
 
 Role = Literal["compute", "carry"]
 """A "compute" op is worth int8 by itself; a "carry" op is int8 only between others, to save conversions."""
@@ -153,11 +155,22 @@ class OpSpec:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """All int8 operators of a backend, and why well-known others have none."""
+    """All int8 operators of a backend, why well-known others have none, and what its files can hold."""
 
     name: str
     ops: tuple[OpSpec, ...]
     no_kernel: Mapping[str, str] = field(default_factory=dict)
+    holds: tuple[QuantSpec, ...] = (INT8, UINT8, WEIGHT)
+
+    def check(self, quantized: QuantizedModel) -> None:
+        """Whether the backend can hold all that is stored.
+
+        Raises:
+            QuantizeError: names the tensor or weight, its spec, and those that are held.
+        """
+        for what, spec in quantized.specs:
+            if spec not in self.holds:
+                raise QuantizeError(f"{what} is {spec}; {self.name} holds {' or '.join(map(str, self.holds))}")
 
     def find(self, op: str) -> OpSpec | None:
         """The row of a float or fused op type."""

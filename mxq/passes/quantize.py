@@ -59,7 +59,11 @@ def quantize_graph(
 
     Returns:
         The int8 model, and how each of its int8 tensors is coded.
+
+    Raises:
+        QuantizeError: something is stored as the backend cannot hold it.
     """
+    backend.check(quantized)
     model, operations = quantized.fused, quantized.operations
     builder = _Builder(quantized, backend, exact)
     absorbed = {operation.norm for operation in operations.values()}

@@ -5,7 +5,7 @@ MXNet's kernels; many papers call its reciprocal, the step, the scale. Rounding 
 even one.
 """
 
-from mxq.quant.model import Operation, QuantizedModel
+from mxq.quant.model import WEIGHT, Operation, QuantizedModel
 from mxq.quant.qparams import QParams
 from mxq.quant.scheme import AFFINE, MXNET, SYMMETRIC, Scheme, scheme_of
 from mxq.quant.spec import INT8, UINT8, QuantSpec
@@ -16,6 +16,7 @@ __all__ = [
     "MXNET",
     "SYMMETRIC",
     "UINT8",
+    "WEIGHT",
     "Operation",
     "QParams",
     "QuantSpec",

@@ -93,6 +93,17 @@ class QuantizedModel:
         """
         return MappingProxyType({ref: self._params(ref, record) for ref in self.refs if (record := self.stored(ref))})
 
+    @property
+    def specs(self) -> Iterator[tuple[str, QuantSpec]]:
+        """What is stored, in words, and as what: tensors, then weights."""
+        kinds = {"int8": INT8, "uint8": UINT8}
+        for ref in self.refs:
+            if record := self.stored(ref):
+                low = 0.0 if record.dtype == "uint8" or record.offset else -1.0
+                yield f"tensor {str(ref)!r}", self.activation.settled(low) if self.activation else kinds[record.dtype]
+        for name in self._read_weights:
+            yield f"weight {name!r}", self.weight or WEIGHT
+
     def made_as(self, ref: Ref) -> QParams:
         """The parameters by which an int8 operator writes ``ref``."""
         return self._params(ref, self.made[ref])
