@@ -32,7 +32,6 @@ from rich.table import Table
 from mxq.ir import Model
 from mxq.passes.exact import exact
 from mxq.pipeline import prepare
-from mxq.verify.held import CHANNEL_SCALE
 from mxq.weights.equalize import families, scaled
 
 NONE = {"equalize": False, "bias_correction": "none", "rounding": "nearest", "range_choice": "tensor", "stem": "int8"}
@@ -62,7 +61,7 @@ def with_outliers(task: Task) -> Task:
             factors[:: preact.EVERY] = preact.OUTLIER
             chosen.append((family, factors))
     hard = scaled(model, chosen)
-    plain = {n.name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != CHANNEL_SCALE}),) for n in hard.graph}
+    plain = {n.name: (n.noted(scale=()),) for n in hard.graph}
     return replace(task, name=f"{task.name}:outliers", model=hard.with_graph(hard.graph.replace(plain)))
 
 

@@ -6,7 +6,6 @@ returns a new `Model`, or the same object where nothing changed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,26 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mxq.annotation import NOTHING, Annotation
 from mxq.errors import GraphError
 
 Array = NDArray[Any]
 VARIABLE = "null"
 """The op name of a variable (input or parameter) in MXNet's symbol JSON."""
-ORIGIN = "__origin__"
-"""Attribute of a node that stands for several original ones: their names, in order, as a JSON list. MXNet keeps and
-ignores it. Older files have them joined by spaces."""
 
 INPUT_TYPES: Mapping[str, str] = MappingProxyType({"3": "uint8", "5": "int8"})
 """Integers that an input may be of, by what ``__dtype__`` of its variable says (``TypeFlag``, mshadow's ``base.h``)."""
-
-INPUT_SHAPE = "__input_shape__"
-"""Attribute of an input that has one shape alone: that of an example, "(3, 224, 224)". MXNet keeps and ignores it."""
-
-INPUT_PLACE = "__input_place__"
-"""Attribute of an input of a network that takes several arguments: its place, and how many there are, "(0, 2)"."""
-
-ROUTE = "__route__"
-"""Attribute of a node that stands for an original one of another kind: what it is and why, in words, for reports."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,7 +44,8 @@ class Node:
     """An operator or, where ``op`` is `VARIABLE`, an input or parameter.
 
     ``attrs`` are strings, as MXNet keeps them. ``label`` is the name the file gives the node where that
-    differs from ``name`` (MXNet lets two operators share a name; here names are unique).
+    differs from ``name`` (MXNet lets two operators share a name; here names are unique). ``note`` is what passes
+    say of the node; it computes the same without.
     """
 
     name: str
@@ -65,6 +54,7 @@ class Node:
     inputs: tuple[Ref, ...] = ()
     subgraphs: tuple[Graph, ...] = ()
     label: str = ""
+    note: Annotation = NOTHING
 
     def __post_init__(self) -> None:
         if not isinstance(self.attrs, MappingProxyType):
@@ -85,15 +75,9 @@ class Node:
         return INPUT_TYPES.get(self.attrs.get("__dtype__", ""), "float32")
 
     @property
-    def input_place(self) -> tuple[int, int] | None:
-        """The place of an input among a network's arguments, and how many there are; None where nothing says so."""
-        found = re.fullmatch(r"\((\d{1,4}), (\d{1,4})\)", self.attrs.get(INPUT_PLACE, ""))
-        return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
-
-    @property
     def origins(self) -> tuple[str, ...]:
         """Names of the original nodes that this one stands for; its own where it is original."""
-        return _names(self.attrs[ORIGIN]) if ORIGIN in self.attrs else (self.name,)
+        return self.note.origins or (self.name,)
 
     @property
     def is_channels_first(self) -> bool:
@@ -133,21 +117,18 @@ class Node:
         """A copy with ``attrs`` added or changed."""
         return replace(self, attrs={**self.attrs, **attrs})
 
+    def noted(self, **said: Any) -> Node:
+        """A copy whose note has these fields (of `Annotation`) added or changed."""
+        return replace(self, note=replace(self.note, **said))
 
-def standing_for(*nodes: Node) -> dict[str, str]:
-    """Attributes of a node by which reports take it for the original nodes of ``nodes``."""
-    return {ORIGIN: json.dumps(list(dict.fromkeys(name for node in nodes for name in node.origins)))}
+    def standing_for(self, *nodes: Node) -> Node:
+        """A copy that reports take for the original nodes of ``nodes``."""
+        return self.noted(origins=origins(*nodes))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """The names in the attribute `ORIGIN`."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, list) and found and all(isinstance(name, str) for name in found):
-        return tuple(found)
-    return tuple(text.split(" "))
+def origins(*nodes: Node) -> tuple[str, ...]:
+    """Names of the original nodes that ``nodes`` stand for, each once."""
+    return tuple(dict.fromkeys(name for node in nodes for name in node.origins))
 
 
 @dataclass(frozen=True)
@@ -303,10 +284,10 @@ class Model:
     def arguments(self) -> tuple[str, ...]:
         """Names of the inputs in the order of a call; "" for an argument that the network does not read.
 
-        Inputs without a place (see `INPUT_PLACE`) follow those that have one, in graph order.
+        Inputs without a place (see `Annotation.input_place`) follow those that have one, in graph order.
         """
         fed = [n for n in self.graph.variables if n.name not in self.args and n.name not in self.auxs]
-        places = {n.name: n.input_place for n in fed}
+        places = {n.name: n.note.input_place for n in fed}
         slots = [""] * max((p[1] for p in places.values() if p), default=0)
         rest = []
         for name, place in places.items():

@@ -22,7 +22,7 @@ from mxq.batches import Feed, Feeds, feeds
 from mxq.collect import Checkpoint, collect
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
-from mxq.ir import Array, Model, Ref, Runner
+from mxq.ir import Array, Graph, Model, Ref, Runner
 from mxq.passes import (
     AVERAGES,
     DETECTION,
@@ -66,7 +66,6 @@ from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
 from mxq.thresholds import Range, Threshold, Thresholds
-from mxq.verify.held import SHIFTED
 from mxq.weights import Asked, clip_weights
 
 
@@ -451,7 +450,7 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     events = prepared.trace.events
     before, kept, records = len(events), dict[str, str](), dict[str, SaturationRecord]()
     built = _chosen(prepared, calibrated, looked)
-    while found := _named_for_float(prepared.fused, built):
+    while found := _named_for_float(built):
         kept, records = kept | {name: _why_float(record) for name, record in found.items()}, records | found
         del events[before:]
         plan = _decided(prepared.source, prepared.fused, prepared.config, prepared.trace, kept)
@@ -462,10 +461,10 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     return replace(built, saturation={**records, **built.saturation}, warnings=(*built.warnings, *nothing))
 
 
-def _named_for_float(fused: Model, built: _Built) -> dict[str, SaturationRecord]:
-    """The layers that the guard names for float, as ``fused`` calls them, where what they make is not shifted yet."""
+def _named_for_float(built: _Built) -> dict[str, SaturationRecord]:
+    """The layers that the guard names for float, as they are called where what they make is not shifted yet."""
     named = {name: record for name, record in built.saturation.items() if record.remedy == TO_FLOAT}
-    return {n if n in fused.graph else n.removesuffix(SHIFTED): record for n, record in named.items()}
+    return {built.model.graph[name].note.unshifted or name: record for name, record in named.items()}
 
 
 def _why_float(record: SaturationRecord) -> str:
@@ -473,16 +472,13 @@ def _why_float(record: SaturationRecord) -> str:
     return f"without VNNI its sums saturate: in int8 it would be at {int8}, with VNNI at {vnni}"
 
 
-def _surely_int8(prepared: Prepared) -> frozenset[str]:
-    """The layers that stay int8 whatever it costs, also as they are called once what they make is shifted.
-
-    They are asked for, or make codes of the input where codes are fed.
-    """
+def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
+    """The layers of ``shifted`` that stay int8 whatever it costs: asked for, or made from fed codes of the input."""
     graph, config = prepared.fused.graph, prepared.config
     fed = frozenset() if config.input_dtype == "float32" else frozenset(prepared.fused.inputs)
     choices = LayerChoices.of(graph, config)
-    found = [n.name for n in graph.operators if choices.asks_int8(n.name) or (n.inputs and n.inputs[0].name in fed)]
-    return frozenset(found) | {name + SHIFTED for name in found}
+    found = {n.name for n in graph.operators if choices.asks_int8(n.name) or (n.inputs and n.inputs[0].name in fed)}
+    return frozenset(n.name for n in shifted.operators if (n.note.unshifted or n.name) in found)
 
 
 def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
@@ -502,8 +498,9 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
         fused, thresholds, weights, warnings = found.model, found.thresholds, found.weights, exceptions(found)
     if looked is not None and not built.exact:
         samples = activations(looked, fused, built.plan)
+    surely = _surely_int8(prepared, fused.graph)
     fused, thresholds, saturation = guard(
-        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded, _surely_int8(prepared)
+        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded, surely
     )
     if config.methods.bias_correction == "analytic":
         before = built.model

@@ -3,7 +3,8 @@
 The JSON is MXNet's (``nnvm/src/pass/saveload_json.cc``): ``nodes``, ``arg_nodes``, ``heads`` and ``attrs``; a
 fused node carries ``subgraphs``. ``node_row_ptr`` is not written: MXNet recomputes it on loading and never
 reads it. Reading and writing lose nothing that MXNet keeps: names (also duplicated ones, see `Node.label`),
-attributes, versions of auxiliary states, output indices, nested subgraphs.
+attributes, versions of auxiliary states, output indices, nested subgraphs. Annotations are among the attributes
+(`mxq.annotation_text`).
 
 The text form::
 
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mxq.annotation_text import annotated, attributes
 from mxq.errors import FormatError, GraphError
 from mxq.ir import VARIABLE, Graph, Node, Ref
 
@@ -80,13 +82,15 @@ def _read_graph(data: Any, depth: int = 0) -> Graph:
     entries = [_Entry.of(item, i, depth) for i, item in enumerate(_field(data, "nodes", list, "a graph"))]
     names = _unique_names(entries)
     nodes = tuple(
-        Node(
-            name=name,
-            op=entry.op,
-            attrs=entry.attrs,
-            inputs=tuple(_ref(item, names, f"node {name!r}") for item in entry.inputs),
-            subgraphs=entry.subgraphs,
-            label=entry.name if entry.name != name else "",
+        annotated(
+            Node(
+                name=name,
+                op=entry.op,
+                attrs=entry.attrs,
+                inputs=tuple(_ref(item, names, f"node {name!r}") for item in entry.inputs),
+                subgraphs=entry.subgraphs,
+                label=entry.name if entry.name != name else "",
+            )
         )
         for name, entry in zip(names, entries, strict=True)
     )
@@ -188,8 +192,8 @@ def symbol_object(graph: Graph) -> dict[str, Any]:
     nodes = []
     for node in graph.nodes:
         item: dict[str, Any] = {"op": node.op, "name": node.label or node.name}
-        if node.attrs:
-            item["attrs"] = dict(node.attrs)
+        if attrs := attributes(node):
+            item["attrs"] = attrs
         item["inputs"] = [entry(r) for r in node.inputs]
         if node.subgraphs:
             item["subgraphs"] = [symbol_object(s) for s in node.subgraphs]
@@ -242,7 +246,7 @@ def _lines(graph: Graph, indent: str) -> Iterator[str]:
     for node in graph.nodes:
         call = "" if node.is_variable and not node.inputs else f"({', '.join(map(_ref_text, node.inputs))})"
         parts = [f"{_quote(node.name)} = {_quote(node.op)}{call}"]
-        parts += [f"{_quote(k)}={json.dumps(v)}" for k, v in sorted(node.attrs.items())]
+        parts += [f"{_quote(k)}={json.dumps(v)}" for k, v in sorted(attributes(node).items())]
         if node.label:
             parts.append(f"@label={json.dumps(node.label)}")
         head = indent + " ".join(parts)
@@ -317,7 +321,7 @@ class _Reader:
                 key = tokens.name()
                 tokens.take("=")
                 attrs[key] = tokens.name()
-        return Node(name, op, attrs, inputs, tuple(subgraphs), label)
+        return annotated(Node(name, op, attrs, inputs, tuple(subgraphs), label))
 
     def _subgraphs(self) -> list[Graph]:
         found = [self.graph()]

@@ -15,6 +15,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     (
         "text",
         "errors",
+        "annotation",
         "locks",
         "files",
         "formats",
@@ -28,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("ir", "threads"),
     ("plan",),
     ("quant",),
-    ("config", "thresholds", "backends"),
+    ("annotation_text", "config", "thresholds", "backends"),
     ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
     ("statistics",),
     ("passes", "weights", "runtime", "collect", "evaluation"),

@@ -19,7 +19,6 @@ from mxq.pipeline import Quantized
 from mxq.report import record
 from mxq.runtime import write_pair
 from mxq.verify import Side, differences
-from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 
 LINES = (
     conv("a", "data"), bn("n", "a"), "r = Activation(n) " + RELU,
@@ -101,9 +100,9 @@ class TestDifferences:
             args[down] = columns.reshape(args[down].shape)
             if maker == "quantized_r":
                 args[bias] = args[bias][order] * factors
-            texts = {CHANNEL_ORDER: ",".join(map(str, order)), CHANNEL_SCALE: ",".join(map(str, factors))}
-            marks |= {f"quantized_{name}": texts for name in tensors}
-        nodes = {name: (graph[name].with_attrs(**attrs),) for name, attrs in marks.items()}
+            said = {"order": tuple(map(int, order)), "scale": tuple(map(float, factors))}
+            marks |= {f"quantized_{name}": said for name in tensors}
+        nodes = {name: (graph[name].noted(**said),) for name, said in marks.items()}
         moved = replace(plain, model=Model(graph.replace(nodes), args, plain.model.auxs))
         assert differences(side(plain), side(moved)).weights == ()
         unmarked = replace(plain, model=Model(graph, args, plain.model.auxs))

@@ -10,8 +10,9 @@ from graphs import graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mxq.annotation import Annotation
 from mxq.errors import GraphError
-from mxq.ir import ORIGIN, Graph, Model, Node, Ref, standing_for, toposort
+from mxq.ir import Graph, Model, Node, Ref, toposort
 
 CHAIN = graph("a = relu(data)", "b = exp(a)", "c = elemwise_add(b, a)", "return c")
 
@@ -53,19 +54,14 @@ class TestNode:
 
     def test_origins(self):
         assert Node("n", "op").origins == ("n",)
-        assert Node("n", "op", {ORIGIN: "a b"}).origins == ("a", "b")  # as older files have them
+        a = Node("n", "op").standing_for(Node("my conv", "op"), Node("b", "op"))
+        assert a.origins == ("my conv", "b")
+        assert Node("m", "op").standing_for(a, Node("b", "op"), Node("z", "op")).origins == ("my conv", "b", "z")
 
-    @pytest.mark.parametrize(
-        "names", [("my conv", "a,b"), ('say "x"', "it's"), ("[1", "[]"), ("\\", "\u00e9\n"), ('["a", "b"]',), ("", "1")]
-    )
-    def test_origins_of_any_name(self, names):
-        node = Node("n", "op", standing_for(*(Node(name, "op") for name in names)))
-        assert node.origins == names
-        assert Node("m", "op", standing_for(node, Node(names[0], "op"), Node("z", "op"))).origins == (*names, "z")
-
-    @pytest.mark.parametrize("text", ["[1, 2]", "7", "null", "[]", '{"a": 1}', "[" * 10**5])
-    def test_what_looks_like_json_but_is_no_list_of_names(self, text):
-        assert Node("n", "op", {ORIGIN: text}).origins == tuple(text.split(" "))
+    def test_noted_leaves_the_original_and_what_else_is_said(self):
+        node = Node("n", "op").noted(offset=1.0)
+        assert node.noted(axis=-1).note == Annotation(axis=-1, offset=1.0)
+        assert node.note == Annotation(offset=1.0)
 
     def test_with_attrs_leaves_the_original(self):
         node = Node("n", "op", {"a": "1"})

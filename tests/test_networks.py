@@ -16,8 +16,9 @@ from graphs import bn, build, conv, fc
 from helpers import assert_close
 
 from mxq import runtime
+from mxq.annotation_text import annotated
 from mxq.errors import ConfigError, FormatError, QuantizeError, RuntimeFailure
-from mxq.ir import INPUT_PLACE, Graph, Model, Node, Ref
+from mxq.ir import Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_block, write_pair
 from mxq.runtime.ordering import in_call_order, natural
 
@@ -131,7 +132,7 @@ class TestOrder:
 
     def test_places_in_a_file_that_make_no_sense_are_not_followed(self) -> None:
         def graph(*places: str) -> Model:
-            nodes = [Node(f"x{i}", "null", {INPUT_PLACE: p}) for i, p in enumerate(places)]
+            nodes = [annotated(Node(f"x{i}", "null", {"__input_place__": p})) for i, p in enumerate(places)]
             return Model(Graph((*nodes, Node("y", "add_n", {}, tuple(n.out for n in nodes))), (Ref("y"),)))
 
         assert graph("(1, 2)", "(0, 2)").inputs == ("x1", "x0")

@@ -13,7 +13,7 @@ from helpers import SATURATES, assert_golden
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, RuntimeFailure
-from mxq.ir import INPUT_SHAPE, Model
+from mxq.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.passes import fix_shape, with_shapes
 from mxq.rewrite import Trace
@@ -72,7 +72,7 @@ def test_ways_to_say_it(shape):
     config = QuantConfig(input_shape=shape)
     assert set(config.shapes.values()) == {SHAPE}
     assert QuantConfig.from_json(config.to_json()) == config
-    assert INPUT_SHAPE in quantized(build(*HEAD), input_shape=shape).model.graph["data"].attrs
+    assert quantized(build(*HEAD), input_shape=shape).model.graph["data"].note.input_shape
 
 
 @pytest.mark.parametrize("shape", ["", "8x", "8x-1x3", (), (8, 0), (8.5, 2), "8,6,6", True, 3, {}, {"data": None}])
@@ -89,7 +89,7 @@ def test_inputs_that_it_is_not_of():
     with pytest.raises(ConfigError, match="one shape; allowed: a mapping with one for each of the inputs 'data'"):
         pipeline.plan(two, QuantConfig(input_shape=SHAPE), MxnetRunner())
     done = pipeline.plan(two, QuantConfig(input_shape={"data": SHAPE, "other": SHAPE}), MxnetRunner())
-    assert INPUT_SHAPE in done.fused.graph["other"].attrs
+    assert done.fused.graph["other"].note.input_shape
 
 
 def test_a_shape_that_the_network_does_not_take():

@@ -20,7 +20,6 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.verify import verify
-from mxq.verify.held import CHANNEL_ORDER
 from mxq.weights.activity import sampled
 from mxq.weights.pairing import conflicts
 from mxq.weights.saturation import at_risk
@@ -100,12 +99,12 @@ class TestPairChannels:
 
     def test_attributes_say_where_channels_were(self):
         prepared, found = paired(*CHAIN)
-        order = [int(i) for i in found.graph["r"].attrs[CHANNEL_ORDER].split(",")]
+        order = list(found.graph["r"].note.order)
         taps = (Ref("r"),)
         before, after = (MxnetRunner().compile(m, taps)(feeds())[len(m.graph.heads)] for m in (prepared.fused, found))
         np.testing.assert_allclose(after, before[:, order], rtol=1e-5, atol=1e-6)
         assert (found.args["z_weight"] == prepared.fused.args["z_weight"][:, order]).all()
-        assert CHANNEL_ORDER not in found.graph["z"].attrs
+        assert not found.graph["z"].note.order
 
     @pytest.mark.parametrize(
         "lines",
@@ -145,7 +144,7 @@ class TestPairChannels:
             int8 = pipeline.quantize(made, pipeline.calibrate(made, data, MxnetRunner(), progress=False)).model
             found = verify(MxnetRunner(), prepared.source, int8, [{"data": data}], layers=True)
             assert min(layer.sqnr for layer in found.layers) > 25
-        assert any(CHANNEL_ORDER in n.attrs for n in int8.graph)
+        assert any(n.note.order for n in int8.graph)
 
 
 class TestGuard:

@@ -6,6 +6,7 @@ import pytest
 from graphs import RELU, bn, build, conv, fc
 
 from mxq import pipeline
+from mxq.annotation import Annotation
 from mxq.config import LayerConfig, QuantConfig
 from mxq.ir import Graph, Model, Node
 from mxq.passes.overrides import LayerChoices, Setting, views
@@ -52,7 +53,7 @@ class TestViews:
         assert list(views(node)) == [node]
 
     def test_a_node_of_another_name_than_its_origin(self):
-        node = Node("b", "sin", {"__origin__": "a"})
+        node = Node("b", "sin", note=Annotation(origins=("a",)))
         assert [(v.name, v.op) for v in views(node)] == [("a", "sin"), ("b", "sin")]
 
 

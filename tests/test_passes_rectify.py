@@ -31,7 +31,6 @@ from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
 from mxq.verify import verify
-from mxq.verify.held import OFFSET
 
 pytestmark = pytest.mark.kernels
 
@@ -57,7 +56,7 @@ def dense(*tail: str, bias: bool = True) -> Model:
 def is_rectified(model: Model, **options) -> bool:
     """Whether the int8 network does without the ReLU."""
     made = quantized(model, DATA, **options)
-    offsets = any(OFFSET in node.attrs for node in made.model.graph)
+    offsets = any(node.note.offset for node in made.model.graph)
     assert offsets != ("_contrib_quantized_act" in op_names(made.model) or "Activation" in op_names(made.model))
     return offsets
 
@@ -67,7 +66,7 @@ def test_structure(bias, update_goldens):
     made = quantized(dense(bias=bias), DATA)
     name = f"rectify_{'bias' if bias else 'no_bias'}.txt"
     text = "\n".join(
-        " ".join(part for part in line.split(" ") if "calib_range" not in part and OFFSET not in part)
+        " ".join(part for part in line.split(" ") if "calib_range" not in part and "__offset__" not in part)
         for line in write_text(made.model.graph).splitlines()
     )
     assert_golden(text + "\n", GOLDENS / name, update=update_goldens)
@@ -85,7 +84,7 @@ def test_codes():
     assert "zero" in record.note
     node = made.model.graph["quantized_r"]
     assert node.op == "_contrib_quantized_batch_norm"
-    assert float(node.attrs[OFFSET]) == record.offset
+    assert node.note.offset == record.offset
     codes, low, high = run(made.model, DATA, tuple(Ref(node.name, i) for i in range(3)))[1:]
     assert codes.min() == -128
     assert codes.max() == 127 or (SATURATES and codes.max() > 120)  # what is read has weights of even codes there
@@ -127,7 +126,7 @@ def test_halved_weights_have_halved_sums():
     }
     weight = prepared.fused.args["c_weight"]
     scale = (np.float32(127.5) / np.abs(weight).max(axis=(1, 2, 3)))[:, None]
-    offset = float(made[True].graph["quantized_r"].attrs[OFFSET])
+    offset = made[True].graph["quantized_r"].note.offset
     codes = weight[:, :, 0, 0] * scale
     each, even = (np.clip(np.rint(codes), -128, 127) / scale).sum(axis=1), (2 * np.rint(codes / 2) / scale).sum(axis=1)
     for kind, sums in ((True, each), (False, even)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from graphs import CONV1, RELU, assert_same_outputs, build, conv, fc, graph, op_names, quantized, refusals, run
 
-from mxq.ir import INPUT_SHAPE, VARIABLE, Graph, Model, Node, Ref
+from mxq.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes import SIMPLIFY
 from mxq.passes.same_shape import Side, Whole, shapes_of
@@ -103,7 +103,7 @@ class TestShapes:
 
     def test_with_a_known_input(self) -> None:
         model = build(*STEM, "s = broadcast_add(ra, data)", "return s")
-        data = model.graph["data"].with_attrs(**{INPUT_SHAPE: "(8, 6, 6)"})
+        data = model.graph["data"].noted(input_shape=(8, 6, 6))
         known = model.with_graph(model.graph.replace({"data": (data,)}))
         assert shapes_of(known)[Ref("ra")] == (Side(Ref("data"), 0), 8, 6, 6)
         assert op_names(run_pass(SIMPLIFY, known))[-1] == "elemwise_add"

@@ -21,7 +21,6 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Thresholds
 from mxq.verify import verify
-from mxq.verify.held import OFFSET
 from mxq.weights.activity import sampled
 
 pytestmark = pytest.mark.kernels
@@ -58,7 +57,7 @@ def shifted(prepared: pipeline.Prepared, thresholds: Thresholds, trace: Trace | 
 
 
 def streams(model: Model) -> set[str]:
-    return {n.name for n in model.graph if OFFSET in n.attrs}
+    return {n.name for n in model.graph if n.note.offset}
 
 
 def test_a_stream_is_shifted_as_a_whole_and_float_stays():

@@ -8,6 +8,7 @@ from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, bn, build, conv, f
 from helpers import assert_golden
 
 from mxq import pipeline
+from mxq.annotation import RouteKind
 from mxq.ir import Model
 from mxq.passes import SUBSAMPLE_EARLY, subsample_early
 from mxq.passes.subsample_early import move_strides
@@ -15,7 +16,6 @@ from mxq.rewrite import Trace, run_pass
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
 from mxq.verify import verify
-from mxq.verify.held import STRIDE, strides_held
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 S2 = CONV1 + ' stride="(2, 2)"'
@@ -42,7 +42,7 @@ def test_structure_and_numbers(update_goldens):
     model, trace = build(*BLOCK, *NEXT, "return c, d"), Trace()
     result = run_pass(SUBSAMPLE_EARLY, model, trace)
     assert [e.node for e in trace.events if e.rule == "move_strides"] == ["a", "ra", "b", "s", "r"]
-    assert [n.name for n in result.graph.operators if STRIDE in n.attrs] == ["a", "ra", "b", "s", "r"]
+    assert [n.name for n in result.graph.operators if n.note.stride != (1, 1)] == ["a", "ra", "b", "s", "r"]
     assert_golden(write_text(result.graph), GOLDENS / "subsample_early.txt", update=update_goldens)
     assert run_pass(SUBSAMPLE_EARLY, result) is result
     for height, width in ((6, 6), (7, 9), (1, 2), (8, 5)):
@@ -59,8 +59,8 @@ def test_strides_add_up():
     model = build(*lines)
     result = move_strides(model)
     assert strides(result) == {"a": (4, 6), "b": (1, 1), "c": (1, 1)}
-    assert strides_held(result.graph["a"]) == (4, 6)
-    assert strides_held(result.graph["b"]) == (2, 3)
+    assert result.graph["a"].note.stride == (4, 6)
+    assert result.graph["b"].note.stride == (2, 3)
     assert_same_outputs(model, result, feeds(data=(1, 8, 13, 17)), **CLOSE)
 
 
@@ -209,11 +209,11 @@ def whole() -> Model:
 def test_int8_and_its_layers():
     model, data = whole(), feeds(data=(4, 8, 9, 9))
     made = quantized(model, data)
-    assert {n.name: n.op for n in made.model.graph.operators if STRIDE in n.attrs} == {
+    assert {n.name: n.op for n in made.model.graph.operators if n.note.stride != (1, 1)} == {
         "quantized_ra": "_sg_mkldnn_conv", "quantized_r": "_sg_mkldnn_conv",
     }  # fmt: skip
     reason = made.report.plan["ra"].reason
-    assert subsample_early.WHY in reason
+    assert RouteKind.READ_PIXELS.value in reason
     found = verify(MxnetRunner(), model, made.model, [data], layers=True)
     assert found.outputs[0].sqnr > 25
     layers = {layer.name: layer for layer in found.layers}
@@ -256,6 +256,6 @@ def test_elementwise_inputs_of_other_outputs_have_names_of_their_own():
 
 def test_strides_multiply_with_those_that_moved_before():
     first = move_strides(build(conv("a", "data"), conv("c", "a", S2), "return c"))
-    assert strides_held(first.graph["a"]) == (2, 2)
+    assert first.graph["a"].note.stride == (2, 2)
     changed = first.with_graph(first.graph.replace({"c": (first.graph["c"].with_attrs(stride="(2, 3)"),)}))
-    assert strides_held(move_strides(changed).graph["a"]) == (4, 6)
+    assert move_strides(changed).graph["a"].note.stride == (4, 6)

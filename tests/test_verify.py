@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq import numerics
+from mxq.annotation_text import annotated
 from mxq.data import feeding
 from mxq.errors import DataError
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner
 from mxq.verify import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
-from mxq.verify.held import CHANNEL_AXIS, CHANNEL_ORDER, CHANNEL_SCALE, OFFSET
 from mxq.verify.taps import cut
 
 Values = dict[str, tuple[Array, ...]]
@@ -54,7 +54,7 @@ def network(*nodes: tuple[str, str, str], heads: Sequence[str], attrs: Mapping[s
     made = [Node("data", VARIABLE)]
     for name, op, inputs in nodes:
         said = {**(attrs or {}), **({"quantized": "true"} if name.startswith("quantized_") else {})}
-        made.append(Node(name, op, said, tuple(Ref(i) for i in inputs.split())))
+        made.append(annotated(Node(name, op, said, tuple(Ref(i) for i in inputs.split()))))
     return Model(Graph(tuple(made), tuple(Ref(h) for h in heads)))
 
 
@@ -298,8 +298,8 @@ def codes(scale: float, dtype: str = "int8", of: Callable[[Array], Array] = iden
 
 
 def marked(model: Model, **attrs: Mapping[str, str]) -> Model:
-    """``model`` with attributes for nodes by name."""
-    nodes = tuple(replace(n, attrs={**n.attrs, **attrs.get(n.name, {})}) for n in model.graph)
+    """``model`` with attributes for nodes by name, as files have them."""
+    nodes = tuple(annotated(replace(n, attrs={**n.attrs, **attrs.get(n.name, {})})) for n in model.graph)
     return Model(Graph(nodes, model.graph.heads))
 
 
@@ -375,7 +375,7 @@ class TestOwnAndInherited:
         int8 = network(
             ("quantized_a_shifted", "a", "data"), ("quantized_b", "b", "quantized_a_shifted"), heads=["quantized_b"]
         )
-        attrs = {CHANNEL_ORDER: "1,0", CHANNEL_SCALE: "0.5,2", OFFSET: "3.0"}
+        attrs = {"__channel_order__": "1,0", "__channel_scale__": "0.5,2", "__offset__": "3.0"}
         ops = {"a": codes(16, of=held), "b": codes(8, of=lambda c: (c / np.float32(16) - 3)[:, ::-1] * [1, 4])}
         a, b = self.layers(marked(int8, quantized_a_shifted=attrs), **ops)
         assert (a.name, a.sqnr, a.clipped) == ("a", math.inf, 0.0)
@@ -388,7 +388,7 @@ class TestOwnAndInherited:
         int8 = network(("a", "scaled", "data"), ("b", "Activation", "a"), heads=["b"])
         factors = np.float32([4, 0.5]).reshape((1, 2, 1) if axis == 1 else (1, 1, 2))
         ops = {"same": identity, "Activation": lambda v: np.maximum(v, 0), "scaled": lambda v: v * factors}
-        int8 = marked(int8, a={CHANNEL_SCALE: "4,0.5", **({CHANNEL_AXIS: "-1"} if axis < 0 else {})})
+        int8 = marked(int8, a={"__channel_scale__": "4,0.5", "__channel_axis__": str(axis)})
         found = verify(NumpyRunner(ops), model, int8, [{"data": rows(6, 4).reshape(6, 2, 2)}], layers=True).layers
         assert [(layer.name, layer.sqnr) for layer in found] == [("a", math.inf), ("b", math.inf)]
 
@@ -403,7 +403,7 @@ class TestOwnAndInherited:
             "scaled": lambda v: v * factors,
             "unscale": lambda v: v / np.repeat(factors.ravel(), 20),
         }
-        int8 = marked(int8, a={CHANNEL_SCALE: "4,0.5"})
+        int8 = marked(int8, a={"__channel_scale__": "4,0.5"})
         found = verify(NumpyRunner(ops), model, int8, [{"data": x}], layers=True).layers
         assert [(layer.name, layer.sqnr, layer.introduced) for layer in found] == [
             (name, math.inf, math.inf) for name in "afb"

@@ -20,7 +20,6 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
 from mxq.verify import verify
-from mxq.verify.held import CHANNEL_AXIS, CHANNEL_SCALE
 from mxq.verify.taps import corresponding
 from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
 
@@ -238,7 +237,7 @@ def test_the_ranges_are_those_of_the_scaled_tensors(name: str) -> None:
 def test_nodes_say_what_they_hold() -> None:
     done = Done.of(net("plain"))
     node = done.model.graph[done.names[0]]
-    s = np.array([float(v) for v in node.attrs[CHANNEL_SCALE].split(",")])
+    s = np.array(node.note.scale)
     assert s.shape == (CHANNELS,)
     assert s.min() == pytest.approx(1, rel=0.5)  # the larger of the two outliers stays
     assert 10 < s.max() <= MOST
@@ -249,7 +248,7 @@ def test_nodes_say_what_they_hold() -> None:
 
 def test_no_channel_grows_beyond_the_most() -> None:
     done = Done.of(net("plain", factor=5000.0))
-    s = np.array([float(v) for v in done.model.graph[done.names[0]].attrs[CHANNEL_SCALE].split(",")])
+    s = np.array(done.model.graph[done.names[0]].note.scale)
     assert s.max() == pytest.approx(MOST)
 
 
@@ -333,7 +332,7 @@ class TestLastAxis:
     def test_is_scaled_whatever_the_sizes_before_it(self) -> None:
         scaled, names = self.done(self.net(*self.LINES), self.X[:8], self.X[8:, :3], self.X[:1, :1])
         assert names == ("relu0",)
-        assert scaled.graph["relu0"].attrs[CHANNEL_AXIS] == "-1"
+        assert scaled.graph["relu0"].note.axis == -1
         row = scaled.args["fc0_weight"] / self.net(*self.LINES).args["fc0_weight"]
         assert row[[1, 4]].max() < 0.2 * np.delete(row, [1, 4], axis=0).min()
 
@@ -380,7 +379,7 @@ class TestBatchNorm:
     def test_only_gamma_and_mean_of_a_reader_change(self) -> None:
         done = Done.of(net("stream"))
         before, after = done.prepared.fused, done.model
-        s = np.array([float(v) for v in after.graph["conv0"].attrs[CHANNEL_SCALE].split(",")])
+        s = np.array(after.graph["conv0"].note.scale)
         for norm in NORMS:
             assert_close(after.args[f"{norm}_gamma"], before.args[f"{norm}_gamma"] / s, rtol=1e-5, atol=0)
             assert_close(after.auxs[f"{norm}_moving_mean"], before.auxs[f"{norm}_moving_mean"] * s, rtol=1e-5, atol=0)
@@ -495,7 +494,7 @@ class TestClip:
 
     def test_no_channel_shrinks(self) -> None:
         done = Done.of(self.net(5.0, 0.05))
-        s = np.array([float(v) for v in done.model.graph["clip0"].attrs[CHANNEL_SCALE].split(",")])
+        s = np.array(done.model.graph["clip0"].note.scale)
         assert s.min() >= 1
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from mxq.annotation_text import INPUT_SHAPE, attributes
 from mxq.errors import FormatError, GraphError, MxqError
-from mxq.ir import INPUT_SHAPE, Graph, Node, Ref
+from mxq.ir import Graph, Node, Ref
 from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
@@ -94,9 +95,10 @@ def _check_variable(node: Node) -> int:
         raise GraphError("a variable has no name; MXNet cannot bind it")
     if node.inputs or node.subgraphs:
         raise GraphError(f"the variable {node.name!r} has inputs or subgraphs; allowed: none")
+    written = attributes(node)
     for name, (kind, limit) in _OF_VARIABLES.items():
-        if name in node.attrs:
-            _check_value(node, name, kind, limit)
+        if name in written:
+            _check_value(node, name, written[name], kind, limit)
     return 1
 
 
@@ -155,14 +157,13 @@ def _check_attributes(node: Node, signature: Signature) -> None:
     parts = PARTS.get(node.op)
     if parts and not node.ints(parts[0]) and node.number(parts[1], 0) <= 0:
         raise FormatError(f"node {node.name!r} ({node.op}): neither {' nor '.join(parts)} says how many outputs")
-    for name in node.attrs:
+    for name, text in node.attrs.items():
         kind = signature.attributes.get(name)
         if kind is not None:
-            _check_value(node, name, kind, limit_of(node.op, name))
+            _check_value(node, name, text, kind, limit_of(node.op, name))
 
 
-def _check_value(node: Node, name: str, kind: str, limit: Limit) -> None:
-    text = node.attrs[name]
+def _check_value(node: Node, name: str, text: str, kind: str, limit: Limit) -> None:
     where = f"node {node.name!r} ({node.op}): {name} is {text[:60]!r}"
     try:
         found = integers(kind, text)

@@ -21,15 +21,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.annotation import Annotation, Route, RouteKind
 from mxq.backends import layer_of
-from mxq.ir import ROUTE, VARIABLE, Array, Graph, Model, Node, Ref, standing_for
+from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import image_channels, is_global_pooling, is_of_images, pads
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 LARGE = 25
 """Values in a window. Means of 2x2 or 3x3 take up much of the range."""
-WHY = "an average, as a convolution with a range of its own"
 _MOVERS = ("Flatten", "Reshape", "Dropout")
 _RELU = {"act_type": "relu"}
 _KEEP_SIGN = ("Pooling", "Concat", "Flatten", "Dropout", "_copy", "elemwise_add")
@@ -91,17 +91,17 @@ def averaging(
         window: attributes of the convolution: kernel, stride, pad.
     """
     graph, x = model.graph, pool.inputs[0]
-    said = {key: value for key, value in pool.attrs.items() if key.startswith("__")} | standing_for(pool)
-    said[ROUTE] = "; ".join(filter(None, (said.get(ROUTE), WHY)))
-    ones, conv, args = as_depthwise(pool, graph.unused(f"{pool.name}_window"), channels, {**window, **said})
+    hidden = {key: value for key, value in pool.attrs.items() if key.startswith("__")}
+    note = replace(pool.note, origins=origins(pool), routes=(*pool.note.routes, Route.of(RouteKind.AVERAGE)))
+    ones, conv, args = as_depthwise(pool, graph.unused(f"{pool.name}_window"), channels, {**window, **hidden}, note)
     if not never_negative(graph, x):
         return (ones, conv), args
     conv = replace(conv, name=graph.unused(f"{pool.name}_average"), label="")
-    return (ones, conv, replace(pool, op="Activation", attrs=_RELU | said, inputs=(conv.out,))), args
+    return (ones, conv, replace(pool, op="Activation", attrs=_RELU | hidden, inputs=(conv.out,), note=note)), args
 
 
 def as_depthwise(
-    pool: Node, ones: str, channels: int, attrs: Mapping[str, str], bias: Sequence[Ref] = ()
+    pool: Node, ones: str, channels: int, attrs: Mapping[str, str], note: Annotation, bias: Sequence[Ref] = ()
 ) -> tuple[Node, Node, dict[str, Array]]:
     """An average as a depthwise convolution: the variable of its weight, the convolution, and the weight's value.
 
@@ -110,11 +110,12 @@ def as_depthwise(
         ones: what to call the variable.
         channels: of the image.
         attrs: of the convolution; "kernel" among them.
+        note: of the convolution.
         bias: what it reads beside its weight.
     """
     counts = {"num_filter": str(channels), "num_group": str(channels), "no_bias": str(not bias)}
     inputs = (*pool.inputs, Ref(ones), *bias)
-    conv = replace(pool, op="Convolution", attrs={**attrs, **counts}, inputs=inputs)
+    conv = replace(pool, op="Convolution", attrs={**attrs, **counts}, inputs=inputs, note=note)
     kernel = conv.ints("kernel")
     value = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
     return Node(ones, VARIABLE), conv, {ones: value}

@@ -18,13 +18,14 @@ from dataclasses import replace
 import numpy as np
 
 from mxq import numerics
+from mxq.annotation import Annotation
 from mxq.backends import MXNET_191, OpSpec
 from mxq.errors import QuantizeError
 from mxq.ir import Array, Graph, Model, Node, toposort
 from mxq.passes.partition import data_inputs
-from mxq.verify.held import TENSOR, dtype_of, tensor_name
+from mxq.verify.held import dtype_of, tensor_name
 
-_GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize", TENSOR)
+_GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
 _RANGE = ("min_calib_range", "max_calib_range")
 
 
@@ -86,12 +87,14 @@ def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
         return [*made, replace(node, attrs=attrs, inputs=tuple(inputs))]
     if not all(name in node.attrs for name in _RANGE):
         raise QuantizeError(f"{node.name!r} finds its range at run time; allowed: calibrated ranges")
-    plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="")
+    note = replace(node.note, tensor="", unshifted="")
+    plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="", note=note)
     dtype = dtype_of(graph, node.out)
-    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}, TENSOR: tensor_name(node)}
+    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
     end = plain
     if node.flag("with_sum") and dtype == "uint8" and dtype_of(graph, node.inputs[last]) == "int8":  # written into s8
         top = numerics.CODES["int8"][1] / float(numerics.scale(node.number(_RANGE[1], 1.0), dtype))
         end = Node(f"{node.name}_end", "clip", {"a_min": "0.0", "a_max": repr(top)}, (plain.out,))
         plain, made = end, [*made, plain]
-    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (end.out,), label=node.label)]
+    codes = Annotation(tensor=tensor_name(node))
+    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (end.out,), label=node.label, note=codes)]

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.annotation import Annotation
 from mxq.config import Shape
 from mxq.errors import ConfigError, RuntimeFailure
-from mxq.ir import INPUT_SHAPE, Graph, Model, Node, Ref, Runner, standing_for
+from mxq.ir import Graph, Model, Node, Ref, Runner, origins
 from mxq.passes.averages import averaging, refusal
 from mxq.passes.shapes import is_global_pooling
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Reject, Rewrite, Rule, Trace, apply_rules
@@ -46,7 +47,7 @@ def with_shapes(model: Model, shapes: Mapping[str, Shape]) -> Model:
         shapes = {model.inputs[0]: shapes[""]}
     if set(shapes) != set(model.inputs):
         raise ConfigError(f"input_shape is of {', '.join(map(repr, shapes))}; allowed: each of the inputs {names}")
-    nodes = {name: (model.graph[name].with_attrs(**{INPUT_SHAPE: str(shape)}),) for name, shape in shapes.items()}
+    nodes = {name: (model.graph[name].noted(input_shape=shape),) for name, shape in shapes.items()}
     return model.with_graph(model.graph.replace(nodes))
 
 
@@ -72,8 +73,7 @@ def _sizes(model: Model, runner: Runner) -> Sizes:
     if not wanted:
         return {}
     feeds = {
-        name: np.zeros((1, *model.graph[name].ints(INPUT_SHAPE)), model.graph[name].input_dtype)
-        for name in model.inputs
+        name: np.zeros((1, *model.graph[name].note.input_shape), model.graph[name].input_dtype) for name in model.inputs
     }
     try:
         made = runner.compile(model, wanted)(feeds)
@@ -116,8 +116,8 @@ class FixedAverage:
         nodes, args = averaging(model, pool, channels, {"kernel": str((height, width))})
         if not all(_names_channels(graph, reader) for reader in graph.consumers[pool.name]):
             last = replace(nodes[-1], name=graph.unused(f"{pool.name}_mean"), label="")
-            whole = {"shape": f"(0, {channels}, 1, 1)", **standing_for(pool)}
-            nodes = (*nodes[:-1], last, replace(pool, op="Reshape", attrs=whole, inputs=(last.out,)))
+            whole, note = {"shape": f"(0, {channels}, 1, 1)"}, Annotation(origins(pool))
+            nodes = (*nodes[:-1], last, replace(pool, op="Reshape", attrs=whole, inputs=(last.out,), note=note))
         return Rewrite({pool.name: nodes}, args=args)
 
 
@@ -150,5 +150,5 @@ class FixedSlice:
             return Rewrite({node.name: ()}, {node.out: x})
         end = tuple(wanted[i] if i in axes else None for i in range(len(found)))
         begin = tuple(0 if i in axes else None for i in range(len(found)))
-        attrs = {"begin": str(begin), "end": str(end), **standing_for(node)}
-        return Rewrite({node.name: (replace(node, op="slice", attrs=attrs, inputs=(x,)),)})
+        attrs, note = {"begin": str(begin), "end": str(end)}, Annotation(origins(node))
+        return Rewrite({node.name: (replace(node, op="slice", attrs=attrs, inputs=(x,), note=note),)})

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.errors import GraphError
-from mxq.ir import VARIABLE, Array, Model, Node, Ref, standing_for
+from mxq.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -64,9 +64,9 @@ class FoldBatchNorm:
             layer,
             name=bn.name,
             label=bn.label,
-            attrs={**layer.attrs, "no_bias": "False", **standing_for(layer, bn)},
+            attrs={**layer.attrs, "no_bias": "False"},
             inputs=(layer.inputs[0], layer.inputs[1], Ref(bias_name)),
-        )
+        ).standing_for(layer, bn)
         new = (folded,) if has_bias else (Node(bias_name, VARIABLE), folded)
         return Rewrite({layer.name: (), bn.name: new}, args={weight_name: weight, bias_name: bias})
 

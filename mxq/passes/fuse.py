@@ -23,18 +23,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
+from mxq.annotation import Annotation, Route, RouteKind
 from mxq.backends import MXNET_191, RUN_TIME, BackendSpec, OpSpec, the_layer_of
 from mxq.backends.onednn import CONVOLUTION, FULLY_CONNECTED
-from mxq.ir import ROUTE, VARIABLE, Graph, Model, Node, Ref, standing_for
+from mxq.ir import VARIABLE, Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
-from mxq.verify.held import STRIDE
 
 _SUM = "elemwise_add"
-_FLAT = "between a convolution and a fully connected layer, which MXNet's kernel does not read as it is"
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,16 @@ class Fuse:
     def build(self, model: Model, match: Match) -> Rewrite:
         root = match.root
         outside, subgraph = _subgraph(match)
-        attrs = {**_flags(self.spec, match), **standing_for(*match.interior), **_said(match)}
-        fused = Node(root.name, self.spec.fused_op, attrs, outside, (subgraph,), root.label)
+        flags = _flags(self.spec, match)
+        fused = Node(root.name, self.spec.fused_op, flags, outside, (subgraph,), root.label, _note(match))
         dropped = {n.name: () for n in match.interior if n is not root}
         return Rewrite({**dropped, root.name: (fused,)})
 
 
-def _said(match: Match) -> dict[str, str]:
+def _note(match: Match) -> Annotation:
     """What earlier passes said of the members: why each is what it is, once, and which pixels the last one makes."""
-    route = "; ".join(dict.fromkeys(n.attrs[ROUTE] for n in match.interior if ROUTE in n.attrs))
-    held = {STRIDE: match.root.attrs[STRIDE]} if STRIDE in match.root.attrs else {}
-    return {**({ROUTE: route} if route else {}), **held}
+    routes = chain.from_iterable(dict.fromkeys(n.note.routes for n in match.interior))
+    return Annotation(origins(*match.interior), tuple(routes), stride=match.root.note.stride)
 
 
 def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
@@ -165,7 +164,8 @@ class FlattenBetween:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         layer = match.root
-        flat = Node(model.graph.unused(f"{layer.name}_flat"), "Flatten", {ROUTE: _FLAT}, layer.inputs[:1])
+        note = Annotation(routes=(Route.of(RouteKind.FLATTENED),))
+        flat = Node(model.graph.unused(f"{layer.name}_flat"), "Flatten", {}, layer.inputs[:1], note=note)
         return Rewrite({layer.name: (flat, replace(layer, inputs=(flat.out, *layer.inputs[1:])))})
 
 

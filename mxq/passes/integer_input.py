@@ -36,6 +36,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq import numerics
+from mxq.annotation import Annotation
+from mxq.annotation_text import CENTRED, NORMALIZE, NORMALIZED
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError, GraphError, QuantizeError
 from mxq.images import Preprocess
@@ -234,7 +236,7 @@ class _Door:
         return self._coded("take_codes", quantize, (), coded, args, dtype)
 
     def _normalize(self, quantize: Node, settings: Preprocess) -> Model:
-        name, (a, b) = f"{self.name}_normalize", _affine(settings)
+        name, (a, b) = self.name + NORMALIZE, _affine(settings)
         dtype, low, high = quantize.attrs["out_type"], f"{self.name}_min", f"{self.name}_max"
         weight = np.diag(a * (numerics.SPAN[INT8] / numerics.CODES[INT8][1])).astype(np.float32)
         args = {
@@ -246,7 +248,8 @@ class _Door:
         ranges = {k: quantize.attrs[k] for k in ("min_calib_range", "max_calib_range")}
         attrs = {"quantized": "true", **ranges, **({"with_act": "true"} if dtype == UINT8 else {})}
         inputs = (Ref(self.name), *map(Ref, args))
-        conv = Node(name, "_sg_mkldnn_conv", attrs, inputs, (_pointwise(len(a), dtype),))
+        inside, note = (_pointwise(len(a), dtype),), Annotation(tensor=self.name)
+        conv = Node(name, "_sg_mkldnn_conv", attrs, inputs, inside, note=note)
         span = _range(quantize)
         self.records[name] = TensorRecord(dtype, span.min, span.max, "normalised from pixels")
         coded = (Ref(name), Ref(name, 1), Ref(name, 2))
@@ -257,12 +260,11 @@ class _Door:
         name = self.name
         shape = (1, -1, 1, 1) if settings.layout == "NCHW" else (1, 1, 1, -1)
         args = {f"{name}_{k}": np.asarray(getattr(settings, k), np.float32).reshape(shape) for k in ("mean", "std")}
-        nodes = (
-            Node(f"{name}_cast", "Cast", {"dtype": FLOAT32}, (Ref(name),)),
-            Node(f"{name}_scaled", "_mul_scalar", {"scalar": repr(float(settings.scale))}, (Ref(f"{name}_cast"),)),
-            Node(f"{name}_centred", "broadcast_sub", {}, (Ref(f"{name}_scaled"), Ref(f"{name}_mean"))),
-            Node(f"{name}_normalized", "broadcast_div", {}, (Ref(f"{name}_centred"), Ref(f"{name}_std"))),
-        )
+        cast = Node(f"{name}_cast", "Cast", {"dtype": FLOAT32}, (Ref(name),))
+        scaled = Node(f"{name}_scaled", "_mul_scalar", {"scalar": repr(float(settings.scale))}, (cast.out,))
+        centred = Node(name + CENTRED, "broadcast_sub", {}, (scaled.out, Ref(f"{name}_mean")))
+        divided = Node(name + NORMALIZED, "broadcast_div", {}, (centred.out, Ref(f"{name}_std")))
+        nodes = (cast, scaled, centred, divided.noted(tensor=name))
         return self._rewired("normalize_in_float", nodes, {Ref(name): nodes[-1].out}, args, UINT8)
 
     def _coded(

@@ -29,7 +29,6 @@ from mxq.ir import Array, Graph, Model, Node, Ref
 from mxq.numerics import quantize, scale
 from mxq.plan import Plan
 from mxq.rewrite import Event, Trace
-from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 from mxq.weights.pairing import conflicts, cost_of, matching
 
 NAME = "pair_channels"
@@ -69,7 +68,7 @@ def pair_channels(model: Model, plan: Plan, trace: Trace | None = None) -> Model
         trace: receives the layers whose channels move.
 
     Returns:
-        A model with permuted parameters; the attribute `CHANNEL_ORDER` of each node whose result has its channels in
+        A model with permuted parameters; the `Annotation.order` of each node whose result has its channels in
         another order says where each of them was: ``new = old[:, order]``. The same model where no order is better.
     """
     args, nodes = dict(model.args), dict[str, Sequence[Node]]()
@@ -78,17 +77,16 @@ def pair_channels(model: Model, plan: Plan, trace: Trace | None = None) -> Model
         if order is None:
             continue
         _permute(group, args, order)
-        nodes |= {ref.name: (_said(model.graph[ref.name], order),) for ref in group.tensors}
+        nodes |= {ref.name: (_ordered(model.graph[ref.name], order),) for ref in group.tensors}
         if trace is not None:
             trace.events += [Event(NAME, NAME, node.name) for node in group.makers]
     return Model(model.graph.replace(nodes), args, model.auxs) if nodes else model
 
 
-def _said(node: Node, order: Array) -> Node:
-    """``node`` with what its attributes say of channels."""
-    scale = [v for v in node.attrs.get(CHANNEL_SCALE, "").split(",") if v]
-    moved = {CHANNEL_SCALE: ",".join(scale[i] for i in order)} if scale else {}
-    return node.with_attrs(**{CHANNEL_ORDER: ",".join(map(str, order)), **moved})
+def _ordered(node: Node, order: Array) -> Node:
+    """``node`` with what its note says of channels."""
+    places, scale = tuple(map(int, order)), node.note.scale
+    return node.noted(order=places, scale=tuple(scale[i] for i in places) if scale else ())
 
 
 def weight_codes(weight: Array) -> Array:

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
+from mxq.annotation import RouteKind
 from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
-from mxq.ir import ROUTE, Graph, Model, Node, Ref
+from mxq.ir import Graph, Model, Node, Ref
 from mxq.passes import run_time
-from mxq.passes.averages import WHY as AVERAGE
 from mxq.passes.averages import never_negative
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
@@ -87,7 +87,7 @@ def partition(
             op=chain(node),
             members=node.origins,
             int8=node.name not in reasons,
-            reason="; ".join(filter(None, (why[node.name], node.attrs.get(ROUTE)))),
+            reason="; ".join(filter(None, (why[node.name], node.note.why))),
         )
         for node in graph.operators
     )
@@ -270,7 +270,7 @@ def _of_float(graph: Graph, names: Collection[str]) -> dict[str, str]:
 
 
 def _is_average(node: Node) -> bool:
-    return AVERAGE in node.attrs.get(ROUTE, "")
+    return node.note.took(RouteKind.AVERAGE)
 
 
 def _stem(model: Model, names: Collection[str]) -> dict[str, str]:

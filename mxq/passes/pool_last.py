@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mxq.ir import ROUTE, Model, standing_for
+from mxq.annotation import Annotation, Route, RouteKind
+from mxq.ir import Model, origins
 from mxq.passes.averages import as_depthwise
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
-
-WHY = "an average of the channels that are left"
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,10 @@ class PoolLast:
         pool, conv = match["pool"], match["conv"]
         first, average = exchanged(model, pool, conv)
         first = replace(first, inputs=first.inputs[:2]).with_attrs(no_bias="True")
-        attrs = {
-            "kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)"), ROUTE: WHY,
-            **standing_for(pool, conv),
-        }  # fmt: skip
+        attrs = {"kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)")}
+        note = Annotation(origins(pool, conv), (Route.of(RouteKind.AVERAGE_LAST),))
         channels, name = int(conv.number("num_filter", 0)), model.graph.unused(f"{conv.name}_average")
-        window, last, args = as_depthwise(average, name, channels, attrs, conv.inputs[2:])
+        window, last, args = as_depthwise(average, name, channels, attrs, note, conv.inputs[2:])
         return Rewrite({pool.name: (), conv.name: (first, window, last)}, args=args)
 
 

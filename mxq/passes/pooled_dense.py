@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mxq.ir import ROUTE, Model, Node, standing_for
+from mxq.annotation import Annotation, Route, RouteKind
+from mxq.ir import Model, Node, origins
 from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 
-WHY = "a fully connected layer for a 1x1 convolution over a pooled image, which MXNet's memory planning does not stand"
 _POINTWISE = ("Activation", "clip", "hard_sigmoid")
 
 
@@ -48,11 +48,9 @@ class PooledConvolution:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         conv = match.root
-        attrs = {
-            "num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False"),
-            **standing_for(conv), ROUTE: WHY,
-        }  # fmt: skip
-        dense = Node(model.graph.unused(f"{conv.name}_dense"), "FullyConnected", attrs, conv.inputs)
+        attrs = {"num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False")}
+        note = Annotation(origins(conv), (Route.of(RouteKind.POOLED_DENSE),))
+        dense = Node(model.graph.unused(f"{conv.name}_dense"), "FullyConnected", attrs, conv.inputs, note=note)
         column = Node(conv.name, "Reshape", COLUMN, (dense.out,), label=conv.label)
         weight = conv.inputs[1].name
         value = model.args[weight]
@@ -72,7 +70,7 @@ class ActivateBeforeReshape:
     def build(self, model: Model, match: Match) -> Rewrite:
         act, column = match["act"], match["column"]
         first = replace(act, name=model.graph.unused(f"{act.name}_dense"), label="", inputs=(match.refs["x"],))
-        first = first.with_attrs(**standing_for(act))
+        first = first.standing_for(act)
         last = replace(column, name=act.name, label=act.label, inputs=(first.out,))
         return Rewrite({column.name: (), act.name: (first, last)})
 

@@ -3,11 +3,11 @@
 Before:  x -> _sg_mkldnn_conv -> y -> softmax
 After:   x -> _contrib_quantize_v2 -> _sg_mkldnn_conv(quantized, ranges) -> _contrib_dequantize -> softmax
 
-An int8 node is named ``quantized_<name>`` (with zeros after it where the network has such a node, and `TENSOR` to tell)
-and has three outputs (values, minimum, maximum); where a float reader or the network's output needs the tensor, a
-dequantize node takes the float tensor's own name, so float readers, output names and thresholds stay as they were.
-Ranges go into ``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.numerics`). What is
-stored as what, `mxq.passes.assignment` decides; nothing is decided here.
+An int8 node is named ``quantized_<name>`` (with zeros after it where the network has such a node) and has three outputs
+(values, minimum, maximum); where a float reader or the network's output needs the tensor, a dequantize node takes the
+float tensor's own name, so float readers, output names and thresholds stay as they were. Ranges go into
+``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.numerics`). What is stored as
+what, `mxq.passes.assignment` decides; nothing is decided here.
 
 * Ranges found at run time may leave no room for a bias: see `mxq.passes.run_time`.
 * conv + sum has no clip in int8. It is written as ReLU, with the range that `assign` gives: u8 saturates at its end.
@@ -20,16 +20,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mxq.annotation import Annotation
+from mxq.annotation_text import MADE, REMADE
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Graph, Model, Node, Ref, standing_for, toposort
+from mxq.ir import Array, Graph, Model, Node, Ref, origins, toposort
 from mxq.passes.biases import with_bias
 from mxq.passes.exact import on_grid
 from mxq.passes.run_time import least_range, widened
 from mxq.plan import TensorRecord, Tensors
 from mxq.quant.model import Operation, QuantizedModel
-from mxq.verify.held import MADE, OFFSET, REMADE, TENSOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class _Builder:
         norm = self.model.graph[operation.norm]
         data, beta = self.as_int8(norm.inputs[0], operation.reads[0]), norm.inputs[2].name
         self.args[beta] = (self.model.args[beta].astype(np.float64) + operation.writes.offset).astype(np.float32)
-        both = replace(norm, name=relu.name, label=relu.label).with_attrs(**standing_for(norm, relu))
+        both = replace(norm, name=relu.name, label=relu.label).standing_for(norm, relu)
         self._add(both, self._spec(norm), (data.values, *norm.inputs[1:], data.min, data.max), operation)
 
     def _without_offset(self, conv: Node, data: TensorRecord) -> Node:
@@ -197,11 +198,9 @@ class _Builder:
         if operation.writes_float:
             self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, {"enable_float_output": "True"})
             return
-        name = self.unused(MADE + node.name)
-        attrs = {**(_range_attrs(record) if spec.calibrated else {}), **_said(name, MADE, node)}
-        if record.offset:
-            attrs = {**attrs, OFFSET: repr(record.offset)}
-        self.nodes[name] = replace(self._int8_node(node, spec, name, inputs, attrs), label="")
+        name, ranges = self.unused(MADE + node.name), _range_attrs(record) if spec.calibrated else {}
+        made = replace(self._int8_node(node, spec, name, inputs, ranges), label="")
+        self.nodes[name] = made.noted(tensor=node.name, offset=record.offset or made.note.offset)
         at_run_time = spec.calibrated and self.quantized.at_run_time
         coded = self._requantize(node, name, record) if at_run_time else Coded.of(name, record)
         self.coded[node.out] = coded
@@ -213,21 +212,16 @@ class _Builder:
         fused = {"quantized": "true"} if spec.fused_op else {}
         if spec.float_op == FULLY_CONNECTED.float_op:
             fused["channel_wise_quantize"] = "True"
-        everything = {**node.attrs, **standing_for(node), **fused, **attrs}
-        inside = tuple(_saturated(node, spec, sub) for sub in node.subgraphs)
-        return replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, subgraphs=inside)
+        everything, note = {**node.attrs, **fused, **attrs}, replace(node.note, origins=origins(node))
+        made = replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, note=note)
+        return replace(made, subgraphs=tuple(_saturated(node, spec, sub) for sub in node.subgraphs))
 
     def _requantize(self, node: Node, sums: str, record: TensorRecord) -> Coded:
         """int32 results become 8 bits in a range found at run time."""
         name, source = self.unused(REMADE + node.name), Coded.of(sums, TensorRecord("int32"))
-        attrs = {"out_type": record.dtype, **_said(name, REMADE, node)}
-        self.nodes[name] = Node(name, "_contrib_requantize", attrs, (source.values, source.min, source.max))
+        attrs, inputs = {"out_type": record.dtype}, (source.values, source.min, source.max)
+        self.nodes[name] = Node(name, "_contrib_requantize", attrs, inputs, note=Annotation(tensor=node.name))
         return Coded.of(name, record)
-
-
-def _said(name: str, prefix: str, node: Node) -> dict[str, str]:
-    """The attribute that says whose codes a node called ``name`` gives, where that is not the usual name."""
-    return {} if name == prefix + node.name else {TENSOR: node.name}
 
 
 def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:
@@ -236,7 +230,7 @@ def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:
     row = spec.post_op(last)
     if row is None or not row.saturates or not node.flag("with_sum"):
         return inside
-    relu = replace(last, op="Activation", attrs={"act_type": "relu"})
+    relu = replace(last, op="Activation", attrs={"act_type": "relu"}, note=Annotation())
     return Graph((*inside.nodes[:-1], relu), inside.heads, inside.attrs)
 
 

@@ -30,7 +30,8 @@ from typing import Final
 
 import numpy as np
 
-from mxq.ir import ROUTE, VARIABLE, Array, Model, Node, Ref, standing_for
+from mxq.annotation import Annotation, Route, RouteKind
+from mxq.ir import VARIABLE, Array, Model, Node, Ref, origins
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
@@ -41,15 +42,15 @@ LARGEST: Final = 64
 """The largest scale of an upsampling that becomes a convolution: its weight has as many values as a pixel becomes."""
 
 
-def _joined(match: Match) -> dict[str, str]:
+def _joined(match: Match) -> Annotation:
     """What the report says of a node that stands for all of a match."""
     members = "+".join(n.op for n in match.interior)
-    return {**standing_for(*match.interior), ROUTE: f"quicker than {members}"}
+    return Annotation(origins(*match.interior), (Route.of(RouteKind.QUICKER, members),))
 
 
-def _instead(node: Node) -> dict[str, str]:
+def _instead(node: Node) -> Annotation:
     """What the report says of a node that stands for ``node``."""
-    return {**standing_for(node), ROUTE: f"quicker than {node.op}"}
+    return Annotation(origins(node), (Route.of(RouteKind.QUICKER, node.op),))
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class HardSigmoid:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         alpha, beta = 1 / match["clip"].number("a_max", 1), match["shift"].number("scalar", 0)
-        attrs = {"alpha": repr(alpha), "beta": repr(alpha * beta), **_joined(match)}
-        root = replace(match.root, op="hard_sigmoid", attrs=attrs, inputs=(match.refs["x"],))
+        attrs = {"alpha": repr(alpha), "beta": repr(alpha * beta)}
+        root = replace(match.root, op="hard_sigmoid", attrs=attrs, inputs=(match.refs["x"],), note=_joined(match))
         return Rewrite({n.name: () for n in match.interior} | {root.name: (root,)})
 
 
@@ -111,11 +112,9 @@ class GlobalPooling:
         return None
 
     def build(self, model: Model, match: Match) -> Rewrite:
-        attrs = {
-            "kernel": "(1, 1)", "pool_type": "avg", "global_pool": "True", "pooling_convention": "full",
-            **_instead(match.root),
-        }  # fmt: skip
-        return Rewrite({match.root.name: (replace(match.root, op="Pooling", attrs=attrs),)})
+        attrs = {"kernel": "(1, 1)", "pool_type": "avg", "global_pool": "True", "pooling_convention": "full"}
+        node = match.root
+        return Rewrite({node.name: (replace(node, op="Pooling", attrs=attrs, note=_instead(node)),)})
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ class RepeatAsUpSampling:
         return single_consumer(model, match)
 
     def build(self, model: Model, match: Match) -> Rewrite:
-        attrs = {"scale": match.root.attrs["repeats"], "sample_type": "nearest", "num_args": "1", **_joined(match)}
-        root = replace(match.root, op="UpSampling", attrs=attrs, inputs=(match.refs["x"],))
+        attrs = {"scale": match.root.attrs["repeats"], "sample_type": "nearest", "num_args": "1"}
+        root = replace(match.root, op="UpSampling", attrs=attrs, inputs=(match.refs["x"],), note=_joined(match))
         return Rewrite({match["inner"].name: (), root.name: (root,)})
 
 
@@ -162,9 +161,10 @@ class UpSamplingAsDeconvolution:
         side, ones = int(node.number("scale", 1)), model.graph.unused(f"{node.name}_ones")
         attrs = {
             "kernel": f"({side}, {side})", "stride": f"({side}, {side})", "num_filter": str(channels),
-            "num_group": str(channels), "no_bias": "True", **_instead(node),
+            "num_group": str(channels), "no_bias": "True",
         }  # fmt: skip
-        root = replace(node, op="Deconvolution", attrs=attrs, inputs=(match.refs["x"], Ref(ones)))
+        inputs = (match.refs["x"], Ref(ones))
+        root = replace(node, op="Deconvolution", attrs=attrs, inputs=inputs, note=_instead(node))
         weight = np.ones((channels, 1, side, side), np.float32)
         return Rewrite({node.name: (Node(ones, VARIABLE), root)}, args={ones: weight})
 
@@ -217,8 +217,9 @@ class PReLUAsMaximum:
         node = match.root
         slopes = model.args[node.inputs[1].name]
         name, column = model.graph.unused(f"{node.name}_scaled"), model.graph.unused(f"{node.name}_slopes")
-        scaled = Node(name, "broadcast_mul", _instead(node), (match.refs["x"], Ref(column)))
-        root = replace(node, op="_maximum", attrs=_instead(node), inputs=(match.refs["x"], scaled.out))
+        note = _instead(node)
+        scaled = Node(name, "broadcast_mul", {}, (match.refs["x"], Ref(column)), note=note)
+        root = replace(node, op="_maximum", attrs={}, inputs=(match.refs["x"], scaled.out), note=note)
         return Rewrite({node.name: (Node(column, VARIABLE), scaled, root)}, args={column: slopes.reshape(1, -1, 1, 1)})
 
 
@@ -234,10 +235,9 @@ class ClipAsMinimum:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         node = match.root
-        attrs = {"act_type": "relu", **_instead(node)}
-        relu = Node(model.graph.unused(f"{node.name}_relu"), "Activation", attrs, node.inputs)
-        attrs = {"scalar": node.attrs["a_max"], **_instead(node)}
-        root = replace(node, op="_minimum_scalar", attrs=attrs, inputs=(relu.out,))
+        name, note, top = model.graph.unused(f"{node.name}_relu"), _instead(node), {"scalar": node.attrs["a_max"]}
+        relu = Node(name, "Activation", {"act_type": "relu"}, node.inputs, note=note)
+        root = replace(node, op="_minimum_scalar", attrs=top, inputs=(relu.out,), note=note)
         return Rewrite({node.name: (relu, root)})
 
 
@@ -254,9 +254,8 @@ class JoinOnce:
     def build(self, model: Model, match: Match) -> Rewrite:
         outer, parts = match.root, _parts(model, match.root)
         inputs = tuple(ref for r in outer.inputs for ref in (parts[r.name].inputs if r.name in parts else (r,)))
-        joined = replace(outer, inputs=inputs).with_attrs(
-            num_args=str(len(inputs)), **standing_for(*parts.values(), outer)
-        )
+        joined = replace(outer, inputs=inputs).with_attrs(num_args=str(len(inputs)))
+        joined = joined.standing_for(*parts.values(), outer)
         return Rewrite({**dict.fromkeys(parts, ()), outer.name: (joined,)})
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from mxq.ir import INPUT_SHAPE, Model, Node, Ref
+from mxq.ir import Model, Node, Ref
 from mxq.passes.shapes import ELEMENTWISE
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite
 
@@ -121,7 +121,7 @@ def _shape(model: Model, node: Node, known: Mapping[Ref, Shape]) -> Shape:
 
 
 def _of_variable(model: Model, node: Node) -> Shape:
-    value, example = model.param(node.name), node.ints(INPUT_SHAPE)
+    value, example = model.param(node.name), node.note.input_shape
     if value is not None:
         return value.shape
     return (Side(node.out, 0), *example) if example else Whole(node.out)

@@ -5,7 +5,7 @@ Rules that need a number of channels or a spatial size of 1x1 ask here; both fol
 
 from __future__ import annotations
 
-from mxq.ir import INPUT_SHAPE, Graph, Model, Node, Ref
+from mxq.ir import Graph, Model, Node, Ref
 
 ELEMENTWISE = (
     "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",
@@ -29,7 +29,7 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
     if ref.output != 0:
         return None
     if node.is_variable:
-        shape = node.ints(INPUT_SHAPE)
+        shape = node.note.input_shape
         return shape[0] if len(shape) == 3 else None
     layer = _layer(node)
     if layer.op in _LAYERS and is_of_images(layer):

@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.annotation_text import SHIFTED
 from mxq.backends import layer_of, the_layer_of
 from mxq.backends.onednn import CONVOLUTION
 from mxq.ir import Array, Model, Node, Ref
@@ -41,7 +42,6 @@ from mxq.passes.shift_summand import shifted, with_relu
 from mxq.plan import Plan
 from mxq.rewrite import Event, Trace
 from mxq.thresholds import Thresholds
-from mxq.verify.held import SHIFTED
 from mxq.weights.limits import FEEDBACK, Exposed
 from mxq.weights.pairing import conflicts, matching
 

@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from mxq.annotation_text import SHIFTED
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import Graph, Model, Node, standing_for
+from mxq.ir import Graph, Model, Node
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
 from mxq.plan import Plan
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
 from mxq.thresholds import Range, Thresholds
-from mxq.verify.held import OFFSET, SHIFTED
 
 _CONV = CONVOLUTION.fused_op
 _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
@@ -93,8 +93,8 @@ def with_relu(conv: Node, offset: float) -> Node:
     relu = Node(f"{conv.name}_relu", "Activation", {"act_type": "relu"}, (inner.heads[0],))
     graph = Graph((*inner.nodes, relu), (relu.out,), inner.attrs)
     flag = "with_postsum_act" if conv.flag("with_sum") else "with_act"
-    attrs = {**conv.attrs, flag: "true", OFFSET: repr(offset), **standing_for(conv)}
-    return replace(conv, name=conv.name + SHIFTED, attrs=attrs, subgraphs=(graph,))
+    made = replace(conv, name=conv.name + SHIFTED, attrs={**conv.attrs, flag: "true"}, subgraphs=(graph,))
+    return made.standing_for(conv).noted(unshifted=conv.name, offset=offset)
 
 
 def shifted(plan: Plan, thresholds: Thresholds, names: Iterable[str], why: str) -> tuple[Plan, Thresholds]:
@@ -133,5 +133,5 @@ def shift_summands(
     result = apply_rules(model, (rule,), trace, "shift_summand")
     if result is model:
         return model, plan, thresholds
-    new = [n.name.removesuffix(SHIFTED) for n in result.graph if n.name not in model.graph and n.op == _CONV]
+    new = [n.note.unshifted for n in result.graph if n.name not in model.graph and n.note.unshifted]
     return result, *shifted(plan, thresholds, new, "so that it is u8 like the sum it goes into")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.annotation import Annotation
 from mxq.ir import Model
 from mxq.passes.same_shape import NAMES, OfOneShape, shapes_of
 from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
@@ -109,7 +110,7 @@ class AsActivation:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         node = match.root
-        return Rewrite({node.name: (replace(node, op="Activation", attrs={"act_type": node.op}),)})
+        return Rewrite({node.name: (replace(node, op="Activation", attrs={"act_type": node.op}, note=Annotation()),)})
 
 
 def _is_float(model: Model) -> Reject | None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.ir import ROUTE, VARIABLE, Array, Model, Node, Ref, standing_for
+from mxq.annotation import Annotation, Route, RouteKind
+from mxq.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -29,8 +30,6 @@ VECTOR = 8
 """float32 values in an AVX2 register; the kernels for groups need as many channels in each."""
 PART = 32
 """Channels of a part, at least: fewer leave the kernels' blocks half empty."""
-
-WHY = "a dense part of a grouped convolution, whose int8 kernel scales weights by other channels' maxima"
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,14 @@ class SplitGroups:
             a, made = _part(model, first, i, first.inputs[0], rows)
             relu = _named(replace(between, inputs=(a[-1].out,)), i)
             b, dense = _part(model, grouped, i, relu.out, slice(i * outside, (i + 1) * outside))
-            b = (*b[:-1], b[-1].with_attrs(**{ROUTE: WHY}))
+            b = (*b[:-1], b[-1].noted(routes=(Route.of(RouteKind.DENSE_PART),)))
             weight = b[-1].inputs[1].name
             dense[weight] = block_diagonal(dense[weight], each)
             ends.append(_named(replace(act, inputs=(b[-1].out,)), i))
             nodes += [*a, relu, *b, ends[-1]]
             args |= {**made, **dense}
         attrs = {"dim": "1", "num_args": str(len(ends))}
-        nodes.append(replace(act, op="Concat", attrs=attrs, inputs=tuple(n.out for n in ends)))
+        nodes.append(replace(act, op="Concat", attrs=attrs, inputs=tuple(n.out for n in ends), note=Annotation()))
         return Rewrite({n.name: () for n in match.interior} | {act.name: tuple(nodes)}, args=args)
 
 
@@ -105,7 +104,7 @@ def _shared(model: Model, conv: Node) -> Reject | None:
 
 def _named(node: Node, i: int) -> Node:
     """Part ``i`` of ``node``; it stands for the same original nodes."""
-    return replace(node.with_attrs(**standing_for(node)), name=f"{node.name}_part{i}", label="")
+    return replace(node.standing_for(node), name=f"{node.name}_part{i}", label="")
 
 
 def _part(model: Model, conv: Node, i: int, data: Ref, rows: slice) -> tuple[tuple[Node, ...], dict[str, Array]]:

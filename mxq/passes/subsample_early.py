@@ -23,16 +23,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mxq.ir import ROUTE, Graph, Model, Node, Ref, standing_for
+from mxq.annotation import Annotation, Route, RouteKind
+from mxq.ir import Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
-from mxq.verify.held import STRIDE, strides_held
 
 NAME = "subsample_early"
-WHY = "makes only the pixels that are read"
-WHY_POOLED = "makes one pixel of what was averaged"
 Stride = tuple[int, int]
 ALL: Stride = (1, 1)
 _OF_ONE = ("LeakyReLU", "BatchNorm")
@@ -59,7 +57,8 @@ class PoolFirst:
     def build(self, model: Model, match: Match) -> Rewrite:
         conv, pool = match["conv"], match["pool"]
         first, last = exchanged(model, conv, pool)
-        return Rewrite({conv.name: (), pool.name: (first, last.with_attrs(**{ROUTE: WHY_POOLED}))})
+        last = last.noted(routes=(Route.of(RouteKind.AVERAGED_PIXELS),))
+        return Rewrite({conv.name: (), pool.name: (first, last)})
 
 
 def _makes_fewer(pool: Node) -> bool:
@@ -172,20 +171,17 @@ class _Maker:
     def _convolution(self, conv: Node, own: Stride) -> Node:
         stride = _over(_times(stride_of(conv), own), self.demand.of(conv.inputs[0]))
         moved = conv if stride == stride_of(conv) else conv.with_attrs(stride=str(stride))
-        return moved if own == ALL else _marked(moved, own).with_attrs(**{ROUTE: WHY})
+        return moved if own == ALL else _marked(moved, own).noted(routes=(Route.of(RouteKind.READ_PIXELS),))
 
     def _subsampling(self, reader: Node, ref: Ref, step: Stride) -> Node:
-        attrs = {
-            "kernel": "(1, 1)", "pool_type": "max", "stride": str(step), "pooling_convention": "valid",
-            **standing_for(reader), ROUTE: "the pixels that are read, by pooling of one each",
-        }  # fmt: skip
+        attrs = {"kernel": "(1, 1)", "pool_type": "max", "stride": str(step), "pooling_convention": "valid"}
+        note = Annotation(origins(reader), (Route.of(RouteKind.SUBSAMPLING),))
         name = f"{ref.name}{ref.output or ''}_every_{step[0]}x{step[1]}"
-        return Node(self.demand.graph.unused(name), "Pooling", attrs, (ref,))
+        return Node(self.demand.graph.unused(name), "Pooling", attrs, (ref,), note=note)
 
 
 def _marked(node: Node, stride: Stride) -> Node:
-    rows, columns = _times(stride, strides_held(node))
-    return node.with_attrs(**{STRIDE: f"{rows},{columns}"})
+    return node.noted(stride=_times(stride, node.note.stride))
 
 
 def move_strides(model: Model, trace: Trace | None = None) -> Model:

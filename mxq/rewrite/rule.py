@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from mxq.ir import Array, Model, Node, Ref, standing_for
+from mxq.ir import Array, Model, Node, Ref
 from mxq.rewrite.pattern import Match, Op
 
 
@@ -49,9 +49,9 @@ def exchanged(model: Model, inner: Node, outer: Node) -> tuple[Node, Node]:
     """``outer`` before ``inner``, whose result it read; the second of them makes what ``outer`` made."""
     inputs = (*inner.inputs[:1], *outer.inputs[1:])
     first = replace(outer, name=model.graph.unused(f"{outer.name}_first"), label="", inputs=inputs)
-    first = first.with_attrs(**standing_for(outer))
+    first = first.standing_for(outer)
     second = replace(inner, name=outer.name, label=outer.label, inputs=(first.out, *inner.inputs[1:]))
-    return first, second.with_attrs(**standing_for(inner))
+    return first, second.standing_for(inner)
 
 
 def single_consumer(model: Model, match: Match) -> Reject | None:

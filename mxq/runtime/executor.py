@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import INPUT_SHAPE, Array, Executable, Graph, Model, Ref, Watched
+from mxq.ir import Array, Executable, Graph, Model, Ref, Watched
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 from mxq.runtime.sizes import Sizes
@@ -54,7 +54,7 @@ class _Bound:
         self._needed = [name for name in model.inputs if name in arguments]
         types = {name: model.graph[name].input_dtype for name in self._needed}
         self._integers = {name: np.dtype(dtype) for name, dtype in types.items() if dtype != "float32"}
-        self._fixed = {n: shape for n in self._needed if (shape := model.graph[n].ints(INPUT_SHAPE))}
+        self._fixed = {n: shape for n in self._needed if (shape := model.graph[n].note.input_shape)}
         self._shapes: _Shapes | None = None
         self._executor: Any = None
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from mxq.annotation import Annotation
 from mxq.ir import Array, Graph, Node, Ref
 
 TRAINING_HEADS: Final = MappingProxyType(
@@ -48,7 +49,7 @@ def _changes(graph: Graph) -> Iterator[tuple[str, tuple[Node, ...]]]:
 
 def _headless(node: Node) -> Node:
     op = TRAINING_HEADS.get(node.op)
-    return replace(node, op=op, attrs={}, inputs=node.inputs[:1]) if op else node
+    return replace(node, op=op, attrs={}, inputs=node.inputs[:1], note=Annotation()) if op else node
 
 
 def _softmax(graph: Graph, head: Node) -> tuple[Node, ...]:
@@ -74,7 +75,7 @@ def _softmax(graph: Graph, head: Node) -> tuple[Node, ...]:
 
 
 def _over(head: Node, axis: int) -> Node:
-    return replace(head, op="softmax", attrs={"axis": str(axis)}, inputs=head.inputs[:1])
+    return replace(head, op="softmax", attrs={"axis": str(axis)}, inputs=head.inputs[:1], note=Annotation())
 
 
 def _rank(graph: Graph, ref: Ref) -> int | None:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from mxq.ir import INPUT_PLACE, Graph, Node
+from mxq.ir import Graph, Node
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})", re.ASCII)
 
 
 def in_call_order(graph: Graph, parameters: Container[str], order: Sequence[str] | None = None) -> Graph:
-    """``graph`` with the place of each input among the arguments written to it (`mxq.ir.INPUT_PLACE`).
+    """``graph`` with the place of each input among the arguments written to it (`Annotation.input_place`).
 
     Args:
         graph: the network.
@@ -27,18 +27,17 @@ def in_call_order(graph: Graph, parameters: Container[str], order: Sequence[str]
     fed = [n for n in graph.variables if n.name not in parameters]
     names = [n.name for n in fed]
     if order is None:
-        if len({n.input_place for n in fed} - {None}) == len(fed):
+        if len({n.note.input_place for n in fed} - {None}) == len(fed):
             return graph
         order = natural(names)
     arguments = (*dict.fromkeys(order), *(name for name in natural(names) if name not in order))
-    places = {name: f"({i}, {len(arguments)})" for i, name in enumerate(arguments)} if len(arguments) > 1 else {}
+    places = {name: (i, len(arguments)) for i, name in enumerate(arguments)} if len(arguments) > 1 else {}
     inputs = set(names)
     return replace(graph, nodes=tuple(_placed(n, places) if n.name in inputs else n for n in graph.nodes))
 
 
-def _placed(variable: Node, places: Mapping[str, str]) -> Node:
-    attrs = {k: v for k, v in variable.attrs.items() if k != INPUT_PLACE}
-    return replace(variable, attrs=attrs | ({INPUT_PLACE: places[variable.name]} if places else {}))
+def _placed(variable: Node, places: Mapping[str, tuple[int, int]]) -> Node:
+    return variable.noted(input_place=places.get(variable.name))
 
 
 def natural(names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mxq.annotation import Annotation
 from mxq.errors import GraphError
 from mxq.ir import Graph, Node
 
@@ -28,4 +29,4 @@ def _reshape(node: Node) -> Node:
             f"node {node.name!r} (Reshape): target_shape is {node.attrs['target_shape']!r}; allowed: sizes, one 0 "
             "at most"
         )
-    return replace(node, attrs={"shape": str(tuple([0, *sides] if kept else sides))})
+    return replace(node, attrs={"shape": str(tuple([0, *sides] if kept else sides))}, note=Annotation())

@@ -205,7 +205,7 @@ def _layers(model: Model) -> dict[str, tuple[Array, Array | None]]:
 
 
 def _as_in_float(model: Model, node: Node, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
-    """Undoes what `CHANNEL_ORDER` and `CHANNEL_SCALE` say of the layer's input and output."""
+    """Undoes what notes say of the channels of the layer's input and output."""
     (rows, up), (columns, down) = (channels_of(model.graph, n) for n in (node, model.graph[node.inputs[0].name]))
     if rows:
         weight, bias = weight[np.argsort(rows)], None if bias is None else bias[np.argsort(rows)]

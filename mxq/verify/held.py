@@ -1,53 +1,25 @@
 """How the int8 network holds the tensors of the float network: under which name, in which codes, scaled and shifted.
 
-The names are those that `mxq.passes.quantize` gives: the int8 operator made from ``x`` is ``quantized_x`` (or, where
-ranges are found at run time, ``requantize_x`` after it), ``x_quantize`` quantizes a float tensor, and dequantizers and
-operators left in float are called ``x``. Where the network has a node of such a name, `TENSOR` tells.
-`mxq.passes.integer_input` adds ``data_normalize`` and integer inputs.
-
-A pass that changes what a tensor holds says so in an attribute of the node that makes it, which MXNet keeps and
-ignores: ``held = value * scale + offset``, with `CHANNEL_SCALE` and `OFFSET`, in `CHANNEL_ORDER`, of every so many
-pixels, with `STRIDE`. What only codes, decodes or recodes a tensor holds what it reads.
+Which tensor's codes an operator gives, and what a pass made of it, is in the node's note (`Annotation`): ``held = value
+* scale + offset``, its channels in ``order``, of every so many pixels (``stride``). Dequantizers and operators left in
+float have the tensor's own name. What only codes, decodes or recodes a tensor holds what it reads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from mxq import numerics
+from mxq.annotation import Annotation
 from mxq.backends import MXNET_191
 from mxq.ir import Array, Graph, Model, Node, Ref
 
-CHANNEL_SCALE: Final = "__channel_scale__"
-"""Attribute of a node whose tensor is the float network's times a factor: one float for each channel, by commas. What
-`COMMUTING` operators make of it is scaled likewise."""
-
-CHANNEL_AXIS: Final = "__channel_axis__"
-"""Attribute of a node with `CHANNEL_SCALE`: the axis that its channels are on; 1 where it has none."""
-
-CHANNEL_ORDER: Final = "__channel_order__"
-"""Attribute of a node whose tensor has the float network's channels (axis 1) in another order: of each, by commas,
-which it is there. Other attributes speak of channels as they are here."""
-
-OFFSET: Final = "__offset__"
-"""Attribute of a node whose tensor is the float network's plus this float, after any scale. Such a node has the name of
-the tensor with `SHIFTED` after it where the tensor is shifted in float too (`mxq.passes.shift_summand`)."""
-
-SHIFTED: Final = "_shifted"
-
-TENSOR: Final = "__tensor__"
-"""Attribute of a node whose name does not tell which float tensor it gives the codes of: the name of that."""
-
-STRIDE: Final = "__stride__"
-"""Attribute of a node whose tensor has but every so many rows and columns (axes 2, 3) of the float network's: "2,2"."""
-
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
-MADE, REMADE = "quantized_", "requantize_"
 LEVELS: Final = 256
 RECODING = (QUANTIZE, DEQUANTIZE, REQUANTIZE)
 COMMUTING: Final = (
@@ -57,7 +29,7 @@ COMMUTING: Final = (
 )
 """Operators through which a pass may move positive scales of channels: behind them, what they read is scaled alike."""
 _SCALED: Final = (*RECODING, *COMMUTING)
-_NORMALIZE, _NORMALIZED = "_normalize", "_normalized"
+_ALL = (1, 1)
 _INT32 = 2**31 - 1
 _ROUNDS = 0.51
 """How far a value may lie beyond the last code, in codes: a half, where the range's own maximum is, and a little."""
@@ -175,10 +147,10 @@ class Counterparts:
             return None
         if node.is_variable:
             return Ref(node.name) if node.name in self.int8.inputs and node.name in self.reference.inputs else None
-        if node.op == QUANTIZE and TENSOR not in node.attrs:
+        if node.op == QUANTIZE and not node.note.tensor:
             return self.float_of(node.inputs[0])
         known = self.reference.graph.by_name
-        for name in (tensor_name(node), node.name, node.name.removeprefix(MADE), _unmoved(node)):
+        for name in (tensor_name(node), node.name, node.note.unshifted):
             if name in known and not known[name].is_variable:
                 return Ref(name, ref.output)
         return self.float_of(node.inputs[0]) if node.op in RECODING else self._door(node)
@@ -187,8 +159,8 @@ class Counterparts:
         """How the tensor ``ref`` is held."""
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
-        offset = sum(_numbers(self.int8.graph, node, OFFSET))
-        axis = int(_teller(self.int8.graph, node, CHANNEL_SCALE, _SCALED).attrs.get(CHANNEL_AXIS, "1"))
+        offset = _noted(self.int8.graph, node, lambda note: note.offset).offset
+        axis = _noted(self.int8.graph, node, lambda note: note.scale, _SCALED).axis
         top, stride = _top(self.int8.graph, node), self._stride(node, ref)
         return Held(self._refs(node, ref), order, scale, offset, top, stride, axis)
 
@@ -213,8 +185,9 @@ class Counterparts:
 
     def _stride(self, node: Node, ref: Ref) -> tuple[int, int]:
         """Beside the float network, which may hold a part itself, as a fused one does."""
-        tensor, (rows, columns) = self.float_of(ref), strides_held(_teller(self.int8.graph, node, STRIDE))
-        first = (1, 1) if tensor is None else strides_held(self.reference.graph[tensor.name])
+        rows, columns = _noted(self.int8.graph, node, lambda note: note.stride != _ALL).stride
+        tensor = self.float_of(ref)
+        first = _ALL if tensor is None else self.reference.graph[tensor.name].note.stride
         return rows // first[0], columns // first[1]
 
     def _refs(self, node: Node, ref: Ref) -> tuple[Ref, ...]:
@@ -227,53 +200,34 @@ class Counterparts:
 
     def _door(self, node: Node) -> Ref | None:
         """The float input that ``node`` makes of an integer one."""
-        for end in (_NORMALIZE, _NORMALIZED):
-            name = node.name.removesuffix(end)
-            if name != node.name and name in self.reference.inputs and name in self.int8.inputs:
-                return Ref(name)
-        return None
+        name = node.note.tensor
+        return Ref(name) if name in self.reference.inputs and name in self.int8.inputs else None
 
 
 def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """`Held.order` and `Held.scale` of what ``node`` of an int8 network makes."""
-    order = tuple(map(int, _numbers(graph, node, CHANNEL_ORDER)))
-    scale = tuple(_numbers(graph, node, CHANNEL_SCALE, _SCALED))
+    order = _noted(graph, node, lambda note: note.order).order
+    scale = _noted(graph, node, lambda note: note.scale, _SCALED).scale
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
 
 
-def strides_held(node: Node) -> tuple[int, int]:
-    """What `STRIDE` says of a node; (1, 1) where it says nothing."""
-    rows, columns = node.ints(STRIDE) or (1, 1)
-    return rows, columns
-
-
-def _numbers(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> list[float]:
-    """The numbers of an attribute of what makes a tensor, before any operators ``through``; none without it."""
-    return [float(v) for v in _teller(graph, node, attr, through).attrs.get(attr, "").split(",") if v]
-
-
-def _teller(graph: Graph, node: Node, attr: str, through: Collection[str] = RECODING) -> Node:
-    """The node that may have an attribute of what ``node`` makes: itself, or what is before operators ``through``."""
-    while attr not in node.attrs and node.op in through:
+def _noted(
+    graph: Graph, node: Node, says: Callable[[Annotation], object], through: Collection[str] = RECODING
+) -> Annotation:
+    """The first note that ``says`` something of what ``node`` makes: its own, or of what is before ``through``."""
+    while not says(node.note) and node.op in through:
         node = graph[node.inputs[0].name]
-    return node
-
-
-def _unmoved(node: Node) -> str:
-    """The name of a tensor that is held with an offset, under another name; empty for others."""
-    return plain_name(node) if OFFSET in node.attrs else ""
+    return node.note
 
 
 def tensor_name(node: Node) -> str:
     """The name of the float tensor whose codes ``node`` gives; its own where it gives no codes, or quantizes."""
-    if TENSOR in node.attrs:
-        return node.attrs[TENSOR]
-    return node.name.removeprefix(MADE).removeprefix(REMADE) if is_coded(node) else node.name
+    return node.note.tensor or node.name
 
 
 def plain_name(node: Node) -> str:
     """The name that the tensor had in the network as it was given, which is not shifted."""
-    return tensor_name(node).removesuffix(SHIFTED) if is_int8(node) else tensor_name(node)
+    return node.note.unshifted or tensor_name(node)
 
 
 def is_int8(node: Node) -> bool:

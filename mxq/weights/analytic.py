@@ -22,7 +22,6 @@ from scipy.stats import norm
 from mxq.backends import layer_of
 from mxq.ir import Array, Model, Node
 from mxq.plan import Plan
-from mxq.verify.held import CHANNEL_ORDER, CHANNEL_SCALE
 from mxq.weights.bias import Activation
 from mxq.weights.patches import Geometry
 
@@ -77,9 +76,8 @@ def expected(source: Model, node: Node) -> Array | None:
         return None
     spread = np.ones(len(beta)) if norms[0].flag("fix_gamma", default=True) else np.abs(gamma).astype(np.float64)
     mean = clipped_mean(beta.astype(np.float64), np.maximum(spread, 1e-12), Activation.of(node))
-    order = [int(i) for i in node.attrs.get(CHANNEL_ORDER, "").split(",") if i]
-    scale = [float(v) for v in node.attrs.get(CHANNEL_SCALE, "").split(",") if v]
-    mean = mean[order] if order else mean
+    order, scale = node.note.order, node.note.scale
+    mean = mean[list(order)] if order else mean
     return mean * np.array(scale) if scale else mean
 
 

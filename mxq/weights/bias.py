@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq.ir import Array, Node
-from mxq.verify.held import OFFSET
 
 STEPS = 4
 FEW = 8.0
@@ -37,7 +36,7 @@ class Activation:
 
         Nor does the ReLU of a shifted sum (`mxq.passes.shift_streams`): what it takes is beyond the calibrated range.
         """
-        if node.flag("with_sum") and OFFSET in node.attrs:
+        if node.flag("with_sum") and node.note.offset:
             return Activation()
         inner = node.subgraphs[0].nodes[-1] if node.subgraphs else node
         if inner.op == "Activation" and inner.attrs.get("act_type") == "relu":

@@ -41,8 +41,7 @@ from mxq.backends import the_layer_of
 from mxq.ir import Array, Model, Node, Runner
 from mxq.numerics import SPAN
 from mxq.thresholds import Range, Threshold, Thresholds
-from mxq.verify.held import CHANNEL_AXIS, CHANNEL_SCALE
-from mxq.weights.families import LAST, Family, families, is_norm
+from mxq.weights.families import Family, families, is_norm
 from mxq.weights.live import Batches, passing
 from mxq.weights.pieces import pieces
 
@@ -179,9 +178,8 @@ def scaled(model: Model, chosen: Sequence[tuple[Family, Array]]) -> Model:
         for node in family.writers:  # weight and bias, or gamma and beta
             for name in (r.name for r in node.inputs[1:3] if r.name in args):
                 args[name] = _times(args[name], s)
-            said = {CHANNEL_SCALE: ",".join(f"{v:.8g}" for v in s)}
-            said |= {CHANNEL_AXIS: str(LAST)} if family.axis == LAST else {}
-            changes[node.name] = (node.with_attrs(**said),)
+            written = tuple(float(f"{v:.8g}") for v in s)  # as files have them: what reads a file sees the same
+            changes[node.name] = (node.noted(scale=written, axis=family.axis),)
         for node in family.readers:
             args[node.inputs[1].name] = _divided(args[node.inputs[1].name], s, node)
             if is_norm(node):
