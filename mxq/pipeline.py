@@ -65,7 +65,7 @@ from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, except
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.serde import write_text
 from mxq.statistics import Statistics
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.weights import Asked, clip_weights
 
 
@@ -294,18 +294,19 @@ def _fed(model: Model) -> frozenset[str]:
 def _oddities(found: Mapping[str, Threshold]) -> tuple[str, ...]:
     """A sentence for tensors that held but one value: a sign of broken data or a dead layer."""
     sentences = []
-    for note in ("all zero", "constant"):
-        names = [name for name, threshold in found.items() if threshold.note == note]
+    for oddity in Oddity:
+        names = [name for name, threshold in found.items() if threshold.oddity is oddity]
         if names:
             more = f" and {len(names) - 3} others" if len(names) > 3 else ""
             listed = ", ".join(map(repr, names[:3]))
-            sentences.append(f"{listed}{more}: {note} in all of the calibration data; are data and preparation right?")
+            what = f"{oddity.value} in all of the calibration data"
+            sentences.append(f"{listed}{more}: {what}; are data and preparation right?")
     return tuple(sentences)
 
 
 def _fixed(plan: Plan, choices: LayerChoices) -> dict[str, Threshold]:
     given = {str(r): (choices.threshold(r.name), choices.source(r.name, "threshold")) for r in plan.observe}
-    return {name: Threshold(Range(*pair), "fixed", source=why) for name, (pair, why) in given.items() if pair}
+    return {name: Threshold(Range(*pair), FIXED, source=why) for name, (pair, why) in given.items() if pair}
 
 
 def _asked_dtype(ref: Ref, prepared: Prepared) -> str:

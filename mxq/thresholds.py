@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from mxq.formats.documents import Count, converted, parse_json
 FORMAT = "mxq-thresholds/1"
 LARGEST: Final = (2 - 2**-23) * 2.0**127
 """The largest float32."""
+FIXED: Final = "fixed"
+"""What files, and who makes a `Threshold`, call the observer of a range that nobody is to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,31 @@ class Candidate:
     error: float
 
 
+class RangeKind(Enum):
+    """What a range is, and so what may be done with it."""
+
+    CALIBRATED = "calibrated"
+    """Found in data; it may be changed."""
+    FIXED = "fixed"
+    """Given; it stays as it is but for what changes the values themselves."""
+    DERIVED = "derived"
+    """Of other values than were observed: the tensor was scaled or shifted since, or is made of what was observed."""
+
+
+class Oddity(Enum):
+    """What is odd about the values of a tensor: a sign of broken data or a dead layer."""
+
+    ALL_ZERO = "all zero"
+    CONSTANT = "constant"
+
+    @staticmethod
+    def between(low: float, high: float) -> Oddity | None:
+        """Of values between these bounds, both of which occur; None where there is nothing odd."""
+        if low != high:
+            return None
+        return Oddity.ALL_ZERO if low == 0 else Oddity.CONSTANT
+
+
 @dataclass(frozen=True, slots=True)
 class Threshold:
     """One tensor's range and where it came from.
@@ -63,6 +91,7 @@ class Threshold:
     for it ("calib_mode", "overrides 'stage1_*'", ...), ``examples`` and ``batches`` say how much data it saw,
     ``observed`` is the plain minimum and maximum of that data, ``note`` anything worth reporting (the tensor was
     constant, clipped by hand, ...). Where "auto" chose, ``candidates`` are what it chose from, the best first.
+    ``kind`` is in no file; the observer `FIXED` makes it fixed.
     """
 
     range: Range
@@ -73,6 +102,25 @@ class Threshold:
     note: str = ""
     source: str = ""
     candidates: tuple[Candidate, ...] = ()
+    kind: RangeKind = RangeKind.CALIBRATED
+
+    def __post_init__(self) -> None:
+        if self.observer == FIXED:
+            object.__setattr__(self, "kind", RangeKind.FIXED)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nobody is to change the range."""
+        return self.kind is RangeKind.FIXED
+
+    @property
+    def oddity(self) -> Oddity | None:
+        """What is odd about the values that were observed."""
+        return None if self.observed is None else Oddity.between(self.observed.min, self.observed.max)
+
+    def unobserved(self) -> Threshold:
+        """This for a tensor of other values than were observed."""
+        return replace(self, observed=None, kind=self.kind if self.is_fixed else RangeKind.DERIVED)
 
     def ranged(self, span: Range, note: str) -> Threshold:
         """This with another range, and a ``note`` on why after any that is there."""
@@ -109,8 +157,7 @@ class Thresholds(Mapping[str, Threshold]):
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary, ``{"format": ..., "tensors": {name: {...}}}``."""
-        tensors = {k: {**asdict(v), "candidates": [asdict(c) for c in v.candidates]} for k, v in self.table.items()}
-        return {"format": FORMAT, "tensors": dict(sorted(tensors.items()))}
+        return {"format": FORMAT, "tensors": {k: _written(self.table[k]) for k in sorted(self.table)}}
 
     @staticmethod
     def from_json(data: Any) -> Thresholds:
@@ -124,7 +171,21 @@ class Thresholds(Mapping[str, Threshold]):
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         if found != FORMAT:
             raise FormatError(f"thresholds have format {found!r}; this version reads {FORMAT!r}")
-        return Thresholds(converted(data, _Document, "the table of thresholds").tensors)
+        tensors = converted(data, _Document, "the table of thresholds").tensors
+        return Thresholds({name: _of_kind(threshold) for name, threshold in tensors.items()})
+
+
+def _written(threshold: Threshold) -> dict[str, Any]:
+    """JSON-ready, without its kind."""
+    found = {**asdict(threshold), "candidates": [asdict(c) for c in threshold.candidates]}
+    del found["kind"]
+    return found
+
+
+def _of_kind(read: Threshold) -> Threshold:
+    """A threshold with the kind that files leave to be told from the rest: what is of other values has a note on it."""
+    derived = read.observed is None and not read.is_fixed and read.note
+    return replace(read, kind=RangeKind.DERIVED) if derived else read
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq.errors import CalibrationError, FormatError
-from mxq.thresholds import Candidate, Range, Threshold, Thresholds
+from mxq.thresholds import FIXED, Candidate, Oddity, Range, RangeKind, Threshold, Thresholds
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 COUNTS = st.integers(0, 2**63 - 1)
 RANGES = st.tuples(FLOATS, FLOATS).map(lambda p: Range(min(p), max(p)))
 CANDIDATES = st.lists(st.builds(Candidate, st.text(), RANGES, FINITE), max_size=3).map(tuple)
-THRESHOLDS = st.builds(
-    Threshold, RANGES, st.text(), COUNTS, COUNTS, st.none() | RANGES, st.text(), st.text(), CANDIDATES
+SEEN = st.builds(
+    Threshold, RANGES, st.text() | st.just(FIXED), COUNTS, COUNTS, RANGES, st.text(), st.text(), CANDIDATES
 )
+THRESHOLDS = SEEN | SEEN.filter(lambda t: t.note).map(Threshold.unobserved) | st.builds(Threshold, RANGES, st.text())
 
 
 ENTRY = {"range": {"min": 0.0, "max": 1.0}, "observer": "naive"}
@@ -80,6 +82,43 @@ class TestThresholds:
                 {"observer": "naive", "range": {"min": -2.0, "max": 2.0}, "error": 0.5},
             ],
         }
+
+    @pytest.mark.parametrize(
+        ("said", "kind"),
+        [
+            ({}, RangeKind.CALIBRATED),
+            ({"observed": {"min": 0.0, "max": 2.0}, "note": "constant"}, RangeKind.CALIBRATED),
+            ({"note": "shifted up by 1"}, RangeKind.DERIVED),
+            ({"observer": "fixed", "note": "its codes are the pixels"}, RangeKind.FIXED),
+            ({"observer": "fixed:0,1"}, RangeKind.CALIBRATED),
+        ],
+    )
+    def test_files_tell_the_kind_by_the_rest(self, said, kind):
+        found = Thresholds.from_json({"format": "mxq-thresholds/1", "tensors": {"a": {**ENTRY, **said}}})
+        assert found["a"].kind is kind
+        assert "kind" not in found.to_json()["tensors"]["a"]
+
+    def test_what_is_fixed_stays_so(self):
+        given = Threshold(Range(0.0, 1.0), FIXED, observed=Range(0.0, 1.0))
+        assert given.is_fixed
+        assert given.unobserved() == replace(given, observed=None)
+        assert given.ranged(Range(0.0, 2.0), "its channels are scaled").is_fixed
+        free = replace(given, observer="naive", kind=RangeKind.CALIBRATED)
+        assert not free.is_fixed
+        assert free.unobserved().kind is RangeKind.DERIVED
+        assert replace(free, observer=FIXED).is_fixed
+
+    @pytest.mark.parametrize(
+        ("observed", "oddity"),
+        [
+            (None, None),
+            (Range(-0.0, 0.0), Oddity.ALL_ZERO),
+            (Range(2.0, 2.0), Oddity.CONSTANT),
+            (Range(0.0, 2.0), None),
+        ],
+    )
+    def test_oddities(self, observed, oddity):
+        assert Threshold(Range(0.0, 1.0), "naive", observed=observed, note="all zero").oddity is oddity
 
     def test_a_mapping(self):
         thresholds = Thresholds({"a": Threshold(Range(-1.0, 2.0), "naive")})

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import CalibrationError, DataError, FormatError, one_of
 from mxq.observers import kernels
-from mxq.thresholds import Candidate, Range
+from mxq.thresholds import Candidate, Oddity, Range
 
 Arrays = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -223,9 +223,8 @@ class Extent:
     @property
     def note(self) -> str:
         """What is odd about the values: "all zero", "constant", or nothing."""
-        if self.count and self.min == self.max:
-            return "all zero" if self.min == 0 else "constant"
-        return ""
+        odd = Oddity.between(self.min, self.max) if self.count else None
+        return "" if odd is None else odd.value
 
     def unsigned(self, dtype: str) -> bool:
         """Whether uint8 codes are wanted and fit: no value was negative and ``dtype`` allows them."""

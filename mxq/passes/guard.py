@@ -295,5 +295,5 @@ def _alone(model: Model, ref: Ref, readers: list[_Layer]) -> bool:
 
 def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref) -> bool:
     """Whether the range of ``ref`` may be another."""
-    free = str(ref) in thresholds and thresholds[str(ref)].observer != "fixed"
+    free = str(ref) in thresholds and not thresholds[str(ref)].is_fixed
     return free and _has_range(model, plan, ref) and ref not in model.graph.heads

@@ -46,7 +46,7 @@ from mxq.passes.overrides import LayerChoices
 from mxq.plan import InputRecord, TensorRecord
 from mxq.rewrite import Trace
 from mxq.rewrite.driver import Event
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.thresholds import FIXED, Range, Threshold, Thresholds
 
 INT8, UINT8, FLOAT32 = "int8", "uint8", "float32"
 CODES, PIXELS = "codes", "pixels"
@@ -119,7 +119,7 @@ def choose_codes(model: Model, thresholds: Thresholds, config: QuantConfig) -> t
     factor = None if settings is None else _factor(settings)
     if factor is None or (asked or config.quantized_dtype) == INT8:
         return thresholds, config
-    whole = Threshold(Range(0.0, PIXEL_TOP * factor), "fixed", source="input_dtype", note="its codes are the pixels")
+    whole = Threshold(Range(0.0, PIXEL_TOP * factor), FIXED, source="input_dtype", note="its codes are the pixels")
     return Thresholds({**thresholds, name: whole}), _with_dtype(config, name, UINT8)
 
 

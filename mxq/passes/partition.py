@@ -328,7 +328,7 @@ def with_carried(graph: Graph, plan: Plan, thresholds: Thresholds) -> Thresholds
         if str(ref) not in found:
             spans = [thresholds[str(r)] for r in _carried(graph, ref, thresholds)]
             whole = reduce(Range.union, (t.range for t in spans))
-            found[str(ref)] = replace(spans[0], range=whole, observed=None, note="the range of what is carried to it")
+            found[str(ref)] = replace(spans[0].unobserved(), range=whole, note="the range of what is carried to it")
     return Thresholds(found)
 
 

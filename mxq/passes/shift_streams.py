@@ -96,7 +96,7 @@ class _Streams:
     def _is_free(self, name: str, stream: frozenset[str]) -> bool:
         """Whether the tensor ``name`` may be shifted as far as its range and its readers go."""
         threshold = self.thresholds.get(name)
-        if threshold is None or threshold.range.min >= 0 or threshold.observer == "fixed":
+        if threshold is None or threshold.range.min >= 0 or threshold.is_fixed:
             return False
         if self.choices.dtype(name) == "int8" or name in self.model.graph.head_names:
             return False

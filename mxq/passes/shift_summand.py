@@ -113,7 +113,7 @@ def shifted(plan: Plan, thresholds: Thresholds, names: Iterable[str], why: str) 
         found = table.pop(old)
         span = Range(0.0, found.range.max - found.range.min)
         note = f"shifted up by {-found.range.min:.6g}, {why}"
-        table[name] = replace(found, range=span, observed=None, note=note)
+        table[name] = replace(found.unobserved(), range=span, note=note)
     return replace(plan, decisions=decisions, observe=observe), Thresholds(table)
 
 

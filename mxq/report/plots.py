@@ -32,7 +32,7 @@ from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
 from mxq.plan import Report
 from mxq.statistics import Statistics
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.thresholds import Range, RangeKind, Threshold, Thresholds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,7 +181,7 @@ def used_by(report: Report, statistics: Statistics, tensor: str) -> Threshold:
     if tensor not in ranges:
         raise ConfigError(f"the network has no range for tensor {tensor!r}; it has some for {len(ranges)} others")
     found = ranges[tensor]
-    if found.observed is None and found.observer != "fixed" and found.note:  # scaled or shifted
+    if found.kind is RangeKind.DERIVED:
         raise CalibrationError(
             f"the network's range for {tensor!r} is of other values than the statistics': {found.note}; allowed: a "
             "tensor that is not changed, or a network made with effort 'fast'"

@@ -235,4 +235,4 @@ def _rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
         for asked, was in ((threshold.range.min, seen.low.min()), (threshold.range.max, seen.high.max()))
     ]
     span = Range(min(low * kept[0], 0.0), max(high * kept[1], 0.0))
-    return replace(threshold, observed=None).ranged(span, "its channels are scaled to share it")
+    return threshold.unobserved().ranged(span, "its channels are scaled to share it")

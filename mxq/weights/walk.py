@@ -171,7 +171,7 @@ class _Walk:
         if self.setting.methods.range_choice != "layer" or threshold is None or ref not in self.codes:
             return
         readers = Readers(self.runner, self.setting.model, self.setting.plan).of(ref)
-        if not readers or threshold.observer == "fixed":
+        if not readers or threshold.is_fixed:
             return
         with suppress(RuntimeFailure):
             little, span, code = telling(value, self.examples), self.spans[str(ref)], self.codes[ref]
