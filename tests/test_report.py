@@ -26,7 +26,7 @@ REPORT = Report(
         (Ref("data"), Ref("split", 1), Ref("bn", 0, 2)),
     ),
     tensors={
-        "quantized_relu0": TensorRecord("uint8", 0.0, 6.5, "widened to hold the sum"),
+        "quantized_relu0": TensorRecord("uint8", 0.0, 6.5, "widened to hold the sum", of="relu0"),
         "data_quantize": TensorRecord("int8"),
     },
     thresholds={
@@ -132,6 +132,16 @@ def test_a_report_json_cannot_say_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be written"):
         record.write(tmp_path / "net", replace(REPORT, summary={"loss": float("nan")}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("prefix", ["quantized_", "requantize_"])
+def test_records_that_do_not_say_whose_int8_form_a_tensor_is(prefix: str) -> None:
+    older = record.to_json(REPORT)
+    older["tensors"] = {f"{prefix}relu0": {"dtype": "uint8"}, "data_quantize": {"dtype": "int8"}}
+    found = record.from_json(older)
+    assert found.tensors == {f"{prefix}relu0": TensorRecord("uint8", of="relu0"), "data_quantize": TensorRecord("int8")}
+    assert record.tensor_of(found, "relu0") == TensorRecord("uint8", of="relu0")
+    assert record.tensor_of(found, "data") is None
 
 
 class TestFinding:
@@ -268,7 +278,8 @@ class TestTables:
         long = "stage_" * 14 + "conv0"
         made = Decision(long, "Convolution+elemwise_add+Activation", (long,), True, "because " * 20)
         kept = Decision(long, "softmax", (long,), False, "because " * 20)
-        report = Report(Plan((made, kept)), tensors={f"quantized_{long}": TensorRecord("uint8", -1234.5678, 1234.5678)})
+        coded = {f"quantized_{long}": TensorRecord("uint8", -1234.5678, 1234.5678, of=long)}
+        report = Report(Plan((made, kept)), tensors=coded)
         layers = (Layer(long, "Convolution+elemwise_add+Activation", "uint8", 33.3, 0.9),)
         for shown in (
             tables.decisions(report),

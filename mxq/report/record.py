@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mxq.annotation_text import MADE, REMADE
 from mxq.checksums import Mismatch, checksum, files_in, mismatches, path_of, recorded
 from mxq.errors import ConfigError, FormatError
 from mxq.files import write_json
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 FORMAT = "mxq-report/1"
-_INT8_PREFIXES = ("requantize_", "quantized_")  # what older records call the int8 form of a node begins so
+_INT8_PREFIXES = (REMADE, MADE)
+"""What an int8 form is called begins so: in records that do not say whose it is, and by who asks for it."""
 _SAME = (
     "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
 )  # fmt: skip
@@ -107,10 +109,7 @@ def explain(report: Report, decision: Decision) -> Explanation:
 
 def tensor_of(report: Report, node: str) -> TensorRecord | None:
     """How the int8 result of the fused node ``node`` is coded; None where it has none."""
-    made = {record.of: record for record in report.tensors.values() if record.of}
-    if made:
-        return made.get(node)
-    return next((report.tensors[p + node] for p in _INT8_PREFIXES if p + node in report.tensors), None)
+    return {record.of: record for record in report.tensors.values() if record.of}.get(node)
 
 
 def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -146,11 +145,16 @@ def from_json(data: Any) -> Report:
     if missing:
         raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
     found = converted(data, _Document, "mxq report")
-    return Report(
-        plan=Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed)),
-        trace=tuple(found.trace),
-        **{name: getattr(found, name) for name in _SAME},
-    )
+    plan = Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed))
+    report = Report(plan, trace=tuple(found.trace), **{name: getattr(found, name) for name in _SAME})
+    known = any(record.of for record in report.tensors.values())
+    return report if known else replace(report, tensors=_of_nodes(report))
+
+
+def _of_nodes(report: Report) -> dict[str, TensorRecord]:
+    """The tensors of an older record, with the names of the nodes whose int8 forms they are, which theirs tell."""
+    forms = {prefix + d.node: d.node for prefix in _INT8_PREFIXES for d in report.plan.decisions}
+    return {name: replace(record, of=forms.get(name, "")) for name, record in report.tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)
