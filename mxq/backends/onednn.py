@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
 from mxq.errors import GraphError
-from mxq.ir import Node
+from mxq.ir import Node, Ref
 
 _LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
 
@@ -242,3 +242,13 @@ def the_layer_of(node: Node) -> Node:
     if layer is None:
         raise GraphError(f"{node.name!r} ({node.op}) holds no layer; allowed: {', '.join(_LAYERS)}, fused or not")
     return layer
+
+
+def summand_of(node: Node) -> Ref | None:
+    """The tensor that a fused layer + sum, float or int8, adds to what its layer makes; None for others.
+
+    It is the last of what a float one reads; in int8 the bounds of two ranges follow, of its data and of the summand.
+    """
+    if not node.flag("with_sum"):
+        return None
+    return node.inputs[len(node.inputs) - 1 - (4 if node.flag("quantized") else 0)]

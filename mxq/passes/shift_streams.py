@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.annotation_text import SHIFTED
-from mxq.backends import layer_of, the_layer_of
+from mxq.backends import layer_of, summand_of, the_layer_of
 from mxq.backends.onednn import CONVOLUTION
 from mxq.ir import Array, Model, Node, Ref
 from mxq.numerics import SPAN
@@ -74,9 +74,8 @@ class _Streams:
         streams: dict[str, frozenset[str]] = {}
         for node in writers:
             stream = frozenset({node.name})
-            if node.flag("with_sum"):
-                summand = node.inputs[-1].name
-                stream |= streams.get(summand, frozenset({summand}))
+            if summand := summand_of(node):
+                stream |= streams.get(summand.name, frozenset({summand.name}))
             streams |= dict.fromkeys(stream, stream)
         made = {node.name for node in writers}
         free = {s for s in streams.values() if s <= made and all(self._is_free(n, s) for n in s)}
@@ -104,7 +103,7 @@ class _Streams:
 
     def _reads(self, node: Node, ref: Ref, stream: frozenset[str]) -> bool:
         """Whether ``node`` is right, or can be made so, if a constant is added to ``ref``, which it reads."""
-        summed = [ref] if node.flag("with_sum") and node.inputs[-1] == ref else []
+        summed = [ref] if summand_of(node) == ref else []
         if summed and node.name not in stream:
             return False
         if [r for r in node.inputs if r == ref] == summed:
@@ -186,8 +185,8 @@ def _shifted(model: Model, node: Node, offsets: Mapping[str, float]) -> tuple[tu
     """A layer that makes or reads shifted tensors: its bias makes up for what it reads and adds its own offset."""
     own, bias = offsets.get(node.name, 0.0), np.zeros(len(model.args[node.inputs[1].name]))
     bias += own
-    if node.flag("with_sum"):
-        bias -= offsets.get(node.inputs[-1].name, 0.0)
+    if summand := summand_of(node):
+        bias -= offsets.get(summand.name, 0.0)
     weight = model.args[node.inputs[1].name].reshape(len(bias), -1)
     bias -= offsets.get(node.inputs[0].name, 0.0) * weight.sum(axis=1, dtype=np.float64)
     moved = replace(node, inputs=tuple(replace(r, name=r.name + SHIFTED * (r.name in offsets)) for r in node.inputs))

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mxq.annotation_text import SHIFTED
+from mxq.backends import summand_of
 from mxq.backends.onednn import CONVOLUTION
 from mxq.ir import Graph, Model, Node
 from mxq.passes.biases import has_bias, with_bias
@@ -42,12 +43,13 @@ class ShiftSummand:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         reader = match["reader"]
-        if reader.name not in self.plan.quantized or not reader.flag("with_sum"):
+        summand = summand_of(reader)
+        if reader.name not in self.plan.quantized or summand is None:
             return NOT_MEANT
         row = CONVOLUTION.post_op(reader.subgraphs[0].nodes[-1])
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))
-        operand = model.graph[reader.inputs[-1].name]
+        operand = model.graph[summand.name]
         return (
             self._operand_refusal(model, reader, operand)
             or _bias_refusal(model, reader)

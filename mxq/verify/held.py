@@ -16,7 +16,7 @@ import numpy as np
 
 from mxq import numerics
 from mxq.annotation import Annotation
-from mxq.backends import MXNET_191
+from mxq.backends import MXNET_191, summand_of
 from mxq.ir import Array, Graph, Model, Node, Ref
 
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
@@ -264,7 +264,7 @@ def dtype_of(graph: Graph, ref: Ref) -> str:
 
 def _top(graph: Graph, node: Node) -> int:
     """The last code of a conv + sum, which writes into its summand's memory: 127 of an unsigned one in a signed one."""
-    if not node.flag("with_sum") or not is_coded(node) or dtype_of(graph, node.out) != "uint8":
+    summand = summand_of(node)
+    if summand is None or not is_coded(node) or dtype_of(graph, node.out) != "uint8":
         return LEVELS
-    summand = node.inputs[len(node.inputs) - 1 - 4]  # before the bounds of two ranges
     return numerics.CODES["int8"][1] if dtype_of(graph, summand) == "int8" else LEVELS

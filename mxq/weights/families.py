@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mxq.backends import layer_of
+from mxq.backends import layer_of, summand_of
 from mxq.ir import Model, Node
 
 FIRST, LAST = 1, -1
@@ -84,8 +84,8 @@ def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
     read, written = _axes(layer)
     table[node.inputs[0].name].axes |= read
     table[node.name].axes |= written
-    if node.flag("with_sum"):
-        _join(table, node.name, node.inputs[-1].name)
+    if summand := summand_of(node):
+        _join(table, node.name, summand.name)
     _after(node, layer, table[node.name])
 
 

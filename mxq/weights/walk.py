@@ -20,7 +20,7 @@ from functools import partial, reduce
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, OpSpec, layer_of, the_layer_of
+from mxq.backends import MXNET_191, OpSpec, layer_of, summand_of, the_layer_of
 from mxq.batches import examples_in
 from mxq.config import Methods
 from mxq.errors import RuntimeFailure
@@ -224,8 +224,8 @@ class _Walk:
         weight, bias = (model.args[name] for name in names)
         layer = layers.Layer(node, weight, bias, geometry, setting.methods, levels, setting.sweeps)
         summands = None
-        if node.flag("with_sum") and not node.flag("with_act"):  # what the layer makes is added to the summand as it is
-            summands = self.float.held[node.inputs[-1]], self._coded(node.inputs[-1])
+        if (summand := summand_of(node)) and not node.flag("with_act"):  # what the layer makes is added to it as it is
+            summands = self.float.held[summand], self._coded(summand)
         exact, noisy = self.float.held[data], self._coded(data)
         places = layers.choose_places(layer, noisy, setting.places, self.rng)
         chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, kernel, data, weight))
