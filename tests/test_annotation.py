@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mxq.annotation import NOTHING, Annotation, Route, RouteKind
 from mxq.annotation_text import annotated, attributes
@@ -93,6 +95,32 @@ def test_kinds_of_routes_are_read_back(kind: RouteKind) -> None:
 )
 def test_origins_of_any_name(names: tuple[str, ...]) -> None:
     assert {n.origins for n in through_files(Node("n", "op", note=Annotation(origins=names)))} == {names}
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+FROM_ONE = st.integers(1, 10**9 - 1)
+ANNOTATIONS = st.builds(
+    Annotation,
+    origins=st.lists(NAMES).map(tuple),
+    routes=st.lists(st.builds(Route.of, st.sampled_from(RouteKind).filter(lambda k: k.value), st.just("more"))).map(
+        tuple
+    ),
+    tensor=st.just("") | NAMES,
+    order=st.integers(0, 9).flatmap(lambda n: st.permutations(range(n))).map(tuple),
+    scale=st.lists(NUMBERS).map(tuple),
+    axis=st.sampled_from([1, -1]),
+    offset=NUMBERS,
+    stride=st.tuples(FROM_ONE, FROM_ONE),
+    input_shape=st.lists(FROM_ONE).map(tuple),
+    input_place=st.none() | st.tuples(st.integers(0, 99), st.integers(100, 9999)),
+)
+
+
+@given(ANNOTATIONS)
+def test_any_annotation_comes_back(note: Annotation) -> None:
+    node = Node("n", "op", {"__shape__": "(1,)"}, note=note)
+    assert annotated(Node("n", "op", attributes(node))).note == note
 
 
 class TestOlderAndDamagedFiles:
