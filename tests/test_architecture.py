@@ -30,7 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("plan",),
     ("quant",),
     ("annotation_text", "config", "thresholds", "backends"),
-    ("rewrite", "observers", "operators", "serde", "verify", "bench", "batches", "images", "recipe"),
+    ("rewrite", "observers", "operators", "serde", "verification", "bench", "batches", "images", "recipe"),
     ("statistics",),
     ("passes", "weights", "runtime", "collect", "evaluation"),
     ("sweep", "refine"),
@@ -59,7 +59,7 @@ SIDEWAYS = {  # the only imports within a level, (importer, imported); together 
     ("machine", "errors"),
     ("numerics", "errors"),
     ("passes", "weights"),
-    ("verify", "batches"),
+    ("verification", "batches"),
 }
 
 MXNET_IMPORTERS = {"runtime"}
@@ -202,7 +202,7 @@ def test_rooms_stand_on_one_level_each() -> None:
         ("passes/fuse.py", "from .. import cli", "imports mxq.cli"),
         ("cli.py", "from mxq import quantize_net", "nothing imports from the package root"),
         ("cli.py", "import mxq", "nothing imports from the package root"),
-        ("verify.py", "import mxnet as mx", "only ['runtime'] may import mxnet"),
+        ("verification.py", "import mxnet as mx", "only ['runtime'] may import mxnet"),
         ("numerics.py", "from mxq.thresholds import Range", "'numerics' may import errors"),
         ("cellar.py", "", "'cellar' stands on no level"),
     ],

@@ -18,7 +18,7 @@ from mxq.ir import Model
 from mxq.pipeline import Quantized
 from mxq.report import record
 from mxq.runtime import write_pair
-from mxq.verify import Side, differences
+from mxq.verification import Side, differences
 
 LINES = (
     conv("a", "data"), bn("n", "a"), "r = Activation(n) " + RELU,

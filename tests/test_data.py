@@ -31,7 +31,7 @@ from mxq.ir import Model, Ref
 from mxq.numerics import quantize, sqnr_db
 from mxq.plan import InputRecord
 from mxq.report import record
-from mxq.verify import verify
+from mxq.verification import verify
 
 SIDE = 16
 SETTINGS = {"short_side": 20, "crop": [SIDE, SIDE], "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}

@@ -19,7 +19,7 @@ from mxq.pipeline import Calibrated, Prepared
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Threshold, Thresholds
-from mxq.verify import verify
+from mxq.verification import verify
 from mxq.weights.activity import sampled
 from mxq.weights.pairing import conflicts
 from mxq.weights.saturation import at_risk

@@ -24,7 +24,7 @@ from mxq.passes import POOL_LAST
 from mxq.rewrite import Trace, run_pass
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
-from mxq.verify import verify
+from mxq.verification import verify
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 POOL = 'p = Pooling(data) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"'

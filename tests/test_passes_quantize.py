@@ -35,7 +35,7 @@ from mxq.report.record import find, tensor_of
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.serde import read_symbol, write_symbol, write_text
 from mxq.thresholds import Range, Threshold, Thresholds
-from mxq.verify.taps import corresponding
+from mxq.verification.taps import corresponding
 
 pytestmark = pytest.mark.kernels
 

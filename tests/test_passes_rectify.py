@@ -30,7 +30,7 @@ from mxq.passes import assign, quantize, rectify
 from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
-from mxq.verify import verify
+from mxq.verification import verify
 
 pytestmark = pytest.mark.kernels
 

@@ -20,7 +20,7 @@ from mxq.passes.overrides import LayerChoices
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Thresholds
-from mxq.verify import verify
+from mxq.verification import verify
 from mxq.weights.activity import sampled
 
 pytestmark = pytest.mark.kernels

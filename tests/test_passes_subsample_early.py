@@ -15,7 +15,7 @@ from mxq.passes.subsample_early import move_strides
 from mxq.rewrite import Trace, run_pass
 from mxq.runtime import MxnetRunner
 from mxq.serde import write_text
-from mxq.verify import verify
+from mxq.verification import verify
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 S2 = CONV1 + ' stride="(2, 2)"'

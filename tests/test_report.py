@@ -15,7 +15,7 @@ from mxq.errors import ConfigError, FormatError
 from mxq.ir import Ref
 from mxq.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.report import record, tables
-from mxq.verify import Accuracy, Boxes, Layer, Output, Verification
+from mxq.verification import Accuracy, Boxes, Layer, Output, Verification
 
 REPORT = Report(
     plan=Plan(

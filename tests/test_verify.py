@@ -21,8 +21,8 @@ from mxq.data import feeding
 from mxq.errors import DataError
 from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner
-from mxq.verify import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
-from mxq.verify.taps import cut
+from mxq.verification import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
+from mxq.verification.taps import cut
 
 Values = dict[str, tuple[Array, ...]]
 

@@ -19,8 +19,8 @@ from mxq.refine import FOR_SCALES, Looked, equalized
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
-from mxq.verify import verify
-from mxq.verify.taps import corresponding
+from mxq.verification import verify
+from mxq.verification.taps import corresponding
 from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
 
 X = feeds(data=(16, CHANNELS, 6, 6))["data"]

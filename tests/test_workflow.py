@@ -387,7 +387,7 @@ class TestInterrupted:
         "merge-stats": ("mxq.statistics.merge", ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz")),
         "inspect": ("mxq.workflow.planned", ("{home}/net",)),
         "explain": ("mxq.workflow.planned", ("{home}/net", "--node", "fc0")),
-        "verify": ("mxq.verify.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
+        "verify": ("mxq.verification.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
         "evaluate": ("mxq.distributed.evaluate", ("{home}/net", "--data", "{home}/x.npz")),
         "bench": ("mxq.bench.bench", ("{home}/net", "--shape", "3,8,8")),
         "sensitivity": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy")),

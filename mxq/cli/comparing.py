@@ -29,7 +29,7 @@ from mxq.errors import ConfigError
 if TYPE_CHECKING:
     from mxq.images import Source
     from mxq.ir import Array, Executable, Model, Ref, Runner, Watched
-    from mxq.verify import Side, Verification
+    from mxq.verification import Side, Verification
 
 FLOAT_A, FLOAT_B, A_B = "float_a", "float_b", "a_b"
 _TITLES = {FLOAT_A: "A against float", FLOAT_B: "B against float", A_B: "B against A"}
@@ -55,12 +55,11 @@ def compare(
     if reference is not None and data is None:
         raise ConfigError(f"--float is {str(reference)!r} without --data; allowed: both, or neither")
     runner: Runner = start_mxnet()
-    from mxq import verify as verifying
-    from mxq import workflow
+    from mxq import verification, workflow
     from mxq.report import comparison
 
     sides = [_side(p) for p in prefixes]
-    found = verifying.differences(*sides)
+    found = verification.differences(*sides)
     runs: dict[str, Verification] = {}
     if data is not None:
         base = None if reference is None else prefix_of(reference)
@@ -81,7 +80,7 @@ def _side(prefix: Path) -> Side:
     """The network at ``prefix``, and its record where that is beside it."""
     from mxq import runtime
     from mxq.report import record
-    from mxq.verify import Side
+    from mxq.verification import Side
 
     report = record.read(prefix) if record.recorded(prefix) else None
     return Side(str(prefix), runtime.load_model(prefix), report)
@@ -108,7 +107,7 @@ def _run(
     runner: Runner, prefixes: Sequence[Path], sides: Sequence[Side], reference: Model | None, source: Source
 ) -> dict[str, Verification]:
     """Each against float where that is given, and b against a."""
-    from mxq import verify as verifying
+    from mxq import verification
     from mxq.data import feeding, input_of
 
     a, b = (side.model for side in sides)
@@ -119,5 +118,5 @@ def _run(
     for name, (first, second) in pairs.items():
         labels: Array | None = source.labels
         with progress(_TITLES[name], source.examples) as step:
-            found[name] = verifying.verify(each, first, second, source, labels=labels, progress=step)
+            found[name] = verification.verify(each, first, second, source, labels=labels, progress=step)
     return found

@@ -73,8 +73,7 @@ def verify(
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
     preparation = pictures.preparation(float_prefix)
     runner: Runner = start_mxnet()
-    from mxq import verify as verifying
-    from mxq import workflow
+    from mxq import verification, workflow
     from mxq.data import feeding, input_of
     from mxq.report import tables
 
@@ -84,7 +83,7 @@ def verify(
     measured = workflow.Measured(data, labels, examples=num_examples)
     source = workflow.compared_on(measured, pair.float, preparation, size)
     with progress("comparing", source.examples) as step:
-        found = verifying.verify(runner, pair.float, pair.int8, source, layers, labels=source.labels, progress=step)
+        found = verification.verify(runner, pair.float, pair.int8, source, layers, labels=source.labels, progress=step)
     failures = found.failures(min_agreement, min_sqnr)
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})

@@ -23,7 +23,7 @@ from mxq.backends import MXNET_191, OpSpec
 from mxq.errors import QuantizeError
 from mxq.ir import Array, Graph, Model, Node, toposort
 from mxq.passes.partition import data_inputs
-from mxq.verify.held import dtype_of, tensor_name
+from mxq.verification.held import dtype_of, tensor_name
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
 _RANGE = ("min_calib_range", "max_calib_range")

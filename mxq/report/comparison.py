@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mxq.plan import TensorRecord, WeightRecord
 from mxq.report.tables import decibels, facts, percent, ruled
-from mxq.verify import Differences, Side, Verification
+from mxq.verification import Differences, Side, Verification
 
 
 def difference(sides: Sequence[Side], found: Differences, runs: Mapping[str, Verification]) -> Iterator[RenderableType]:

@@ -17,7 +17,7 @@ from mxq.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRec
 from mxq.report.record import Explanation, tensor_of
 from mxq.sweep import Row, Sweep
 from mxq.thresholds import Thresholds
-from mxq.verify import Layer, Output, Verification
+from mxq.verification import Layer, Output, Verification
 
 SHORT_OPS = {
     "Convolution": "conv",

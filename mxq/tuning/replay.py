@@ -10,7 +10,7 @@ import numpy as np
 
 from mxq.batches import examples_in
 from mxq.ir import Array, Executable, Graph, Model, Ref, Runner, Watched
-from mxq.verify.compare import SOFTMAX
+from mxq.verification.compare import SOFTMAX
 
 MOST_BYTES: Final = 1 << 29
 """How much of the float network's outputs is kept; what does not fit is computed again each time."""
@@ -70,7 +70,7 @@ class Replaying:
 
 @dataclass
 class _Comparing:
-    """`mxq.ir.Runner` for one `mxq.verify.verify`."""
+    """`mxq.ir.Runner` for one `mxq.verification.verify`."""
 
     replaying: Replaying
     divergence: Divergence

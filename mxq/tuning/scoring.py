@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from mxq import distributed, runtime, verify
+from mxq import distributed, runtime, verification
 from mxq.batches import Feed, feeds
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError, DataError
@@ -131,7 +131,7 @@ class Against:
     def measure(self, model: Model) -> Mapping[str, float]:
         divergence = Divergence(self._reference.graph)
         runner = self._replaying.beside(divergence)
-        found = verify.verify(runner, self._reference, model, self._batches)
+        found = verification.verify(runner, self._reference, model, self._batches)
         same = found.agreement if found.boxes is None else found.boxes.agreement
         numbers = {"sqnr": found.sqnr, "kl": divergence.mean, "agreement": same}
         if self._answers:

@@ -17,8 +17,8 @@ from mxq import numerics
 from mxq.backends import layer_of
 from mxq.ir import Array, Model, Node
 from mxq.plan import Report, TensorRecord, WeightRecord
-from mxq.verify.held import QUANTIZE, RECODING, channels_of, dtype_of, is_coded, is_int8, plain_name, tensor_name
-from mxq.verify.result import json_number
+from mxq.verification.held import QUANTIZE, RECODING, channels_of, dtype_of, is_coded, is_int8, plain_name, tensor_name
+from mxq.verification.result import json_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ With x the tensor in the float network, y in the int8 one, and f what the float 
 weights, makes of the int8 network's inputs: ``y - x = (y - f) + (f - x)``, the error introduced and the error
 inherited. Both are measured against the energy of x, so that they can be compared with each other and with the whole.
 
-f is found by running the piece of the float network between the tensors that both have (`mxq.verify.taps.cut`).
+f is found by running the piece of the float network between the tensors that both have (`mxq.verification.taps.cut`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mxq.ir import Array, Model, Ref, Runner
-from mxq.verify.held import LEVELS, Held, Reading
-from mxq.verify.measures import Energy
-from mxq.verify.result import Layer
-from mxq.verify.taps import Part, Tap, cut
+from mxq.verification.held import LEVELS, Held, Reading
+from mxq.verification.measures import Energy
+from mxq.verification.result import Layer
+from mxq.verification.taps import Part, Tap, cut
 
 
 @dataclass(frozen=True)

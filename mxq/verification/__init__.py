@@ -2,16 +2,16 @@
 
 Both models run over the same batches; only sums are kept (energies, counts), so memory does not grow with the
 number of examples. With ``layers=True`` each batch's intermediate tensors are held once: use small batches. What
-layers are compared by: `mxq.verify.layers`; two int8 models without data: `mxq.verify.differences`.
+layers are compared by: `mxq.verification.layers`; two int8 models without data: `mxq.verification.differences`.
 """
 
 from __future__ import annotations
 
-from mxq.verify.compare import verify
-from mxq.verify.differences import Differences, Side, differences
-from mxq.verify.measures import Boxes, Energy, match_boxes
-from mxq.verify.result import Accuracy, Layer, Output, Verification
-from mxq.verify.taps import Tap, corresponding
+from mxq.verification.compare import verify
+from mxq.verification.differences import Differences, Side, differences
+from mxq.verification.measures import Boxes, Energy, match_boxes
+from mxq.verification.result import Accuracy, Layer, Output, Verification
+from mxq.verification.taps import Tap, corresponding
 
 __all__ = [
     "Accuracy",

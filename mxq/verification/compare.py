@@ -9,10 +9,10 @@ import numpy as np
 from mxq.batches import examples_in
 from mxq.errors import DataError
 from mxq.ir import Array, Graph, Model, Node, Runner
-from mxq.verify.layers import LayerTally
-from mxq.verify.measures import Boxes, Energy, match_boxes
-from mxq.verify.result import Accuracy, Output, Verification
-from mxq.verify.taps import corresponding
+from mxq.verification.layers import LayerTally
+from mxq.verification.measures import Boxes, Energy, match_boxes
+from mxq.verification.result import Accuracy, Output, Verification
+from mxq.verification.taps import corresponding
 
 SOFTMAX = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
 BOX_WIDTH = 6
@@ -37,7 +37,7 @@ def verify(
         float_model: the reference; source or fused, layers are matched by name.
         int8_model: what was made of it.
         feeds: batches: input name -> array, examples along the first axis.
-        layers: compare intermediate tensors too; see `mxq.verify.layers`.
+        layers: compare intermediate tensors too; see `mxq.verification.layers`.
         labels: (examples,) int, in the order of the feeds: for accuracy.
         progress: told after each batch how many examples are done.
 

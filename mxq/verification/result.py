@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mxq.verify.measures import Boxes
+from mxq.verification.measures import Boxes
 
 
 @dataclass(frozen=True, slots=True)
