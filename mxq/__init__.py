@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     )
     from mxq.contrib import calib_graph, quantize_graph, quantize_model_mkldnn, quantize_net_v2
     from mxq.distributed import Partitions
+    from mxq.options import Options
+    from mxq.plan import Report
+    from mxq.runtime import LoadedBlock, QuantizedBlock
     from mxq.statistics import Statistics
 
 prepare()
@@ -62,13 +65,17 @@ __all__ = [
     "FormatError",
     "GraphError",
     "LayerConfig",
+    "LoadedBlock",
     "MxqError",
+    "Options",
     "Partitions",
     "QuantConfig",
     "QuantizeError",
+    "QuantizedBlock",
     "QuantizedModel",
     "Range",
     "ReadError",
+    "Report",
     "RuntimeFailure",
     "Statistics",
     "StorageError",
@@ -95,7 +102,11 @@ __all__ = [
 ]
 
 _LAZY = {
+    "LoadedBlock": "mxq.runtime",
+    "Options": "mxq.options",
     "Partitions": "mxq.distributed",
+    "QuantizedBlock": "mxq.runtime",
+    "Report": "mxq.plan",
     "evaluate": "mxq.api",
     "QuantizedModel": "mxq.api",
     "Statistics": "mxq.statistics",

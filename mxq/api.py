@@ -21,9 +21,11 @@ from mxq.images import Preprocess
 from mxq.ir import Model
 from mxq.logs import LOG
 from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
+from mxq.options import MxnetOptions, Options, Unpack
 from mxq.plan import Report
 from mxq.preparation import Preparation
 from mxq.report import pair, plots, record
+from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
 from mxq.workflow import Given, Measured
@@ -77,8 +79,8 @@ def quantize_net(
     batch_size: int = 32,
     ctx: Any = None,
     logger: logging.Logger | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[MxnetOptions],
+) -> QuantizedBlock:
     """Quantizes a network to INT8.
 
     Args:
@@ -88,7 +90,8 @@ def quantize_net(
             takes the arguments that it ran with, another those that its call requires.
         calib_data: examples from the task's data: a Gluon DataLoader, a DataIter, an NDArray or numpy array, a
             dictionary of them by input name, a list or generator of batches; or the path of a folder of images, a .npy
-            or an .npz file. Arrays of a tuple go by the order of the call; those after them, labels, are ignored.
+            or an .npz file. Arrays are (N, ...), as the network takes them: floats become float32, integers stay. Those
+            of a tuple go by the order of the call; those after them, labels, are ignored.
             `mxq.batches` says which examples are used where not all are.
         network, data_shapes: MXNet's arguments: another name for ``net``, and the shape of a batch of each input, which
             settles those of a network that was never run where there is no data.
@@ -99,14 +102,14 @@ def quantize_net(
         batch_size: how whole arrays and files are cut; 1 for networks made for one example at a time (Faster R-CNN).
         ctx: the CPU, if anything; there is no other int8 backend.
         logger: receives what mxq says instead of ``logging.getLogger("mxq")``, which writes it to stderr.
-        **options: fields of `QuantConfig`, named as in ``mxnet.contrib.quantization.quantize_net``:
+        **options: fields of `QuantConfig` (`mxq.Options`), named as in ``mxnet.contrib.quantization.quantize_net``:
             ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...;
             ``preprocess``, by which pictures at a path are read (by default as the ``preprocess.json`` beside the
             network says, or its record); and ``input_dtype``, for a network that is fed integers (`mxq.data`).
 
     Returns:
-        A hybridizable SymbolBlock; `save` or its own ``export`` writes the pair that stock MXNet loads. Its
-        attribute ``mxq_report`` holds every decision.
+        A hybridizable SymbolBlock with the inputs and outputs of ``net``, float32 but with ``input_dtype``; `save` or
+        its own ``export`` writes the pair that stock MXNet loads. Its attribute ``mxq_report`` holds every decision.
 
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
@@ -117,7 +120,7 @@ def quantize_net(
     net = _settled(net if network is None else network, data_shapes)
     given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
     quantized = _quantize(net, given, _config(config, options, logger), ctx, logger)
-    return _block(quantized.model, quantized.report)
+    return runtime.reported_block(quantized.model, quantized.report)
 
 
 @_then_one_team
@@ -137,7 +140,7 @@ def quantize_model(
     excluded_op_names: str | Iterable[str] | None = None,
     ctx: Any = None,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[MxnetOptions],
 ) -> QuantizedModel:
     """Quantizes a symbol and its parameters; see `quantize_net`.
 
@@ -175,7 +178,7 @@ def calibrate(
     client: Any = None,
     batch_size: int = 32,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Thresholds:
     """Finds the ranges that `quantize_net` would use; give them back to it as ``thresholds``.
 
@@ -296,7 +299,7 @@ def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
     return pair.write(runtime.load_model(quantized), report, target)
 
 
-def load(prefix: str | Path, epoch: int | None = None) -> Any:
+def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:
     """Reads a pair as a SymbolBlock, with its report in ``mxq_report`` where ``prefix-mxq.json`` is there.
 
     Plain MXNet reads it too, without mxq: ``SymbolBlock.imports``, ``Module.load``, ``load_checkpoint``. Where it was
@@ -313,7 +316,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> Any:
         if unfit:
             LOG.warning("%s: %s", target, unfit)
     block = runtime.read_block(target, epoch)
-    setattr(block, runtime.BLOCK_ATTRIBUTE, report)
+    block.mxq_report = report
     return block
 
 
@@ -331,7 +334,7 @@ def sensitivity(
     client: Any = None,
     batch_size: int = 32,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> tuning.Sensitivity:
     """Measures each layer alone: in int8 while all others are float, and in float while all others are int8.
 
@@ -376,7 +379,7 @@ def tune(
     client: Any = None,
     batch_size: int = 32,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> tuning.Tuned:
     """Finds the fastest INT8 network whose score is at most ``max_drop`` below the float network's.
 
@@ -478,9 +481,3 @@ def _report_of(function: str, quantized: Any) -> Report:
             "quantize_model or load returned"
         )
     return report
-
-
-def _block(model: Model, report: Report) -> Any:
-    block = runtime.to_block(model)
-    setattr(block, runtime.BLOCK_ATTRIBUTE, report)
-    return block

@@ -12,16 +12,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypedDict
 
 from mxq import runtime
 from mxq.api import QuantizedModel, quantize_model, quantize_net
+from mxq.config import QuantConfig
 from mxq.errors import ConfigError, DataError
 from mxq.ir import Array
 from mxq.logs import LOG
+from mxq.options import OwnModelOptions, OwnOptions, Unpack
+from mxq.runtime import QuantizedBlock
+from mxq.statistics import Statistics
+from mxq.thresholds import Thresholds
 
 MOST: Final = 1024
 """Examples that a `Collector` keeps, as many as calibration uses at most by default."""
+
+
+class _Ranges(TypedDict, total=False):
+    """Arguments of mxq's functions that are no settings."""
+
+    config: QuantConfig | None
+    thresholds: Thresholds | None
+    statistics: Statistics | str | Path | None
+    batch_size: int
+
+
+class More(OwnOptions, _Ranges, total=False):
+    """What `mxq.quantize_net` takes and MXNet's does not."""
+
+
+class MoreOfModel(OwnModelOptions, _Ranges, total=False):
+    """What `mxq.quantize_model` takes and MXNet's does not."""
 
 
 def quantize_net_v2(
@@ -39,8 +62,8 @@ def quantize_net_v2(
     ctx: Any = None,
     LayerOutputCollector: Any = None,  # noqa: N803  (MXNet's name)
     logger: logging.Logger | None = None,
-    **options: Any,
-) -> Any:
+    **options: Unpack[More],
+) -> QuantizedBlock:
     """`mxq.quantize_net` with MXNet's order of arguments.
 
     Args:
@@ -83,7 +106,7 @@ def quantize_model_mkldnn(
     quantize_mode: str | None = None,
     quantize_granularity: str | None = None,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[MoreOfModel],
 ) -> QuantizedModel:
     """`mxq.quantize_model` with MXNet's order of arguments; mxq fuses in any case.
 
@@ -186,7 +209,7 @@ def quantize_graph(
     quantize_granularity: str | None = None,
     LayerOutputCollector: Any = None,  # noqa: N803  (MXNet's name)
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[MoreOfModel],
 ) -> tuple[Any, dict[str, Any], dict[str, Any], Collector | None]:
     """A network that finds its ranges at run time, and what collects data for `calib_graph`.
 
@@ -229,7 +252,7 @@ def calib_graph(
     calib_mode: str = "naive",
     quantized_dtype: str | None = None,
     logger: logging.Logger | None = None,
-    **options: Any,
+    **options: Unpack[MoreOfModel],
 ) -> QuantizedModel:
     """The calibrated network, by what the ``collector`` of `quantize_graph` has seen.
 

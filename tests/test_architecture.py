@@ -37,7 +37,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (  # lowest first; a module may import wha
     ("pipeline", "report"),
     ("distributed", "data", "preparation"),
     ("tuning",),
-    ("workflow", "mxnet_arguments"),
+    ("workflow", "mxnet_arguments", "options"),
     ("api",),
     ("contrib",),
     ("cli",),

@@ -6,7 +6,17 @@ sentence in them.
 
 from mxq.runtime.blocks import REMEDY, arguments, is_deferred, left_out, settle
 from mxq.runtime.executor import MxnetRunner, serve
-from mxq.runtime.files import BLOCK_ATTRIBUTE, Files, QuantizedBlock, pair_at, read_block, to_block, write_pair
+from mxq.runtime.files import (
+    BLOCK_ATTRIBUTE,
+    Files,
+    LoadedBlock,
+    QuantizedBlock,
+    pair_at,
+    read_block,
+    reported_block,
+    to_block,
+    write_pair,
+)
 from mxq.runtime.loading import data_loader
 from mxq.runtime.monitor import monitored
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
@@ -16,6 +26,7 @@ __all__ = [
     "BLOCK_ATTRIBUTE",
     "REMEDY",
     "Files",
+    "LoadedBlock",
     "MxnetRunner",
     "Net",
     "QuantizedBlock",
@@ -32,6 +43,7 @@ __all__ = [
     "pair_at",
     "params_path",
     "read_block",
+    "reported_block",
     "serve",
     "settle",
     "to_arrays",

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mxq.files import replacing
 from mxq.ir import Array, Model
+from mxq.plan import Report
 from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_arrays, to_numpy, to_symbol, variable
 from mxq.runtime.networks import from_prefix
 from mxq.runtime.params import size_of, write_params
@@ -84,7 +84,7 @@ class Files:
         return len(self.symbol.encode()) + size_of(self.params)
 
 
-def read_block(prefix: Path, epoch: int | None = None) -> Any:
+def read_block(prefix: Path, epoch: int | None = None) -> LoadedBlock:
     """The pair as a SymbolBlock.
 
     Raises:
@@ -93,12 +93,17 @@ def read_block(prefix: Path, epoch: int | None = None) -> Any:
     return to_block(from_prefix(prefix, epoch))
 
 
-class QuantizedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is untyped
+class LoadedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is untyped
     """A SymbolBlock whose ``export`` writes all, or nothing and an error.
 
     Stock ``SymbolBlock.export`` writes a file without parameters before the block has run, and one cut short where the
     disk is full, and says nothing of either.
+
+    Attributes:
+        mxq_report: every decision; None where the pair that it was read from has no record.
     """
+
+    mxq_report: Report | None
 
     def export(self, path: str | os.PathLike[str], epoch: int = 0, remove_amp_cast: bool = True) -> None:
         """As `HybridBlock.export`: writes ``path-symbol.json`` and ``path-NNNN.params``.
@@ -115,7 +120,17 @@ class QuantizedBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is un
         Files.made(sym.tojson(remove_amp_cast=remove_amp_cast), args, auxs).save(Path(path), epoch)
 
 
-def to_block(model: Model) -> Any:
+class QuantizedBlock(LoadedBlock):
+    """What mxq made of a network: a hybridizable block, float32 in and out unless it was made to take integers.
+
+    Attributes:
+        mxq_report: every decision; ``print`` shows it as ``mxq inspect`` does.
+    """
+
+    mxq_report: Report
+
+
+def to_block(model: Model) -> QuantizedBlock:
     """A hybridizable block of ``model``, whose parameters get the types that a file of them has."""
     with mxnet_says("MXNet cannot load what was made"), warnings.catch_warnings():
         # An int8 graph does not fix its input's type, which is float32 unless the caller feeds integers.
@@ -124,4 +139,11 @@ def to_block(model: Model) -> Any:
         block = QuantizedBlock(of_mode(to_symbol(model.graph)), inputs)
         arrays = {name: of_mode(array) for name, array in to_arrays({**model.args, **model.auxs}).items()}
         block.collect_params().load_dict(arrays, ctx=mx.cpu(), cast_dtype=True, dtype_source="saved")
+    return block
+
+
+def reported_block(model: Model, report: Report) -> QuantizedBlock:
+    """As `to_block`, with its report."""
+    block = to_block(model)
+    block.mxq_report = report
     return block

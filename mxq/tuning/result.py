@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mxq.config import QuantConfig
 from mxq.ir import Model
 from mxq.plan import Report
 from mxq.tuning.search import DONE, INTERRUPTED, Bar, Trial
+
+if TYPE_CHECKING:
+    from mxq.runtime import QuantizedBlock
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,11 @@ class Tuned:
         return self.best.score or 0.0
 
     @property
-    def block(self) -> Any:
+    def block(self) -> QuantizedBlock:
         """The network as a Gluon block, which `mxq.save` writes."""
         from mxq import runtime  # noqa: PLC0415  (what a search found needs no MXNet)
 
-        block = runtime.to_block(self.model)
-        setattr(block, runtime.BLOCK_ATTRIBUTE, self.record)
-        return block
+        return runtime.reported_block(self.model, self.record)
 
     def speedup(self, trial: Trial) -> float | None:
         """How much faster than float a trial's network is, by the model of `mxq.tuning.cost`; None where it failed."""
