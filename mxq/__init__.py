@@ -30,6 +30,7 @@ from mxq.errors import (
     WorkerError,
 )
 from mxq.logs import install as install_log_handler
+from mxq.text import show_by
 from mxq.threads import use_physical_cores
 from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 prepare()
 install_log_handler()
+show_by(lambda found: str(importlib.import_module("mxq.report.plain").plain(found)))
 
 __all__ = [
     "CalibrationError",

@@ -104,6 +104,13 @@ def params_of(prefix: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
+def sizes_of(prefix: Path) -> dict[str, int]:
+    """Bytes of the files of the pair ``prefix``, by name."""
+    files = [prefix.with_name(f"{prefix.name}-symbol.json")]
+    files += [path for path in (params_of(prefix),) if path is not None]
+    return {f.name: f.stat().st_size for f in files if f.is_file()}
+
+
 @contextmanager
 def intact(prefix: str | os.PathLike[str]) -> Iterator[None]:
     """Inside, the files of the pair ``prefix`` may be read; where it has no record, anything goes.

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mxq.ir import Ref
+from mxq.text import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class InputRecord:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """The record that goes beside a quantized pair as ``prefix-mxq.json``; all fields are JSON-ready but the plan.
 
     Attributes:

@@ -1,14 +1,37 @@
 """Text on its way to a terminal, which would obey the control characters in it.
 
 Names come from files of strangers: of nodes, tensors and files, in records, in what MXNet says of them. Files and JSON
-documents keep them as they are.
+documents keep them as they are. What is `Shown` prints, as ``str``, what the command line shows of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 _LAYOUT: Final = "\n\t"
+
+
+class Shown:
+    """A result whose ``str`` is what the command line prints of it; its ``repr`` stays that of a dataclass.
+
+    Results stand below the tables that are made of them (`mxq.report.plain`), so the package's root, which may import
+    anything, says who makes those: `show_by`.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return _shown_by(self)
+
+
+_shown_by: Callable[[object], str] = repr
+
+
+def show_by(function: Callable[[object], str]) -> None:
+    """Lets ``function`` make the ``str`` of all that is `Shown`."""
+    global _shown_by  # noqa: PLW0603  (one for the process)
+    _shown_by = function
 
 
 def printable(text: str, layout: str = _LAYOUT) -> str:
@@ -29,6 +52,11 @@ def printable(text: str, layout: str = _LAYOUT) -> str:
 def one_line(text: str) -> str:
     """As `printable`, and ends of lines are written out too, so that a name cannot look like another message."""
     return printable(text, "\t")
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _written_out(character: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mxq.errors import CalibrationError, FormatError
 from mxq.formats.documents import Count, converted, parse_json
+from mxq.text import Shown
 
 FORMAT = "mxq-thresholds/1"
 LARGEST: Final = (2 - 2**-23) * 2.0**127
@@ -128,7 +129,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Thresholds(Mapping[str, Threshold]):
+class Thresholds(Shown, Mapping[str, Threshold]):
     """Tensor name (``str(Ref)``: "node" or "node:1") -> `Threshold`."""
 
     table: Mapping[str, Threshold] = field(default_factory=dict)

@@ -385,8 +385,8 @@ class TestInterrupted:
         "calibrate": ("mxq.files.write_json", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/t.json")),
         "plot": ("mxq.report.plots.figure", ("{home}/s.npz", "--tensor", "relu0", "--out", "{out}/p.png")),
         "merge-stats": ("mxq.statistics.merge", ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz")),
-        "inspect": ("mxq.workflow.planned", ("{home}/net",)),
-        "explain": ("mxq.workflow.planned", ("{home}/net", "--node", "fc0")),
+        "inspect": ("mxq.workflow.inspect", ("{home}/net",)),
+        "explain": ("mxq.workflow.inspect", ("{home}/net", "--node", "fc0")),
         "verify": ("mxq.verification.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
         "evaluate": ("mxq.distributed.evaluate", ("{home}/net", "--data", "{home}/x.npz")),
         "bench": ("mxq.bench.bench", ("{home}/net", "--shape", "3,8,8")),
@@ -422,6 +422,6 @@ class TestInterrupted:
         done = fresh_python(
             "import sys; from mxq.cli import looking, main\n"
             "def stop(*_): exec('raise KeyboardInterrupt')\n"
-            "looking.report_of = stop; sys.argv = ['mxq', 'inspect', 'net']; main()"
+            "looking.inspected = stop; sys.argv = ['mxq', 'inspect', 'net']; main()"
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

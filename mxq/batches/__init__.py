@@ -25,12 +25,13 @@ batches, their number is rounded up to whole ones, as MXNet does.
 """
 
 from mxq.batches.feed import Feed, example_axes, examples_in, flattened, is_array, taken
-from mxq.batches.feeding import ALL, BATCH, LABELS, Feeds, feeds, peeked, raw_batches, shares
+from mxq.batches.feeding import ALL, BATCH, LABELS, LAYER_BATCH, Feeds, feeds, peeked, raw_batches, shares
 
 __all__ = [
     "ALL",
     "BATCH",
     "LABELS",
+    "LAYER_BATCH",
     "Feed",
     "Feeds",
     "example_axes",

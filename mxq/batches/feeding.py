@@ -15,6 +15,8 @@ from mxq.errors import DataError
 
 BATCH: Final = 32
 """Examples to a batch, of whole arrays and files, where nobody says otherwise."""
+LAYER_BATCH: Final = 4
+"""Where every layer's tensor, of two networks, is held at once."""
 LABELS: Final = ("label", "labels")
 """What labels are called among named arrays."""
 _LABEL_HINT: Final = (

@@ -11,7 +11,7 @@ import typer
 
 from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import megabytes, print_json, show, tell
+from mxq.cli.console import print_json, show, tell
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
@@ -32,7 +32,7 @@ from mxq.cli.options import (
 )
 from mxq.errors import ConfigError
 from mxq.logs import LOG
-from mxq.text import one_line
+from mxq.text import megabytes, one_line
 
 if TYPE_CHECKING:
     from mxq.statistics import Statistics

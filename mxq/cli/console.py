@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,29 +13,25 @@ import typer
 from mxq.text import one_line, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import RenderableType
+
+    from mxq.text import Shown
 
 
 def show(*parts: RenderableType) -> None:
     """Tables and texts, with an empty line between; brackets in a text are no markup."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    for i, part in enumerate(parts):
-        if i:
-            console.print()
-        console.print(_Printable(part))
+    from mxq.report import plain
+
+    plain.show(Console(highlight=False, markup=False, emoji=False), *parts)
 
 
-@dataclass(frozen=True)
-class _Printable:
-    """A renderable of rich whose texts are `printable`; the codes for its colours come later."""
+def show_result(found: Shown) -> None:
+    """What ``str`` says of a result, in the terminal's width and colours."""
+    from mxq.report import plain
 
-    part: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self.part, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
+    show(*plain.parts(found))
 
 
 def tell(text: str) -> None:
@@ -68,7 +63,3 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             bar.update(task, completed=done)
 
         yield step
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from mxq.batches import BATCH
 from mxq.cli.app import command
-from mxq.cli.console import print_json, show
+from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
@@ -45,7 +45,6 @@ def evaluate(
     preparation = pictures.preparation(prefix)
     start_mxnet()
     from mxq import workflow
-    from mxq.report import tables
 
     measured = workflow.Measured(data, labels, examples=num_examples)
     with cluster(workers, scheduler) as client:
@@ -53,5 +52,4 @@ def evaluate(
     if as_json:
         print_json(found.to_json())
     else:
-        rows = [(name, tables.percent(value)) for name, value in found.metrics.items()]
-        show(tables.facts([("examples", f"{found.examples:,}"), *rows]))
+        show_result(found)

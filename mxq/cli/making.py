@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from mxq.batches import BATCH
+from mxq.checksums import sizes_of
 from mxq.cli.app import command
-from mxq.cli.console import megabytes, print_json, show
-from mxq.cli.networks import sizes_of, start_mxnet
+from mxq.cli.console import print_json, show
+from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
     DATA,
     BatchSize,
@@ -38,6 +39,7 @@ from mxq.cli.options import (
     written_prefix,
 )
 from mxq.errors import ConfigError
+from mxq.text import megabytes
 
 
 @command

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxq.batches import BATCH
+from mxq.batches import BATCH, LAYER_BATCH
 from mxq.cli import sweeping
 from mxq.cli.app import FAILED, command
-from mxq.cli.console import print_json, progress, say, show
+from mxq.cli.console import print_json, progress, say, show, show_result
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
     DATA,
@@ -33,11 +33,7 @@ from mxq.errors import ConfigError
 TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without VNNI", "avx2": "AVX2"}
 
 if TYPE_CHECKING:
-    from mxq.ir import Runner
     from mxq.machine import Machine
-
-LAYER_BATCH = 4
-"""Examples to a batch where every layer's tensor, of both networks, is held at once."""
 
 
 @command
@@ -72,24 +68,17 @@ def verify(
     """Compare the INT8 network with the float one: equal answers, noise, accuracy where labels are known."""
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
     preparation = pictures.preparation(float_prefix)
-    runner: Runner = start_mxnet()
-    from mxq import verification, workflow
-    from mxq.data import feeding, input_of
-    from mxq.report import tables
+    start_mxnet()
+    from mxq import workflow
 
-    runner = feeding(runner, input_of(int8_prefix))
-    pair = workflow.pair_of(float_prefix, int8_prefix)
-    size = batch_size or (LAYER_BATCH if layers else BATCH)
     measured = workflow.Measured(data, labels, examples=num_examples)
-    source = workflow.compared_on(measured, pair.float, preparation, size)
-    with progress("comparing", source.examples) as step:
-        found = verification.verify(runner, pair.float, pair.int8, source, layers, labels=source.labels, progress=step)
+    pair = float_prefix, int8_prefix
+    found = workflow.verify(*pair, measured, preparation, layers=layers, batch_size=batch_size, progress=progress)
     failures = found.failures(min_agreement, min_sqnr)
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})
     else:
-        each = [tables.layers(tables.WORST_FIRST, found.worst_first)] if layers else []
-        show(tables.verification(replace(found, layers=())), *each)
+        show_result(found)
     for failure in failures:
         say(f"mxq: check failed: {failure}")
     if failures:

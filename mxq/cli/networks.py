@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxq.checksums import params_of
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
-    from mxq.plan import Report
+    from mxq.report.inspection import Inspection
     from mxq.runtime import MxnetRunner
 
 
@@ -48,20 +47,14 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
         yield client
 
 
-def sizes_of(prefix: Path) -> dict[str, int]:
-    """Bytes of the files of the pair ``prefix``, by name."""
-    files = [prefix.with_name(f"{prefix.name}-symbol.json")]
-    files += [path for path in (params_of(prefix),) if path is not None]
-    return {f.name: f.stat().st_size for f in files if f.is_file()}
-
-
-def report_of(prefix: Path, epoch: int | None, config: QuantConfig) -> tuple[Report, bool]:
-    """What was decided for a quantized network, or would be for a float one, and which of the two it is."""
+def inspected(prefix: Path, epoch: int | None, config: QuantConfig) -> Inspection:
+    """What was decided for a quantized network, which needs no MXNet, or would be for a float one."""
     from mxq.report import record
+    from mxq.report.inspection import Inspection
 
     if record.recorded(prefix):
-        return record.read(prefix), True
+        return Inspection.of_record(prefix)
     start_mxnet()
     from mxq import workflow
 
-    return workflow.planned(prefix, epoch, config), False
+    return workflow.inspect(prefix, config, epoch=epoch)

@@ -11,7 +11,7 @@ import typer
 
 from mxq.batches import BATCH
 from mxq.cli.app import FAILED, INTERRUPTED, command
-from mxq.cli.console import print_json, show
+from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
@@ -95,12 +95,12 @@ def sensitivity(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.tuning import picture, tables
+    from mxq.tuning import picture
 
     given = workflow.Given(data, preparation=preparation, batch_size=batch_size)
     measured = workflow.Measured(eval_data, labels, examples=num_examples, noise=noise)
     found = workflow.sensitivity(prefix, given, config, measured, mode=mode, workdir=workdir, epoch=epoch)
-    print_json(found.to_json()) if as_json else show(tables.sensitivity(found))
+    print_json(found.to_json()) if as_json else show_result(found)
     if plot is not None:
         LOG.info("drawn: %s", picture.write(found, plot))
     if not found.complete:
@@ -150,7 +150,6 @@ def tune(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.tuning import tables
 
     with cluster(workers, scheduler) as client:
         found = workflow.tune(
@@ -163,7 +162,7 @@ def tune(
             workdir=workdir,
             epoch=epoch,
         )
-    print_json(found.to_json()) if as_json else show(tables.tuned(found))
+    print_json(found.to_json()) if as_json else show_result(found)
     if found.interrupted:
         LOG.warning("interrupted; %s holds the best network so far, the same command goes on from there", workdir)
         raise typer.Exit(INTERRUPTED)

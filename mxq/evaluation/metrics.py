@@ -13,6 +13,7 @@ import numpy as np
 
 from mxq.errors import ConfigError, DataError
 from mxq.ir import Array
+from mxq.text import Shown
 
 S = TypeVar("S")
 
@@ -50,7 +51,7 @@ class Metric(Protocol[S]):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Shown):
     """What `evaluate` found: the number of ``examples``, and the ``metrics`` by name (shares are in 0..1)."""
 
     examples: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,23 +12,18 @@ from rich.text import Text
 
 from mxq.plan import TensorRecord, WeightRecord
 from mxq.report.tables import decibels, facts, percent, ruled
-from mxq.verification import Differences, Side, Verification
+from mxq.verification import TITLES, Comparison, Differences, Verification
 
 
-def difference(sides: Sequence[Side], found: Differences, runs: Mapping[str, Verification]) -> Iterator[RenderableType]:
-    """What the two are and how much differs, then a table for each kind of difference that there is.
-
-    Args:
-        sides: A and B.
-        found: between them.
-        runs: title -> results on data.
-    """
-    rows = [(name, side.name) for name, side in zip("AB", sides, strict=True)]
+def parts(compared: Comparison) -> Iterator[RenderableType]:
+    """What the two are and how much differs, then a table for each kind of difference that there is."""
+    found = compared.differences
+    rows = [(name, side.name) for name, side in zip("AB", compared.sides, strict=True)]
     rows += [("int8 operators", f"{found.int8[0]}, {found.int8[1]}")]
     counts = {"operators": found.decisions, "tensors": found.tensors, "weights": found.weights}
     rows += [(f"{k} that differ", f"{len(v)}; both have {found.compared[k]}") for k, v in counts.items()]
     yield facts([*rows, *(("note", note) for note in found.notes)])
-    tables = (_decisions(found), _tensors(found), _weights(found), _settings(found), _runs(runs))
+    tables = (_decisions(found), _tensors(found), _weights(found), _settings(found), _runs(compared.runs))
     yield from (table for table in tables if table.row_count)
 
 
@@ -67,10 +62,10 @@ def _settings(found: Differences) -> Table:
 
 def _runs(runs: Mapping[str, Verification]) -> Table:
     table = ruled("on the data", ("", ">same answers", ">SQNR", ">top-1"))
-    for title, run in runs.items():
+    for name, run in runs.items():
         same = run.agreement if run.boxes is None else run.boxes.agreement
         accuracy = "-" if run.accuracy is None else percent(run.accuracy.int8_top1)
-        table.add_row(title, "-" if same is None else percent(same), decibels(run.sqnr), accuracy)
+        table.add_row(TITLES[name], "-" if same is None else percent(same), decibels(run.sqnr), accuracy)
     return table
 
 

@@ -16,6 +16,7 @@ from mxq.files import write_json
 from mxq.formats.documents import converted, parse_json, read_json
 from mxq.ir import Ref
 from mxq.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.text import Shown
 
 __all__ = [
     "FORMAT",
@@ -24,6 +25,7 @@ __all__ = [
     "check",
     "checksum",
     "explain",
+    "explained",
     "find",
     "from_json",
     "path_of",
@@ -45,7 +47,7 @@ _FIELDS = ("decisions", "observe", "tensors", "trace", "thresholds", "config", "
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Shown):
     """All that a report knows about one node, JSON-ready with ``dataclasses.asdict``.
 
     Attributes:
@@ -105,6 +107,11 @@ def explain(report: Report, decision: Decision) -> Explanation:
         report.target,
         decision in report.plan.removed,
     )
+
+
+def explained(report: Report, name: str) -> Explanation:
+    """What the report knows about the node ``name``, by any of its names; see `find`."""
+    return explain(report, find(report, name))
 
 
 def tensor_of(report: Report, node: str) -> TensorRecord | None:

@@ -6,6 +6,7 @@ every measurement into a journal at once: ended in any way and called again, the
 
 from __future__ import annotations
 
+from mxq.tuning import tables as tables
 from mxq.tuning.budget import Budget
 from mxq.tuning.data import Loaded, repeatable
 from mxq.tuning.layers import observing_more, wholly_int8

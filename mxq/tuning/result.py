@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mxq.config import QuantConfig
 from mxq.ir import Model
 from mxq.plan import Report
+from mxq.text import Shown
 from mxq.tuning.search import DONE, INTERRUPTED, Bar, Trial
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(Shown):
     """The best network, and how it was found.
 
     Attributes:

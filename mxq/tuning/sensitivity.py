@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mxq.config import QuantConfig
 from mxq.errors import MxqError, as_storage_errors, of_surroundings, one_of
 from mxq.ir import Model
+from mxq.text import Shown
 from mxq.tuning.journal import Journal, json_numbers, numbers_of
 from mxq.tuning.layers import Layer, with_floats, with_only
 
@@ -73,7 +74,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Shown):
     """What was found.
 
     Attributes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from mxq.report.plain import parts
 from mxq.report.tables import decibels, facts, percent, ruled, short_op
 from mxq.tuning.result import Tuned
 from mxq.tuning.search import Trial
@@ -51,6 +54,16 @@ def tuned(found: Tuned) -> RenderableType:
     if found.prefix is not None:
         rows.append(("written", f"{found.prefix}-symbol.json and -0000.params, -mxq.json"))
     return Group(table, Text(""), facts(rows))
+
+
+@parts.register(Sensitivity)
+def _(found: Sensitivity) -> Sequence[RenderableType]:
+    return [sensitivity(found)]
+
+
+@parts.register(Tuned)
+def _(found: Tuned) -> Sequence[RenderableType]:
+    return [tuned(found)]
 
 
 def number(name: str, numbers: Numbers | None) -> Text:

@@ -8,14 +8,20 @@ layers are compared by: `mxq.verification.layers`; two int8 models without data:
 from __future__ import annotations
 
 from mxq.verification.compare import verify
+from mxq.verification.comparison import A_B, FLOAT_A, FLOAT_B, TITLES, Comparison
 from mxq.verification.differences import Differences, Side, differences
 from mxq.verification.measures import Boxes, Energy, match_boxes
 from mxq.verification.result import Accuracy, Layer, Output, Verification
 from mxq.verification.taps import Tap, corresponding
 
 __all__ = [
+    "A_B",
+    "FLOAT_A",
+    "FLOAT_B",
+    "TITLES",
     "Accuracy",
     "Boxes",
+    "Comparison",
     "Differences",
     "Energy",
     "Layer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def verify(
     feeds: Iterable[Mapping[str, Array]],
     layers: bool = False,
     *,
-    labels: Array | None = None,
+    labels: Array | Iterator[Array | None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Runs both models over ``feeds`` and compares.
@@ -38,7 +38,7 @@ def verify(
         int8_model: what was made of it.
         feeds: batches: input name -> array, examples along the first axis.
         layers: compare intermediate tensors too; see `mxq.verification.layers`.
-        labels: (examples,) int, in the order of the feeds: for accuracy.
+        labels: for accuracy: (examples,) int, in the order of the feeds; or of each batch in turn, (n,) int or None.
         progress: told after each batch how many examples are done.
 
     Raises:
@@ -50,7 +50,7 @@ def verify(
     heads = len(float_model.graph.heads)
     if len(int8_model.graph.heads) != heads:
         raise DataError(f"the float model has {heads} outputs, the int8 model {len(int8_model.graph.heads)}")
-    tally = _Tally(float_model.graph, each, None if labels is None else np.asarray(labels))
+    tally = _Tally(float_model.graph, each, labels)
     for batch in feeds:
         examples = examples_in(batch)
         tally.add(examples, reference(batch), candidate(batch))
@@ -62,12 +62,12 @@ def verify(
 class _Tally:
     """Running sums of `verify`."""
 
-    def __init__(self, graph: Graph, layers: LayerTally, labels: Array | None) -> None:
+    def __init__(self, graph: Graph, layers: LayerTally, labels: Array | Iterator[Array | None] | None) -> None:
         self.heads = [str(h) for h in graph.heads]
         self.softmax = [_is_softmax(graph[h.name]) for h in graph.heads]
         self.layers = layers
-        self.labels = labels
-        self.examples = 0
+        self.labels = labels if labels is None or isinstance(labels, Iterator) else np.asarray(labels)
+        self.examples = self.labelled = 0
         self.kinds: list[str] = []
         self.agreeing = 0
         self.hits = np.zeros((2, 2), np.int64)  # float, int8 by top-1, top-5
@@ -85,11 +85,17 @@ class _Tally:
                 raise DataError(f"output {name!r} has shape {x.shape} in the float model, {y.shape} in the int8 model")
         if not self.kinds:
             self.kinds = _kinds(first, examples)
-        self._add_heads(first, second)
+        self._add_heads(first, second, self._labels_of(examples))
         self.layers.add(lambda i: reference[count + i], lambda i: candidate[count + i])
         self.examples += examples
 
-    def _add_heads(self, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
+    def _labels_of(self, examples: int) -> Array | None:
+        """Those of the next batch."""
+        if isinstance(self.labels, Iterator):
+            return next(self.labels)
+        return None if self.labels is None else self.labels[self.examples : self.examples + examples]
+
+    def _add_heads(self, reference: Sequence[Array], candidate: Sequence[Array], labels: Array | None) -> None:
         for i, (x, y) in enumerate(zip(reference, candidate, strict=True)):
             if self.kinds[i] == "boxes":
                 continue
@@ -98,7 +104,7 @@ class _Tally:
                 self.centred[i] = self.centred[i].update(*(_centred(s, self.softmax[i]) for s in (x, y)))
         if "scores" in self.kinds:
             first = self.kinds.index("scores")
-            self._add_scores(reference[first], candidate[first])
+            self._add_scores(reference[first], candidate[first], labels)
         if "boxes" in self.kinds:
             for x, y in zip(*(_rows(heads, self.kinds) for heads in (reference, candidate)), strict=True):
                 found = match_boxes(x, y)
@@ -108,14 +114,14 @@ class _Tally:
                     self.boxes.matched + found.matched,
                 )
 
-    def _add_scores(self, reference: Array, candidate: Array) -> None:
+    def _add_scores(self, reference: Array, candidate: Array, labels: Array | None) -> None:
         self.agreeing += int(np.sum(reference.argmax(axis=1) == candidate.argmax(axis=1)))
         self.classes = reference.shape[1]
-        if self.labels is None:
+        if labels is None:
             return
-        labels = self.labels[self.examples : self.examples + len(reference)]
+        self.labelled += len(labels)
         if len(labels) != len(reference):
-            raise DataError(f"there are {len(self.labels)} labels but more examples")
+            raise DataError(f"there are {self.labelled} labels but more examples")
         if labels.min() < 0 or labels.max() >= self.classes:
             off = labels.max() if labels.max() >= self.classes else labels.min()
             raise DataError(f"label {off} in a network of {self.classes} classes; allowed: 0 to {self.classes - 1}")
@@ -127,14 +133,15 @@ class _Tally:
         """The measures of all that was added."""
         if self.examples == 0:
             raise DataError("there is nothing to compare: the data has no examples")
-        if self.labels is not None and "scores" in self.kinds and len(self.labels) != self.examples:
-            raise DataError(f"there are {len(self.labels)} labels for {self.examples} examples")
         scores = "scores" in self.kinds
+        labels = self.labelled if self.labels is None or isinstance(self.labels, Iterator) else len(self.labels)
+        if labels and scores and labels != self.examples:
+            raise DataError(f"there are {labels} labels for {self.examples} examples")
         return Verification(
             examples=self.examples,
             agreement=self.agreeing / self.examples if scores else None,
             outputs=tuple(self._output(i) for i in range(len(self.heads))),
-            accuracy=self._accuracy() if scores and self.labels is not None else None,
+            accuracy=self._accuracy() if scores and labels else None,
             boxes=self.boxes if "boxes" in self.kinds else None,
             layers=self.layers.result(),
         )

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mxq.text import Shown
 from mxq.verification.measures import Boxes
 
 
@@ -71,7 +72,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """What `verify` found. Shares are in 0..1.
 
     Attributes:

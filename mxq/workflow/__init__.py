@@ -6,8 +6,9 @@ is said meanwhile goes to a logger.
 
 from __future__ import annotations
 
-from mxq.workflow.comparing import check_origin, compared_on, pair_of
-from mxq.workflow.making import calibrate, planned, quantize
+from mxq.workflow.comparing import compare, pair_of, verify
+from mxq.workflow.looking import inspect
+from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.searching import sensitivity, tune
@@ -16,16 +17,16 @@ __all__ = [
     "Given",
     "Measured",
     "calibrate",
-    "check_origin",
-    "compared_on",
+    "compare",
     "evaluate",
     "input_of",
+    "inspect",
     "open_data",
     "pair_of",
-    "planned",
     "preparation_of",
     "quantize",
     "report_in",
     "sensitivity",
     "tune",
+    "verify",
 ]

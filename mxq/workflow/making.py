@@ -20,7 +20,6 @@ from mxq.passes.shapes import input_ranks
 from mxq.pipeline import Calibrated, Prepared, Quantized
 from mxq.plan import Report
 from mxq.preparation import Preparation
-from mxq.report import record
 from mxq.statistics import Statistics
 from mxq.tuning import Material
 from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of, settled
@@ -58,16 +57,13 @@ def calibrate(
     return Opened.of(net, given, config, epoch, logger, again=False).calibrated()
 
 
-def planned(prefix: Path, epoch: int | None, config: QuantConfig) -> Report:
-    """What would be decided for a float network.
+def planned(net: runtime.Net, config: QuantConfig, *, epoch: int | None = None, logger: logging.Logger = LOG) -> Report:
+    """What would be decided for a float network; arguments as of `quantize`.
 
     Raises:
-        QuantizeError: it is int8, without a record.
+        QuantizeError: it is int8.
     """
-    try:
-        prepared = _planned(runtime.load_model(prefix, epoch), config, LOG)
-    except QuantizeError as error:
-        raise QuantizeError(f"{prefix} has no record {record.path_of(prefix).name} beside it, and {error}") from None
+    prepared = _planned(runtime.load_model(net, epoch), config, logger)
     return Report(prepared.plan, config=config.to_json(), trace=prepared.trace.to_json())
 
 
