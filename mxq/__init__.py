@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from mxq.api import (
         QuantizedModel,
         calibrate,
+        compare,
         evaluate,
+        explain,
+        inspect,
         load,
         plot,
         quantize_model,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         save,
         sensitivity,
         tune,
+        verify,
     )
     from mxq.contrib import calib_graph, quantize_graph, quantize_model_mkldnn, quantize_net_v2
     from mxq.distributed import Partitions
@@ -87,8 +91,11 @@ __all__ = [
     "__version__",
     "calib_graph",
     "calibrate",
+    "compare",
     "data",
     "evaluate",
+    "explain",
+    "inspect",
     "load",
     "plot",
     "quantize_graph",
@@ -101,6 +108,7 @@ __all__ = [
     "threads",
     "tune",
     "use_physical_cores",
+    "verify",
 ]
 
 _LAZY = {
@@ -114,6 +122,9 @@ _LAZY = {
     "Statistics": "mxq.statistics",
     "calib_graph": "mxq.contrib",
     "calibrate": "mxq.api",
+    "compare": "mxq.api",
+    "explain": "mxq.api",
+    "inspect": "mxq.api",
     "load": "mxq.api",
     "plot": "mxq.api",
     "quantize_graph": "mxq.contrib",
@@ -124,6 +135,7 @@ _LAZY = {
     "save": "mxq.api",
     "sensitivity": "mxq.api",
     "tune": "mxq.api",
+    "verify": "mxq.api",
 }
 
 

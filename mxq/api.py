@@ -25,9 +25,12 @@ from mxq.options import MxnetOptions, Options, Unpack
 from mxq.plan import Report
 from mxq.preparation import Preparation
 from mxq.report import pair, plots, record
+from mxq.report.inspection import Inspection
+from mxq.report.record import Explanation
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.statistics import Statistics
 from mxq.thresholds import Thresholds
+from mxq.verification import Comparison, Verification
 from mxq.workflow import Given, Measured
 
 _P = ParamSpec("_P")
@@ -234,9 +237,154 @@ def evaluate(
     Raises:
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    given = None if preprocess is None else Preparation.given(preprocess)
-    measured = Measured(data, labels, metric)
+    measured, given = Measured(data, labels, metric), _preparation(preprocess)
     return workflow.evaluate(net, measured, given, batch_size=batch_size, client=client, logger=_heard(logger))
+
+
+@_then_one_team
+def inspect(
+    net: runtime.Net,
+    *,
+    epoch: int | None = None,
+    config: QuantConfig | None = None,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
+) -> Inspection:
+    """What is int8 in a network and what is not, and why; of a float one, what would be. See ``mxq inspect``.
+
+    Args:
+        net: as for `quantize_net`, or what that, `quantize_model` or `load` returned. Of what mxq made, the report is
+            looked up, not the network.
+        epoch: which ``prefix-NNNN.params`` of a float pair; the latest by default.
+        config, logger, **options: as for `quantize_net`, for a float network.
+
+    Returns:
+        The report, sizes in bytes of a pair's files, and which of them are not as they were written; ``str`` is the
+        table.
+
+    Raises:
+        QuantizeError: the network is int8, without a record.
+        MxqError: see `mxq.errors`.
+    """
+    return workflow.inspect(net, _config(config, options, logger), epoch=epoch, logger=_heard(logger))
+
+
+@_then_one_team
+def explain(
+    net: runtime.Net,
+    node: str,
+    *,
+    epoch: int | None = None,
+    config: QuantConfig | None = None,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
+) -> Explanation:
+    """Why one node is int8 or float. See ``mxq explain``.
+
+    Args:
+        net, epoch, config, logger, **options: as for `inspect`.
+        node: a node's name in the float network, the fused or the int8 one.
+
+    Returns:
+        The decision on the operator that the node is part of, its parts, range, weight, and the rules that refused it;
+        ``str`` is the table.
+
+    Raises:
+        ConfigError: no operator has that name; the message lists close ones.
+        MxqError: as of `inspect`.
+    """
+    found = workflow.inspect(net, _config(config, options, logger), epoch=epoch, logger=_heard(logger))
+    return record.explained(found.report, node)
+
+
+@_then_one_team
+def verify(
+    float_net: runtime.Net,
+    int8_net: runtime.Net,
+    data: object,
+    *,
+    layers: bool = False,
+    labels: Any = None,
+    num_examples: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    logger: logging.Logger | None = None,
+) -> Verification:
+    """How close an INT8 network is to the float one: equal answers, noise, accuracy where there are labels.
+
+    See ``mxq verify``, whose bars are ``failures(min_agreement, min_sqnr)`` of the result.
+
+    Args:
+        float_net: as for `quantize_net`.
+        int8_net: what was made of it, in any of these forms. One that takes integers is fed those of ``data``.
+        data: as ``calib_data`` of `quantize_net`, all of it: inputs of the float network.
+        layers: compare every tensor that both have, to find which layers introduce noise.
+        labels: class numbers (examples,), where they are not in the data; for a folder also a file like ``labels.csv``.
+        num_examples: so many of a path's examples, spread evenly; all by default.
+        batch_size: how whole arrays and files are cut; 32 by default, 4 with ``layers``.
+        preprocess: how pictures at a path are read, see `quantize_net`.
+        logger: as for `quantize_net`.
+
+    Returns:
+        Shares in 0..1, SQNR in dB; ``str`` is the table.
+
+    Raises:
+        ConfigError: ``float_net`` is quantized.
+        DataError: no examples, labels that do not fit, or outputs that differ in number or shape.
+        MxqError: see `mxq.errors`.
+    """
+    return workflow.verify(
+        float_net,
+        int8_net,
+        Measured(data, labels, examples=num_examples),
+        _preparation(preprocess),
+        layers=layers,
+        batch_size=batch_size,
+        logger=_heard(logger),
+    )
+
+
+@_then_one_team
+def compare(
+    a: runtime.Net,
+    b: runtime.Net,
+    data: object = None,
+    *,
+    float_net: runtime.Net = None,
+    labels: Any = None,
+    num_examples: int | None = None,
+    batch_size: int = 32,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    logger: logging.Logger | None = None,
+) -> Comparison:
+    """What differs between two INT8 networks: operators, ranges, weights, settings, and results on data.
+
+    See ``mxq compare``.
+
+    Args:
+        a, b: the two, in any of the forms of `quantize_net`, or what that, `quantize_model` or `load` returned.
+        data: run them on it, too, as for `verify`.
+        float_net: the float network, to hold each against on ``data``.
+        labels, num_examples, batch_size, preprocess, logger: as for `verify`.
+
+    Returns:
+        ``differences``, and under ``runs`` a result as of `verify` for each pair; ``str`` is the tables.
+
+    Raises:
+        ConfigError: ``float_net`` without ``data``, or it is quantized.
+        MxqError: as of `verify`.
+    """
+    if float_net is not None and data is None:
+        raise ConfigError("float_net is given without data; allowed: both, or neither")
+    return workflow.compare(
+        a,
+        b,
+        None if data is None else Measured(data, labels, examples=num_examples),
+        float_net,
+        _preparation(preprocess),
+        batch_size=batch_size,
+        logger=_heard(logger),
+    )
 
 
 def plot(
@@ -438,6 +586,10 @@ def _config(
         hint = nearest(unknown[0], allowed)
         raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{hint}")
     return replace(config or QuantConfig(), **given)
+
+
+def _preparation(preprocess: Preprocess | Mapping[str, Any] | None) -> Preparation | None:
+    return None if preprocess is None else Preparation.given(preprocess)
 
 
 def _heard(logger: logging.Logger | None) -> logging.Logger:

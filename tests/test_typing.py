@@ -34,7 +34,7 @@ WIDER: dict[str, tuple[Any, ...]] = {
 }
 """Options that may be given in more forms than the field keeps, and some of those."""
 
-TAKE_OPTIONS = ("quantize_net", "quantize_model", "calibrate", "sensitivity", "tune")
+TAKE_OPTIONS = ("quantize_net", "quantize_model", "calibrate", "sensitivity", "tune", "inspect", "explain")
 
 CALLS = """
 import mxq
@@ -55,6 +55,10 @@ report: mxq.Report = qnet.mxq_report
 ranges: mxq.Thresholds = mxq.calibrate(net, "images/", calib_mode="mse")
 loaded: mxq.Report | None = mxq.load("model").mxq_report
 qnet(1).asnumpy(), qnet.hybridize()
+mxq.verify(net, qnet, "images/", layers=True).layers[0].sqnr.is_integer()
+mxq.inspect(net, calib_mode="mse", exclude_layers="a").report.plan.quantized
+mxq.explain(qnet, "conv0").decision.int8
+mxq.compare(qnet, "b", "images/", float_net=net).differences.int8[0]
 def handed_on(**options: Unpack[mxq.Options]) -> mxq.QuantizedBlock:
     return mxq.quantize_net(net, **options)
 mxq.quantize_net(net, calib_mod="x")                        # wrong: Unexpected keyword argument "calib_mod"
@@ -66,6 +70,10 @@ mxq.calibrate(net, LayerOutputCollector=None)               # wrong: Unexpected 
 mxq.sensitivity(net, None, efort="fast")                    # wrong: Unexpected keyword argument "efort"
 mxq.tune(net, None, max_dorp=0.1)                           # wrong: Unexpected keyword argument "max_dorp"
 mxq.quantize_net_v2(net, calib_mod="x")                     # wrong: Unexpected keyword argument "calib_mod"
+mxq.inspect(net, calib_mod="x")                             # wrong: Unexpected keyword argument "calib_mod"
+mxq.explain(net, "conv0", calib_mod="x")                    # wrong: Unexpected keyword argument "calib_mod"
+mxq.verify(net, qnet, None, layer=True)                     # wrong: Unexpected keyword argument "layer"
+mxq.verify(net, qnet, None).agreements                      # wrong: has no attribute "agreements"
 handed_on(calib_mod="x")                                    # wrong: Unexpected keyword argument "calib_mod"
 qnet.mxq_report.plans                                       # wrong: "Report" has no attribute "plans"
 mxq.load("model").mxq_report.plan                           # wrong: has no attribute "plan"
