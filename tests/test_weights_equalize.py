@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, bn, build, conv, fc, feeds, run
+from graphs import CHANNELS, CONV3, bn, build, conv, fc, feeds, run
 from helpers import assert_close
 
 from mxq import pipeline
@@ -21,7 +21,8 @@ from mxq.runtime import MxnetRunner
 from mxq.thresholds import Range, Thresholds
 from mxq.verification import verify
 from mxq.verification.taps import corresponding
-from mxq.weights.equalize import MARGIN, MOST, WORTH, channels_seen, equalize, families, scales
+from mxq.weights import equalize as equalizing
+from mxq.weights.equalize import MARGIN, MOST, channels_seen, equalize, families, scales
 
 X = feeds(data=(16, CHANNELS, 6, 6))["data"]
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
@@ -492,6 +493,14 @@ class TestClip:
             channels_seen(MxnetRunner(), done.prepared.fused, [{"data": X}])["clip0"].largest[[1, 4]].max(), rel=0.5
         )
 
+    def test_there_is_room_for_other_data_and_not_too_much(self) -> None:
+        """Values half as large again do not reach the clip; those of calibration data have most of their codes."""
+        done = Done.of(self.net(5.0, 0.05))
+        wanted, found = (run(m, {"data": 1.5 * X})[0] for m in (done.prepared.fused, done.model))
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+        largest = channels_seen(MxnetRunner(), done.model, [{"data": X}])["clip0"].largest
+        assert np.delete(largest, [1, 4]).max() > 0.4 * 6
+
     def test_no_channel_shrinks(self) -> None:
         done = Done.of(self.net(5.0, 0.05))
         s = np.array(done.model.graph["clip0"].note.scale)
@@ -542,11 +551,39 @@ class TestRefined:
         assert cut.range("relu0").max == pytest.approx(plain.range("relu0").max / 2, rel=1e-5)
 
 
-def test_what_is_worth_it() -> None:
-    """A range shared a little unevenly is left alone; the bar is a quarter of the noise."""
-    assert 0 < WORTH < 1
-    assert Done.of(net("plain", factor=2.0)).names == ()
-    assert Done.of(net("plain", factor=20.0)).names == ("relu0",)
+def gain(model: Model, *others: np.ndarray) -> float:
+    """What scaling brings on data that may be other than `X`, in dB; the median."""
+    done = Done.of(model)
+    poor, good = (done.int8(scaled=s) for s in (False, True))
+    found = []
+    for x in others:
+        wanted, before, after = (run(m, {"data": x})[0] for m in (done.prepared.fused, poor, good))
+        found.append(sqnr_db(wanted, after) - sqnr_db(wanted, before))
+    return float(np.median(found))
+
+
+@pytest.mark.parametrize(("factor", "is_worth_it"), [(2.0, False), (3.0, True)])
+def test_what_is_worth_it(monkeypatch: pytest.MonkeyPatch, factor: float, is_worth_it: bool) -> None:
+    """Other data clips what calibration data hardly showed: a range shared a little unevenly is better left alone."""
+    model = net("pool_fc", factor)
+    assert bool(Done.of(model).names) == is_worth_it
+    monkeypatch.setattr(equalizing, "WORTH", np.inf)
+    others = [feeds(seed, data=(64, CHANNELS, 6, 6))["data"] for seed in range(20, 25)]
+    assert (gain(model, *others) > 1) == is_worth_it
+
+
+def test_a_channel_that_carries_nearly_all_is_shared_with_in_part() -> None:
+    """Its reader's weights are as large as others, so those of channels that are scaled up all the way would round to
+    nothing: neither leaving nor equal ranges is as good as what lies between."""
+    wide = CONV3.replace(f'"{CHANNELS}"', '"32"')
+    model = build(conv("conv0", "data", wide), RELU0, conv("conv1", "relu0"), "return conv1")
+    args = {k: v.copy() for k, v in model.args.items()}
+    args["conv0_weight"][5] *= 50
+    model = replace(model, args=args)
+    (node,) = (n for n in Done.of(model).model.graph.operators if n.name == "relu0")
+    s = np.array([float(v) for v in node.attrs[CHANNEL_SCALE].split(",")])
+    assert 2 < np.delete(s, 5).max() < 0.5 * MOST
+    assert gain(model, X) > 2
 
 
 def test_a_constant_summand_is_scaled_too_or_not_at_all() -> None:
