@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import build, conv, fc
@@ -10,10 +12,11 @@ from mxq.backends import the_layer_of
 from mxq.config import QuantConfig
 from mxq.ir import Array, Node
 from mxq.weights import layer as layers
+from mxq.weights import patches
 from mxq.weights import pieces as cut
 from mxq.weights.grid import FULL
-from mxq.weights.layer import LARGEST, LEAST_PLACES, Chosen, Layer, choose_places, improved
-from mxq.weights.patches import Geometry
+from mxq.weights.layer import LARGEST, LEAST_PLACES, Chosen, Layer, Seen, choose, choose_places, improved
+from mxq.weights.patches import Geometry, Places, inputs_at
 from mxq.weights.pieces import pieces
 
 METHODS = QuantConfig().methods
@@ -36,6 +39,12 @@ def found(layer: Layer, data: Array) -> Chosen:
 
 def maps(channels: int) -> Array:
     return np.tanh(np.random.default_rng(0).standard_normal((20, channels, 6, 6)).cumsum(axis=2)).astype(np.float32)
+
+
+def patches_of(layer: Layer, batches: list[Array], count: int | None) -> Places:
+    """``count`` places of the output at random; all where None."""
+    sizes = [layer.geometry.places_of(b.shape) for b in batches]
+    return patches.choose_places(sizes, sum(sizes) if count is None else count, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("filters", [12, 24])
@@ -73,6 +82,52 @@ def test_a_wide_layer_is_refined_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layer.is_wide
     assert wide.moved == pytest.approx(plain.moved, abs=0.01)
     assert (np.abs(wide.values - plain.values) > 1e-6).mean() < 0.02
+
+
+def noise_db(layer: Layer, chosen: Chosen, inputs: Array) -> float:
+    """Of the layer's output for ``inputs`` (N, K) that it was not chosen for, in dB of that output."""
+    weight, values = (layer.geometry.grouped(w)[0] for w in (layer.weight, chosen.values))
+    off = inputs @ (values - weight).T + (chosen.bias - layer.bias)
+    return float(10 * np.log10(np.square(off).mean() / (inputs @ weight.T).var()))
+
+
+def rows(count: int, inputs: int, seed: int) -> Array:
+    """(count, inputs) after a ReLU: four causes, and some noise of each input's own."""
+    rng = np.random.default_rng(seed)
+    causes = rng.standard_normal((count, 4)) @ np.random.default_rng(99).standard_normal((4, inputs))
+    return np.maximum(causes + 0.3 * rng.standard_normal((count, inputs)), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("inputs", "count", "least"), [(128, 64, 8.0), (64, 128, 7.5)], ids=["few", "enough"])
+def test_other_data_gains_by_rounding(inputs: int, count: int, least: float) -> None:
+    """Also where places are fewer than inputs: damping keeps rounding from following what they show by chance, a tenth
+    of it less well. Thirty times as much would lose what correlated inputs make up for; twice or half is no matter."""
+    layer = layer_of(fc("x", "data", 'num_hidden="16"'), (4, inputs))
+    nearest = replace(layer, methods=replace(METHODS, rounding="nearest"))
+    gains = []
+    for seed in range(4):
+        given, other = rows(count, inputs, seed), rows(4000, inputs, seed + 50)
+        data = Seen(given[None], (given @ layer.weight.T)[None])
+        gains.append(noise_db(layer, choose(nearest, data), other) - noise_db(layer, choose(layer, data), other))
+    assert np.mean(gains) > least
+
+
+def test_more_places_would_tell_no_more() -> None:
+    """As many as twice its inputs are too few for a small layer; an eighth of `LEAST_PLACES` is, too."""
+    layer = layer_of(conv("x", "data"), (20, 8, 6, 6))
+    found = []
+    for seed in range(4):
+        data = np.tanh(np.random.default_rng(seed).standard_normal((200, 8, 6, 6)).cumsum(axis=2)).astype(np.float32)
+        given, other = [data[:150]], [data[150:]]
+        (held_out,) = inputs_at(other, patches_of(layer, other, None), layer.geometry)
+        noise = [
+            noise_db(layer, improved(layer, given, given, None, patches_of(layer, given, n)), held_out)
+            for n in (2 * layer.inputs, layer.places(1), None)
+        ]
+        found.append(noise)
+    few, chosen, every = np.mean(found, axis=0)
+    assert few > every + 0.7
+    assert chosen < every + 0.1
 
 
 def test_places() -> None:
