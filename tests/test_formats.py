@@ -425,5 +425,23 @@ def test_an_index_that_points_elsewhere(tmp_path: Path) -> None:
         list(records(tmp_path / "a.rec", 3))
 
 
+def test_an_index_in_another_order(tmp_path: Path) -> None:
+    """As of a shuffled list: records are counted in the order of the file, in which they are read on."""
+    file = shard(tmp_path / "a.rec", CONTENTS)
+    index = tmp_path / "a.idx"
+    index.write_text("".join(reversed(index.read_text().splitlines(keepends=True))))
+    for first in range(len(CONTENTS)):
+        wanted = [content for _, content in CONTENTS[first:]]
+        assert [content for _, content in records(file, first)] == wanted
+        assert [content for _, content in records(file, first, 1)] == wanted[:1]
+
+
+def test_a_record_that_ends_without_its_padding(tmp_path: Path) -> None:
+    """The last one of a file that was cut there; its content is whole."""
+    whole = part(HEADER + b"ok") + part(HEADER + b"abcde")
+    (tmp_path / "a.rec").write_bytes(whole[:-3])
+    assert [content for _, content in records(tmp_path / "a.rec")] == [b"ok", b"abcde"]
+
+
 def test_the_modules_share_what_a_file_may_take() -> None:
     assert arrays.MOST_BEYOND == MOST_BEYOND < 1 << 30

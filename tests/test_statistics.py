@@ -238,6 +238,21 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {**MOVING, "0.momentum": np.array(1.5)},
         ": statistics are damaged: moving averages of 1 batches with momentum 1.5",
     ),
+    "all momentum": (
+        of_kind("moving"),
+        {**MOVING, "0.momentum": np.array(1.0)},
+        ": statistics are damaged: moving averages of 1 batches with momentum 1.0",
+    ),
+    "negative momentum": (
+        of_kind("moving"),
+        {**MOVING, "0.momentum": np.array(-0.1)},
+        ": statistics are damaged: moving averages of 1 batches with momentum -0.1",
+    ),
+    "no momentum": (
+        of_kind("moving"),
+        {**MOVING, "0.momentum": np.array(math.nan)},
+        ": statistics are damaged: moving averages of 1 batches with momentum nan",
+    ),
     "negative batches": (
         of_kind("moving"),
         {**MOVING, "0.batches": np.array(-1)},
@@ -260,6 +275,19 @@ def test_what_is_right_inside(tmp_path: Path) -> None:
     for about, held in ((ABOUT, EXTENT), (of_kind("moving"), MOVING)):
         np.savez(tmp_path / "a.npz", about=np.array(json.dumps(about)), **held)
         assert Statistics.load(tmp_path / "a.npz").states["a"].extent == observers.Extent(2, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_moving_averages_come_back(tmp_path: Path, momentum: float, batches: int) -> None:
+    """The least that they may be, too: of no batch yet, and with no weight on the past."""
+    observer = observers.get(f"ema_minmax:{momentum}")
+    state = observer.empty()
+    for n in range(batches):
+        state = observer.update(state, np.float32([-n, 2 * n + 1]))
+    about = np.array(json.dumps(of_kind("moving")))
+    np.savez(tmp_path / "a.npz", about=about, **{f"0.{k}": v for k, v in state.to_arrays().items()})
+    assert Statistics.load(tmp_path / "a.npz").states["a"] == state
 
 
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
