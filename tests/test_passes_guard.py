@@ -281,6 +281,25 @@ class TestGuard:
         assert apart.remedy in ("none", "pairs")
         assert apart.noise < 2e-3
 
+    @pytest.mark.parametrize(
+        ("second", "size", "is_float"),
+        [(0.2, 1.0, True), (0.1, 1.0, False), (1.0, 0.05, False)],
+        ids=["below 30 dB", "above", "hardly better with VNNI"],
+    )
+    def test_a_decent_layer_is_not(self, second, size, is_float):
+        """Nor one whose input uses a twentieth of its range, which VNNI would not help much either."""
+        model = build(fc("z", "data", 'num_hidden="4"', bias=False), "return z", data=(4, 2))
+        weight = np.array([[1, 0.98], [0.97, 1], [-1, -0.99], [1, -1]], np.float32) * np.float32([1, second])
+        prepared = pipeline.plan(replace(model, args={"z_weight": weight}), CONFIG)
+        table = Thresholds({"data": Threshold(Range(-1.0, 1.0), "fixed")})
+        values = np.random.default_rng(0).uniform(-size, size, (1000, 2, 1)).astype(np.float32)
+        record = guard(prepared.fused, prepared.plan, table, CONFIG, "avx2", samples={"z": values})[2]["z"]
+        added = record.noise - record.noise_with_vnni
+        assert (record.remedy == "float") == is_float
+        assert added > 4e-4
+        assert added < 6e-3  # near the bar on either side
+        assert (added > 1.5e-3) == (second != 0.1)
+
 
 @pytest.mark.parametrize(
     ("layer", "shape"),

@@ -150,6 +150,7 @@ def test_weights_that_were_codes_once_lose_nothing(ratio: float) -> None:
     step = steps(weight, np.ones((1, 200)), FULL)
     found = nearest(weight, step, extremes(weight, FULL), FULL)
     np.testing.assert_array_equal(found, codes)
+    np.testing.assert_allclose(values(found, step), weight, rtol=1e-6)
 
 
 def kernel_reads(weight: np.ndarray, dtype: str) -> np.ndarray:

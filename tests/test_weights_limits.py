@@ -7,7 +7,7 @@ import pytest
 
 from mxq.weights.grid import FULL, extremes, nearest, steps
 from mxq.weights.layer import DAMPING
-from mxq.weights.limits import Sums
+from mxq.weights.limits import Exposed, Sums, by_channel
 from mxq.weights.rounding import covariance, damped, descend, error_of, successive
 
 CHANNELS, POSITIONS, OUTPUTS = 7, 4, 12
@@ -53,6 +53,19 @@ def test_other_weights_make_up_for_the_limits(kernel, seed):
     case = Case(kernel, seed=seed)
     found = successive(case.wanted, case.hessian, case.step, case.fixed, FULL.most, case.sums)
     assert case.error(found) < 0.7 * case.error(case.sums.limited(case.nearest[0])[None])
+
+
+def test_what_limits_cost_is_known_before_weights_are_chosen():
+    """About, and over several layers: less than their change of weights, as others make up for it."""
+    shares = []
+    for seed in range(5):
+        case = Case("shifted", seed=seed)
+        weight = by_channel(case.wanted[0], CHANNELS)
+        exposed = Exposed.of("shifted", weight, by_channel(case.inputs[0], CHANNELS))
+        given = (case.wanted, case.hessian, case.step, case.fixed, FULL.most)
+        limited, free = (case.error(successive(*given, *sums)) for sums in ((case.sums,), ()))
+        shares.append(exposed.cost(case.scale) * exposed.energy / (limited - free))
+    assert 0.6 < np.exp(np.mean(np.log(shares))) < 2.5
 
 
 def test_without_a_partner_nothing_is_limited():

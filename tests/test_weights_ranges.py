@@ -99,6 +99,16 @@ class TestNarrowed:
         span = Range(0.0, 1.01)
         assert narrowed([value], span, UINT8, [identity]) is span
 
+    @pytest.mark.parametrize(("count", "share"), [(175_000, 1.0), (260_000, 0.9)], ids=["1 %", "6 %"])
+    def test_what_little_there_is_to_gain_is_not_worth_clipping(self, count: int, share: float) -> None:
+        """Four values at the end of the range, which a narrower one would cut off, and many that it would serve."""
+        value = np.random.default_rng(0).uniform(0, 0.9, (1, 1, count)).astype(np.float32)
+        value[..., :4] = 1
+        span = Range(0.0, 1.0)
+        errors = [float(np.square(UINT8.coded(value, span.times(s)) - value).sum()) for s in (1.0, 0.9)]
+        assert errors[1] < errors[0]
+        assert narrowed([value], span, UINT8, [identity]) == span.times(share)
+
     def test_a_tensor_of_zeros(self) -> None:
         span = Range(0.0, 1.0)
         assert narrowed([np.zeros((2, 3, 4), np.float32)], span, UINT8, [identity]) is span
