@@ -399,6 +399,10 @@ def test_ema_never_calls_a_signed_tensor_unsigned() -> None:
     found = observer.range(state, "auto")
     assert found.min == -1
     assert_close(found.max, 21.8, rtol=1e-12, atol=0)
+    halved = MovingObserver(MovingParams(0.5))
+    state = halved.update(halved.update(halved.empty(), [-1.0, 2.0]), [1.0, 4.0])
+    assert state.averages == (0.0, 3.0)
+    assert halved.range(state, "auto") == Range(-1, 3)
 
 
 # ------------------------------------------------------------------------------------------------ naive, fixed

@@ -112,6 +112,18 @@ def test_other_data_gains_by_rounding(inputs: int, count: int, least: float) -> 
     assert np.mean(gains) > least
 
 
+def test_no_channel_is_worse_than_by_rounding_to_the_nearest() -> None:
+    """One input after the other is not always better: where it is not, a channel has the nearest codes."""
+    layer = layer_of(fc("x", "data", 'num_hidden="256"'), (4, 16))
+    rng = np.random.default_rng(0)
+    inputs = (rng.standard_normal((500, 16)) + rng.standard_normal((500, 1))).astype(np.float32)
+    data = Seen(inputs[None], (inputs @ layer.weight.T)[None])
+    both = (choose(replace(layer, methods=replace(METHODS, rounding=r)), data) for r in ("nearest", "reconstruction"))
+    nearest, found = ((inputs @ (c.values - layer.weight).T).var(axis=0) for c in both)
+    assert (found <= 1.03 * nearest).all()  # but for damping, which is part of what is compared
+    assert found.sum() < 0.8 * nearest.sum()
+
+
 def test_more_places_would_tell_no_more() -> None:
     """As many as twice its inputs are too few for a small layer; an eighth of `LEAST_PLACES` is, too."""
     layer = layer_of(conv("x", "data"), (20, 8, 6, 6))
