@@ -576,14 +576,14 @@ def test_a_channel_that_carries_nearly_all_is_shared_with_in_part() -> None:
     """Its reader's weights are as large as others, so those of channels that are scaled up all the way would round to
     nothing: neither leaving nor equal ranges is as good as what lies between."""
     wide = CONV3.replace(f'"{CHANNELS}"', '"32"')
-    model = build(conv("conv0", "data", wide), RELU0, conv("conv1", "relu0"), "return conv1")
+    model = build(conv("conv0", "data", wide), RELU0, conv("conv1", "relu0"), "return conv1", seed=1)
     args = {k: v.copy() for k, v in model.args.items()}
-    args["conv0_weight"][5] *= 50
+    args["conv0_weight"][5] *= 30
     model = replace(model, args=args)
     (node,) = (n for n in Done.of(model).model.graph.operators if n.name == "relu0")
     s = np.array([float(v) for v in node.attrs[CHANNEL_SCALE].split(",")])
     assert 2 < np.delete(s, 5).max() < 0.5 * MOST
-    assert gain(model, X) > 2
+    assert gain(model, X) > 3.3  # a power less or more brings 3.1 or 2.8
 
 
 def test_a_constant_summand_is_scaled_too_or_not_at_all() -> None:

@@ -14,7 +14,9 @@ from mxq.passes import assign
 from mxq.plan import TensorRecord
 from mxq.thresholds import Range
 from mxq.weights.coding import Code, code_all, codes_of
+from mxq.weights.limits import Exposed
 from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed, telling
+from mxq.weights.saturation import Kernel
 
 INT8, UINT8 = Code("int8"), Code("uint8")
 
@@ -108,6 +110,19 @@ class TestNarrowed:
         errors = [float(np.square(UINT8.coded(value, span.times(s)) - value).sum()) for s in (1.0, 0.9)]
         assert errors[1] < errors[0]
         assert narrowed([value], span, UINT8, [identity]) == span.times(share)
+
+    @pytest.mark.parametrize("kernel", ["pairs", "shifted"])
+    def test_where_sums_saturate_it_is_wider(self, kernel: Kernel) -> None:
+        """Unless a clip ends it, and not where no two large weights stand beside each other."""
+        value = np.random.default_rng(0).uniform(2, 4, (400, 4)).astype(np.float32)
+        span, code = (Range(0.0, 4.0), UINT8) if kernel == "pairs" else (Range(-4.0, 4.0), INT8)
+        large, small = np.array([[1, 1, 1, 1]], np.float32), np.array([[1, 0, 1, 0]], np.float32)
+        for weight, widen, wider in ((large, True, True), (large, False, False), (small, True, False)):
+            exposed = Exposed.of(kernel, weight[:, :, None], value[:, :, None])
+            assert (exposed is not None) == (weight is large)
+            risks = [exposed] if exposed is not None else []
+            found = narrowed([value], span, code, [linear(*weight[0])], risks, widen=widen)
+            assert found.absmax > 1.5 * span.absmax if wider else found.absmax <= span.absmax
 
     def test_a_tensor_of_zeros(self) -> None:
         span = Range(0.0, 1.0)
