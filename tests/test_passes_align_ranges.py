@@ -52,6 +52,7 @@ def test_what_is_read_elsewhere_keeps_its_range_but_counts():
     ("own", "union", "expected"),
     [
         ((0, 4), (0, 5), (0, 5)),
+        ((0, 4), (0, 5.6), (0, 5.6)),
         ((0, 4), (0, 5.8), (0, 4)),  # more than the root of 2
         ((-4, 3), (-5, 1), (-5, 3)),
         ((0, 4), (-1, 5), (0, 4)),  # it would turn from u8 to s8
@@ -60,6 +61,23 @@ def test_what_is_read_elsewhere_keeps_its_range_but_counts():
 def test_what_is_read_elsewhere_is_widened_a_little(own, union, expected):
     found, _ = aligned(*branches(CAT, conv("z", "k"), conv("y", "a"), "return z, y"), a=own, b=union)
     assert found["a"] == Range(*expected)
+
+
+def test_an_output_of_the_network_keeps_its_range_but_counts():
+    found, _ = aligned(*branches(CAT, conv("z", "k"), "return z, a"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 2), "b": Range(0, 5)}
+    found, _ = aligned(*branches(CAT, conv("z", "k"), "return z, b"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 5), "b": Range(0, 5)}
+
+
+def test_a_little_twice_is_not_a_little():
+    """From one Concat to the next, ranges of what is read elsewhere do not grow step by step."""
+    lines = (
+        *branches(CAT, 'm = Pooling(k) kernel="(3, 3)" pad="(1, 1)"', conv("r", "data"), "c = Activation(r) " + RELU),
+        'j = Concat(m, c) dim="1" num_args="2"', conv("z", "j"), conv("y", "a"), "return z, y",
+    )  # fmt: skip
+    found, _ = aligned(*lines, a=(0, 4), b=(0, 5), c=(0, 7))
+    assert found == {"a": Range(0, 4), "b": Range(0, 7), "c": Range(0, 7)}
 
 
 def test_a_dense_block_has_one_range():

@@ -230,6 +230,23 @@ class TestGuard:
         before, _, _, thresholds, _ = self.guarded(planned(*summed))
         assert thresholds.range("r") == before.range("r")
 
+    def test_an_output_of_the_network_keeps_its_range(self):
+        before, _, _, thresholds, records = self.guarded(planned(*CHAIN[:3], "return z, r"))
+        assert thresholds.range("r") == before.range("r")
+        assert records["z"].remedy != "range"
+
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_a_weight_that_another_layer_has_too_is_not_limited(self, shared):
+        again = 'y = Convolution(z, z_weight, z_bias) kernel="(3, 3)" num_filter="8" pad="(1, 1)"'
+        prepared = planned(*CHAIN[:3], again if shared else conv("y", "z"), "return y")
+        codes = np.random.default_rng(0).integers(-60, 60, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+        codes[:, 0, 0, 0], codes[:, 1], codes[0, 2:4, 1, 1] = 127.5, -1, (64, 65)
+        model = replace(prepared.fused, args={**prepared.fused.args, "z_weight": codes * np.float32(0.003)})
+        _, _, found, _, records = self.guarded(replace(prepared, fused=model), given=None)
+        assert records["z"].at_risk == 1
+        assert records["z"].limited == (0 if shared else 1)
+        assert (found.args["z_weight"] is model.args["z_weight"]) == shared
+
     def test_limited_weights_are_read_back_as_they_were_meant(self):
         prepared = planned(*CHAIN)
         codes = np.random.default_rng(0).integers(-60, 60, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
