@@ -272,6 +272,16 @@ class TestBlocks:
         finally:
             mx.npx.reset_np()
 
+    def test_every_trace_of_a_block_is_the_same_network(self) -> None:
+        """MXNet counts versions of auxiliary states on, and statistics would be of another network."""
+        norm = mx.gluon.nn.BatchNorm(in_channels=4)
+        net = mx.gluon.nn.HybridSequential()
+        net.add(norm, mx.gluon.nn.Dense(4, in_units=4, flatten=False), norm)
+        initialised(net)
+        first, second = (load_model(net) for _ in range(2))
+        assert first.graph == second.graph
+        assert [r.version for node in first.graph for r in node.inputs if r.version] == [1, 1, 2, 2]
+
     def test_a_plain_block(self) -> None:
         with pytest.raises(QuantizeError, match="net is a Sequential, a Block whose graph cannot be seen; allowed: "):
             load_model(mx.gluon.nn.Sequential())

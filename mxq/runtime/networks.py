@@ -19,7 +19,7 @@ from mxq.operators import check_graph, check_parameters
 from mxq.runtime.blocks import parameters, traced
 from mxq.runtime.inference import as_float32, dense, inference_form
 from mxq.runtime.mxnet import check_idle, mx, mxnet_says, to_numpy
-from mxq.runtime.ordering import in_call_order
+from mxq.runtime.ordering import first_versions, in_call_order
 from mxq.runtime.registry import REGISTRY
 from mxq.runtime.reshapes import without_target_shapes
 from mxq.runtime.values import check_values
@@ -104,7 +104,7 @@ def from_symbol(
         text = sym.tojson()
     graph = read_symbol(text, "the symbol")
     check_graph(graph, REGISTRY)
-    graph = without_target_shapes(inference_form(graph))
+    graph = first_versions(without_target_shapes(inference_form(graph)))
     values = {**_table("arg_params", arg_params), **_table("aux_params", aux_params)}
     read = frozenset(n.name for n in graph.variables if n.name in values)
     graph = in_call_order(dense(graph, read), read, order)
