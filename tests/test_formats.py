@@ -445,3 +445,22 @@ def test_a_record_that_ends_without_its_padding(tmp_path: Path) -> None:
 
 def test_the_modules_share_what_a_file_may_take() -> None:
     assert arrays.MOST_BEYOND == MOST_BEYOND < 1 << 30
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_text_in_arrays_is_of_unicode(tmp_path: Path, order: str) -> None:
+    good, path = np.array(["ab", "c"], f"{order}U2"), tmp_path / "a.npz"
+    np.savez(path, text=good)
+    with open_npz(path) as archive:
+        np.testing.assert_array_equal(archive["text"], good)
+    bad = good.copy()
+    bad.view(f"{order}u4")[0] = 0x100006F
+    np.savez(path, text=bad)
+    np.save(tmp_path / "a.npy", bad)
+    with (
+        open_npz(path) as archive,
+        pytest.raises(DataError, match="a character 0x100006f; allowed: up to 0x10ffff"),
+    ):
+        _ = archive["text"]
+    with pytest.raises(DataError, match="has a character 0x100006f"):
+        read_npy(tmp_path / "a.npy")

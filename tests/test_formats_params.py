@@ -207,3 +207,13 @@ def test_cut_anywhere(tmp_path: Path) -> None:
         file.write_bytes(whole[:size])
         with pytest.raises(FormatError, match="is no parameter file, or damaged"):
             read_params(file)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**33), (0, 2**20, 2**20), (4, 51539607553, 0)])
+def test_sides_that_no_array_has_where_there_are_no_values(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """numpy and MXNet fail over them in ways of their own."""
+    head = struct.pack("<QQQ", 0x112, 0, 1) + struct.pack("<IiI", 0xF993FAC9, 0, len(shape))
+    path = tmp_path / "m.params"
+    path.write_bytes(head + struct.pack(f"<{len(shape)}q", *shape) + struct.pack("<iii", 1, 0, 0) + bytes(64))
+    with pytest.raises(FormatError, match=r"array 0 has the shape .*; allowed: sides whose product is up to 214748"):
+        read_params(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def read_npy(path: str | os.PathLike[str], error: type[MxqError] = DataError) ->
         if header.nbytes == 0:
             return np.zeros(header.shape, header.dtype)
         with understood(name, error):
-            return np.memmap(stream, header.dtype, "r", header.start, header.shape, header.order)
+            found = np.memmap(stream, header.dtype, "r", header.start, header.shape, header.order)
+        return _of_unicode(found, name, error)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class Archive(Mapping[str, Array]):
             header = _header(stream, info.file_size, what, self.error)
             values = np.empty(header.nbytes, np.uint8)
             _fill(values, stream, what, self.error)
-        return values.view(header.dtype).reshape(header.shape, order=header.order) if header.nbytes else _none(header)
+        if not header.nbytes:
+            return _none(header)
+        found = values.view(header.dtype).reshape(header.shape, order=header.order)
+        return _of_unicode(found, what, self.error)
 
     def check(self, *names: str) -> None:
         """Raises what is wrong with any of these members; a name that there is not is no fault."""
@@ -223,6 +228,15 @@ def _fill(values: Array, stream: Any, what: str, error: type[MxqError]) -> None:
         at += len(piece)
     while stream.read(_PIECE):
         pass
+
+
+def _of_unicode(values: Array, what: str, error: type[MxqError]) -> Array:
+    """``values``, in whose text there are no characters but Unicode's: Python has none for others."""
+    if values.dtype.kind == "U" and values.size:
+        codes = np.frombuffer(values.tobytes(), np.dtype(f"{values.dtype.byteorder}u4"))
+        if codes.max() > sys.maxunicode:
+            raise error(f"{what} has a character {int(codes.max()):#x}; allowed: up to {sys.maxunicode:#x}, as Unicode")
+    return values
 
 
 def _none(header: Header) -> Array:

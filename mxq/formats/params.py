@@ -63,6 +63,10 @@ def read_params(path: str | os.PathLike[str]) -> dict[str, Array]:
             raise FormatError(f"{os.fspath(path)!r} is no parameter file, or damaged: {damage}") from None
 
 
+LARGEST: Final = 2**31 - 1
+"""Values in an array: MXNet counts them in 32 bits."""
+
+
 class _Damage(Exception):
     """What is wrong with a file; never leaves this module."""
 
@@ -92,6 +96,8 @@ class _Bytes:
 
     def values(self, shape: Shape, dtype: str, what: str) -> Array:
         count = prod(shape)
+        if not count and prod(side for side in shape if side) > LARGEST:
+            raise _Damage(f"{what} has the shape {list(shape)}; allowed: sides whose product is up to {LARGEST}")
         self._claim(count * np.dtype(dtype).itemsize, what)
         found = np.fromfile(self.stream, dtype, count)
         if len(found) != count:

@@ -70,7 +70,7 @@ _NOT_TO_RUN = re.compile(
 
 _UNSOUND = re.compile(
     r"_npi_tensordot(_int_axes)?|_npi_tensorsolve|_npi_lcm(_scalar)?|(_npi_|_)?random_randint|_npi_choice"
-    r"|_?unravel_index|_sparse_where|_(npx__)?image_resize|(_npi_|_?sample_|_?random_)(generalized_)?(gamma|negative_binomial|poisson)(_like)?"
+    r"|_?unravel_index|_npx_constraint_check|_sparse_where|_(npx__)?image_resize|(_npi_|_?sample_|_?random_)(generalized_)?(gamma|negative_binomial|poisson)(_like)?"
 )
 """Operators that end the process, or never end, for shapes, types or values that their kernels alone look at."""
 
