@@ -7,7 +7,7 @@ returns a new `Model`, or the same object where nothing changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -195,9 +195,9 @@ class Graph:
     def operators(self) -> tuple[Node, ...]:
         return tuple(n for n in self.nodes if not n.is_variable)
 
-    def unused(self, name: str) -> str:
-        """``name``, or the first of "name0", "name00", ... that no node has."""
-        while name in self:
+    def unused(self, name: str, taken: Container[str] = ()) -> str:
+        """``name``, or the first of "name0", "name00", ... that no node has, and that is not ``taken``."""
+        while name in self or name in taken:
             name += "0"
         return name
 

@@ -11,11 +11,10 @@ from typing import Any, Final
 
 from mxq.errors import CalibrationError, FormatError
 from mxq.formats.documents import Count, converted, parse_json
+from mxq.quant.scheme import LARGEST
 from mxq.text import Shown
 
 FORMAT = "mxq-thresholds/1"
-LARGEST: Final = (2 - 2**-23) * 2.0**127
-"""The largest float32."""
 FIXED: Final = "fixed"
 """What files, and who makes a `Threshold`, call the observer of a range that nobody is to change."""
 

@@ -54,6 +54,19 @@ def fc(name: str, data: str, attrs: str = 'num_hidden="10"', *, bias: bool = Tru
     return f"{name} = FullyConnected({data}, {name}_weight{extra}) {attrs}" + ("" if bias else ' no_bias="True"')
 
 
+RESIDUAL = (
+    conv("conv0", "data"),
+    bn("bn0", "conv0"),
+    'relu0 = Activation(bn0) act_type="relu"',
+    conv("conv1", "relu0"),
+    "sum = elemwise_add(conv1, relu0)",
+    'relu1 = Activation(sum) act_type="relu"',
+    fc("fc0", "relu1"),
+    "return fc0",
+)
+"""A small classifier of images with a residual connection."""
+
+
 def graph(*lines: str) -> Graph:
     """Reads the text form; a name that is read before any line makes it becomes a variable."""
     rows = [row for line in lines for row in line.splitlines() if row.strip()]

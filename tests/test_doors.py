@@ -16,7 +16,7 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from graphs import bn, build, conv, fc
+from graphs import RESIDUAL, build
 from helpers import fresh_python
 from typer.testing import CliRunner
 
@@ -36,18 +36,7 @@ LABELS = np.arange(HELD) % CLASSES
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network "net" and two int8 forms of it, "a" and "b", with data. Do not write there."""
     where = tmp_path_factory.mktemp("doors")
-    net = build(
-        conv("conv0", "data"),
-        bn("bn0", "conv0"),
-        'relu0 = Activation(bn0) act_type="relu"',
-        conv("conv1", "relu0"),
-        "sum = elemwise_add(conv1, relu0)",
-        'relu1 = Activation(sum) act_type="relu"',
-        fc("fc0", "relu1"),
-        "return fc0",
-        data=(1, 3, SIDE, SIDE),
-    )
-    write_pair(net, where / "net")
+    write_pair(build(*RESIDUAL, data=(1, 3, SIDE, SIDE)), where / "net")
     mxq.save(mxq.quantize_net(where / "net", X), where / "a")
     mxq.save(mxq.quantize_net(where / "net", X, calib_mode="mse", exclude_layers="fc0"), where / "b")
     mxq.save(mxq.quantize_net(where / "net", X, input_dtype="int8"), where / "int")

@@ -14,7 +14,7 @@ import pytest
 
 import mxq  # isort: skip  (before mxnet)
 
-from graphs import bn, build, conv, fc
+from graphs import RESIDUAL, build
 from helpers import fresh_python
 from PIL import Image
 from typer.testing import CliRunner
@@ -43,18 +43,7 @@ LABELS = np.arange(HELD) % 10
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a network "net" and the same examples in several forms. Do not write there."""
     where = tmp_path_factory.mktemp("doors")
-    net = build(
-        conv("conv0", "data"),
-        bn("bn0", "conv0"),
-        'relu0 = Activation(bn0) act_type="relu"',
-        conv("conv1", "relu0"),
-        "sum = elemwise_add(conv1, relu0)",
-        'relu1 = Activation(sum) act_type="relu"',
-        fc("fc0", "relu1"),
-        "return fc0",
-        data=(1, 3, SIDE, SIDE),
-    )
-    write_pair(net, where / "net")
+    write_pair(build(*RESIDUAL, data=(1, 3, SIDE, SIDE)), where / "net")
     np.save(where / "x.npy", X)
     np.savez(where / "x.npz", data=X, label=LABELS)
     pixels = np.clip(X * 40 + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

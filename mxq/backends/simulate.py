@@ -104,9 +104,7 @@ class _Simulator:
             ref = Ref(name)
 
     def _unused(self, name: str) -> str:
-        while name in self.nodes or name in self.quantized.fused.graph:
-            name += "0"
-        return name
+        return self.quantized.fused.graph.unused(name, self.nodes)
 
 
 def _fake_steps(params: QParams, offset: float) -> Iterator[tuple[str, dict[str, str]]]:

@@ -102,9 +102,7 @@ class _Builder:
 
     def unused(self, name: str) -> str:
         """``name``, with zeros after it where a node of either network has it."""
-        while name in self.nodes or name in self.model.graph:
-            name += "0"
-        return name
+        return self.model.graph.unused(name, self.nodes)
 
     # ---- reading tensors ----
 

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
+from mxq.numerics import ZERO_RANGE_SCALE
 from mxq.quant.qparams import QParams
 from mxq.quant.spec import QuantSpec
 
 Reals: TypeAlias = NDArray[np.floating[Any]]
 
-ZERO_RANGE_SCALE: Final = float(2**31 - 1)
-"""The scale of an empty range in MXNet: INT_MAX, where a division would give infinity."""
-
 LARGEST: Final = float(np.finfo(np.float32).max)
+"""The largest float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mxq.errors import RuntimeFailure
+from mxq.formats.params import LARGEST
 from mxq.ir import Graph, Node, Ref
 from mxq.runtime.mxnet import mx, to_symbol
 
@@ -33,9 +34,6 @@ _DIVISIONS = frozenset(
 _BY_SCALAR = frozenset(
     {"_div_scalar", "_DivScalar", "_mod_scalar", "_ModScalar", "_npi_mod_scalar", "_npi_fmod_scalar"}
 )
-LARGEST = 2**31 - 1
-"""Values in a tensor: MXNet counts them in 32 bits."""
-
 SMALL = 2**24
 """Values that any machine has room for."""
 
