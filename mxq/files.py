@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mxq.errors import FormatError, StorageError
-from mxq.locks import beside, claim, is_at
+from mxq.locks import Claim, beside, claim, unbroken
 
 PATIENCE: Final = 10.0
 """Seconds to wait for another process that writes the same file, or for one that reads a pipe."""
@@ -39,7 +39,7 @@ class _Draft:
 
     path: Path
     target: Path
-    stream: IO[bytes]
+    stream: Claim
 
     @property
     def backup(self) -> Path:
@@ -64,22 +64,19 @@ def replacing(*paths: str | os.PathLike[str], size: int = 0) -> Iterator[tuple[P
             yield tuple(draft.path for draft in drafts)
             for draft in drafts:
                 os.fsync(draft.stream)
-            _take_places(drafts)
+            with unbroken():
+                _take_places(drafts)
 
 
 @contextmanager
 def _drafted(target: Path) -> Iterator[_Draft]:
     path = beside(target, "part")
     with claim(path, PATIENCE) as stream:
-        try:
-            _like(target, stream)
-            yield _Draft(path, target, stream)
-        finally:
-            if is_at(stream, path):  # else it has taken its place, and another process may have made one there
-                path.unlink()
+        _like(target, stream)
+        yield _Draft(path, target, stream)
 
 
-def _like(target: Path, stream: IO[bytes]) -> None:
+def _like(target: Path, stream: Claim) -> None:
     """Gives a draft the owner, where that is allowed, and the mode of the file that it will replace."""
     with suppress(FileNotFoundError):
         old, new = target.stat(), os.fstat(stream.fileno())

@@ -7,14 +7,18 @@ keep a lock for ever.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
+import io
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import Any, Final
 from weakref import WeakSet
 
 from mxq.errors import StorageError
@@ -24,15 +28,80 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-_held: WeakSet[IO[bytes]] = WeakSet()
+_held: WeakSet[Claim] = WeakSet()
+
+
+class Claim(io.FileIO):
+    """An open file that goes when it is closed, or forgotten: unless it has another name by then, or another's lock.
+
+    Ctrl-C may come between any two steps, so what removes the file belongs to the object from the moment it is made.
+    """
+
+    def __init__(self, path: Path, *how: Any) -> None:
+        super().__init__(path, *how)
+        _held.add(self)
+
+    def close(self) -> None:
+        try:
+            if not self.closed:
+                with suppress(BlockingIOError):
+                    self.lock()
+                    if self.is_there():
+                        Path(str(self.name)).unlink()
+        finally:
+            super().close()
+
+    def lock(self) -> None:
+        """Locks the file, again where it is.
+
+        Raises:
+            BlockingIOError: another process has it.
+            OSError: it cannot be locked.
+        """
+        try:
+            fcntl.flock(self, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def is_there(self) -> bool:
+        """Whether it is still the file that has its name."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self.fileno()), os.lstat(self.name))
+        return False
 
 
 def _let_go() -> None:
-    for stream in list(_held):
-        stream.close()
+    for claim in list(_held):
+        io.FileIO.close(claim)  # the file stays, it is the parent's
+
+
+def _close() -> None:
+    for claim in list(_held):
+        claim.close()
 
 
 os.register_at_fork(after_in_child=_let_go)
+atexit.register(_close)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """What is done inside is done to its end: Ctrl-C and SIGTERM, where Python handles them, wait until then."""
+    came: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other is ever interrupted
+        found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: handler for number, handler in found.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: came.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def beside(target: Path, kind: str) -> Path:
@@ -40,8 +109,8 @@ def beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.mxq-{kind}")
 
 
-def claim(path: Path, patience: float = 0.0) -> IO[bytes]:
-    """Makes the file ``path`` and locks it, until the stream that it returns is closed.
+def claim(path: Path, patience: float = 0.0) -> Claim:
+    """Makes the file ``path`` and locks it.
 
     What a process that has ended left there goes first.
 
@@ -56,63 +125,46 @@ def claim(path: Path, patience: float = 0.0) -> IO[bytes]:
     until = time.monotonic() + patience
     while True:
         try:
-            stream = _claimed(path)
+            found = _attempt(path)
         except BlockingIOError:
             if time.monotonic() >= until:
                 raise
             time.sleep(0.01)
             continue
-        if stream is not None:
-            return stream
+        if found is not None:
+            return found
 
 
-def _claimed(path: Path) -> IO[bytes] | None:
+def _attempt(path: Path) -> Claim | None:
     """The file, made and locked; None where it has to be tried again, because another one was there."""
-    old = os.path.lexists(path)
+    if os.path.lexists(path):
+        with suppress(FileNotFoundError), Claim(path, "r+", True, _without_links) as old:
+            old.lock()  # nobody has it: it goes
+        return None
     try:
-        number = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if old else os.O_CREAT | os.O_EXCL), 0o666)
+        made = Claim(path, "x+")
     except FileExistsError:
         return None
-    except FileNotFoundError:
-        if not old:  # the folder is missing
-            raise
-        return None
-    stream = os.fdopen(number, "r+b", buffering=0)
     try:
-        _lock(stream)
-        ours = is_at(stream, path)
-        if ours and old:
-            path.unlink()
+        made.lock()
+        if made.is_there():
+            return made
     except BaseException:
-        stream.close()
+        made.close()
         raise
-    if ours and not old:
-        _held.add(stream)
-        return stream
-    stream.close()
+    made.close()
     return None
 
 
-def _lock(stream: IO[bytes]) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-
-
-def is_at(stream: IO[bytes], path: Path) -> bool:
-    """Whether the open file is the one that has the name ``path`` now."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
-    return False
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def tidy(folder: Path) -> None:
     """Removes what processes that were killed have left in a folder."""
     for path in (*folder.glob(".*.mxq-part"), *folder.glob(".*.mxq-lock")):
         with suppress(OSError), claim(path):
-            path.unlink()
+            pass
 
 
 @contextmanager
@@ -132,21 +184,15 @@ def alone(path: Path, remedy: str) -> Iterator[None]:
         raise StorageError(f"{os.fspath(path)!r} cannot be used: its name has a NUL")
     real = Path(os.path.realpath(path))
     lock = beside(real / "workdir" if real.is_dir() else real, "lock")
-    held = None
-    try:
-        held = claim(lock)
-    except BlockingIOError:
-        raise StorageError(f"{path} is in use by {_holder(lock)}; {remedy}") from None
-    except OSError as error:
-        if error.errno not in _READ_ONLY:
-            raise StorageError(f"{path} cannot be used: {error.strerror or error}") from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(claim(lock))
+        except BlockingIOError:
+            raise StorageError(f"{path} is in use by {_holder(lock)}; {remedy}") from None
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise StorageError(f"{path} cannot be used: {error.strerror or error}") from error
         yield
-    finally:
-        if held is not None:
-            with held:
-                if is_at(held, lock):  # else somebody has removed it, and it may be another run's
-                    lock.unlink()
 
 
 def _holder(lock: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -11,6 +13,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -40,6 +44,21 @@ def names(folder: Path) -> list[str]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
+
+
+def signalling(number: signal.Signals, moment: int) -> Callable[[FrameType, str, object], Any]:
+    """A trace function that sends this process a signal before the operation ``moment`` of what writes files."""
+    came = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in (files.__file__, locks.__file__, contextlib.__file__):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(came) == moment:
+            signal.raise_signal(number)
+        return trace
+
+    return trace
 
 
 class TestDestinations:
@@ -242,6 +261,29 @@ class TestAllOrNone:
             write_text(tmp_path / "a", "new")
         assert (tmp_path / "a").read_text() == "old"
 
+    @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_interrupted_at_any_moment_there_is_old_or_new_and_nothing_else(self, tmp_path: Path) -> None:
+        """Ctrl-C comes before each of Python's operations in turn, until a run has ended before it comes."""
+        moments, interrupted, seen = itertools.count(), True, set[str]()
+        while interrupted:
+            paths, moment = self.paths(tmp_path, "ab"), next(moments)
+            sys.settrace(signalling(signal.SIGINT, moment))
+            try:
+                self.write(paths)
+                interrupted = False
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            found = self.contents(tmp_path)
+            assert found in (dict.fromkeys("abc", "new"), {"a": "old a", "b": "old b"}), moment
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            seen.add("new" if "c" in found else "old")
+            for path in paths:
+                path.unlink(missing_ok=True)
+        assert moment > 500
+        assert seen == {"old", "new"}
+
     def test_they_take_their_places_in_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         taken, rename = [], Path.replace
         monkeypatch.setattr(Path, "replace", lambda self, target: (taken.append(target.name), rename(self, target)))
@@ -286,7 +328,7 @@ class TestLocks:
             lock.unlink()
             other = locks.claim(lock)
         with other:
-            assert locks.is_at(other, lock)
+            assert other.is_there()
 
     def test_within_a_process_too(self, tmp_path: Path) -> None:
         with (
