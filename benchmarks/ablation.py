@@ -29,7 +29,7 @@ from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
 from rich.console import Console
 from rich.table import Table
 
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.passes.exact import exact
 from mxq.pipeline import prepare
 from mxq.weights.equalize import families, scaled

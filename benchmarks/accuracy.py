@@ -18,7 +18,7 @@ from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
 from rich.console import Console
 from rich.table import Table
 
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.numerics import centred_sqnr_db, sqnr_db
 
 

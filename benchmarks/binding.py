@@ -18,8 +18,8 @@ from rich.console import Console
 from startup import BLOCK, STOCK, TIMED, seconds, write
 from zoo import NETS
 
-from mxq.bench import summarize
-from mxq.machine import COPY_SIZE, NEVER
+from mxq.bench.timing import summarize
+from mxq.host.machine import COPY_SIZE, NEVER
 
 FED_BLOCK = (
     BLOCK

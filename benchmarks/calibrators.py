@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mxq import numerics, observers, pipeline
-from mxq.collect import collect
+from mxq.calibration.collect import collect
 from mxq.config import QuantConfig
 from mxq.runtime import MxnetRunner
 

@@ -33,8 +33,8 @@ from peers.client import Failure, Server, read_outputs, run, short
 from rich.console import Console
 
 import mxq
-from mxq import machine
-from mxq.bench import bench
+from mxq.bench.timing import bench
+from mxq.host import machine
 from mxq.numerics import sqnr_db
 
 HERE = Path(__file__).resolve().parent
@@ -129,7 +129,7 @@ class Network:
 
 
 class Stopwatch:
-    """A clock that only the servers' own times move, so that `mxq.bench.bench` sees nothing else."""
+    """A clock that only the servers' own times move, so that `mxq.bench.timing.bench` sees nothing else."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mxq.bench import Timing, summarize
+from mxq.bench.timing import Timing, summarize
 
 OURS, BASE = "mxq", "fused"
 LABELS = {

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mxq
-from mxq.ir import Array, Model
+from mxq.graph.ir import Array, Model
 from mxq.numerics import centred_sqnr_db, sqnr_db
 from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner, load_model, to_arrays, to_symbol

@@ -15,9 +15,9 @@ from rich.table import Table
 from zoo import DETECTOR, NETS, Net, build, examples
 
 from mxq import pipeline
-from mxq.bench import bench
+from mxq.bench.timing import bench
 from mxq.config import QuantConfig, Shape
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, serve
 

@@ -47,10 +47,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mxq import collect, runtime, tuning, workflow  # noqa: F401  (imported once, for all processes)
+from mxq import runtime, tuning, workflow  # noqa: F401  (imported once, for all processes)
+from mxq.artifacts import pair, record
+from mxq.calibration import collect
 from mxq.cli.app import FAILED, REFUSED
 from mxq.cli.app import main as mxq_command
-from mxq.report import pair, record
 
 ENDS = ("-symbol.json", "-0000.params", "-mxq.json")
 EVENTS = frozenset(("open", "os.rename", "os.remove", "os.link", "os.mkdir"))

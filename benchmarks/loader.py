@@ -27,11 +27,12 @@ from rich.table import Table
 
 import mxq
 from mxq import runtime
-from mxq.bench import bench
-from mxq.data import IntegerTransform
-from mxq.images import Preprocess, read_picture, read_preprocess
-from mxq.ir import Array, Model
-from mxq.plan import InputRecord
+from mxq.bench.timing import bench
+from mxq.data.examples import read_picture
+from mxq.data.integers import IntegerTransform
+from mxq.data.preprocess import Preprocess, read_preprocess
+from mxq.graph.ir import Array, Model
+from mxq.quant.plan import InputRecord
 
 import mxnet as mx  # isort: skip  (after mxq)
 

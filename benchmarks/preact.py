@@ -27,7 +27,7 @@ from gluoncv.model_zoo import cifar_resnet20_v2
 from mxnet import autograd, gluon, nd
 from sklearn.datasets import load_digits
 
-from mxq.ir import Array, Graph, Model
+from mxq.graph.ir import Array, Graph, Model
 from mxq.runtime import MxnetRunner, load_model
 
 DIGITS, ZOO = "preact_digits", "resnet50_v2"

@@ -22,7 +22,7 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 from mxnet import io  # noqa: E402
 from mxnet.contrib import quantization as contrib  # noqa: E402
 
-from mxq.ir import Array, Model, toposort  # noqa: E402
+from mxq.graph.ir import Array, Model, toposort  # noqa: E402
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_arrays, to_symbol  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

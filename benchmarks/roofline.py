@@ -30,8 +30,8 @@ os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
 import mxnet as mx  # noqa: E402
 from mxnet.gluon import nn  # noqa: E402
 
-from mxq.bench import bench  # noqa: E402
-from mxq.ir import Model, Node, Ref, toposort  # noqa: E402
+from mxq.bench.timing import bench  # noqa: E402
+from mxq.graph.ir import Model, Node, Ref, toposort  # noqa: E402
 from mxq.pipeline import fuse_float  # noqa: E402
 from mxq.runtime import from_symbol, load_model, serve, to_arrays, to_symbol  # noqa: E402
 

@@ -31,10 +31,10 @@ mxq.use_physical_cores()
 
 from mxq import distributed, pipeline  # noqa: E402
 from mxq.config import QuantConfig  # noqa: E402
+from mxq.data.preprocess import read_preprocess  # noqa: E402
 from mxq.distributed import Partitions  # noqa: E402
-from mxq.distributed.engine import Run  # noqa: E402
+from mxq.distributed.jobs import Run  # noqa: E402
 from mxq.distributed.tasks import Collecting, Job, Seen, merged  # noqa: E402
-from mxq.images import read_preprocess  # noqa: E402
 from mxq.runtime import MxnetRunner, load_model  # noqa: E402
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mxq import machine, pipeline
+from mxq import pipeline
 from mxq.backends.simulate import simulate
 from mxq.config import QuantConfig
-from mxq.ir import Array, Model, Ref
+from mxq.graph.ir import Array, Model, Ref
+from mxq.host import machine
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
 from mxq.passes.quantize import quantize_graph

@@ -21,7 +21,7 @@ from rich.table import Table
 from zoo import NETS, Net, build, examples
 
 from mxq import pipeline
-from mxq.bench import summarize
+from mxq.bench.timing import summarize
 from mxq.config import QuantConfig
 from mxq.runtime import MxnetRunner, write_pair
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from zoo import NETS, build, examples
 
-from mxq.bench import bench
+from mxq.bench.timing import bench
 from mxq.pipeline import fuse_float
 from mxq.runtime import serve
 

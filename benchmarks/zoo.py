@@ -24,7 +24,7 @@ import mxnet as mx  # noqa: E402
 from gluoncv import model_zoo  # noqa: E402
 from mxnet.gluon import nn, rnn  # noqa: E402
 
-from mxq.ir import Array, Model  # noqa: E402
+from mxq.graph.ir import Array, Model  # noqa: E402
 from mxq.runtime import load_model  # noqa: E402
 
 MTCNN = "mtcnn"

@@ -32,9 +32,9 @@ from rich.table import Table
 from zoo import DENSE, DETECTOR, NETS, Net, build, examples
 
 from mxq import pipeline
-from mxq.bench import bench
+from mxq.bench.timing import bench
 from mxq.config import QuantConfig
-from mxq.ir import Array, Ref
+from mxq.graph.ir import Array, Ref
 from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, serve
 

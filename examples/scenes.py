@@ -89,9 +89,7 @@ def detection(
     return images, boxes
 
 
-def normalise(
-    images: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
-) -> np.ndarray:
+def normalise(images: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
     """Turn (N, H, W, 3) uint8 RGB images into network input, (N, 3, H, W) float32."""
     scaled = (images.astype(np.float32) - np.float32(mean)) / np.float32(std)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
@@ -126,9 +124,7 @@ def stream(draw: Callable[..., Drawn], steps: int, batch_size: int, seed: int) -
             yield batch
 
 
-def loader(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, shuffle: bool = False
-) -> gluon.data.DataLoader:
+def loader(images: np.ndarray, labels: np.ndarray, batch_size: int, shuffle: bool = False) -> gluon.data.DataLoader:
     """Batches of normalised images and labels, as Gluon trains and calibrates with.
 
     Args:
@@ -241,9 +237,7 @@ def _free_place(
     for _ in range(20):
         x, y = int(rng.integers(0, size - width + 1)), int(rng.integers(0, size - height + 1))
         for _, left, top, right, bottom in taken:
-            overlap = max(0, min(right, x + width) - max(left, x)) * max(
-                0, min(bottom, y + height) - max(top, y)
-            )
+            overlap = max(0, min(right, x + width) - max(left, x)) * max(0, min(bottom, y + height) - max(top, y))
             if overlap > 0.15 * min(width * height, (right - left) * (bottom - top)):
                 break
         else:

@@ -48,9 +48,7 @@ class Score(NamedTuple):
     classes: np.ndarray
 
 
-def read(
-    root: Path, classes: Sequence[str] = CLASSES, image_set: str | None = None
-) -> list[Sample]:
+def read(root: Path, classes: Sequence[str] = CLASSES, image_set: str | None = None) -> list[Sample]:
     """List the pictures of a directory with `JPEGImages` and `Annotations`.
 
     Args:
@@ -134,9 +132,7 @@ def mean_ap(
             hits.append(hit[counts])
             objects += int((~hard[targets]).sum())
         if objects:
-            values[label] = _average_precision(
-                np.concatenate(scores), np.concatenate(hits), objects, eleven_point
-            )
+            values[label] = _average_precision(np.concatenate(scores), np.concatenate(hits), objects, eleven_point)
     known = values[~np.isnan(values)]
     return Score(float(known.mean()) if len(known) else float("nan"), values)
 
@@ -199,9 +195,7 @@ def _match(
     return hit, counts
 
 
-def _average_precision(
-    scores: np.ndarray, hits: np.ndarray, objects: int, eleven_point: bool
-) -> float:
+def _average_precision(scores: np.ndarray, hits: np.ndarray, objects: int, eleven_point: bool) -> float:
     """Average precision of one class, from (m,) scores and (m,) hits of all pictures."""
     found = np.cumsum(hits[np.argsort(-scores, kind="stable")])
     recall = found / objects

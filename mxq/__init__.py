@@ -29,10 +29,10 @@ from mxq.errors import (
     StorageError,
     WorkerError,
 )
+from mxq.host.openmp import use_physical_cores
 from mxq.logs import install as install_log_handler
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.text import show_by
-from mxq.threads import use_physical_cores
-from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.version import __version__
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ if TYPE_CHECKING:
         tune,
         verify,
     )
+    from mxq.calibration.statistics import Statistics
     from mxq.contrib import calib_graph, quantize_graph, quantize_model_mkldnn, quantize_net_v2
     from mxq.distributed import Partitions
     from mxq.options import Options
-    from mxq.plan import Report
+    from mxq.quant.plan import Report
     from mxq.runtime import LoadedBlock, QuantizedBlock
-    from mxq.statistics import Statistics
 
 prepare()
 install_log_handler()
@@ -116,10 +116,10 @@ _LAZY = {
     "Options": "mxq.options",
     "Partitions": "mxq.distributed",
     "QuantizedBlock": "mxq.runtime",
-    "Report": "mxq.plan",
+    "Report": "mxq.quant.plan",
     "evaluate": "mxq.api",
     "QuantizedModel": "mxq.api",
-    "Statistics": "mxq.statistics",
+    "Statistics": "mxq.calibration.statistics",
     "calib_graph": "mxq.contrib",
     "calibrate": "mxq.api",
     "compare": "mxq.api",

@@ -12,24 +12,26 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from mxq import machine, pipeline, runtime, threads, tuning, workflow
+from mxq import pipeline, runtime, threads, tuning, workflow
+from mxq.artifacts import pair, record
+from mxq.artifacts.record import Explanation
+from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
+from mxq.data.preparation import Preparation
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
 from mxq.evaluation import Evaluation, Function, Metric
-from mxq.formats.files import path_given
-from mxq.images import Preprocess
-from mxq.ir import Model
+from mxq.formats.reading import path_given
+from mxq.graph.ir import Model
+from mxq.host import machine
 from mxq.logs import LOG
 from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
 from mxq.options import MxnetOptions, Options, Unpack
-from mxq.plan import Report
-from mxq.preparation import Preparation
-from mxq.report import pair, plots, record
+from mxq.quant.plan import Report
+from mxq.quant.thresholds import Thresholds
+from mxq.report import plots
 from mxq.report.inspection import Inspection
-from mxq.report.record import Explanation
 from mxq.runtime import LoadedBlock, QuantizedBlock
-from mxq.statistics import Statistics
-from mxq.thresholds import Thresholds
 from mxq.verification import Comparison, Verification
 from mxq.workflow import Given, Measured
 
@@ -56,7 +58,7 @@ def _then_one_team(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``function``, which runs networks and reads what they give, and then leaves OpenMP's threads to MXNet's engine.
 
     With those that it starts in this thread ResNet-50 takes half as long again at batch 1, see
-    `mxq.machine.keep_one_team`.
+    `mxq.host.machine.keep_one_team`.
     """
 
     @wraps(function)
@@ -95,7 +97,7 @@ def quantize_net(
             dictionary of them by input name, a list or generator of batches; or the path of a folder of images, a .npy
             or an .npz file. Arrays are (N, ...), as the network takes them: floats become float32, integers stay. Those
             of a tuple go by the order of the call; those after them, labels, are ignored.
-            `mxq.batches` says which examples are used where not all are.
+            `mxq.data` says which examples are used where not all are.
         network, data_shapes: MXNet's arguments: another name for ``net``, and the shape of a batch of each input, which
             settles those of a network that was never run where there is no data.
         config: a `QuantConfig`; ``options`` change single fields of it.

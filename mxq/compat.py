@@ -22,7 +22,7 @@ from types import MappingProxyType, ModuleType
 import numpy as np
 
 from mxq.errors import MxqError
-from mxq.machine import check_omp_num_threads, keep_one_team
+from mxq.host.machine import check_omp_num_threads, keep_one_team
 
 NUMPY_ALIASES = MappingProxyType(
     {

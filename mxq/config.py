@@ -11,7 +11,7 @@ from operator import index
 from typing import Any, TypeAlias
 
 from mxq.errors import ConfigError, one_of
-from mxq.ir import Node
+from mxq.graph.ir import Node
 
 DTYPES = ("auto", "int8", "uint8")
 GRANULARITIES = ("channel-wise",)

@@ -17,14 +17,14 @@ from typing import Any, Final, TypedDict
 
 from mxq import runtime
 from mxq.api import QuantizedModel, quantize_model, quantize_net
+from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, DataError
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.logs import LOG
 from mxq.options import OwnModelOptions, OwnOptions, Unpack
+from mxq.quant.thresholds import Thresholds
 from mxq.runtime import QuantizedBlock
-from mxq.statistics import Statistics
-from mxq.thresholds import Thresholds
 
 MOST: Final = 1024
 """Examples that a `Collector` keeps, as many as calibration uses at most by default."""

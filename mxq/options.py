@@ -7,7 +7,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from mxq.config import LayerConfig, Selector
-from mxq.images import Preprocess
+from mxq.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack  # noqa: PLC0414  (from here; mxq does not depend on that package)

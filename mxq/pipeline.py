@@ -16,57 +16,50 @@ from functools import cached_property, partial, reduce
 from types import MappingProxyType
 from typing import Any
 
-from mxq import machine, observers
+from mxq import observers
 from mxq.backends import MXNET_191, RUN_TIME
-from mxq.batches import Feed, Feeds, feeds
-from mxq.collect import Checkpoint, collect
+from mxq.calibration.collect import Checkpoint, collect
+from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
+from mxq.data.feed import Feed
+from mxq.data.feeding import Feeds, feeds
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
-from mxq.ir import Array, Graph, Model, Ref, Runner
-from mxq.passes import (
-    AVERAGES,
-    DETECTION,
-    FOLD_BN,
-    FOLD_SCALE,
-    FUSE_FLOAT,
-    FUSE_INT8,
-    FUSE_RUN_TIME,
-    POOL_LAST,
-    POOLED_DENSE,
-    REDUCE_STRENGTH,
-    REDUCE_WHAT_IS_LEFT,
-    SHAPE_ONLY,
-    SIMPLIFY,
-    SPLIT_GROUPS,
-    SUBSAMPLE_EARLY,
-    align_ranges,
-    assign,
-    declare,
-    fix_shape,
-    fold_constants,
-    guard,
-    pair_channels,
-    partition,
-    quantize_graph,
-    removed,
-    shift_streams,
-    shift_summands,
-    unmatched,
-    with_shapes,
-)
-from mxq.passes.guard import FLOAT as TO_FLOAT
+from mxq.graph.ir import Array, Graph, Model, Ref, Runner
+from mxq.graph.serde import write_text
+from mxq.host import machine
+from mxq.passes.align_ranges import align_ranges
+from mxq.passes.assignment import assign
+from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
+from mxq.passes.avgpool_to_depthwise import AVERAGES
+from mxq.passes.constants import fold_constants
+from mxq.passes.conv1x1_to_dense import POOLED_DENSE
+from mxq.passes.declare import declare
+from mxq.passes.detection import DETECTION
+from mxq.passes.fix_shape import fix_shape, with_shapes
+from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.fold_scale import FOLD_SCALE
+from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.overrides import LayerChoices
-from mxq.passes.partition import NONE, with_carried
-from mxq.passes.simplify import FLOAT
-from mxq.plan import Plan, Report, SaturationRecord, WeightRecord
+from mxq.passes.partition import NONE, partition, unmatched, with_carried
+from mxq.passes.quantize import quantize_graph
+from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.removed import removed
+from mxq.passes.shape_only import SHAPE_ONLY
+from mxq.passes.shift_summand import shift_summands
+from mxq.passes.simplify import FLOAT, SIMPLIFY
+from mxq.passes.split_groups import SPLIT_GROUPS
+from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 from mxq.quant import QuantizedModel
-from mxq.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined, samples_of
+from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
+from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.rewrite import Pass, Trace, run_pass
-from mxq.serde import write_text
-from mxq.statistics import Statistics
-from mxq.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
-from mxq.weights import Asked, clip_weights
+from mxq.saturation.limit_saturation import FLOAT as TO_FLOAT
+from mxq.saturation.limit_saturation import guard
+from mxq.saturation.pair_channels import pair_channels
+from mxq.saturation.shift_streams import shift_streams
+from mxq.weights.clip import Asked, clip_weights
+from mxq.weights.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined, samples_of
 
 
 @dataclass(frozen=True)
@@ -229,7 +222,7 @@ def calibrate(
 
     Args:
         prepared: from `plan`.
-        calib_data: see `mxq.batches.feeds`; it may be None where no range needs data.
+        calib_data: see `mxq.data.feeding.feeds`; it may be None where no range needs data.
         runner: what runs the network.
         progress: whether to show a bar.
         checkpoint: where to keep the statistics. Then histograms are collected whatever the observers need, so that
@@ -328,8 +321,8 @@ def quantize(
         prepared: from `plan`.
         calibrated: from `calibrate` or `ranges`.
         versions: for the report.
-        runner, data: what the methods of ``config`` that look at calibration data need (`mxq.refine`). Without them
-            weights are rounded to the nearest code, and the report says so.
+        runner, data: what the methods of ``config`` that look at calibration data need (`mxq.weights.refine`). Without
+            them weights are rounded to the nearest code, and the report says so.
 
     Returns:
         The int8 network; the float one as it was given where no operator can be int8.
@@ -442,7 +435,7 @@ def looks_again(config: QuantConfig) -> bool:
 
 
 def target_of(config: QuantConfig) -> str:
-    """The CPU that a network is made for: one of `mxq.machine.TARGETS`."""
+    """The CPU that a network is made for: one of `mxq.host.machine.TARGETS`."""
     return machine.resolve_target(config.target, machine.detect())
 
 

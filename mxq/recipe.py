@@ -44,8 +44,8 @@ from yaml.reader import ReaderError
 
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, FormatError
-from mxq.files import write_text
-from mxq.formats.files import read_text
+from mxq.formats.reading import read_text
+from mxq.storage.writing import write_text
 
 FORMAT = "mxq-recipe/1"
 LONGEST: Final = 1 << 18

@@ -1,4 +1,4 @@
-"""Small networks for tests: graphs in the text form of `mxq.serde`, random parameters, a run through MXNet.
+"""Small networks for tests: graphs in the text form of `mxq.graph.serde`, random parameters, a run through MXNet.
 
 Import it as ``from graphs import build, run``.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from helpers import SATURATES, assert_close
 
-from mxq import machine, pipeline
+from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Graph, Model, Ref
+from mxq.graph.ir import Graph, Model, Ref
+from mxq.graph.serde import read_text
+from mxq.host import machine
 from mxq.passes.exact import exact
 from mxq.rewrite import Pass, Trace, run_pass
 from mxq.runtime import MxnetRunner, to_symbol
-from mxq.serde import read_text
 
 GOLDENS = Path(__file__).parent / "goldens"
 """Where the expected structures are, one file each."""

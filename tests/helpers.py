@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mxq import machine
+from mxq.host import machine
 
 SATURATES = machine.detect().saturates
 """Whether this CPU's int8 kernels add products in pairs in 16 bits, where large sums saturate."""

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mxq.annotation import NOTHING, Annotation, Route, RouteKind
-from mxq.annotation_text import annotated, attributes
 from mxq.errors import FormatError
-from mxq.ir import Graph, Node, Ref
-from mxq.serde import read_symbol, read_text, write_symbol, write_text
+from mxq.graph.annotation import NOTHING, Annotation, Route, RouteKind
+from mxq.graph.annotation_text import annotated, attributes
+from mxq.graph.ir import Graph, Node, Ref
+from mxq.graph.serde import read_symbol, read_text, write_symbol, write_text
 
 ROUTES = (Route.of(RouteKind.QUICKER, "clip+_plus_scalar"), Route.of(RouteKind.AVERAGE))
 

@@ -21,8 +21,8 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 from helpers import fresh_python
 
-from mxq import machine
-from mxq.report import pair as written_pair
+from mxq.artifacts import pair as written_pair
+from mxq.host import machine
 from mxq.runtime import QuantizedBlock, load_model, to_arrays, to_symbol
 
 SIDE, CLASSES = 8, 5
@@ -541,7 +541,7 @@ class TestFiles:
             raise OSError(28, "No space left on device")
 
         block = quantize()
-        monkeypatch.setattr(mxq.runtime.files, "write_params", full)
+        monkeypatch.setattr(mxq.runtime.saving, "write_params", full)
         with pytest.raises(mxq.FormatError, match="No space left on device"):
             mxq.save(block, tmp_path / saved.name)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -554,7 +554,7 @@ class TestFiles:
             raise OSError(28, "No space left on device")
 
         block = quantize()
-        monkeypatch.setattr(mxq.runtime.files, "write_params", full)
+        monkeypatch.setattr(mxq.runtime.saving, "write_params", full)
         with pytest.raises(mxq.StorageError, match=r"cannot be written: No space left on device"):
             block.export(str(tmp_path / "net"))
         assert list(tmp_path.iterdir()) == []

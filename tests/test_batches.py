@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mxq.batches import Feeds, examples_in, feeds, peeked, taken
 from mxq.compat import prepare
 from mxq.config import Budget
+from mxq.data.examples import Source
+from mxq.data.feed import examples_in, taken
+from mxq.data.feeding import Feeds, feeds, peeked
 from mxq.errors import DataError
-from mxq.images import Source
 
 ALL = Budget(percent=100.0)
 X = np.arange(100 * 3, dtype=np.float32).reshape(100, 3)

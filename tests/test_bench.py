@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mxq.bench import bench, summarize
+from mxq.bench.timing import bench, summarize
 from mxq.errors import ConfigError
 
 

@@ -28,8 +28,8 @@ from mxq.observers import (
     PercentileObserver,
     PercentileParams,
 )
-from mxq.thresholds import Range
-from mxq.weights import channel_bounds
+from mxq.quant.thresholds import Range
+from mxq.weights.clip import channel_bounds
 
 N: Final = 20_000
 

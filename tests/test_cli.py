@@ -18,16 +18,21 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mxq import locks, machine, refine, workflow
+from mxq import workflow
+from mxq.artifacts import record
+from mxq.bench.processes import Job
+from mxq.bench.sweep_result import Reading, Setup
+from mxq.calibration.statistics import Statistics
 from mxq.cli import app
 from mxq.cli.app import ORDER
 from mxq.config import QuantConfig
+from mxq.data.examples import open_source
+from mxq.data.preprocess import Preprocess
 from mxq.errors import RuntimeFailure
-from mxq.images import Preprocess, open_source
-from mxq.machine import Machine
-from mxq.report import record
-from mxq.statistics import Statistics
-from mxq.sweep import Job, Reading, Setup
+from mxq.host import machine
+from mxq.host.machine import Machine
+from mxq.storage import locks
+from mxq.weights import refine
 
 CLASSES = 7
 SIDE = 16
@@ -414,7 +419,7 @@ class TestBench:
 class TestSweep:
     def test_two_processes(self, nets: Path, int8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cpus = os.sched_getaffinity(0)
-        monkeypatch.setattr("mxq.sweep.setups", lambda machine: (Setup(1, ((min(cpus),), (max(cpus),))),))
+        monkeypatch.setattr("mxq.bench.sweep.setups", lambda machine: (Setup(1, ((min(cpus),), (max(cpus),))),))
         common = ("bench", nets / "tiny", int8, "--sweep", "--shape", f"3x{SIDE}x{SIDE}", "--warmup", "1")
         found = data_of(*common, "--batch-size", "2", "--batch-size", "1", "--seconds", "0.05")
         assert found["complete"]
@@ -436,7 +441,7 @@ class TestSweep:
             yield Reading(0.002, 0.0025, 500.0 / setup.threads, 100, 1)
 
         monkeypatch.setattr(Job, "run", run_setup)
-        monkeypatch.setattr("mxq.machine.detect", lambda: Machine("", "", frozenset(), frozenset(), (0, 1), 2))
+        monkeypatch.setattr("mxq.host.machine.detect", lambda: Machine("", "", frozenset(), frozenset(), (0, 1), 2))
         command = ("bench", nets / "tiny", "--sweep", "--shape", f"3x{SIDE}x{SIDE}", "--batch-size", "1")
         done = run(*command, code=130 if ended else 0)
         assert "best latency and throughput" in done.stdout
@@ -605,7 +610,7 @@ class TestCalibrate:
         whole, broken = tmp_path / "whole.stats", tmp_path / "broken.stats"
         wanted = data_of(*command, *options, "--stats", whole)
         slow = (
-            "import time; from mxq.images.preprocess import Preprocess; from mxq import collect; "
+            "import time; from mxq.data.preprocess import Preprocess; from mxq.calibration import collect; "
             "collect.EVERY_SECONDS = 0.0; prepare = Preprocess.__call__; "
             "Preprocess.__call__ = lambda self, image: (time.sleep(0.1), prepare(self, image))[1]; "
             "from mxq.cli import main; main()"

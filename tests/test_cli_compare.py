@@ -14,10 +14,10 @@ from graphs import RELU, bn, build, conv, fc, feeds, quantized
 from helpers import SATURATES
 from typer.testing import CliRunner
 
+from mxq.artifacts import record
 from mxq.cli import app
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.pipeline import Quantized
-from mxq.report import record
 from mxq.runtime import write_pair
 from mxq.verification import Side, differences
 

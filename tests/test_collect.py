@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from mxq import observers
-from mxq.batches import feeds
-from mxq.collect import Checkpoint, collect
+from mxq.calibration.collect import Checkpoint, collect
+from mxq.calibration.statistics import Statistics, Stretch
 from mxq.config import Budget
+from mxq.data.feeding import feeds
 from mxq.errors import CalibrationError, ConfigError, DataError, FormatError, GraphError, RuntimeFailure
-from mxq.ir import Graph, Model, Node, Ref
-from mxq.statistics import Statistics, Stretch
-from mxq.thresholds import Range, Thresholds
+from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.quant.thresholds import Range, Thresholds
 
 NAIVE = observers.get("naive")
 ENTROPY = observers.get("entropy")
@@ -344,10 +344,10 @@ def test_a_batch_with_nan_leaves_the_checkpoint_valid(tmp_path: Path, uninterrup
 def test_interrupted_at_any_line_a_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
 ) -> None:
-    """Whatever is going on in `mxq.collect` when the interrupt comes: no batch is lost, none counts twice."""
+    """Whatever is going on when the interrupt comes: no batch is lost, none counts twice."""
     few, table = MANY[:8], {ref: TABLE[ref] for ref in (Ref("data"), Ref("split0", 1))}
-    monkeypatch.setattr("mxq.collect.EVERY_BATCHES", 1)
-    monkeypatch.setattr("mxq.files.os.fsync", lambda _: None)
+    monkeypatch.setattr("mxq.calibration.collect.EVERY_BATCHES", 1)
+    monkeypatch.setattr("mxq.storage.writing.os.fsync", lambda _: None)
     whole = bits(collect(NumpyRunner(), model(), numbered(few), table, progress=False, checkpoint=kept(tmp_path / "w")))
     assert whole["stretches"][0].batches == 4
     source, tracer = sys.modules[collect.__module__].__file__, sys.gettrace()
@@ -504,8 +504,8 @@ def test_saves_are_some_batches_and_some_time_apart(
 SCRIPT = """
 import os, signal, sys, time
 sys.path[:0] = sys.argv[1:3]
-import mxq.files
-from mxq.collect import collect
+import mxq.storage.writing
+from mxq.calibration.collect import collect
 from test_collect import TABLE, NumpyRunner, kept, model, numbered
 from pathlib import Path
 
@@ -519,7 +519,7 @@ def fsync(number):
         os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing renamed
     sync(number)
 
-mxq.files.os.fsync = fsync
+mxq.storage.writing.os.fsync = fsync
 
 class Slow:
     def __iter__(self):

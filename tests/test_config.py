@@ -12,7 +12,7 @@ from mxq import recipe
 from mxq.cli.options import config_of
 from mxq.config import Budget, LayerConfig, QuantConfig, by_op, selector_name, selects
 from mxq.errors import ConfigError
-from mxq.ir import Node
+from mxq.graph.ir import Node
 
 
 class TestBudget:

@@ -22,15 +22,15 @@ from test_runtime import has_distutils
 from typer.testing import CliRunner
 
 from mxq import runtime
-from mxq.bench import random_feeds
+from mxq.artifacts import record
+from mxq.bench.timing import random_feeds
 from mxq.cli import app
-from mxq.data import IntegerTransform, feeding, input_of, loader, transform_for
+from mxq.data.integers import IntegerTransform, feeding, input_of, loader, transform_for
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError, FormatError, RuntimeFailure
-from mxq.images import Preprocess
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.numerics import quantize, sqnr_db
-from mxq.plan import InputRecord
-from mxq.report import record
+from mxq.quant.plan import InputRecord
 from mxq.verification import verify
 
 SIDE = 16

@@ -22,16 +22,17 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 from helpers import assert_close
 
-from mxq import distributed, machine, observers, pipeline
-from mxq.batches import feeds
+from mxq import distributed, observers, pipeline
+from mxq.calibration.statistics import Statistics
 from mxq.config import Budget, QuantConfig
-from mxq.distributed import Partitions, calibration
-from mxq.distributed.engine import Run
+from mxq.data.feeding import feeds
+from mxq.distributed import Partitions, calibrating
+from mxq.distributed.jobs import Run
 from mxq.distributed.tasks import Collecting, Job
 from mxq.errors import of_surroundings
+from mxq.host import machine
 from mxq.pipeline import Calibrated, Prepared
 from mxq.runtime import MxnetRunner, from_symbol
-from mxq.statistics import Statistics
 
 SIDE, PARTS, BATCHES = 8, 6, 2
 
@@ -269,7 +270,7 @@ class TestOnWorkers:
         prepared = planned(network)
         asked = pipeline.wanted(prepared)
         run = Run(Job(prepared.fused, Collecting(asked), batches_of), numbers(), client)
-        calibration.collect(run, MxnetRunner(), asked, network={})
+        calibrating.collect(run, MxnetRunner(), asked, network={})
         assert run.threads == dict.fromkeys(map(str, range(PARTS)), 1)  # conftest.py allows two, for two workers
         assert run.advice == ()
 
@@ -291,7 +292,7 @@ class TestOnWorkers:
         self, network: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         prepared, file = planned(network), tmp_path / "net.stats"
-        add, added = calibration.Total.add, []
+        add, added = calibrating.Total.add, []
 
         def interrupted(total: Any, seen: Any) -> None:
             if len(added) == 3:
@@ -299,7 +300,7 @@ class TestOnWorkers:
             added.append(seen.stretch.name)
             add(total, seen)
 
-        monkeypatch.setattr(calibration.Total, "add", interrupted)
+        monkeypatch.setattr(calibrating.Total, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             calibrate(prepared, numbers(Logged(tmp_path)), client, stats=file)
         monkeypatch.undo()
@@ -366,7 +367,7 @@ def test_a_cluster_that_is_there(network: Any) -> None:
         distributed.connect(cluster.scheduler_address) as client,
     ):
         run = Run(Job(prepared.fused, Collecting(asked), batches_of), numbers(), client)
-        calibration.collect(run, MxnetRunner(), asked, network={})
+        calibrating.collect(run, MxnetRunner(), asked, network={})
     cores = machine.recommended_threads(machine.detect())
     assert run.threads == dict.fromkeys(map(str, range(PARTS)), cores)
     assert run.advice == ()

@@ -20,10 +20,10 @@ from graphs import RESIDUAL, build
 from helpers import fresh_python
 from typer.testing import CliRunner
 
-from mxq.bench import Benchmark
+from mxq.artifacts import record
+from mxq.bench.timing import Benchmark
 from mxq.cli import app
-from mxq.plan import Decision, Plan, Report
-from mxq.report import record
+from mxq.quant.plan import Decision, Plan, Report
 from mxq.report.plain import WIDTH, plain
 from mxq.runtime import load_model, to_arrays, to_symbol, write_pair
 
@@ -285,7 +285,7 @@ class TestShown:
     def test_without_mxnet(self, home: Path) -> None:
         """A record is printed without MXNet, which takes a second to import."""
         done = fresh_python(
-            "import sys, mxq; from mxq.report import record\n"
+            "import sys, mxq; from mxq.artifacts import record\n"
             f"print(record.read({str(home / 'a')!r})); print(mxq.Thresholds()); assert 'mxnet' not in sys.modules"
         )
         assert done.returncode == 0, done.stderr

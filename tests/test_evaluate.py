@@ -16,10 +16,10 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 
 from mxq import distributed, evaluation
+from mxq.data.examples import Source
 from mxq.distributed import Partitions
 from mxq.evaluation import Averaged, Evaluation, TopK, metric_of
-from mxq.images import Source
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner, from_symbol
 
 CLASSES, EXAMPLES = 8, 40

@@ -19,15 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mxq.calibration.statistics import Statistics
+from mxq.data.examples import open_source
+from mxq.data.preprocess import read_preprocess
 from mxq.errors import DataError, FormatError, MxqError
 from mxq.formats import arrays
 from mxq.formats.arrays import open_npz, read_npy
 from mxq.formats.documents import DEEPEST, converted, parse_json, read_json
-from mxq.formats.files import MOST_BEYOND, opened, read_text
 from mxq.formats.params import read_params
+from mxq.formats.reading import MOST_BEYOND, opened, read_text
 from mxq.formats.records import read_index, records
-from mxq.images import open_source, read_preprocess
-from mxq.statistics import Statistics
 
 
 def socket(path: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 from helpers import assert_close
 from PIL import Image, ImageFile
 
-from mxq.batches import feeds
 from mxq.config import Budget
+from mxq.data import pictures
+from mxq.data.examples import open_source, read_picture
+from mxq.data.feeding import feeds
+from mxq.data.preprocess import Preprocess, read_preprocess
 from mxq.errors import ConfigError, DataError, FormatError
-from mxq.images import Preprocess, open_source, pictures, read_picture, read_preprocess
 
 
 def picture(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

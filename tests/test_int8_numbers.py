@@ -9,7 +9,7 @@ import pytest
 from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, numbers, quantized, run
 from helpers import SATURATES, TARGETS, assert_close, has_vnni
 
-from mxq.ir import Ref
+from mxq.graph.ir import Ref
 from mxq.numerics import fake_quantize, scale, sqnr_db
 
 pytestmark = pytest.mark.kernels

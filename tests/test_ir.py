@@ -10,9 +10,9 @@ from graphs import graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mxq.annotation import Annotation
 from mxq.errors import GraphError
-from mxq.ir import Graph, Model, Node, Ref, toposort
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Graph, Model, Node, Ref, toposort
 
 CHAIN = graph("a = relu(data)", "b = exp(a)", "c = elemwise_add(b, a)", "return c")
 

@@ -18,10 +18,10 @@ from graphs import VERSION, feed_graph, graph
 from helpers import assert_close
 
 from mxq.errors import MxqError
-from mxq.ir import Graph, Model
+from mxq.graph.ir import Graph, Model
+from mxq.graph.serde import read_text
 from mxq.numerics import fake_quantize, scale, sqnr_db
 from mxq.runtime import MxnetRunner
-from mxq.serde import read_text
 
 pytestmark = pytest.mark.kernels
 

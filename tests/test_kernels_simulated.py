@@ -1,6 +1,6 @@
 """Every int8 layer of random networks gives, on this CPU, the codes that the arithmetic of its kernel says: no others.
 
-`mxq.weights.saturation` says what a kernel adds on a CPU with VNNI and without; here that is held for each kind of
+`mxq.saturation.kernels` says what a kernel adds on a CPU with VNNI and without; here that is held for each kind of
 kernel, code for code, in networks made for this CPU and in ones made for VNNI, whose sums saturate elsewhere.
 `tests/test_saturation.py` runs this module for older instruction sets, too.
 """
@@ -15,12 +15,13 @@ import pytest
 from graphs import RELU, build, conv, fc, feeds, quantized, run
 from helpers import SATURATES
 
-from mxq import machine, numerics
+from mxq import numerics
 from mxq.backends import the_layer_of
-from mxq.ir import Model, Node, Ref
-from mxq.weights.limits import by_channel
-from mxq.weights.patches import Geometry, inputs_at
-from mxq.weights.saturation import kernel_of, summed
+from mxq.calibration.patches import Geometry, inputs_at
+from mxq.graph.ir import Model, Node, Ref
+from mxq.host import machine
+from mxq.saturation.kernels import kernel_of, summed
+from mxq.saturation.limits import by_channel
 
 pytestmark = pytest.mark.kernels
 

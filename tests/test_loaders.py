@@ -18,7 +18,7 @@ from helpers import ROOT
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.passes.declare import declare
 from mxq.pipeline import Quantized
 from mxq.runtime import MxnetRunner, load_model, write_pair

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mxq import machine
 from mxq.errors import ConfigError
-from mxq.machine import Core, Machine
+from mxq.host import machine
+from mxq.host.machine import Core, Machine
 
 C5_FLAGS = "fpu sse4_1 avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"  # Skylake; Cascade Lake adds VNNI
 VNNI_FLAGS = f"{C5_FLAGS} avx512_vnni"

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
-from mxq.ir import Graph, Model, Ref, toposort
+from mxq.graph.ir import Graph, Model, Ref, toposort
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.runtime.monitor import Monitor
 
@@ -421,7 +421,7 @@ sys.path[:0] = sys.argv[2:4]
 import mxq
 import numpy as np
 from graphs import graph
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.runtime import MxnetRunner
 
 def peak():  # of this process; getrusage would tell that of the one it was forked from, if that was higher

@@ -16,9 +16,9 @@ from graphs import bn, build, conv, fc
 from helpers import assert_close
 
 from mxq import runtime
-from mxq.annotation_text import annotated
 from mxq.errors import ConfigError, FormatError, QuantizeError, RuntimeFailure
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.annotation_text import annotated
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_block, write_pair
 from mxq.runtime.ordering import in_call_order, natural

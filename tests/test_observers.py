@@ -41,7 +41,7 @@ from mxq.observers import (
     PercentileParams,
 )
 from mxq.observers.entropy import EPSILON, divergences
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 NAMES = ("auto", "ema_minmax", "entropy", "fixed", "mean_std", "mse", "naive", "norm", "percentile")
 FINDERS = tuple(name for name in NAMES if name != "fixed")

@@ -16,12 +16,12 @@ import mxnet as mx
 from graphs import bn, build, conv, fc, feeds, graph, quantized, run
 
 from mxq.errors import FormatError, GraphError, MxqError, RuntimeFailure
-from mxq.ir import Graph, Model
+from mxq.graph.ir import Graph, Model
+from mxq.graph.serde import read_symbol, symbol_object, write_symbol
 from mxq.operators import check_graph, check_parameters
 from mxq.operators.limits import is_to_run
 from mxq.operators.signature import integers
-from mxq.runtime.registry import REGISTRY
-from mxq.serde import read_symbol, symbol_object, write_symbol
+from mxq.runtime.operator_registry import REGISTRY
 
 RESIDUAL = (
     conv("c0", "data"),

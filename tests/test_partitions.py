@@ -14,8 +14,8 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 from PIL import Image
 
+from mxq.data.preprocess import Preprocess
 from mxq.distributed import Partitions
-from mxq.images import Preprocess
 
 
 def numbers(load: Any = range, items: Any = (1, 2)) -> Partitions:

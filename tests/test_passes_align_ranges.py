@@ -8,9 +8,9 @@ from graphs import RELU, build, conv, quantized, run
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.passes import align_ranges
+from mxq.passes.align_ranges import align_ranges
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.rewrite import Trace
-from mxq.thresholds import Range, Threshold, Thresholds
 
 CAT = 'k = Concat(a, b) dim="1" num_args="2"'
 

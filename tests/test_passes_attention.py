@@ -9,8 +9,8 @@ from graphs import assert_same_outputs, build, fc, feeds, numbers, op_names, qua
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
-from mxq.machine import VNNI
+from mxq.graph.ir import Model
+from mxq.host.machine import VNNI
 from mxq.numerics import sqnr_db
 from mxq.runtime import from_symbol, to_arrays, to_block, to_symbol
 

@@ -22,12 +22,11 @@ from graphs import (
 )
 from helpers import TARGETS, assert_golden, has_vnni
 
-from mxq.ir import VARIABLE, Graph, Model, Node, Ref
+from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref
+from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
-from mxq.passes import AVERAGES
-from mxq.passes.averages import never_negative
+from mxq.passes.avgpool_to_depthwise import AVERAGES, never_negative
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 pytestmark = pytest.mark.kernels
 
@@ -77,7 +76,7 @@ def test_closer_to_float_than_the_int8_pooling(seed, target, monkeypatch):
     assert "_contrib_quantized_pooling" not in op_names(made)
     assert "Pooling" not in op_names(made)
     (wanted,), (better,) = run(model, data), numbers(made, target, data)
-    monkeypatch.setattr("mxq.passes.averages.LARGE", 10**6)
+    monkeypatch.setattr("mxq.passes.avgpool_to_depthwise.LARGE", 10**6)
     made = quantized(model, data, target=target).model
     assert "_contrib_quantized_pooling" in op_names(made)
     (worse,) = numbers(made, target, data)

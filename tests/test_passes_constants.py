@@ -7,13 +7,13 @@ import pytest
 from graphs import GOLDENS, build, feeds, graph, reasons, run
 from helpers import assert_golden
 
-from mxq.ir import Model
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
 from mxq.passes import constants
 from mxq.passes.constants import fold_constants
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner, load_model, to_block
 from mxq.runtime.mxnet import mx
-from mxq.serde import write_text
 
 SHAPE = (2, 8, 6, 6)
 PURE = (

@@ -8,12 +8,12 @@ from graphs import GOLDENS, graph, reasons, run
 from helpers import assert_golden
 
 from mxq import pipeline
-from mxq.ir import Model, Ref
-from mxq.passes import DETECTION, candidates
-from mxq.passes.detection import ChooseBoxes, ChooseRows
+from mxq.graph.ir import Model, Ref
+from mxq.graph.serde import write_text
+from mxq.passes import candidates
+from mxq.passes.detection import DETECTION, ChooseBoxes, ChooseRows
 from mxq.rewrite import Trace, apply_rules, run_pass
 from mxq.runtime import MxnetRunner
-from mxq.serde import write_text
 
 K, KEPT, CLASSES = 12, 8, 3
 NMS = f'coord_start="2" id_index="0" score_index="1" overlap_thresh="0.5" topk="{K}" valid_thresh="0.01"'

@@ -10,9 +10,10 @@ import pytest
 from graphs import CHANNELS, CONV1, build, conv, fc, feeds, op_names, quantized, run, without_pairs
 from helpers import assert_close
 
-from mxq import machine, numerics
+from mxq import numerics
 from mxq.errors import QuantizeError
-from mxq.ir import Ref
+from mxq.graph.ir import Ref
+from mxq.host import machine
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact, on_grid
 from mxq.pipeline import Quantized

@@ -13,12 +13,12 @@ from helpers import SATURATES, assert_golden
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, RuntimeFailure
-from mxq.ir import Model
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
-from mxq.passes import fix_shape, with_shapes
+from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner, write_pair
-from mxq.serde import write_text
 
 pytestmark = pytest.mark.kernels
 

@@ -7,11 +7,12 @@ import pytest
 from graphs import CONV3, GOLDENS, SHAPE, assert_same_outputs, bn, build, conv, fc, op_names, reasons
 from helpers import assert_close, assert_golden
 
-from mxq.ir import Model
-from mxq.passes import FOLD_BN, SIMPLIFY, fold_bn
-from mxq.passes.fold_bn import fold
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes import fold_bn
+from mxq.passes.fold_bn import FOLD_BN, fold
+from mxq.passes.simplify import SIMPLIFY
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """Folding changes the order of float32 operations; values are of unit size."""

@@ -7,10 +7,10 @@ import pytest
 from graphs import CONV1, CONV3, GOLDENS, RELU, SHAPE, assert_same_outputs, build, conv, graph, refusals
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import FOLD_SCALE
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PARAMETERS = {"s": (1, 8, 1, 1), "anchors": (1, 1, 9, 9)}

@@ -11,11 +11,10 @@ from helpers import assert_golden
 
 from mxq.backends import MXNET_191, Need
 from mxq.errors import GraphError
-from mxq.ir import Graph, Model, Ref
-from mxq.passes import FUSE_FLOAT, FUSE_INT8
-from mxq.passes.fuse import fuse
+from mxq.graph.ir import Graph, Model, Ref
+from mxq.graph.serde import write_text
+from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, fuse
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """The fused kernels sum in another order; values are of unit size."""

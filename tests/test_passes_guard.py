@@ -10,19 +10,19 @@ from graphs import CHANNELS, CONV1, RELU, assert_same_outputs, bn, build, conv, 
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import guard, pair_channels
-from mxq.passes.pair_channels import weight_codes
 from mxq.passes.partition import partition, with_carried
 from mxq.pipeline import Calibrated, Prepared
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.saturation.activity import sampled
+from mxq.saturation.kernels import at_risk
+from mxq.saturation.limit_saturation import guard
+from mxq.saturation.pair_channels import pair_channels, weight_codes
+from mxq.saturation.pairing import conflicts
 from mxq.verification import verify
-from mxq.weights.activity import sampled
-from mxq.weights.pairing import conflicts
-from mxq.weights.saturation import at_risk
 
 pytestmark = pytest.mark.kernels
 
@@ -344,7 +344,7 @@ def test_samples_are_what_each_layer_multiplies(layer, shape):
 
 
 def test_few_places_of_a_layer_with_many_inputs(monkeypatch):
-    monkeypatch.setattr("mxq.weights.activity.VALUES", 7 * CHANNELS * 9)
+    monkeypatch.setattr("mxq.saturation.activity.VALUES", 7 * CHANNELS * 9)
     prepared = planned(*CHAIN)
     found = sampled(MxnetRunner(), prepared.fused, [prepared.fused.graph["z"]], [feeds(), feeds()])
     assert found["z"].shape == (7, CHANNELS, 9)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from mxq import numerics, pipeline
 from mxq.config import QuantConfig
-from mxq.data import IntegerTransform
+from mxq.data.integers import IntegerTransform
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, GraphError, QuantizeError
-from mxq.images import Preprocess
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
+from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes import integer_input
-from mxq.serde import write_text
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 
 pytestmark = pytest.mark.kernels
 

@@ -6,9 +6,9 @@ import pytest
 from graphs import RELU, bn, build, conv, fc
 
 from mxq import pipeline
-from mxq.annotation import Annotation
 from mxq.config import LayerConfig, QuantConfig
-from mxq.ir import Graph, Model, Node
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Graph, Model, Node
 from mxq.passes.overrides import LayerChoices, Setting, views
 
 

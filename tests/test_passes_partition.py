@@ -10,11 +10,10 @@ from graphs import CONV1, CONV3, RELU, SHAPE, bn, build, conv, fc
 from mxq import pipeline
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
-from mxq.ir import VARIABLE, Graph, Model, Node, Ref
-from mxq.passes import unmatched
-from mxq.passes.partition import with_carried
-from mxq.plan import Plan
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref
+from mxq.passes.partition import unmatched, with_carried
+from mxq.quant.plan import Plan
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 
 LONELY = "it does not lie between two int8 layers, so converting would cost more than it saves"
 POOL = 'kernel="(2, 2)" stride="(2, 2)" pool_type="max"'

@@ -19,11 +19,11 @@ from graphs import (
 )
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import POOL_LAST
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
 from mxq.rewrite import Trace, run_pass
 from mxq.runtime import MxnetRunner
-from mxq.serde import write_text
 from mxq.verification import verify
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

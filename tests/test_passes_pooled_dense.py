@@ -22,11 +22,11 @@ from graphs import (
 )
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import POOLED_DENSE
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.conv1x1_to_dense import POOLED_DENSE
 from mxq.passes.shapes import image_channels, is_pooled
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 POOL = 'p = Pooling(c) global_pool="True" pool_type="avg" kernel="(1, 1)"'

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
+from mxq.graph.ir import Model
+from mxq.graph.serde import read_symbol, write_symbol
 from mxq.numerics import sqnr_db
-from mxq.passes import FOLD_BN, FUSE_FLOAT, FUSE_INT8, SIMPLIFY
+from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
+from mxq.passes.simplify import SIMPLIFY
 from mxq.rewrite import run_pass
-from mxq.serde import read_symbol, write_symbol
 
 QUICK = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 NORM = 'eps="1e-05" fix_gamma="{}" use_global_stats="{}"'

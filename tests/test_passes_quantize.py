@@ -26,15 +26,16 @@ from graphs import (
 from helpers import assert_close, assert_golden
 
 from mxq import pipeline
+from mxq.artifacts.record import find, tensor_of
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
+from mxq.graph.serde import read_symbol, write_symbol, write_text
 from mxq.numerics import sqnr_db
-from mxq.passes import assign, quantize_graph
-from mxq.report.record import find, tensor_of
+from mxq.passes.assignment import assign
+from mxq.passes.quantize import quantize_graph
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.runtime import MxnetRunner, to_symbol
-from mxq.serde import read_symbol, write_symbol, write_text
-from mxq.thresholds import Range, Threshold, Thresholds
 from mxq.verification.taps import corresponding
 
 pytestmark = pytest.mark.kernels

@@ -23,13 +23,15 @@ from graphs import (
 )
 from helpers import SATURATES, TARGETS, assert_close, assert_golden, has_vnni
 
-from mxq import machine, pipeline
-from mxq.ir import Model, Ref
+from mxq import pipeline
+from mxq.graph.ir import Model, Ref
+from mxq.graph.serde import write_text
+from mxq.host import machine
 from mxq.numerics import sqnr_db
-from mxq.passes import assign, quantize, rectify
+from mxq.passes import quantize, rectify
+from mxq.passes.assignment import assign
 from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner
-from mxq.serde import write_text
 from mxq.verification import verify
 
 pytestmark = pytest.mark.kernels

@@ -9,11 +9,10 @@ import pytest
 from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, graph, op_names, reasons
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
-from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION, REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
 from mxq.rewrite import Trace, apply_rules, run_pass
-from mxq.serde import write_text
 
 ROUNDED = {"rtol": 2e-6, "atol": 1e-6}
 EXACT = {"rtol": 0.0, "atol": 0.0}

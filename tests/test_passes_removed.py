@@ -7,10 +7,10 @@ import pytest
 from graphs import CONV1, RELU, bn, build, conv, fc, quantized
 
 from mxq import pipeline
+from mxq.artifacts import record
 from mxq.config import QuantConfig
-from mxq.ir import Model
-from mxq.plan import Plan
-from mxq.report import record
+from mxq.graph.ir import Model
+from mxq.quant.plan import Plan
 from mxq.runtime import MxnetRunner
 
 BODY = (conv("c", "data"), "r = Activation(c) " + RELU)

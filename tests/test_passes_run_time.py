@@ -9,7 +9,7 @@ import pytest
 from graphs import CONV1, CONV3, RELU, bn, build, conv, fc, feeds, op_names, quantized, run
 
 from mxq.errors import QuantizeError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.passes.run_time import least_range
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol

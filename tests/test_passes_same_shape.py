@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from graphs import CONV1, RELU, assert_same_outputs, build, conv, fc, graph, op_names, quantized, refusals, run
 
-from mxq.ir import VARIABLE, Graph, Model, Node, Ref
+from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import SIMPLIFY
 from mxq.passes.same_shape import Side, Whole, shapes_of
+from mxq.passes.simplify import SIMPLIFY
 from mxq.rewrite import run_pass
 from mxq.runtime import to_symbol
 

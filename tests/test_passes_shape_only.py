@@ -7,10 +7,11 @@ import pytest
 from graphs import CONV1, CONV3, GOLDENS, RELU, build, conv, feeds, refusals, run
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import SHAPE_ONLY, shape_only
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes import shape_only
+from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CUT = 'a = slice_like(anchors, z) axes="(2, 3)"'
 FED = {"data": (2, 8, 6, 6), "anchors": (1, 1, 9, 9)}

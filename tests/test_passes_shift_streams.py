@@ -12,16 +12,16 @@ from helpers import SATURATES
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
-from mxq.passes import shift_streams
 from mxq.passes.exact import exact
 from mxq.passes.overrides import LayerChoices
+from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
-from mxq.thresholds import Thresholds
+from mxq.saturation.activity import sampled
+from mxq.saturation.shift_streams import shift_streams
 from mxq.verification import verify
-from mxq.weights.activity import sampled
 
 pytestmark = pytest.mark.kernels
 

@@ -11,14 +11,17 @@ from helpers import TARGETS, assert_close, assert_golden, has_vnni
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
-from mxq.passes import assign, quantize_graph, shift_summand, shift_summands
+from mxq.passes import shift_summand
+from mxq.passes.assignment import assign
 from mxq.passes.overrides import LayerChoices
+from mxq.passes.quantize import quantize_graph
+from mxq.passes.shift_summand import shift_summands
+from mxq.quant.thresholds import Range
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
-from mxq.serde import write_text
-from mxq.thresholds import Range
 
 pytestmark = pytest.mark.kernels
 

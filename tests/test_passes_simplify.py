@@ -8,11 +8,10 @@ from graphs import GOLDENS, RELU, assert_same_outputs, bn, build, conv, graph, o
 from helpers import assert_golden
 
 from mxq.errors import GraphError
-from mxq.ir import Model
-from mxq.passes import SIMPLIFY
-from mxq.passes.simplify import AsActivation, DropIdentity, ExplicitGamma, UseGlobalStats
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.simplify import SIMPLIFY, AsActivation, DropIdentity, ExplicitGamma, UseGlobalStats
 from mxq.rewrite import Op, Rewrite, Trace, apply_rules, run_pass
-from mxq.serde import write_text
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 

@@ -9,11 +9,10 @@ import pytest
 from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, feeds, op_names, quantized, refusals, run
 from helpers import assert_golden
 
-from mxq.ir import Model
-from mxq.passes import SPLIT_GROUPS
-from mxq.passes.split_groups import block_diagonal
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes.split_groups import SPLIT_GROUPS, block_diagonal
 from mxq.rewrite import Trace, run_pass
-from mxq.serde import write_text
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SHAPE = (2, 16, 6, 6)

@@ -8,13 +8,13 @@ from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, bn, build, conv, f
 from helpers import assert_golden
 
 from mxq import pipeline
-from mxq.annotation import RouteKind
-from mxq.ir import Model
-from mxq.passes import SUBSAMPLE_EARLY, subsample_early
-from mxq.passes.subsample_early import move_strides
+from mxq.graph.annotation import RouteKind
+from mxq.graph.ir import Model
+from mxq.graph.serde import write_text
+from mxq.passes import subsample_early
+from mxq.passes.subsample_early import SUBSAMPLE_EARLY, move_strides
 from mxq.rewrite import Trace, run_pass
 from mxq.runtime import MxnetRunner
-from mxq.serde import write_text
 from mxq.verification import verify
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxq import pipeline
+from mxq.artifacts import record
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.pipeline import Calibrated, fingerprint
-from mxq.report import record
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
-from mxq.thresholds import Range, Threshold, Thresholds
 
 RESIDUAL = (
     conv("conv0", "data", bias=False),

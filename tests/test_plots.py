@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from mxq.calibration.statistics import Statistics
 from mxq.errors import ConfigError, DataError, FormatError
 from mxq.observers import HistogramState
-from mxq.plan import Plan, Report
+from mxq.quant.plan import Plan, Report
+from mxq.quant.thresholds import Range
 from mxq.report import plots
 from mxq.report.plots import BARS, Line, clipped, coarse, covered, figure, grouped, heading, write
-from mxq.statistics import Statistics
-from mxq.thresholds import Range
 
 pytest.importorskip("matplotlib")
 

@@ -14,18 +14,19 @@ import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 
-from mxq import pipeline, refine
-from mxq.collect import collect
+from mxq import pipeline
+from mxq.artifacts import record
+from mxq.calibration.collect import collect
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import DataError, RuntimeFailure
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
 from mxq.pipeline import Quantized
-from mxq.refine import EXAMPLES, NO_DATA, Looked
-from mxq.report import record
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
+from mxq.weights import refine
 from mxq.weights.live import peak_bytes
+from mxq.weights.refine import EXAMPLES, NO_DATA, Looked
 
 NET = (
     conv("conv0", "data"),

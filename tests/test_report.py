@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from mxq.bench import Benchmark, summarize
+from mxq.artifacts import record
+from mxq.bench.timing import Benchmark, summarize
 from mxq.errors import ConfigError, FormatError
-from mxq.ir import Ref
-from mxq.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
-from mxq.report import record, tables
+from mxq.graph.ir import Ref
+from mxq.quant.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.report import tables
 from mxq.verification import Accuracy, Boxes, Layer, Output, Verification
 
 REPORT = Report(

@@ -8,7 +8,7 @@ import pytest
 from graphs import graph, reasons
 
 from mxq.errors import GraphError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.rewrite import (
     NOT_MEANT,
     Any_,

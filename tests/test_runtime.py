@@ -21,9 +21,9 @@ from helpers import WITHOUT_MXQ, assert_close
 
 from mxq import runtime
 from mxq.errors import FormatError, QuantizeError, RuntimeFailure, StorageError
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner, from_symbol, load_model, load_params, params_path, to_block, write_pair
-from mxq.runtime.params import size_of, write_params
+from mxq.runtime.params_file import size_of, write_params
 
 TINY = (conv("conv0", "data"), 'relu0 = Activation(conv0) act_type="relu"', fc("fc0", "relu0"), "return fc0")
 

@@ -1,4 +1,4 @@
-"""What saturates in the kernels without VNNI, and the arithmetic of `mxq.weights.saturation` that says so.
+"""What saturates in the kernels without VNNI, and the arithmetic of `mxq.saturation.kernels` that says so.
 
 The kernels' tests run in this process where the CPU has no VNNI, else in one that holds oneDNN at AVX2.
 """
@@ -17,17 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mxq import machine, pipeline
+from mxq import pipeline
 from mxq.config import QuantConfig
+from mxq.graph.serde import read_text
+from mxq.host import machine
 from mxq.numerics import sqnr_db
-from mxq.passes.guard import guard
-from mxq.passes.pair_channels import weight_codes
 from mxq.runtime import MxnetRunner
-from mxq.serde import read_text
-from mxq.weights.activity import sampled
-from mxq.weights.pairing import conflicts, cost_of, matching
-from mxq.weights.remedies import change, coarser, remedy, supposed
-from mxq.weights.saturation import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
+from mxq.saturation.activity import sampled
+from mxq.saturation.kernels import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
+from mxq.saturation.limit_saturation import guard
+from mxq.saturation.pair_channels import weight_codes
+from mxq.saturation.pairing import conflicts, cost_of, matching
+from mxq.saturation.remedies import change, coarser, remedy, supposed
 
 pytestmark = pytest.mark.kernels
 
@@ -262,7 +263,7 @@ class TestArithmetic:
     def test_large_layers_are_looked_at_in_blocks(self, monkeypatch):
         codes, data = random_codes(7, 6, 3), activations(20, 6, 3)
         whole = [f(codes) for f in (at_risk, limit_pairs, lambda c: lost(c, data), lambda c: summed(c, data, "pairs"))]
-        monkeypatch.setattr("mxq.weights.saturation._BLOCK", 40)
+        monkeypatch.setattr("mxq.saturation.kernels._BLOCK", 40)
         parts = [f(codes) for f in (at_risk, limit_pairs, lambda c: lost(c, data), lambda c: summed(c, data, "pairs"))]
         for one, other in zip(whole, parts, strict=True):
             np.testing.assert_array_equal(one, other)

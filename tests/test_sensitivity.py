@@ -22,16 +22,16 @@ from mxq import pipeline
 from mxq.cli import app
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import CalibrationError, ConfigError, MxqError, StorageError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.runtime import MxnetRunner, write_pair
-from mxq.tuning import data, picture, tables
-from mxq.tuning.data import Remembered, WithLabels
+from mxq.tuning import kept_data, picture, rendering
+from mxq.tuning.choices import Layer, layers, observing_more, with_floats, with_only
 from mxq.tuning.journal import Journal
-from mxq.tuning.layers import Layer, layers, observing_more, with_floats, with_only
-from mxq.tuning.making import planned
+from mxq.tuning.kept_data import Remembered, WithLabels
+from mxq.tuning.layer_sensitivity import BOTH, ONE_FLOAT, ONE_INT8, Subject, measured, noise, ordered
+from mxq.tuning.material import planned
 from mxq.tuning.replay import Divergence, Replaying
 from mxq.tuning.scoring import Against
-from mxq.tuning.sensitivity import BOTH, ONE_FLOAT, ONE_INT8, Subject, measured, noise, ordered
 
 NET = (
     conv("conv0", "data", bias=False),
@@ -148,7 +148,7 @@ class TestData:
         next(iter(kept))
         assert [len(b["data"]) for b in kept] == [len(b["data"]) for b in kept] == [10, 14]
         assert source.passes == 2, "the first pass was not finished"
-        monkeypatch.setattr(data, "MOST_BYTES", X[:10].nbytes)
+        monkeypatch.setattr(kept_data, "MOST_BYTES", X[:10].nbytes)
         kept = Remembered(source)
         assert [len(b["data"]) for b in kept] == [len(b["data"]) for b in kept] == [10, 14]
         assert source.passes == 4
@@ -436,7 +436,7 @@ class TestShown:
         from mxq.cli.console import show
 
         monkeypatch.setenv("COLUMNS", "100")
-        show(tables.sensitivity(run(Lab())))
+        show(rendering.sensitivity(run(Lab())))
         text = capsys.readouterr().out
         assert "alone" in text
         assert "sqnr exact, agreement 100.00 %" in text

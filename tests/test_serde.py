@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxq.errors import FormatError, GraphError
-from mxq.ir import Graph, Node, Ref
+from mxq.graph.ir import Graph, Node, Ref
+from mxq.graph.serde import read_symbol, read_text, symbol_object, write_symbol, write_text
 from mxq.runtime import to_symbol
-from mxq.serde import read_symbol, read_text, symbol_object, write_symbol, write_text
 
 # ---- random graphs -------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from mxq import pipeline
 from mxq.backends.simulate import simulate
 from mxq.config import QuantConfig
 from mxq.errors import QuantizeError
-from mxq.ir import Model, Ref
-from mxq.passes import assign, quantize_graph
+from mxq.graph.ir import Model, Ref
+from mxq.passes.assignment import assign
 from mxq.passes.exact import exact
+from mxq.passes.quantize import quantize_graph
 from mxq.quant import QuantizedModel, QuantSpec, scheme_of
 from mxq.runtime import MxnetRunner
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mxq import observers
-from mxq import statistics as module
+from mxq.calibration import statistics as module
+from mxq.calibration.statistics import Statistics, Stretch, merge
 from mxq.errors import CalibrationError, ConfigError, FormatError
 from mxq.observers import AutoObserver
-from mxq.statistics import Statistics, Stretch, merge
-from mxq.thresholds import Range, Thresholds
+from mxq.quant.thresholds import Range, Thresholds
 
 NETWORK = {"graph_sha256": "0123456789abcdef0123", "inputs": ["data"], "params_sha256": "fedcba9876543210fedc"}
 SPECS = ("naive", "entropy", "ema_minmax", "ema_minmax:0.5")

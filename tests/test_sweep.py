@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from mxq.bench import processes
+from mxq.bench.processes import Job
+from mxq.bench.sweep import setups, sweep
+from mxq.bench.sweep_result import Reading, Row, Setup, Sweep, combine
+from mxq.bench.worker import timed
 from mxq.errors import RuntimeFailure, StorageError
-from mxq.machine import Core, Machine
-from mxq.sweep import Job, Reading, Row, Setup, Sweep, processes, setups, sweep
-from mxq.sweep.result import combine
-from mxq.sweep.worker import timed
+from mxq.host.machine import Core, Machine
 
 CPU = min(os.sched_getaffinity(0))
 ALONE, PAIR = Setup(2, ((0, 1),)), Setup(1, ((0,), (1,)))
@@ -146,7 +148,7 @@ def test_a_worker_calls_until_the_time_is_over_and_three_times_at_least() -> Non
 
 def fake(monkeypatch: pytest.MonkeyPatch, body: str, **changes: float) -> Job:
     """A job whose processes run ``body`` in place of the worker, after a process has taken its CPUs."""
-    boot = processes.BOOT.partition("from mxq.sweep.worker")[0] + "say = lambda x: print(json.dumps(x), flush=True)\n"
+    boot = processes.BOOT.partition("from mxq.bench.worker")[0] + "say = lambda x: print(json.dumps(x), flush=True)\n"
     monkeypatch.setattr(processes, "BOOT", boot + body)
     return Job(Path("net"), {"data": (3, 4, 4)}, (1,), **changes)  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from helpers import fresh_python
 
 from mxq import threads
 from mxq.errors import ConfigError
-from mxq.machine import Core, Machine
+from mxq.host.machine import Core, Machine
 
 ROOT = Path(__file__).parents[1]
 SERVER = tuple(Core((n, n + 8), node) for node in (0, 1) for n in range(4 * node, 4 * node + 4))

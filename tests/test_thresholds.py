@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq.errors import CalibrationError, FormatError
-from mxq.thresholds import FIXED, Candidate, Oddity, Range, RangeKind, Threshold, Thresholds
+from mxq.quant.thresholds import FIXED, Candidate, Oddity, Range, RangeKind, Threshold, Thresholds
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

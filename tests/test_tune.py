@@ -18,6 +18,7 @@ import mxq  # isort: skip  (before mxnet)
 from graphs import bn, build, conv, fc
 from typer.testing import CliRunner
 
+from mxq.artifacts import record
 from mxq.cli import app
 from mxq.cli.tuning import seconds_of
 from mxq.config import LayerConfig, QuantConfig
@@ -32,8 +33,7 @@ from mxq.errors import (
     StorageError,
     WorkerError,
 )
-from mxq.ir import Model, Ref
-from mxq.report import record
+from mxq.graph.ir import Model, Ref
 from mxq.runtime import MxnetRunner
 from mxq.tuning.budget import Budget, OutOfTime
 from mxq.tuning.cost import BYTE, CostModel, cost_model

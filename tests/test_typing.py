@@ -18,7 +18,7 @@ import mxq  # isort: skip  (before mxnet)
 from helpers import fresh_python
 
 from mxq.config import QuantConfig
-from mxq.images import Preprocess
+from mxq.data.preprocess import Preprocess
 from mxq.options import MxnetOptions, Options
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxq import numerics
-from mxq.annotation_text import annotated
-from mxq.data import feeding
+from mxq.data.integers import feeding
 from mxq.errors import DataError
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.graph.annotation_text import annotated
+from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
 from mxq.runtime import MxnetRunner
 from mxq.verification import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
 from mxq.verification.taps import cut

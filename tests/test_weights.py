@@ -10,14 +10,14 @@ from graphs import build, conv, fc, feeds, quantized, run
 from helpers import assert_close
 
 from mxq import observers, pipeline
+from mxq.artifacts import record
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.numerics import dequantize, quantize, scale, sqnr_db
-from mxq.plan import WeightRecord
-from mxq.report import record
+from mxq.quant.plan import WeightRecord
 from mxq.runtime import MxnetRunner
-from mxq.weights import Asked, channel_bounds, clip_weights
+from mxq.weights.clip import Asked, channel_bounds, clip_weights
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
 NET = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), fc("fc0", "conv1"), "return fc0")

@@ -11,7 +11,7 @@ from helpers import assert_close
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Array, Model
+from mxq.graph.ir import Array, Model
 from mxq.weights.analytic import clipped_mean, expected
 from mxq.weights.bias import Activation
 

@@ -9,7 +9,7 @@ from helpers import assert_close
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Node
+from mxq.graph.ir import Node
 from mxq.weights.bias import Activation, correction
 
 RELU, RELU6, NONE = Activation(0.0), Activation(0.0, 6.0), Activation()

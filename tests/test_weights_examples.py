@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from graphs import CHANNELS, SHAPE, build, conv, fc
 
-from mxq.batches import Feed
-from mxq.ir import Model
+from mxq.data.feed import Feed
+from mxq.graph.ir import Model
 from mxq.runtime import MxnetRunner
-from mxq.weights.examples import can_be_cut
+from mxq.weights.example_axis import can_be_cut
 
 RNN = 'RNN({0}, r_parameters, {1}) state_size="4" num_layers="1" mode="gru"'
 FLAT = 'num_hidden="4" flatten="False"'

@@ -8,7 +8,7 @@ from graphs import VERSION, feed_graph
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mxq.serde import read_text
+from mxq.graph.serde import read_text
 from mxq.weights import grid
 from mxq.weights.grid import FULL, HALVED, RATIOS, Grid, extremes, nearest, steps, values, written
 

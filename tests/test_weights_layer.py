@@ -9,14 +9,14 @@ import pytest
 from graphs import build, conv, fc
 
 from mxq.backends import the_layer_of
+from mxq.calibration import patches
+from mxq.calibration.patches import Geometry, Places, inputs_at
 from mxq.config import QuantConfig
-from mxq.ir import Array, Node
+from mxq.graph.ir import Array, Node
 from mxq.weights import layer as layers
-from mxq.weights import patches
 from mxq.weights import pieces as cut
 from mxq.weights.grid import FULL
 from mxq.weights.layer import LARGEST, LEAST_PLACES, Chosen, Layer, Seen, choose, choose_places, improved
-from mxq.weights.patches import Geometry, Places, inputs_at
 from mxq.weights.pieces import pieces
 
 METHODS = QuantConfig().methods

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import assert_close
 
+from mxq.saturation.limits import Sums
 from mxq.weights import lowrank
 from mxq.weights.grid import FULL, HALVED, Grid, extremes, nearest, steps
-from mxq.weights.limits import Sums
 from mxq.weights.lowrank import LowRank
 from mxq.weights.rounding import Covariance
 

@@ -7,8 +7,8 @@ import pytest
 from graphs import graph, run
 from helpers import assert_close
 
-from mxq.ir import Model, Node, Ref
-from mxq.weights.patches import Geometry, choose_places, inputs_at, outputs_at
+from mxq.calibration.patches import Geometry, choose_places, inputs_at, outputs_at
+from mxq.graph.ir import Model, Node, Ref
 
 LAYERS = {
     "plain": ('Convolution(x, w) kernel="(3, 3)" num_filter="6" no_bias="True"', (3, 4, 7, 6), (6, 4, 3, 3)),

@@ -10,13 +10,13 @@ from graphs import build, conv, quantized, run
 from helpers import assert_close
 
 from mxq import numerics
-from mxq.passes import assign
-from mxq.plan import TensorRecord
-from mxq.thresholds import Range
+from mxq.passes.assignment import assign
+from mxq.quant.plan import TensorRecord
+from mxq.quant.thresholds import Range
+from mxq.saturation.kernels import Kernel
+from mxq.saturation.limits import Exposed
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.limits import Exposed
 from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed, telling
-from mxq.weights.saturation import Kernel
 
 INT8, UINT8 = Code("int8"), Code("uint8")
 

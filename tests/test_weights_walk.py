@@ -13,13 +13,14 @@ from helpers import assert_close
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
-from mxq.ir import Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes import assign, quantize_graph
+from mxq.passes.assignment import assign
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import exact, on_grid
+from mxq.passes.quantize import quantize_graph
+from mxq.quant.thresholds import Range, Thresholds
 from mxq.runtime import MxnetRunner
-from mxq.thresholds import Range, Thresholds
 from mxq.weights.live import Live, Schedule, alone, ancestors, peak_bytes
 from mxq.weights.walk import Setting, Walked, walk
 

@@ -19,10 +19,10 @@ from helpers import fresh_python
 from PIL import Image
 from typer.testing import CliRunner
 
+from mxq.calibration.statistics import Statistics
 from mxq.cli import app
-from mxq.images import RAW, Preprocess
+from mxq.data.preprocess import RAW, Preprocess
 from mxq.runtime import load_model, write_pair
-from mxq.statistics import Statistics
 from mxq.workflow.measuring import AsIntegers
 
 SIDE, HELD = 8, 120
@@ -370,18 +370,24 @@ class TestInterrupted:
     """Ctrl-C: exit code 130, no traceback, no result, and nothing half-written."""
 
     STOPPED: ClassVar[dict[str, tuple[str, tuple[object, ...]]]] = {
-        "quantize": ("mxq.report.pair.write", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/q")),
-        "calibrate": ("mxq.files.write_json", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/t.json")),
+        "quantize": ("mxq.artifacts.pair.write", ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/q")),
+        "calibrate": (
+            "mxq.storage.writing.write_json",
+            ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/t.json"),
+        ),
         "plot": ("mxq.report.plots.figure", ("{home}/s.npz", "--tensor", "relu0", "--out", "{out}/p.png")),
-        "merge-stats": ("mxq.statistics.merge", ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz")),
+        "merge-stats": (
+            "mxq.calibration.statistics.merge",
+            ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz"),
+        ),
         "inspect": ("mxq.workflow.inspect", ("{home}/net",)),
         "explain": ("mxq.workflow.inspect", ("{home}/net", "--node", "fc0")),
-        "verify": ("mxq.verification.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
+        "verify": ("mxq.verification.accumulate.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
         "evaluate": ("mxq.distributed.evaluate", ("{home}/net", "--data", "{home}/x.npz")),
-        "bench": ("mxq.bench.bench", ("{home}/net", "--shape", "3,8,8")),
+        "bench": ("mxq.bench.timing.bench", ("{home}/net", "--shape", "3,8,8")),
         "sensitivity": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy")),
         "tune": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy", "--workdir", "{out}")),
-        "doctor": ("mxq.machine.advice", ()),
+        "doctor": ("mxq.host.machine.advice", ()),
     }
 
     @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["tables", "json"])

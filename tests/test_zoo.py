@@ -19,7 +19,7 @@ from mxnet.contrib import quantization as contrib
 
 from mxq import pipeline
 from mxq.config import QuantConfig
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_arrays, to_block, to_symbol
 
 try:  # once: a failed import leaves half of gluoncv behind
@@ -126,7 +126,7 @@ def fused_by_mxnet(made: Model) -> set[frozenset[str]]:
 
 
 def fused_by_mxq(net: Net) -> set[frozenset[str]]:
-    """The sets of nodes that mxq joins, but for what `mxq.passes.pool_last` adds: a pooling, and parts of a set."""
+    """The sets of nodes that mxq joins, but for what `avgpool_after_conv1x1` adds: a pooling, and parts of a set."""
     fused = [n for n in prepared(net).fused.graph.operators if n.op.startswith("_sg_")]
     sets = {frozenset(o for o in n.origins if model(net).graph[o].op != "Pooling") for n in fused}
     return {found for found in sets if not any(found < other for other in sets)}

@@ -29,7 +29,7 @@ import roofline  # noqa: E402
 from mxnet import io, profiler  # noqa: E402
 from mxnet.contrib import quantization as contrib  # noqa: E402
 
-from mxq.ir import Model, toposort  # noqa: E402
+from mxq.graph.ir import Model, toposort  # noqa: E402
 from mxq.pipeline import fuse_float  # noqa: E402
 from mxq.runtime import (  # noqa: E402
     MxnetRunner,

@@ -64,9 +64,7 @@ class ResNet(HybridBlock):
     ) -> None:
         super().__init__(prefix="")
         if len(channels) != len(blocks):
-            raise ValueError(
-                f"channels and blocks must have one entry per stage, got {channels} and {blocks}"
-            )
+            raise ValueError(f"channels and blocks must have one entry per stage, got {channels} and {blocks}")
         self.features = nn.HybridSequential(prefix="")
         self.features.add(
             _conv(channels[0], 3, 2, "stem_conv_"),
@@ -89,6 +87,4 @@ class ResNet(HybridBlock):
 
 def _conv(channels: int, kernel: int, stride: int, prefix: str) -> nn.Conv2D:
     """Convolution without bias (a BatchNorm follows), padded to keep the size at stride 1."""
-    return nn.Conv2D(
-        channels, kernel, strides=stride, padding=kernel // 2, use_bias=False, prefix=prefix
-    )
+    return nn.Conv2D(channels, kernel, strides=stride, padding=kernel // 2, use_bias=False, prefix=prefix)

@@ -77,9 +77,7 @@ def side_by_side(
         ValueError: the numbers of images and detections differ.
     """
     if not len(images) == len(left) == len(right):
-        raise ValueError(
-            f"got {len(images)} images, {len(left)} left and {len(right)} right detections"
-        )
+        raise ValueError(f"got {len(images)} images, {len(left)} left and {len(right)} right detections")
     height = round(side * images.shape[1] / images.shape[2])
     size = (2 * side + 3 * GAP, TITLE + GAP + len(images) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
@@ -94,9 +92,7 @@ def side_by_side(
     sheet.save(path, "PNG")
 
 
-def _label(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, limit: int
-) -> None:
+def _label(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, limit: int) -> None:
     """Write text on a coloured ground above (x, y), or below where there is no room."""
     _, _, width, height = pen.textbbox((0, 0), text, TEXT)
     width, height = width + 8, height + 6

@@ -79,9 +79,7 @@ class ConvBlock(HybridBlock):
     ) -> None:
         super().__init__(prefix=f"{name}_")
         with self.name_scope():
-            self.conv = nn.Conv2D(
-                channels, kernel, stride, pad, dilate, use_bias=not batch_norm, prefix=""
-            )
+            self.conv = nn.Conv2D(channels, kernel, stride, pad, dilate, use_bias=not batch_norm, prefix="")
             self.norm = nn.BatchNorm(prefix="bn_") if batch_norm else None
 
     def hybrid_forward(self, F: ModuleType, x: Tensor) -> Tensor:
@@ -118,12 +116,8 @@ class VGG16Reduced(HybridBlock):
         self.pool5 = nn.MaxPool2D(3, 1, 1, prefix="pool5_")
         self.fc6 = conv("fc6", 1024, pad=6, dilate=6)
         self.fc7 = conv("fc7", 1024, kernel=1, pad=0)
-        self.conv6 = _sequence(
-            conv("conv6_1", 256, kernel=1, pad=0), conv("conv6_2", 512, stride=2)
-        )
-        self.conv7 = _sequence(
-            conv("conv7_1", 128, kernel=1, pad=0), conv("conv7_2", 256, stride=2)
-        )
+        self.conv6 = _sequence(conv("conv6_1", 256, kernel=1, pad=0), conv("conv6_2", 512, stride=2))
+        self.conv7 = _sequence(conv("conv7_1", 128, kernel=1, pad=0), conv("conv7_2", 256, stride=2))
         self.conv8 = _sequence(conv("conv8_1", 128, kernel=1, pad=0), conv("conv8_2", 256, pad=0))
         self.conv9 = _sequence(conv("conv9_1", 128, kernel=1, pad=0), conv("conv9_2", 256, pad=0))
         with self.name_scope():

@@ -44,9 +44,7 @@ def classifier(features: VGG16Reduced, classes: int) -> nn.HybridSequential:
     return net
 
 
-def classification_loss(
-    net: nn.HybridSequential, data: nd.NDArray, labels: np.ndarray
-) -> nd.NDArray:
+def classification_loss(net: nn.HybridSequential, data: nd.NDArray, labels: np.ndarray) -> nd.NDArray:
     """Mean cross entropy (1,) float32 of data (N, 3, H, W) float32 and labels (N,) int32."""
     return gluon.loss.SoftmaxCrossEntropyLoss()(net(data), nd.array(labels)).mean()
 

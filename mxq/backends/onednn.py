@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
 from mxq.errors import GraphError
-from mxq.ir import Node, Ref
+from mxq.graph.ir import Node, Ref
 
 _LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Model, Node, Ref, toposort
+from mxq.graph.ir import Array, Model, Node, Ref, toposort
 from mxq.quant import INT8, MXNET, UINT8, QParams, QuantizedModel
 
 MAGIC: Final = 1.5 * 2.0**23

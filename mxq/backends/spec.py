@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mxq.errors import QuantizeError
-from mxq.ir import Node
+from mxq.graph.ir import Node
 from mxq.quant import INT8, UINT8, WEIGHT, QuantizedModel, QuantSpec
 
 Role = Literal["compute", "carry"]

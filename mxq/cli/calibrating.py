@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxq.batches import BATCH
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show, tell
 from mxq.cli.networks import cluster, start_mxnet
@@ -30,12 +29,13 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
+from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 from mxq.text import megabytes, one_line
 
 if TYPE_CHECKING:
-    from mxq.statistics import Statistics
+    from mxq.calibration.statistics import Statistics
 
 STATS = "A file of statistics."
 
@@ -70,8 +70,8 @@ def calibrate(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.files import write_json
     from mxq.report import tables
+    from mxq.storage.writing import write_json
 
     with cluster(workers, scheduler) as client:
         given = workflow.Given(data, stats=stats, preparation=preparation, batch_size=batch_size, client=client)
@@ -91,8 +91,8 @@ def merge_stats(
     as_json: Json = False,
 ) -> None:
     """Merge statistics of one network that were collected on different data."""
-    from mxq import statistics
-    from mxq.collect import alone
+    from mxq.calibration import statistics
+    from mxq.calibration.collect import alone
 
     if len(parts) < 2:
         raise ConfigError(f"merge-stats got {len(parts)} file; allowed: two or more")
@@ -136,8 +136,9 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw a tensor's histogram with the threshold of every calibrator on it."""
-    from mxq.report import plots, record
-    from mxq.statistics import Statistics
+    from mxq.artifacts import record
+    from mxq.calibration.statistics import Statistics
+    from mxq.report import plots
 
     if network is not None and calib_mode is not None:
         raise ConfigError(f"--calib-mode is {calib_mode!r} beside --network {str(network)!r}; allowed: one of them")

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from mxq.batches import BATCH
 from mxq.cli.app import command
 from mxq.cli.console import print_json, progress, show_result
 from mxq.cli.networks import start_mxnet
@@ -22,6 +21,7 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
+from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from mxq.batches import BATCH
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
@@ -24,6 +23,7 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
+from mxq.data.feeding import BATCH
 
 
 @command

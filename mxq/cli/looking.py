@@ -48,7 +48,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say why one node is int8 or float: the decision, its parts, its ranges, and the rules that refused."""
-    from mxq.report import record
+    from mxq.artifacts import record
 
     about = record.explained(inspected(prefix_of(prefix), epoch, layers.config()).report, node)
     if as_json:

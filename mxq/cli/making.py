@@ -6,8 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from mxq.batches import BATCH
-from mxq.checksums import sizes_of
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show
 from mxq.cli.networks import start_mxnet
@@ -38,7 +36,9 @@ from mxq.cli.options import (
     read_thresholds,
     written_prefix,
 )
+from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
+from mxq.storage.checksums import sizes_of
 from mxq.text import megabytes
 
 
@@ -110,7 +110,8 @@ def quantize(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.report import pair, record, tables
+    from mxq.artifacts import pair, record
+    from mxq.report import tables
 
     ranges = None if thresholds is None else read_thresholds(thresholds)
     given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mxq.batches import BATCH, LAYER_BATCH
 from mxq.cli import sweeping
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show, show_result
@@ -28,12 +27,13 @@ from mxq.cli.options import (
     prefix_of,
     shapes_of,
 )
+from mxq.data.feeding import BATCH, LAYER_BATCH
 from mxq.errors import ConfigError
 
 TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without VNNI", "avx2": "AVX2"}
 
 if TYPE_CHECKING:
-    from mxq.machine import Machine
+    from mxq.host.machine import Machine
 
 
 @command
@@ -135,8 +135,8 @@ def bench(
         raise ConfigError(f"--batch-size is given {len(batch_size)} times; allowed: once, or with --sweep")
     batch = batch_size[0] if batch_size else 1
     start_mxnet()
-    from mxq import bench as timing
     from mxq import pipeline, runtime, workflow
+    from mxq.bench import timing
     from mxq.report import tables
 
     pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)
@@ -172,8 +172,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Describe the machine, the threads MXNet uses, and what to set before measuring or serving."""
-    from mxq import machine as machines
-    from mxq.report import record, tables
+    from mxq.artifacts import record
+    from mxq.host import machine as machines
+    from mxq.report import tables
 
     machine, environ = machines.detect(), dict(os.environ)
     report = None if prefix is None else record.read(prefix_of(prefix))
@@ -215,7 +216,7 @@ def _found(
     machine: Machine, environ: Mapping[str, str], picked: int, best: int, versions: Mapping[str, str], onednn: bool
 ) -> list[tuple[str, str]]:
     """What there is, in rows of a table."""
-    from mxq import machine as machines
+    from mxq.host import machine as machines
 
     asked = environ.get("OMP_NUM_THREADS", "")
     return [
@@ -230,7 +231,7 @@ def _found(
 
 
 def _copies(size: str) -> str:
-    from mxq import machine as machines
+    from mxq.host import machine as machines
 
     if size == machines.NEVER:
         return f"{size}: no second team of threads; set it too where MXNet serves without mxq"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
     """Settles the number of threads, then imports MXNet."""
-    from mxq import machine
+    from mxq.host import machine
 
     machine.check_omp_num_threads(os.environ)
     best = machine.recommended_threads(machine.detect())
@@ -49,7 +49,7 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
 def inspected(prefix: Path, epoch: int | None, config: QuantConfig) -> Inspection:
     """What was decided for a quantized network, which needs no MXNet, or would be for a float one."""
-    from mxq.report import record
+    from mxq.artifacts import record
     from mxq.report.inspection import Inspection
 
     if record.recorded(prefix):

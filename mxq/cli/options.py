@@ -15,9 +15,9 @@ from mxq.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
-    from mxq.ir import Model
-    from mxq.preparation import Preparation
-    from mxq.thresholds import Thresholds
+    from mxq.data.preparation import Preparation
+    from mxq.graph.ir import Model
+    from mxq.quant.thresholds import Thresholds
 
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4,}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
@@ -224,8 +224,8 @@ class Pictures:
         Raises:
             ConfigError: the recipe contradicts the rest.
         """
-        from mxq.images import Preprocess, read_preprocess
-        from mxq.preparation import Preparation, beside
+        from mxq.data.preparation import Preparation, beside
+        from mxq.data.preprocess import Preprocess, read_preprocess
 
         recipe = None if config is None or config.preprocess is None else config.preprocess
         if self.preprocess is not None:
@@ -280,8 +280,8 @@ def read_thresholds(path: Path) -> Thresholds:
     Raises:
         FormatError: the file cannot be read, or is another.
     """
-    from mxq.formats.files import read_text
-    from mxq.thresholds import Thresholds
+    from mxq.formats.reading import read_text
+    from mxq.quant.thresholds import Thresholds
 
     text = read_text(path)
     try:
@@ -365,7 +365,7 @@ def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[s
             )
         shapes[name] = tuple(int(side) for side in re.split(r"[x,]", sides))
     if not shapes and len(model.inputs) == 1:
-        from mxq.preparation import beside
+        from mxq.data.preparation import beside
 
         shape = beside(prefix).settings.shape
         shapes = {} if shape is None else {model.inputs[0]: shape}

@@ -18,8 +18,9 @@ from mxq.errors import RuntimeFailure
 from mxq.logs import LOG
 
 if TYPE_CHECKING:
-    from mxq.machine import Machine
-    from mxq.sweep import Job, Sweep
+    from mxq.bench.processes import Job
+    from mxq.bench.sweep_result import Sweep
+    from mxq.host.machine import Machine
 
 BATCHES = (1, 16)
 
@@ -35,8 +36,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Sweeps the INT8 network where it is given, else the float one, and shows what is best."""
-    from mxq import machine as machines
-    from mxq.sweep import setups, sweep
+    from mxq.bench.sweep import setups, sweep
+    from mxq.host import machine as machines
 
     machine = machines.detect()
     job = _job(prefix, int8_prefix, epoch, tuple(sorted(set(batches))), shape, seconds, warmup)
@@ -71,8 +72,8 @@ def _job(
     """What to time; a network that does not load or run fails here, before there are processes."""
     start_mxnet(quiet=True)
     from mxq import runtime
-    from mxq.bench import random_feeds
-    from mxq.sweep import Job
+    from mxq.bench.processes import Job
+    from mxq.bench.timing import random_feeds
 
     timed = prefix if int8_prefix is None else int8_prefix
     model = runtime.load_model(timed, None if int8_prefix is not None else epoch)
@@ -82,8 +83,8 @@ def _job(
 
 
 def _show(found: Sweep, machine: Machine) -> None:
+    from mxq.host.cores import launch_lines
     from mxq.report import tables
-    from mxq.threads import launch_lines
 
     show(tables.sweep(found))
     soonest, most = found.latency, found.throughput

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from mxq.batches import BATCH
 from mxq.cli.app import FAILED, INTERRUPTED, command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
@@ -30,6 +29,7 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
+from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 

@@ -5,7 +5,7 @@ Dask is an extra (``pip install 'mxq[distributed]'``) and imported when a cluste
 
 from __future__ import annotations
 
-from mxq.distributed.calibration import calibrate
+from mxq.distributed.calibrating import calibrate
 from mxq.distributed.cluster import connect, local_client
 from mxq.distributed.evaluating import evaluate
 from mxq.distributed.partitions import Partitions

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mxq import machine
 from mxq.errors import ConfigError
+from mxq.host import machine
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -6,13 +6,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from mxq import evaluation
-from mxq.distributed.calibration import check_partitions, progress_bar
-from mxq.distributed.engine import Run
+from mxq.distributed.calibrating import check_partitions, progress_bar
+from mxq.distributed.jobs import Run
 from mxq.distributed.partitions import Partitions
 from mxq.distributed.tasks import Evaluating, Job
 from mxq.errors import ConfigError
 from mxq.evaluation import Evaluation, Function, Metric, Tally, metric_of
-from mxq.ir import Model, Runner
+from mxq.graph.ir import Model, Runner
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -33,7 +33,7 @@ def evaluate(
 
     Args:
         model: float or int8.
-        data: what `mxq.batches` understands, with labels (`mxq.evaluation`), or `Partitions` whose batches have them.
+        data: what `mxq.data` understands, with labels (`mxq.evaluation`), or `Partitions` whose batches have them.
         runner: what runs the network where there is no client.
         metric: top-1 and top-5 of the first output where None; else see `mxq.evaluation`. Partitions merge in
             their order, so a client changes nothing in the result.

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mxq.distributed.readers import BATCH, Examples, Files, Pictures, Records, record_count
+from mxq.data.examples import open_source
+from mxq.data.preprocess import RAW, Preprocess
+from mxq.data.readers import BATCH, Examples, Files, Pictures, Records, record_count
 from mxq.errors import ConfigError, DataError
-from mxq.images import RAW, Preprocess, open_source
 from mxq.logs import LOG
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -27,7 +28,7 @@ class Partitions:
         name: what messages call the whole.
         items: (key, payload) of each part, in the data's order. The key is what files of statistics and messages
             call it; the payload says where it is (paths, numbers): it travels, the data does not.
-        load: from a payload to batches, in any form that `mxq.batches` understands, such as a generator of arrays;
+        load: from a payload to batches, in any form that `mxq.data` understands, such as a generator of arrays;
             for evaluation with their labels (`mxq.evaluation`). It and the payloads are pickled.
     """
 

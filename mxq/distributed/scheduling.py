@@ -1,4 +1,4 @@
-"""Partitions on their way through Dask. Only `mxq.distributed.engine` imports this, once Dask is known to be there.
+"""Partitions on their way through Dask. Only `mxq.distributed.jobs` imports this, once Dask is known to be there.
 
 Each result comes to the client at once and is forgotten by its worker. A worker that dies loses the partition it was
 working on, and perhaps one whose result had not been fetched; Dask gives them to another. As many partitions are under

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from mxq import evaluation
-from mxq.batches import feeds
-from mxq.collect import collect
+from mxq.calibration.collect import collect
+from mxq.calibration.statistics import Stretch
+from mxq.data.feeding import feeds
 from mxq.errors import DataError, MxqError, ReadError, of_surroundings
 from mxq.evaluation import ALL, Metric, Tally
-from mxq.ir import Executable, Model, Ref, Runner, Watched
+from mxq.graph.ir import Executable, Model, Ref, Runner, Watched
 from mxq.observers import Observer, State
-from mxq.statistics import Stretch
 
 R_co = TypeVar("R_co", covariant=True)
 

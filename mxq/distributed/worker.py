@@ -1,4 +1,4 @@
-"""What runs inside Dask's workers. Only `mxq.distributed.engine` imports this, once Dask is known to be there."""
+"""What runs inside Dask's workers. Only `mxq.distributed.jobs` imports this, once Dask is known to be there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import dask
 from distributed import Worker, WorkerPlugin
 from distributed.comm.addressing import get_address_host
 
-from mxq import machine
 from mxq.distributed.tasks import Job, Keeping, Outcome
 from mxq.errors import ConfigError
+from mxq.host import machine
 from mxq.version import __version__
 
 ONE_AT_A_TIME: Final = threading.Lock()

@@ -11,15 +11,15 @@ A metric is a pure fold, like an observer::
 process or on a cluster (`mxq.distributed`). What is provided here adds integers and exact fractions: the result does
 not depend on how the data was divided among processes, bit for bit.
 
-Labelled data is what `mxq.batches` understands with labels in it: the array after the inputs in a tuple or list, the
+Labelled data is what `mxq.data` understands with labels in it: the array after the inputs in a tuple or list, the
 entry "label" or "labels" of a dict, the ``label`` of a DataBatch, the labels of a `mxq.images.Source`.
 """
 
 from __future__ import annotations
 
-from mxq.batches import ALL
+from mxq.data.feeding import ALL
+from mxq.data.labelled import labelled
 from mxq.evaluation.fold import Tally, evaluate
-from mxq.evaluation.labelled import labelled
 from mxq.evaluation.metrics import Averaged, Evaluation, Function, Metric, TopK, metric_of
 
 __all__ = ["ALL", "Averaged", "Evaluation", "Function", "Metric", "Tally", "TopK", "evaluate", "labelled", "metric_of"]

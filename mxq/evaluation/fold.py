@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mxq.batches import examples_in, is_array
+from mxq.data.feed import examples_in, is_array
+from mxq.data.labelled import is_whole, labelled
 from mxq.errors import DataError
-from mxq.evaluation.labelled import is_whole, labelled
 from mxq.evaluation.metrics import Evaluation, Metric
-from mxq.ir import Array, Graph, Model, Runner
+from mxq.graph.ir import Array, Graph, Model, Runner
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from mxq.errors import ConfigError, DataError
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.text import Shown
 
 S = TypeVar("S")

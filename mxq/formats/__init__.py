@@ -4,7 +4,7 @@ No library sees bytes whose claims were not first checked against the size of th
 lengths and shapes costs nothing to write and gigabytes to believe. Only regular files are opened, so that a pipe
 cannot make a command wait, nor a device feed it for ever.
 
-* `mxq.formats.files`: opening, text, and what a library raises about damaged bytes as one error.
+* `mxq.formats.reading`: opening, text, and what a library raises about damaged bytes as one error.
 * `mxq.formats.documents`: JSON, and dataclasses from it with every field's type checked.
 * `mxq.formats.arrays`: ``.npy`` and ``.npz``.
 * `mxq.formats.params`: MXNet's ``.params``.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq.errors import DataError, MxqError
-from mxq.formats.files import MOST_BEYOND, opened, understood
+from mxq.formats.reading import MOST_BEYOND, opened, understood
 
 Array: TypeAlias = NDArray[Any]
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from mxq.errors import FormatError, MxqError
-from mxq.formats.files import decoded, read_text
+from mxq.formats.reading import decoded, read_text
 
 DEEPEST: Final = 100
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]

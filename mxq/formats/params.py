@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq.errors import FormatError
-from mxq.formats.files import MOST_BEYOND, decoded, opened
+from mxq.formats.reading import MOST_BEYOND, decoded, opened
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq.errors import DataError
-from mxq.formats.files import opened, read_text
+from mxq.formats.reading import opened, read_text
 
 MARK: Final = 0xCED7230A
 WHOLE, FIRST, MIDDLE, LAST = range(4)

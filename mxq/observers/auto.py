@@ -18,7 +18,7 @@ from mxq.observers.moments import MeanStdObserver, NormObserver
 from mxq.observers.mse import MseObserver
 from mxq.observers.percentile import PercentileObserver, PercentileParams
 from mxq.observers.registry import spec_of
-from mxq.thresholds import Candidate, Range
+from mxq.quant.thresholds import Candidate, Range
 
 CANDIDATES: Final[tuple[HistogramObserver, ...]] = (
     EntropyObserver(),

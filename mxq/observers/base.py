@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import CalibrationError, DataError, FormatError, one_of
 from mxq.observers import kernels
-from mxq.thresholds import Candidate, Oddity, Range
+from mxq.quant.thresholds import Candidate, Oddity, Range
 
 Arrays = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]

@@ -13,7 +13,7 @@ from mxq.errors import ConfigError
 from mxq.observers.base import State
 from mxq.observers.minmax import ExtentObserver
 from mxq.observers.registry import NeedsParams
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.observers import kernels
 from mxq.observers.base import MOST_VALUES, Arrays, Extent, Floats, Layout, StateObserver, damaged, flat
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]

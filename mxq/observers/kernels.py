@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from mxq import machine
+from mxq.host import machine
 
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]

@@ -13,7 +13,7 @@ from typing import ClassVar
 from numpy.typing import ArrayLike
 
 from mxq.observers.base import Extent, State, StateObserver, flat
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
 from mxq.observers.base import Arrays, Extent, Layout, StateObserver, damaged, flat
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 Pair = tuple[float, float]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from mxq.annotation_text import INPUT_SHAPE, attributes
 from mxq.errors import FormatError, GraphError, MxqError
-from mxq.ir import Graph, Node, Ref
+from mxq.graph.annotation_text import INPUT_SHAPE, attributes
+from mxq.graph.ir import Graph, Node, Ref
 from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph

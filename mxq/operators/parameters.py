@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mxq.errors import FormatError
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
 
 _CHANNELS = ("", "C", "C", "C", "C")
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mxq.errors import GraphError
-from mxq.ir import Graph, Node
+from mxq.graph.ir import Graph, Node
 from mxq.operators.signature import Ports
 
 _ACTIVATIONS = ("Activation", "LeakyReLU", "clip")

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from functools import reduce
 
 from mxq.backends import MXNET_191, BackendSpec
-from mxq.ir import Graph, Ref
-from mxq.plan import Plan
+from mxq.graph.ir import Graph, Ref
+from mxq.quant.plan import Plan
+from mxq.quant.thresholds import Range, Thresholds
 from mxq.rewrite import Event, Trace
-from mxq.thresholds import Range, Thresholds
 
 NAME = "align_ranges"
 SHARED = 2**0.5

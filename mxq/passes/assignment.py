@@ -26,13 +26,13 @@ import numpy as np
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.partition import NONE, data_inputs, writes_float
 from mxq.passes.rectify import rectified, written
-from mxq.plan import Plan, TensorRecord
 from mxq.quant.model import Operation, QuantizedModel
-from mxq.thresholds import Range, Thresholds
+from mxq.quant.plan import Plan, TensorRecord
+from mxq.quant.thresholds import Range, Thresholds
 
 INT8, UINT8 = "int8", "uint8"
 HALF = 255.5 / 127.5

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from mxq.backends import layer_of, the_layer_of
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref
-from mxq.plan import Plan
+from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.quant.plan import Plan
 
 
 def has_bias(node: Node) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
 
 UNIT = 2.0**-51
 _RANK_BITS = 26

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Runner, toposort
+from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Runner, toposort
 from mxq.rewrite import Event, Trace
 
 STEP, RULE = "constants", "fold_constant"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from mxq.ir import Array, Model, Node
+from mxq.graph.ir import Array, Model, Node
 
 SHAPE, DTYPE = "__shape__", "__dtype__"
 """Attributes of a variable that MXNet's inference starts from."""

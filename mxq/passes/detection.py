@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.passes.candidate_tables import OtherTable, Part, Table, find_table, rank
 from mxq.passes.candidates import Chosen, Maker, choose, gather
 from mxq.passes.simplify import FLOAT
-from mxq.passes.tables import OtherTable, Part, Table, find_table, rank
 from mxq.rewrite import NOT_MEANT, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 
 FEW = 1000

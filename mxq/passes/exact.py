@@ -18,12 +18,12 @@ from dataclasses import replace
 import numpy as np
 
 from mxq import numerics
-from mxq.annotation import Annotation
 from mxq.backends import MXNET_191, OpSpec
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Graph, Model, Node, toposort
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Array, Graph, Model, Node, toposort
 from mxq.passes.partition import data_inputs
-from mxq.verification.held import dtype_of, tensor_name
+from mxq.verification.stored import dtype_of, tensor_name
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
 _RANGE = ("min_calib_range", "max_calib_range")
@@ -59,7 +59,7 @@ def on_grid(weight: Array, *, halved: bool = False) -> Array:
 
     Args:
         weight: as it is written.
-        halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.weights.saturation`).
+        halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.saturation.kernels`).
     """
     bounds = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1))
     bounds = np.where(bounds > 0, bounds, 1.0)

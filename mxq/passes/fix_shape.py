@@ -3,9 +3,9 @@
 Before:  x -> Pooling(avg, global) -> y                          u -> slice_like(., v, axes=(2, 3)) -> y
 After:   x -> Convolution(h x w, depthwise, 1 / (h w)) -> y      u -> slice(end=(None, None, h, w)) -> y, or u itself
 
-The average of all of an image, with which most classifiers end, is one of a window (`mxq.passes.averages`: 1 to 4 % of
-the time at batch 1). What cuts a tensor to the size of another one need not see that one, which for YOLOv3 is
-turned to float for it, and goes where nothing is left to cut.
+The average of all of an image, with which most classifiers end, is one of a window (`mxq.passes.avgpool_to_depthwise`:
+1 to 4 % of the time at batch 1). What cuts a tensor to the size of another one need not see that one, which for YOLOv3
+is turned to float for it, and goes where nothing is left to cut.
 
 Conditions: sizes are those that a run on zeros of the given shape shows. Average: nothing else reads the image.
 Slice: by axes, none of which is the batch. So that the network refuses other sizes rather than average a part: a fully
@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.annotation import Annotation
 from mxq.config import Shape
 from mxq.errors import ConfigError, RuntimeFailure
-from mxq.ir import Graph, Model, Node, Ref, Runner, origins
-from mxq.passes.averages import averaging, refusal
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Graph, Model, Node, Ref, Runner, origins
+from mxq.passes.avgpool_to_depthwise import averaging, refusal
 from mxq.passes.shapes import is_global_pooling
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Reject, Rewrite, Rule, Trace, apply_rules
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.errors import GraphError
-from mxq.ir import VARIABLE, Array, Model, Node, Ref
+from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer

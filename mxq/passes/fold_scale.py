@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mxq.ir import Array, Model, Node
+from mxq.graph.ir import Array, Model, Node
 from mxq.passes.shape_only import reads_shape_alone
 from mxq.passes.shapes import image_channels, is_of_images
 from mxq.passes.simplify import FLOAT

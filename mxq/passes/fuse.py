@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from mxq.annotation import Annotation, Route, RouteKind
 from mxq.backends import MXNET_191, RUN_TIME, BackendSpec, OpSpec, the_layer_of
 from mxq.backends.onednn import CONVOLUTION, FULLY_CONNECTED
-from mxq.ir import VARIABLE, Graph, Model, Node, Ref, origins
+from mxq.graph.annotation import Annotation, Route, RouteKind
+from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules

@@ -36,17 +36,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq import numerics
-from mxq.annotation import Annotation
-from mxq.annotation_text import CENTRED, NORMALIZE, NORMALIZED
 from mxq.config import LayerConfig, QuantConfig
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, GraphError, QuantizeError
-from mxq.images import Preprocess
-from mxq.ir import INPUT_TYPES, VARIABLE, Array, Graph, Model, Node, Ref, toposort
+from mxq.graph.annotation import Annotation
+from mxq.graph.annotation_text import CENTRED, NORMALIZE, NORMALIZED
+from mxq.graph.ir import INPUT_TYPES, VARIABLE, Array, Graph, Model, Node, Ref, toposort
 from mxq.passes.overrides import LayerChoices
-from mxq.plan import InputRecord, TensorRecord
+from mxq.quant.plan import InputRecord, TensorRecord
+from mxq.quant.thresholds import FIXED, Range, Threshold, Thresholds
 from mxq.rewrite import Trace
 from mxq.rewrite.driver import Event
-from mxq.thresholds import FIXED, Range, Threshold, Thresholds
 
 INT8, UINT8, FLOAT32 = "int8", "uint8", "float32"
 CODES, PIXELS = "codes", "pixels"

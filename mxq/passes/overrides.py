@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from mxq.config import LayerConfig, QuantConfig, selects
-from mxq.ir import Graph, Node
+from mxq.graph.ir import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,19 +13,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from mxq.annotation import RouteKind
 from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.annotation import RouteKind
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.passes import run_time
-from mxq.passes.averages import never_negative
+from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
-from mxq.plan import Decision, Plan
+from mxq.quant.plan import Decision, Plan
+from mxq.quant.thresholds import Range, Thresholds
 from mxq.rewrite import Trace
-from mxq.thresholds import Range, Thresholds
 
 NONE = "none"
 """The ``calib_mode`` in which ranges are found at run time."""
@@ -263,7 +263,7 @@ def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:
 
 
 def _of_float(graph: Graph, names: Collection[str]) -> dict[str, str]:
-    """Averages that are convolutions (`mxq.passes.averages`) of what no int8 operator makes."""
+    """Averages that are convolutions (`mxq.passes.avgpool_to_depthwise`) of what no int8 operator makes."""
     why = "it averages a float tensor, so converting would cost more than it saves"
     averages = filter(_is_average, map(graph.__getitem__, names))
     return {node.name: why for node in averages if node.inputs[0].name not in names}

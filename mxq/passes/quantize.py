@@ -20,17 +20,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mxq.annotation import Annotation
-from mxq.annotation_text import MADE, REMADE
 from mxq.backends import MXNET_191, BackendSpec, OpSpec
 from mxq.backends.onednn import FULLY_CONNECTED
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Graph, Model, Node, Ref, origins, toposort
+from mxq.graph.annotation import Annotation
+from mxq.graph.annotation_text import MADE, REMADE
+from mxq.graph.ir import Array, Graph, Model, Node, Ref, origins, toposort
 from mxq.passes.biases import with_bias
 from mxq.passes.exact import on_grid
 from mxq.passes.run_time import least_range, widened
-from mxq.plan import TensorRecord, Tensors
 from mxq.quant.model import Operation, QuantizedModel
+from mxq.quant.plan import TensorRecord, Tensors
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from mxq.backends import layer_of
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
 from mxq.numerics import CODES, SPAN
 from mxq.passes.biases import has_bias
 from mxq.passes.shapes import is_global_pooling, pads
-from mxq.thresholds import Range
+from mxq.quant.thresholds import Range
 
 NORM, RELU = "BatchNorm", "Activation"
 

@@ -30,8 +30,8 @@ from typing import Final
 
 import numpy as np
 
-from mxq.annotation import Annotation, Route, RouteKind
-from mxq.ir import VARIABLE, Array, Model, Node, Ref, origins
+from mxq.graph.annotation import Annotation, Route, RouteKind
+from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, origins
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules

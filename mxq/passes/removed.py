@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mxq.ir import Graph, Model, Node
+from mxq.graph.ir import Graph, Model, Node
 from mxq.passes.constants import RULE as FOLDED
-from mxq.plan import Decision
+from mxq.quant.plan import Decision
 from mxq.rewrite import Event, Trace
 
 _WHY: Mapping[str, str] = {

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from mxq.backends.onednn import NO_RANGES
-from mxq.ir import Array, Model, Node, Ref
+from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias
 

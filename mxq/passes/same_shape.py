@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from mxq.ir import Model, Node, Ref
+from mxq.graph.ir import Model, Node, Ref
 from mxq.passes.shapes import ELEMENTWISE
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite
 

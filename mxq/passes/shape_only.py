@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.passes.shapes import ELEMENTWISE, keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules

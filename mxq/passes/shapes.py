@@ -5,7 +5,7 @@ Rules that need a number of channels or a spatial size of 1x1 ask here; both fol
 
 from __future__ import annotations
 
-from mxq.ir import Graph, Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
 
 ELEMENTWISE = (
     "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",

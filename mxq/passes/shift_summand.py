@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mxq.annotation_text import SHIFTED
 from mxq.backends import summand_of
 from mxq.backends.onednn import CONVOLUTION
-from mxq.ir import Graph, Model, Node
+from mxq.graph.annotation_text import SHIFTED
+from mxq.graph.ir import Graph, Model, Node
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
-from mxq.plan import Plan
+from mxq.quant.plan import Plan
+from mxq.quant.thresholds import Range, Thresholds
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
-from mxq.thresholds import Range, Thresholds
 
 _CONV = CONVOLUTION.fused_op
 _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")

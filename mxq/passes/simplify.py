@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.annotation import Annotation
-from mxq.ir import Model
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Model
 from mxq.passes.same_shape import NAMES, OfOneShape, shapes_of
 from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.annotation import Annotation, Route, RouteKind
-from mxq.ir import VARIABLE, Array, Model, Node, Ref
+from mxq.graph.annotation import Annotation, Route, RouteKind
+from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer

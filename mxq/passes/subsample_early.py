@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mxq.annotation import Annotation, Route, RouteKind
-from mxq.ir import Graph, Model, Node, Ref, origins
+from mxq.graph.annotation import Annotation, Route, RouteKind
+from mxq.graph.ir import Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Model, Ref
-from mxq.plan import Plan, TensorRecord
+from mxq.graph.ir import Array, Model, Ref
+from mxq.quant.plan import Plan, TensorRecord
 from mxq.quant.qparams import QParams
 from mxq.quant.scheme import MXNET, Scheme, scheme_of
 from mxq.quant.spec import INT8, UINT8, QuantSpec

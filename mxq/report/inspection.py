@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from mxq.checksums import Mismatch, sizes_of
-from mxq.plan import Report
-from mxq.report import record, tables
+from mxq.artifacts import record
+from mxq.quant.plan import Report
+from mxq.report import tables
+from mxq.storage.checksums import Mismatch, sizes_of
 from mxq.text import Shown, megabytes
 
 

@@ -10,13 +10,13 @@ from typing import Final
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
+from mxq.artifacts.record import Explanation
 from mxq.evaluation import Evaluation
-from mxq.plan import Report
-from mxq.report import comparison, inspection, tables
+from mxq.quant.plan import Report
+from mxq.quant.thresholds import Thresholds
+from mxq.report import comparing, inspection, tables
 from mxq.report.inspection import Inspection
-from mxq.report.record import Explanation
 from mxq.text import printable
-from mxq.thresholds import Thresholds
 from mxq.verification import Comparison, Verification
 
 WIDTH: Final = 100
@@ -93,7 +93,7 @@ def _(found: Verification) -> Sequence[RenderableType]:
 
 @parts.register(Comparison)
 def _(found: Comparison) -> Sequence[RenderableType]:
-    return [*comparison.parts(found)]
+    return [*comparing.parts(found)]
 
 
 @parts.register(Evaluation)

@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq import observers
+from mxq.calibration.statistics import Statistics
 from mxq.errors import CalibrationError, ConfigError, DataError
-from mxq.files import write_bytes
 from mxq.observers.auto import SPECS
 from mxq.observers.histogram import HALF, Counts, HistogramState
-from mxq.plan import Report
-from mxq.statistics import Statistics
-from mxq.thresholds import Range, RangeKind, Threshold, Thresholds
+from mxq.quant.plan import Report
+from mxq.quant.thresholds import Range, RangeKind, Threshold, Thresholds
+from mxq.storage.writing import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

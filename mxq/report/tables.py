@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mxq.bench import Benchmark
-from mxq.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
-from mxq.report.record import Explanation, tensor_of
-from mxq.sweep import Row, Sweep
-from mxq.thresholds import Thresholds
+from mxq.artifacts.record import Explanation, tensor_of
+from mxq.bench.sweep_result import Row, Sweep
+from mxq.bench.timing import Benchmark
+from mxq.quant.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.quant.thresholds import Thresholds
 from mxq.verification import Layer, Output, Verification
 
 SHORT_OPS = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mxq.errors import GraphError
-from mxq.ir import Model, Node
+from mxq.graph.ir import Model, Node
 from mxq.rewrite.pattern import match
 from mxq.rewrite.rule import Reject, Rewrite, Rule
 

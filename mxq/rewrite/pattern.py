@@ -8,7 +8,7 @@ from itertools import permutations
 from types import MappingProxyType
 from typing import TypeAlias
 
-from mxq.ir import Graph, Node, Ref
+from mxq.graph.ir import Graph, Node, Ref
 
 
 @dataclass(frozen=True, slots=True)

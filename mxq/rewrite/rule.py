@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from mxq.ir import Array, Model, Node, Ref
+from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.rewrite.pattern import Match, Op
 
 

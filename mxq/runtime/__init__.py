@@ -1,12 +1,16 @@
 """The only door to MXNet: networks in, executables, blocks and file pairs out.
 
-Everything else in mxq works on `mxq.ir.Model`. MXNet's errors become `RuntimeFailure` or `FormatError` with MXNet's own
-sentence in them.
+Everything else in mxq works on `mxq.graph.ir.Model`. MXNet's errors become `RuntimeFailure` or `FormatError` with
+MXNet's own sentence in them.
 """
 
 from mxq.runtime.blocks import REMEDY, arguments, is_deferred, left_out, settle
 from mxq.runtime.executor import MxnetRunner, serve
-from mxq.runtime.files import (
+from mxq.runtime.loading import data_loader
+from mxq.runtime.monitor import monitored
+from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
+from mxq.runtime.networks import Net, from_symbol, load_model, load_params, other_precision, params_path
+from mxq.runtime.saving import (
     BLOCK_ATTRIBUTE,
     Files,
     LoadedBlock,
@@ -17,10 +21,6 @@ from mxq.runtime.files import (
     to_block,
     write_pair,
 )
-from mxq.runtime.loading import data_loader
-from mxq.runtime.monitor import monitored
-from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
-from mxq.runtime.networks import Net, from_symbol, load_model, load_params, other_precision, params_path
 
 __all__ = [
     "BLOCK_ATTRIBUTE",

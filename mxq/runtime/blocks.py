@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mxq.errors import QuantizeError
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.runtime.mxnet import drain, mx, sentence, variable
 
 REMEDY = "hybridize it and run it once on a batch (net.hybridize(); net(x, ...)), so that its arguments are known"

@@ -1,4 +1,4 @@
-"""Running: `mxq.ir.Runner` on MXNet's executor, and a network as a server holds it, to time."""
+"""Running: `mxq.graph.ir.Runner` on MXNet's executor, and a network as a server holds it, to time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Executable, Graph, Model, Ref, Watched
+from mxq.graph.ir import Array, Executable, Graph, Model, Ref, Watched
+from mxq.host.openmp import end_own_team
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 from mxq.runtime.sizes import Sizes
-from mxq.threads import end_own_team
 
 _CHANNELS = (1, 3, 4)
 """Of pictures."""
 
 
 class MxnetRunner:
-    """`mxq.ir.Runner` on MXNet's executor, on the CPU."""
+    """`mxq.graph.ir.Runner` on MXNet's executor, on the CPU."""
 
     def compile(self, model: Model, taps: Sequence[Ref] = ()) -> Executable:
         """Binds ``model``; see `Runner`. Feeds may change shape between calls (the executable binds anew)."""

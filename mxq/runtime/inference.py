@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from mxq.annotation import Annotation
-from mxq.ir import Array, Graph, Node, Ref
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Array, Graph, Node, Ref
 
 TRAINING_HEADS: Final = MappingProxyType(
     {

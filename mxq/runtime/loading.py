@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mxq.errors import DataError
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.runtime.mxnet import mx
 
 __all__ = ["data_loader"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Ref
+from mxq.graph.ir import Array, Ref
 from mxq.runtime.mxnet import mx, mxnet_says
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)

@@ -12,8 +12,8 @@ import numpy as np
 
 from mxq.compat import unloadable
 from mxq.errors import MxqError, RuntimeFailure
-from mxq.ir import Array, Graph
-from mxq.serde import write_symbol
+from mxq.graph.ir import Array, Graph
+from mxq.graph.serde import write_symbol
 from mxq.version import __version__
 
 try:

@@ -10,20 +10,20 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from mxq.checksums import intact, params_of
 from mxq.errors import ConfigError, FormatError, QuantizeError
-from mxq.files import epochs_of, is_file
 from mxq.formats.params import read_params
-from mxq.ir import Array, Model
+from mxq.graph.ir import Array, Model
+from mxq.graph.serde import read_symbol, write_symbol
 from mxq.operators import check_graph, check_parameters
 from mxq.runtime.blocks import parameters, traced
 from mxq.runtime.inference import as_float32, dense, inference_form
 from mxq.runtime.mxnet import check_idle, mx, mxnet_says, to_numpy
+from mxq.runtime.operator_registry import REGISTRY
 from mxq.runtime.ordering import first_versions, in_call_order
-from mxq.runtime.registry import REGISTRY
 from mxq.runtime.reshapes import without_target_shapes
 from mxq.runtime.values import check_values
-from mxq.serde import read_symbol, write_symbol
+from mxq.storage.checksums import intact, params_of
+from mxq.storage.writing import epochs_of, is_file
 
 Net: TypeAlias = Any
 """A HybridBlock, a SymbolBlock, a Module, ``(sym, arg_params, aux_params)``, or the prefix of an exported pair."""
@@ -171,7 +171,7 @@ def _beside(path: Path) -> str:
 
 
 def params_path(prefix: Path, epoch: int | None = None) -> Path:
-    """The parameter file of ``prefix``: of ``epoch``, or `mxq.checksums.params_of` it.
+    """The parameter file of ``prefix``: of ``epoch``, or `mxq.storage.checksums.params_of` it.
 
     Raises:
         ConfigError: ``epoch`` is no number.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
-from mxq.ir import Graph, Node, Ref
+from mxq.graph.ir import Graph, Node, Ref
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})", re.ASCII)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mxq.annotation import Annotation
 from mxq.errors import GraphError
-from mxq.ir import Graph, Node
+from mxq.graph.annotation import Annotation
+from mxq.graph.ir import Graph, Node
 
 
 def without_target_shapes(graph: Graph) -> Graph:

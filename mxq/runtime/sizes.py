@@ -18,7 +18,7 @@ import numpy as np
 
 from mxq.errors import RuntimeFailure
 from mxq.formats.params import LARGEST
-from mxq.ir import Graph, Node, Ref
+from mxq.graph.ir import Graph, Node, Ref
 from mxq.runtime.mxnet import mx, to_symbol
 
 _RESHAPES = frozenset({"Reshape", "reshape", "_np_reshape", "_npi_reshape", "_npx_reshape"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mxq.errors import QuantizeError
-from mxq.ir import Array, Model, Node, Ref
+from mxq.graph.ir import Array, Model, Node, Ref
 
 _LEARNED = (
     "BatchNorm", "Convolution", "Deconvolution", "Embedding", "FullyConnected", "GroupNorm", "InstanceNorm",

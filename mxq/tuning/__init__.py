@@ -6,16 +6,16 @@ every measurement into a journal at once: ended in any way and called again, the
 
 from __future__ import annotations
 
-from mxq.tuning import tables as tables
+from mxq.tuning import rendering as rendering  # (how results are shown is known from here on)
 from mxq.tuning.budget import Budget
-from mxq.tuning.data import Loaded, repeatable
-from mxq.tuning.layers import observing_more, wholly_int8
-from mxq.tuning.making import Material
-from mxq.tuning.result import Tuned
+from mxq.tuning.choices import observing_more, wholly_int8
+from mxq.tuning.kept_data import Loaded, repeatable
+from mxq.tuning.layer_sensitivity import BOTH, LayerSensitivity, Sensitivity
+from mxq.tuning.material import Material
 from mxq.tuning.running import sensitivity, tune
 from mxq.tuning.scoring import Judge, judge_of
 from mxq.tuning.search import Trial
-from mxq.tuning.sensitivity import BOTH, LayerSensitivity, Sensitivity
+from mxq.tuning.tuned import Tuned
 from mxq.tuning.tuner import STATISTICS, check
 
 __all__ = [

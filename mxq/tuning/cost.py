@@ -13,10 +13,10 @@ from functools import cached_property
 from math import prod
 from typing import Final
 
-from mxq import machine
 from mxq.backends import MXNET_191
-from mxq.batches import Feed, examples_in
-from mxq.ir import Array, Model, Node, Ref, Runner
+from mxq.data.feed import Feed, examples_in
+from mxq.graph.ir import Array, Model, Node, Ref, Runner
+from mxq.host import machine
 
 GAIN: Final[Mapping[str, float]] = {"avx512_vnni": 4.0, "avx512": 2.0, "avx2": 1.6, "unsupported": 1.0}
 """Int8 multiply-adds in the time of one in float. VNNI's is what ResNet-50 gains on two cores; without it, products of

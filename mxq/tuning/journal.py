@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mxq.errors import ConfigError, FormatError, StorageError
-from mxq.files import regular, write_text
 from mxq.formats.documents import parse_json
+from mxq.storage.writing import regular, write_text
 
 FORMAT: Final = "mxq-journal/1"
 

@@ -1,4 +1,4 @@
-"""The best network of an earlier run, which `mxq.report.pair` wrote."""
+"""The best network of an earlier run, which `mxq.artifacts.pair` wrote."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 from mxq import runtime
+from mxq.artifacts import record
 from mxq.config import QuantConfig
 from mxq.errors import MxqError
-from mxq.ir import Model
-from mxq.plan import Report
-from mxq.report import record
+from mxq.graph.ir import Model
+from mxq.quant.plan import Report
 
 
 def load(prefix: Path, config: QuantConfig) -> tuple[Model, Report] | None:
-    """What `mxq.report.pair` wrote, where it is whole and was made by ``config``; else None."""
+    """What `mxq.artifacts.pair` wrote, where it is whole and was made by ``config``; else None."""
     try:
         report = record.read(prefix)
         wanted = json.loads(json.dumps(config.to_json()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mxq.report import plots
-from mxq.tuning.sensitivity import LayerSensitivity, Sensitivity
+from mxq.tuning.layer_sensitivity import LayerSensitivity, Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from mxq.batches import examples_in
-from mxq.ir import Array, Executable, Graph, Model, Ref, Runner, Watched
-from mxq.verification.compare import SOFTMAX
+from mxq.data.feed import examples_in
+from mxq.graph.ir import Array, Executable, Graph, Model, Ref, Runner, Watched
+from mxq.verification.accumulate import SOFTMAX
 
 MOST_BYTES: Final = 1 << 29
 """How much of the float network's outputs is kept; what does not fit is computed again each time."""
@@ -70,7 +70,7 @@ class Replaying:
 
 @dataclass
 class _Comparing:
-    """`mxq.ir.Runner` for one `mxq.verification.verify`."""
+    """`mxq.graph.ir.Runner` for one `mxq.verification.accumulate.verify`."""
 
     replaying: Replaying
     divergence: Divergence

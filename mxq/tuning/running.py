@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from mxq import machine
+from mxq.host import machine
 from mxq.tuning.budget import Budget
+from mxq.tuning.choices import layers
 from mxq.tuning.cost import cost_model
-from mxq.tuning.data import digest
 from mxq.tuning.journal import Journal
-from mxq.tuning.layers import layers
-from mxq.tuning.making import Material, make
-from mxq.tuning.result import Tuned
+from mxq.tuning.kept_data import digest
+from mxq.tuning.layer_sensitivity import BOTH, Sensitivity, Subject, measured
+from mxq.tuning.material import Material, make
 from mxq.tuning.scoring import Judge
-from mxq.tuning.sensitivity import BOTH, Sensitivity, Subject, measured
+from mxq.tuning.tuned import Tuned
 from mxq.tuning.tuner import Task, search
 
 SENSITIVITY: Final = "sensitivity.jsonl"
@@ -25,7 +25,7 @@ SENSITIVITY: Final = "sensitivity.jsonl"
 def sensitivity(
     material: Material, judge: Judge, mode: str = BOTH, workdir: Path | None = None, *, progress: bool = True
 ) -> Sensitivity:
-    """Measures each layer alone; see `mxq.tuning.sensitivity.measured`.
+    """Measures each layer alone; see `mxq.tuning.layer_sensitivity.measured`.
 
     Args:
         material: what networks are made from.

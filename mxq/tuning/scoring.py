@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from mxq import distributed, runtime, verification
-from mxq.batches import Feed, feeds
+from mxq.data.feed import Feed
+from mxq.data.feeding import feeds
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError, DataError
 from mxq.evaluation import ALL, Function, Metric, metric_of
-from mxq.ir import Model, Runner
-from mxq.tuning.data import Remembered, WithLabels, as_numpy, data_digest, digest, has_labels, listed, sha256
+from mxq.graph.ir import Model, Runner
+from mxq.tuning.kept_data import Remembered, WithLabels, as_numpy, data_digest, digest, has_labels, listed, sha256
 from mxq.tuning.replay import Divergence, Replaying
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mxq.config import QuantConfig
 from mxq.formats.documents import converted
-from mxq.tuning.layers import with_floats
+from mxq.tuning.choices import with_floats
 
 CALIBRATORS, METHODS, LAYERS = "calibrators", "methods", "layers"
 """The stages, in order."""

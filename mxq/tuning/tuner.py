@@ -1,8 +1,9 @@
 """The tuner: what the search of `mxq.tuning.search` tries, on real networks.
 
-Every network comes from the statistics of one calibration pass. Layers are ordered by what `mxq.tuning.sensitivity`
-measures, the noise that a layer alone adds to the outputs, for each unit of time that it costs in float. It is measured
-on the calibration batches, without the methods of "default" and "best", which take a while for each network.
+Every network comes from the statistics of one calibration pass. Layers are ordered by what
+`mxq.tuning.layer_sensitivity` measures, the noise that a layer alone adds to the outputs, for each unit of time that it
+costs in float. It is measured on the calibration batches, without the methods of "default" and "best", which take a
+while for each network.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from mxq import observers
+from mxq.artifacts import pair
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, DataError, QuantizeError
-from mxq.ir import Model
+from mxq.graph.ir import Model
 from mxq.passes.partition import NONE
 from mxq.pipeline import Quantized
-from mxq.plan import Report
-from mxq.report import pair
+from mxq.quant.plan import Report
 from mxq.tuning import keeping
 from mxq.tuning.budget import Budget, is_number
+from mxq.tuning.choices import layers
 from mxq.tuning.cost import CostModel, cost_model
 from mxq.tuning.driver import CALIBRATION, FLOAT, Driver, Found, Made, seconds_in
 from mxq.tuning.journal import Journal, json_numbers, numbers_of
-from mxq.tuning.layers import layers
-from mxq.tuning.making import Material, make, planned
-from mxq.tuning.result import Tuned
+from mxq.tuning.layer_sensitivity import ONE_INT8, Meter, Subject, noise, ordered
+from mxq.tuning.material import Material, make, planned
 from mxq.tuning.scoring import Against, Judge
 from mxq.tuning.search import Bar, Method, Settings, Space, Trial, strategy
-from mxq.tuning.sensitivity import ONE_INT8, Meter, Subject, noise, ordered
+from mxq.tuning.tuned import Tuned
 
 CALIBRATORS: Final = ("naive", "entropy", "percentile:99.9", "percentile:99.99", "percentile:99.999", "mse", "auto")
 METHODS: Final = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mxq.ir import Array
+from mxq.graph.ir import Array
 
 MIN_IOU = 0.5
 MIN_SCORE = 0.5

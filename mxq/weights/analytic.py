@@ -20,10 +20,10 @@ import numpy as np
 from scipy.stats import norm
 
 from mxq.backends import layer_of
-from mxq.ir import Array, Model, Node
-from mxq.plan import Plan
+from mxq.calibration.patches import Geometry
+from mxq.graph.ir import Array, Model, Node
+from mxq.quant.plan import Plan
 from mxq.weights.bias import Activation
-from mxq.weights.patches import Geometry
 
 
 def corrected(

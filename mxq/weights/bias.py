@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mxq.ir import Array, Node
+from mxq.graph.ir import Array, Node
 
 STEPS = 4
 FEW = 8.0
@@ -34,7 +34,8 @@ class Activation:
     def of(node: Node) -> Activation:
         """Of a fused node. What is no clip counts as none: its derivative is not far from constant.
 
-        Nor does the ReLU of a shifted sum (`mxq.passes.shift_streams`): what it takes is beyond the calibrated range.
+        Nor does the ReLU of a shifted sum (`mxq.saturation.shift_streams`): what it takes is beyond the calibrated
+        range.
         """
         if node.flag("with_sum") and node.note.offset:
             return Activation()

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from mxq import observers
-from mxq.ir import Array, Model, Node
+from mxq.graph.ir import Array, Model, Node
 from mxq.numerics import Floats
 from mxq.observers import Observer
-from mxq.plan import WeightRecord
+from mxq.quant.plan import WeightRecord
 
 KEEP: Final = "naive"
 """The observer that keeps every weight: the range is that of the channel."""

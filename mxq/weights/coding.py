@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq import numerics
-from mxq.ir import Array, Ref
+from mxq.graph.ir import Array, Ref
 from mxq.numerics import CODES
-from mxq.plan import TensorRecord
 from mxq.quant import QuantizedModel
-from mxq.thresholds import Range
+from mxq.quant.plan import TensorRecord
+from mxq.quant.thresholds import Range
 from mxq.weights.live import Batches
 
 

@@ -38,9 +38,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.backends import the_layer_of
-from mxq.ir import Array, Model, Node, Runner
+from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.numerics import SPAN
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.weights.families import Family, families, is_norm
 from mxq.weights.live import Batches, passing
 from mxq.weights.pieces import pieces

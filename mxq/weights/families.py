@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mxq.backends import layer_of, summand_of
-from mxq.ir import Model, Node
+from mxq.graph.ir import Model, Node
 
 FIRST, LAST = 1, -1
 """The axes that channels stand on: after the examples, or at the end."""

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from mxq.ir import Array
+from mxq.graph.ir import Array
 from mxq.numerics import SPAN, quantize, scale
 
 _DEAD = 1e-30

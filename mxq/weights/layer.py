@@ -13,14 +13,15 @@ from typing import Final
 
 import numpy as np
 
+from mxq.calibration import patches
+from mxq.calibration.patches import Geometry
 from mxq.config import Methods
-from mxq.ir import Array, Node
-from mxq.weights import grid, lowrank, patches
+from mxq.graph.ir import Array, Node
+from mxq.saturation.limits import Sums
+from mxq.weights import grid, lowrank
 from mxq.weights.bias import Activation, correction
 from mxq.weights.grid import Grid
-from mxq.weights.limits import Sums
 from mxq.weights.lowrank import LowRank
-from mxq.weights.patches import Geometry
 from mxq.weights.pieces import pieces
 from mxq.weights.rounding import Covariance
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mxq.errors import RuntimeFailure
-from mxq.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
+from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
 
 Batches = Sequence[Array]
 """A tensor: one array for each batch of the data, of any sizes; one for all where it is constant."""

@@ -27,8 +27,8 @@ from typing import Final
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from mxq.ir import Array
-from mxq.weights.limits import Sums
+from mxq.graph.ir import Array
+from mxq.saturation.limits import Sums
 from mxq.weights.rounding import TINY, limits_of
 
 PLACES: Final = 2048

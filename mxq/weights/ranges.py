@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mxq.ir import Array
-from mxq.thresholds import Range
+from mxq.graph.ir import Array
+from mxq.quant.thresholds import Range
+from mxq.saturation.limits import Exposed
+from mxq.saturation.remedies import factors
 from mxq.weights.coding import Code
-from mxq.weights.limits import Exposed
-from mxq.weights.remedies import factors
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 GAIN = 0.98

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mxq.backends import MXNET_191, OpSpec, the_layer_of
-from mxq.ir import Model, Node, Ref, Runner
-from mxq.plan import Plan
+from mxq.graph.ir import Model, Node, Ref, Runner
+from mxq.quant.plan import Plan
 from mxq.weights.live import alone
 from mxq.weights.ranges import Reader
 

@@ -31,8 +31,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mxq.ir import Array
-from mxq.weights.limits import Sums
+from mxq.graph.ir import Array
+from mxq.saturation.limits import Sums
 
 BLOCK = 64
 """Columns between two updates by matrix product."""

@@ -21,23 +21,23 @@ import numpy as np
 from tqdm import tqdm
 
 from mxq.backends import MXNET_191, OpSpec, layer_of, summand_of, the_layer_of
-from mxq.batches import examples_in
+from mxq.calibration.patches import Geometry, choose_places, inputs_at
 from mxq.config import Methods
+from mxq.data.feed import examples_in
 from mxq.errors import RuntimeFailure
-from mxq.ir import Array, Model, Node, Ref, Runner
-from mxq.plan import Plan, WeightRecord
+from mxq.graph.ir import Array, Model, Node, Ref, Runner
 from mxq.quant import QuantizedModel
-from mxq.thresholds import Range, Threshold, Thresholds
+from mxq.quant.plan import Plan, WeightRecord
+from mxq.quant.thresholds import Range, Threshold, Thresholds
+from mxq.saturation.kernels import Kernel, kernel_of
+from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import FULL, HALVED
-from mxq.weights.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights.live import Batches, Live, Schedule, ancestors
-from mxq.weights.patches import Geometry, choose_places, inputs_at
 from mxq.weights.pieces import pieces
 from mxq.weights.ranges import narrowed, telling
 from mxq.weights.readers import Readers
-from mxq.weights.saturation import Kernel, kernel_of
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mxq import runtime, verification
-from mxq.batches import BATCH, LAYER_BATCH
-from mxq.data import feeding
+from mxq.artifacts import record
+from mxq.data.examples import Source
+from mxq.data.feeding import BATCH, LAYER_BATCH
+from mxq.data.integers import feeding
+from mxq.data.preparation import Preparation
 from mxq.errors import ConfigError
 from mxq.evaluation import labelled
-from mxq.images import Source
-from mxq.ir import Array, Executable, Model, Ref, Runner, Watched
+from mxq.graph.ir import Array, Executable, Model, Ref, Runner, Watched
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
 from mxq.pipeline import fingerprint
-from mxq.plan import Report
-from mxq.preparation import Preparation
-from mxq.report import record
+from mxq.quant.plan import Report
 from mxq.verification import A_B, FLOAT_A, FLOAT_B, TITLES, Comparison, Side, Verification
 from mxq.workflow.measuring import input_of
 from mxq.workflow.opening import Measured, open_labelled, preparation_of, report_in
@@ -205,7 +205,7 @@ class _Each:
 
 @dataclass(frozen=True)
 class _Examples:
-    """What networks are compared on: a `Source`, or data in another form of `mxq.batches`, with labels or without."""
+    """What networks are compared on: a `Source`, or data in another form of `mxq.data`, with labels or without."""
 
     data: Any
     labels: Any

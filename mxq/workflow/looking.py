@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from mxq import runtime
-from mxq.checksums import sizes_of
+from mxq.artifacts import record
 from mxq.config import QuantConfig
 from mxq.errors import QuantizeError
 from mxq.logs import LOG
-from mxq.report import record
 from mxq.report.inspection import Inspection
+from mxq.storage.checksums import sizes_of
 from mxq.workflow.making import planned
 from mxq.workflow.opening import report_in
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mxq import distributed, pipeline, runtime, tuning
-from mxq.batches import Feeds, feeds
-from mxq.collect import Checkpoint
+from mxq.calibration.collect import Checkpoint
+from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
+from mxq.data.examples import Source
+from mxq.data.feeding import Feeds, feeds
+from mxq.data.preparation import Preparation
 from mxq.distributed import Partitions
 from mxq.errors import DataError, QuantizeError
-from mxq.images import Source
-from mxq.ir import Model, Runner
+from mxq.graph.ir import Model, Runner
 from mxq.logs import LOG
 from mxq.passes.shapes import input_ranks
 from mxq.pipeline import Calibrated, Prepared, Quantized
-from mxq.plan import Report
-from mxq.preparation import Preparation
-from mxq.statistics import Statistics
+from mxq.quant.plan import Report
 from mxq.tuning import Material
 from mxq.workflow.opening import Given, Where, open_data, partitions, preparation_of, settled
 
@@ -214,7 +214,7 @@ class Opened:
             QuantizeError: there is nothing to search, as no operator can be int8.
         """
         if self.batches is None:
-            raise DataError("calib_data is None; allowed: data to calibrate on, see mxq.batches")
+            raise DataError("calib_data is None; allowed: data to calibrate on, see mxq.data")
         if not self.prepared.plan.quantized:
             raise QuantizeError(f"there is nothing to choose: {self.prepared.warnings[-1]}")
         return Material(

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mxq import data as integers
 from mxq import distributed, runtime
-from mxq.batches import BATCH
-from mxq.data import IntegerTransform, feeding
+from mxq.data import integers
+from mxq.data.feeding import BATCH
+from mxq.data.integers import IntegerTransform, feeding
+from mxq.data.preparation import Preparation
 from mxq.errors import DataError
 from mxq.evaluation import Evaluation
-from mxq.ir import Array, Runner
+from mxq.graph.ir import Array, Runner
 from mxq.logs import LOG
-from mxq.plan import InputRecord
-from mxq.preparation import Preparation
+from mxq.quant.plan import InputRecord
 from mxq.workflow.opening import Measured, on_workers, open_labelled, preparation_of, report_in
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from mxq import runtime
-from mxq.batches import BATCH, peeked
+from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
+from mxq.data.examples import Source, open_source
+from mxq.data.feeding import BATCH, peeked
+from mxq.data.preparation import Preparation, beside, recorded
+from mxq.data.preprocess import RAW
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError
 from mxq.evaluation import Function, Metric
-from mxq.formats.files import path_given
-from mxq.images import RAW, Source, open_source
-from mxq.ir import Model
+from mxq.formats.reading import path_given
+from mxq.graph.ir import Model
 from mxq.logs import LOG
-from mxq.plan import Report
-from mxq.preparation import Preparation, beside, recorded
-from mxq.statistics import Statistics
-from mxq.thresholds import Thresholds
+from mxq.quant.plan import Report
+from mxq.quant.thresholds import Thresholds
 
 PARTITION: Final = 1024
 """Examples to a partition that a worker gets of a folder or file, at most."""
@@ -34,7 +35,7 @@ class Given:
     """What ranges are to come from, and what methods for weights look at.
 
     Attributes:
-        data: examples in any form of `mxq.batches`; `Partitions`; or the path of a folder of images, a .npy or .npz.
+        data: examples in any form of `mxq.data`; `Partitions`; or the path of a folder of images, a .npy or .npz.
         thresholds: ranges found before; then nothing else is asked for them.
         statistics: a file of statistics, or what was read from it, that ranges are taken from instead of ``data``.
         stats: a file to keep the statistics of ``data`` in; without data it is read.

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mxq import locks, runtime, tuning
+from mxq import runtime, tuning
 from mxq.config import QuantConfig
+from mxq.data.examples import Source
+from mxq.data.labelled import is_whole
+from mxq.data.preparation import Preparation
 from mxq.errors import StorageError
-from mxq.evaluation.labelled import is_whole
-from mxq.formats.files import path_given
-from mxq.images import Source
+from mxq.formats.reading import path_given
 from mxq.logs import LOG
-from mxq.preparation import Preparation
+from mxq.storage import locks
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given, Measured, Where, on_workers, open_labelled
 
@@ -32,7 +33,7 @@ def sensitivity(
     epoch: int | None = None,
     logger: logging.Logger = LOG,
 ) -> tuning.Sensitivity:
-    """Each layer alone in int8, or in float; see `mxq.tuning.sensitivity`.
+    """Each layer alone in int8, or in float; see `mxq.tuning.layer_sensitivity`.
 
     Args:
         net, given, config, epoch, logger: as of `quantize`.

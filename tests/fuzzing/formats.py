@@ -22,17 +22,18 @@ from fuzzing.operators import operators_mutated
 from fuzzing.seeds import PREPROCESS, RECIPES
 from fuzzing.trees import bytes_mutated, dump, mutated
 from mxq import batches, observers, recipe, runtime
+from mxq.artifacts import record
+from mxq.calibration.statistics import Statistics
 from mxq.cli import app
 from mxq.config import Budget
-from mxq.distributed.readers import Records, record_count
+from mxq.data.examples import open_source, read_picture
+from mxq.data.preprocess import Preprocess, read_preprocess
+from mxq.data.readers import Records, record_count
 from mxq.evaluation import labelled
-from mxq.images import Preprocess, open_source, read_picture, read_preprocess
-from mxq.report import record
-from mxq.statistics import Statistics
-from mxq.thresholds import Thresholds
+from mxq.quant.thresholds import Thresholds
 from mxq.tuning.driver import seconds_in, trials_in
 from mxq.tuning.journal import Journal
-from mxq.tuning.sensitivity import _measured
+from mxq.tuning.layer_sensitivity import _measured
 
 QUIET = {"effort": "fast"}
 

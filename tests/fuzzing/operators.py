@@ -11,7 +11,7 @@ from typing import Any
 from fuzzing.graphs import VALUES, graph_mutated
 from fuzzing.trees import copied
 from mxq.runtime.mxnet import mx
-from mxq.runtime.registry import REGISTRY
+from mxq.runtime.operator_registry import REGISTRY
 
 INTEGERS = ("0", "-1", "1", "2", "3", "5", "8", "-7", "32768", "1000000", "2147483647", "-2147483648", "4294967295")
 FLOATS = ("0", "1", "-1", "0.5", "inf", "-inf", "nan", "1e40", "1e-40")

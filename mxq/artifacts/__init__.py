@@ -1,0 +1,1 @@
+"""What mxq leaves on disk: the quantized pair and the record beside it."""

@@ -1,0 +1,236 @@
+"""The record beside a quantized pair: `Report` as ``prefix-mxq.json``, with checksums of the files it speaks of."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mxq.errors import ConfigError, FormatError
+from mxq.formats.documents import converted, parse_json, read_json
+from mxq.graph.annotation_text import MADE, REMADE
+from mxq.graph.ir import Ref
+from mxq.quant.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.storage.checksums import Mismatch, checksum, files_in, mismatches, path_of, recorded
+from mxq.storage.writing import write_json
+from mxq.text import Shown
+
+__all__ = [
+    "FORMAT",
+    "Explanation",
+    "Mismatch",
+    "check",
+    "checksum",
+    "explain",
+    "explained",
+    "find",
+    "from_json",
+    "path_of",
+    "read",
+    "recorded",
+    "tensor_of",
+    "to_json",
+    "write",
+]
+
+FORMAT = "mxq-report/1"
+_INT8_PREFIXES = (REMADE, MADE)
+"""What an int8 form is called begins so: in records that do not say whose it is, and by who asks for it."""
+_SAME = (
+    "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
+)  # fmt: skip
+"""Fields of a report that are in its document as they are."""
+_FIELDS = ("decisions", "observe", "tensors", "trace", "thresholds", "config", "versions", "source", "summary")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation(Shown):
+    """All that a report knows about one node, JSON-ready with ``dataclasses.asdict``.
+
+    Attributes:
+        coded: the node's int8 tensor; None where it has none.
+        calibrated: the entry in the thresholds: range, observer, observed, examples.
+        weight: what became of its weight; None where nothing looked at it.
+        refusals: (rule, reason) of each rule that refused the node or one of its members.
+        saturation: what was done about sums that saturate on the target; None where none can.
+        target: the CPU that the network was made for; empty where that is not known.
+        removed: whether the node is one of the network as it was given that is not there any more.
+    """
+
+    decision: Decision
+    coded: TensorRecord | None
+    calibrated: Mapping[str, Any] | None
+    weight: WeightRecord | None
+    refusals: tuple[tuple[str, str], ...]
+    saturation: SaturationRecord | None = None
+    target: str = ""
+    removed: bool = False
+
+
+def find(report: Report, name: str) -> Decision:
+    """The decision on the node ``name``: a node of the fused graph, an original one, or its int8 form.
+
+    Raises:
+        ConfigError: there is none; the message names close ones.
+    """
+    plan = report.plan
+    by_name = {d.node: d for d in plan.removed} | {m: d for d in plan.decisions for m in d.members}
+    by_name |= {d.node: d for d in plan.decisions}
+    made = report.tensors[name].of if name in report.tensors else ""
+    for candidate in (made, name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
+        if candidate in by_name:
+            return by_name[candidate]
+    close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
+    hint = f"close ones: {', '.join(close)}" if close else f"there are {len(by_name)}"
+    raise ConfigError(f"no operator is named {name!r}; {hint}")
+
+
+def explain(report: Report, decision: Decision) -> Explanation:
+    """What the report knows about the node of ``decision``."""
+    tensors = report.thresholds.get("tensors")
+    refusals = dict.fromkeys(
+        (str(step.get("rule")), str(refused[name]))
+        for step in report.trace
+        for name in dict.fromkeys((decision.node, *decision.members))
+        if isinstance(refused := step.get("refused"), Mapping) and name in refused
+    )
+    return Explanation(
+        decision,
+        tensor_of(report, decision.node),
+        tensors.get(decision.node) if isinstance(tensors, Mapping) else None,
+        next((report.weights[m] for m in (decision.node, *decision.members) if m in report.weights), None),
+        tuple(refusals),
+        report.saturation.get(decision.node),
+        report.target,
+        decision in report.plan.removed,
+    )
+
+
+def explained(report: Report, name: str) -> Explanation:
+    """What the report knows about the node ``name``, by any of its names; see `find`."""
+    return explain(report, find(report, name))
+
+
+def tensor_of(report: Report, node: str) -> TensorRecord | None:
+    """How the int8 result of the fused node ``node`` is coded; None where it has none."""
+    return {record.of: record for record in report.tensors.values() if record.of}.get(node)
+
+
+def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A JSON-ready dictionary; ``checksums`` maps file name -> sha256 in hexadecimal."""
+    return {
+        "format": FORMAT,
+        "summary": dict(report.summary),
+        "versions": dict(report.versions),
+        "config": dict(report.config),
+        "source": dict(report.source),
+        "input": None if report.input is None else asdict(report.input),
+        "target": report.target,
+        "files": dict(checksums or {}),
+        "decisions": [{**asdict(d), "members": list(d.members)} for d in report.plan.decisions],
+        "removed": [{**asdict(d), "members": list(d.members)} for d in report.plan.removed],
+        "observe": [[r.name, r.output, r.version] for r in report.plan.observe],
+        "tensors": {name: asdict(t) for name, t in report.tensors.items()},
+        "weights": {name: asdict(w) for name, w in report.weights.items()},
+        "saturation": {name: asdict(s) for name, s in report.saturation.items()},
+        "thresholds": dict(report.thresholds),
+        "trace": [dict(step) for step in report.trace],
+    }
+
+
+def from_json(data: Any) -> Report:
+    """Reads what `to_json` wrote: a dictionary, or its text.
+
+    Raises:
+        FormatError: not that format; the message says what was found.
+    """
+    data = _document(data)
+    missing = [name for name in _FIELDS if name not in data]
+    if missing:
+        raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
+    found = converted(data, _Document, "mxq report")
+    plan = Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed))
+    report = Report(plan, trace=tuple(found.trace), **{name: getattr(found, name) for name in _SAME})
+    known = any(record.of for record in report.tensors.values())
+    return report if known else replace(report, tensors=_of_nodes(report))
+
+
+def _of_nodes(report: Report) -> dict[str, TensorRecord]:
+    """The tensors of an older record, with the names of the nodes whose int8 forms they are, which theirs tell."""
+    forms = {prefix + d.node: d.node for prefix in _INT8_PREFIXES for d in report.plan.decisions}
+    return {name: replace(record, of=forms.get(name, "")) for name, record in report.tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A report as JSON."""
+
+    format: str
+    decisions: list[Decision]
+    observe: list[tuple[str, int, int]]
+    tensors: dict[str, TensorRecord]
+    trace: list[dict[str, Any]]
+    thresholds: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    source: dict[str, Any]
+    summary: dict[str, Any]
+    removed: list[Decision] = field(default_factory=list)
+    weights: dict[str, WeightRecord] = field(default_factory=dict)
+    saturation: dict[str, SaturationRecord] = field(default_factory=dict)
+    input: InputRecord | None = None
+    target: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def write(prefix: str | os.PathLike[str], report: Report, files: Iterable[str | os.PathLike[str]] = ()) -> Path:
+    """Writes the record of the pair ``prefix``, with the checksums of ``files`` (which lie beside it).
+
+    The file appears whole or not at all.
+
+    Raises:
+        FormatError: the report holds something that JSON has no word for, such as NaN.
+    """
+    checksums = {Path(f).name: checksum(f) for f in files}
+    return write_json(path_of(prefix), to_json(report, checksums))
+
+
+def read(prefix: str | os.PathLike[str]) -> Report:
+    """The report beside the pair ``prefix``.
+
+    Raises:
+        FormatError: there is none, or it is not a report.
+    """
+    return from_json(_load(path_of(prefix)))
+
+
+def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:
+    """Compares the files of the pair ``prefix`` with the checksums in its record; empty where all match.
+
+    Raises:
+        FormatError: there is no record, or it is not a report.
+    """
+    path = path_of(prefix)
+    return mismatches(prefix, files_in(_load(path), path))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FormatError(f"{path} does not exist: the pair was not written by mxq, or its record was left behind")
+    try:
+        return _document(read_json(path))
+    except FormatError as error:
+        raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _document(data: Any) -> dict[str, Any]:
+    if isinstance(data, str | bytes):
+        data = parse_json(data, "mxq report")
+    if not isinstance(data, dict):
+        raise FormatError(f"mxq report is a {type(data).__name__}; it should be a table with format {FORMAT!r}")
+    if data.get("format") != FORMAT:
+        raise FormatError(f"mxq report has format {data.get('format')!r}; this version reads {FORMAT!r}")
+    return data

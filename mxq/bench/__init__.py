@@ -1,0 +1,1 @@
+"""How long networks take: `timing` compares some in one process, `sweep` tries threads and processes on a machine."""

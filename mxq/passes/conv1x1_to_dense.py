@@ -1,0 +1,98 @@
+"""A 1x1 convolution over a pooled image is a fully connected layer: squeeze-and-excitation, heads of mobile networks.
+
+Before:  p (N, C, 1, 1) -> Convolution(1x1) -> Activation -> Convolution(1x1) -> Activation -> y (N, K, 1, 1)
+After:   p -> FullyConnected -> Activation -> FullyConnected -> Activation -> Reshape -> y
+
+Three rules do it: the convolution becomes FullyConnected and a Reshape to (N, O, 1, 1); an activation changes places
+with the Reshape; a layer that flattens its input reads what was reshaped.
+
+Why: the layer may fuse its sigmoid, and writes float itself where float reads it. And stock memory planning is at
+fault: with int8 convolutions on such small tensors, SE-ResNeXt under ``hybridize(static_alloc=True)`` ends in "We can't
+generate TBlob for MKLDNN data", because a later kernel (``SgMKLDNNFCOp::Forward``) finds the minimum of its input in
+memory that still has oneDNN's layout. A fully connected layer's result lies in plain layout, and the network runs.
+
+Conditions: the input is a global pooling's, as `mxq.passes.shapes` shows; no padding, no groups; the weight is a
+parameter of this layer alone; the result inside is read by nothing else.
+Formula: w'(O, C) = w(O, C, 1, 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mxq.graph.annotation import Annotation, Route, RouteKind
+from mxq.graph.ir import Model, Node, origins
+from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite.rule import single_consumer
+
+_POINTWISE = ("Activation", "clip", "hard_sigmoid")
+
+
+@dataclass(frozen=True)
+class PooledConvolution:
+    """The convolution becomes a fully connected layer."""
+
+    name: str = "pooled_dense"
+    pattern: Op = Op(("Convolution",), (Any_("x"),), bind="conv")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        conv = match.root
+        if not is_pointwise(conv) or not is_pooled(model.graph, match.refs["x"]):
+            return NOT_MEANT
+        weight = conv.inputs[1].name
+        if not model.is_own(weight):
+            return Reject(f"the weight {weight!r} is not a parameter of this layer alone", (conv.name,))
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        conv = match.root
+        attrs = {"num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False")}
+        note = Annotation(origins(conv), (Route.of(RouteKind.POOLED_DENSE),))
+        dense = Node(model.graph.unused(f"{conv.name}_dense"), "FullyConnected", attrs, conv.inputs, note=note)
+        column = Node(conv.name, "Reshape", COLUMN, (dense.out,), label=conv.label)
+        weight = conv.inputs[1].name
+        value = model.args[weight]
+        return Rewrite({conv.name: (dense, column)}, args={weight: value.reshape(value.shape[0], -1)})
+
+
+@dataclass(frozen=True)
+class ActivateBeforeReshape:
+    """An activation works on (N, C) before the Reshape, so that the layer can fuse it."""
+
+    name: str = "activate_before_reshape"
+    pattern: Op = Op(_POINTWISE, (Op(("Reshape",), (Any_("x"),), bind="column"),), bind="act")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return single_consumer(model, match) if is_column(match["column"]) else NOT_MEANT
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        act, column = match["act"], match["column"]
+        first = replace(act, name=model.graph.unused(f"{act.name}_dense"), label="", inputs=(match.refs["x"],))
+        first = first.standing_for(act)
+        last = replace(column, name=act.name, label=act.label, inputs=(first.out,))
+        return Rewrite({column.name: (), act.name: (first, last)})
+
+
+@dataclass(frozen=True)
+class FlattenColumn:
+    """What flattens its input reads (N, C) rather than the Reshape of it."""
+
+    name: str = "flatten_column"
+    pattern: Op = Op(("FullyConnected", "Flatten"), (Op(("Reshape",), (Any_("x"),), bind="column"),), bind="reader")
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return None if is_column(match["column"]) and match.root.flag("flatten", default=True) else NOT_MEANT
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        reader = match.root
+        return Rewrite({reader.name: (replace(reader, inputs=(match.refs["x"], *reader.inputs[1:])),)})
+
+
+def _run(model: Model, trace: Trace) -> Model:
+    rules = (PooledConvolution(), ActivateBeforeReshape(), FlattenColumn())
+    return apply_rules(model, rules, trace, "pooled_dense")
+
+
+POOLED_DENSE = Pass("pooled_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -1,0 +1,299 @@
+"""Guard: keep an int8 network for CPUs without VNNI from sums of two products that saturate in 16 bits.
+
+Before:  x [0, 6] -> conv (weights 120 and 110 on channels 0 and 1: 255 x 230 is beyond 32767)
+After:   x [0, 6] -> conv (weights 67 and 61), or x [0, 8.5] -> conv, or what was there; whichever errs least
+
+The graph stays. Float weights are written so that the stock kernel reads the limited codes, the largest of each channel
+untouched, since its scale follows from it; a widened range is a threshold like any other, with a note.
+
+Conditions: the layer is int8, dense, and reads u8 (a fully connected one: s8 too). A weight is changed where it is its
+layer's alone. A range is widened only where int8 layers alone read the tensor, its calibrated range is what is written,
+nobody fixed it (as by hand, or because pixels are its codes), and no clip ends it: kernels clip by it.
+Formula: `mxq.saturation.remedies.remedy` for each layer; for a tensor, the factor of the least cost over all layers
+that read it, each in shares of its output's energy. Activations are those of calibration data where there are any
+(``samples``), else what is usual (`remedies.supposed`).
+
+A layer that is left with much more noise than it would have with VNNI (`DECENT`), as one of few inputs may be, is
+named for float.
+
+Data-free, this is no guarantee: pairs are judged by what activations usually are, since limiting every pair for the
+worst that can be costs more than saturation does (see `mxq.saturation.remedies`). `pair_channels`, before it, is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mxq import numerics
+from mxq.backends import MXNET_191, layer_of
+from mxq.config import QuantConfig
+from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.host.machine import VNNI
+from mxq.passes.assignment import assign
+from mxq.passes.partition import NONE
+from mxq.quant import QuantizedModel
+from mxq.quant.plan import Plan, SaturationRecord, TensorRecord
+from mxq.quant.thresholds import Thresholds
+from mxq.rewrite import Event, Trace
+from mxq.saturation.kernels import Kernel, kernel_of, summed
+from mxq.saturation.limits import FEW, MARGIN
+from mxq.saturation.pair_channels import weight_codes
+from mxq.saturation.remedies import Remedy, factors, limited, remedy, supposed, widened
+
+NAME, FLOAT = "guard", "float"
+_TINY = 1e-30
+DECENT = 1e-3
+"""What saturation, or what is done about it, may add to a layer's noise, in shares of its output's energy (30 dB); a
+layer of more is better off in float, provided that its noise was less than half of that with VNNI."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer whose kernel adds otherwise than with VNNI.
+
+    Attributes:
+        node: of the fused float graph.
+        data: what it reads there.
+        kernel: what its kernel does.
+        weight: (O, I, ...) float32, as it was before it was rounded for its outputs.
+        codes: (O, I, ...) int8, of its weight as it is.
+        values: (n, I, K) or, supposed, (n, I) float32: what it multiplies, in activation codes, not rounded.
+        dtype: of these codes.
+        step: (O,), of its weight.
+        own: whether its weight is its alone.
+        supposed: whether ``values`` are.
+    """
+
+    node: Node
+    data: Ref
+    kernel: Kernel
+    weight: Array
+    codes: Array
+    values: Array
+    dtype: str
+    step: Array
+    own: bool
+    supposed: bool
+
+    @cached_property
+    def samples(self) -> Array:
+        """Activation codes, those of few samples a little larger."""
+        few = not self.supposed and len(self.values) < FEW
+        return numerics.quantize(self.values * (MARGIN if few else 1.0), 1.0, self.dtype).astype(np.float32)
+
+    @cached_property
+    def energy(self) -> float:
+        """Mean square of its sums, in units of a `Remedy`'s cost."""
+        flat = self.codes.reshape(*self.codes.shape[:2], -1).astype(np.float32)
+        second = np.square(self.samples, dtype=np.float64).mean(axis=0).reshape(flat.shape[1], -1)
+        found = np.einsum("oik,ik,o->", np.square(flat), np.broadcast_to(second, flat.shape[1:]), self.step**2)
+        return max(float(found), _TINY)
+
+    def at(self, factor: float) -> Remedy:
+        """What serves this layer where its input's range is wider by ``factor``, at least 1."""
+        if factor == 1:
+            return self.remedy
+        return widened(self.codes, self.samples, factor, self.step, kernel=self.kernel, limit=self.own)
+
+    @cached_property
+    def remedy(self) -> Remedy:
+        """What serves this layer alone."""
+        return remedy(self.codes, self.samples, self.step, kernel=self.kernel, widen=False, limit=self.own)
+
+    def noise(self, codes: Array, factor: float) -> tuple[float, float]:
+        """What ``codes`` and a range wider by ``factor`` leave of noise, and what there would be with VNNI.
+
+        Both in shares of the output's energy, and without what a bias takes; (0, 0) where nothing tells how values at
+        different kernel positions go together.
+        """
+        if self.values.ndim < 3 and codes[0, 0].size > 1:
+            return 0.0, 0.0
+        values = self.values.reshape(*self.values.shape[:2], -1)
+        wanted = self.weight.reshape(len(self.weight), -1) @ values.reshape(len(values), -1).T.astype(np.float32)
+        narrow, wide = (numerics.quantize(values / f, 1.0, self.dtype) for f in (1.0, factor))
+        best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / numerics.SPAN["int8"]
+        made = summed(codes, wide, self.kernel) * (self.step * factor)[:, None]
+        ideal = summed(weight_codes(self.weight), narrow, "exact") * best[:, None]
+        energy = max(float(wanted.var(axis=1, dtype=np.float64).sum()), _TINY)
+        found, with_vnni = (float((m - wanted).var(axis=1).sum()) / energy for m in (made, ideal))
+        return found, with_vnni
+
+
+def guard(
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    target: str,
+    trace: Trace | None = None,
+    samples: Mapping[str, Array] | None = None,
+    before: Model | None = None,
+    int8: Collection[str] = (),
+) -> tuple[Model, Thresholds, dict[str, SaturationRecord]]:
+    """Applies the cheapest remedy to every layer.
+
+    Args:
+        model: fused, float, as it goes to `assign`.
+        plan: says which layers are int8.
+        thresholds: a range for every tensor in ``plan.observe``.
+        config: types of activations.
+        target: of `mxq.host.machine.TARGETS`; with VNNI nothing is done.
+        trace: receives the layers that changed.
+        samples: of layers of ``model``, by name, from `mxq.saturation.activity`.
+        before: ``model`` with weights as they were before they were rounded for their outputs.
+        int8: names of layers that stay int8, however poor they are.
+
+    Returns:
+        The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
+        The remedy is "float" where none of the others leaves a decent layer (`DECENT`): that is the caller's to do.
+    """
+    if target == VNNI:
+        return model, thresholds, {}
+    layers = list(_layers(model, before or model, plan, thresholds, config, samples or {}))
+    wider = {} if config.calib_mode == NONE else _factors(model, plan, thresholds, layers)
+    args, table, records = dict[str, Array](), dict(thresholds), dict[str, SaturationRecord]()
+    for ref, factor in wider.items():
+        found = table[str(ref)]
+        note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
+        table[str(ref)] = found.ranged(found.range.times(factor), note)
+    for layer in layers:
+        factor = wider.get(_ranged(model, plan, layer.data), 1.0)
+        record, weight = _guarded(layer, model, factor, stays=layer.node.name in int8)
+        if layer.kernel == "halved" and record.remedy != FLOAT:
+            continue
+        args |= {layer.node.inputs[1].name: weight} if record.limited else {}
+        records[layer.node.name] = record
+        if trace is not None and record.remedy != "none":
+            trace.events.append(Event(NAME, record.remedy, layer.node.name))
+    same = Thresholds(table) if wider else thresholds
+    return (model.with_graph(model.graph, args) if args else model), same, records
+
+
+def _guarded(layer: _Layer, model: Model, factor: float, *, stays: bool) -> tuple[SaturationRecord, Array]:
+    """What is done about a layer whose input's range is widened by ``factor``, and its float weight then.
+
+    It is not named for float where it ``stays`` int8.
+    """
+    chosen, weight = layer.at(factor), model.args[layer.node.inputs[1].name]
+    codes = limited(layer.codes, layer.samples, chosen, layer.kernel)
+    changed = codes != layer.codes
+    step = layer.step.reshape(-1, *[1] * (weight.ndim - 1))
+    noise, with_vnni = layer.noise(codes, factor)
+    kind = FLOAT if _is_poor(noise, with_vnni) and not stays else chosen.kind
+    pairs, count = layer.remedy.pairs, int(changed.sum())
+    record = SaturationRecord(layer.kernel, kind, pairs, count, factor, layer.supposed, noise, with_vnni)
+    return record, np.where(changed, codes * step, weight).astype(np.float32)
+
+
+def _is_poor(noise: float, with_vnni: float) -> bool:
+    """Whether a layer with so much noise, in shares of its output's energy, is better off in float."""
+    return noise - with_vnni > DECENT and noise > 2 * with_vnni
+
+
+def kernels(quantized: QuantizedModel) -> dict[str, tuple[Kernel, TensorRecord]]:
+    """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is stored."""
+    found = {}
+    for name, operation in quantized.operations.items():
+        node = quantized.fused.graph[name]
+        layer, record = layer_of(node), operation.reads.get(0)
+        if layer is not None and record is not None:
+            depthwise = int(layer.number("num_group", 1)) > 1
+            found[node.name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
+    return found
+
+
+def _layers(
+    model: Model,
+    before: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    samples: Mapping[str, Array],
+) -> Iterable[_Layer]:
+    """The int8 layers whose kernels saturate and, where there are samples, those that halve weights."""
+    for name, (kernel, record) in kernels(assign(model, plan, thresholds, config)).items():
+        if kernel in ("pairs", "shifted") or (kernel == "halved" and name in samples):
+            yield _layer(model, before, model.graph[name], kernel, record, samples.get(name))
+
+
+def _layer(
+    model: Model, before: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None
+) -> _Layer:
+    name = node.inputs[1].name
+    weight = model.args[name]
+    if values is None:
+        bounded = _ends_at_clip(model, node.inputs[0], record)
+        given = supposed(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
+    else:
+        size = max(abs(record.min or 0.0), abs(record.max or 0.0))
+        given = (values + np.float32(record.offset)) * numerics.scale(size, record.dtype)
+    step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / numerics.SPAN["int8"]
+    codes = weight_codes(weight)
+    if kernel == "halved":
+        rows = weight / np.where(step > 0, step, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
+        codes = (2 * np.rint(rows / 2)).astype(np.int16)
+    own = len(model.graph.consumers[name]) == 1
+    first, dtype = before.args[name], record.dtype
+    return _Layer(node, node.inputs[0], kernel, first, codes, given, dtype, step, own, values is None)
+
+
+def _ends_at_clip(model: Model, ref: Ref, record: TensorRecord) -> bool:
+    """Whether the range of tensor ``ref`` reaches the bound of a clip that makes it."""
+    return bool(record.max is not None and record.max >= 0.99 * _bound(model, ref))
+
+
+def _bound(model: Model, ref: Ref) -> float:
+    """What a clip, the last operator in the node that makes ``ref``, bounds it by; infinity where there is none."""
+    node = model.graph[ref.name]
+    last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+    return last.number("a_max", np.inf) if last.op == "clip" else np.inf
+
+
+def _factors(model: Model, plan: Plan, thresholds: Thresholds, layers: list[_Layer]) -> dict[Ref, float]:
+    """The tensors whose ranges are to be widened -> how much."""
+    found = {}
+    for read in dict.fromkeys(layer.data for layer in layers):
+        readers, ref = [layer for layer in layers if layer.data == read], _ranged(model, plan, read)
+        kinds = [layer.remedy for layer in readers]
+        least = sum(k.cost / layer.energy for k, layer in zip(kinds, readers, strict=True))
+        if least == 0 or not (_alone(model, read, readers) and _widens(model, plan, thresholds, ref)):
+            continue
+        for factor in max((factors(layer.kernel) for layer in readers), key=len):
+            if _bound(model, ref) < thresholds.range(str(ref)).max * factor:
+                break
+            cost = sum(layer.at(factor).cost / layer.energy for layer in readers)
+            if cost < least:
+                least, found[ref] = cost, factor
+    return found
+
+
+def _ranged(model: Model, plan: Plan, ref: Ref) -> Ref:
+    """The tensor whose range ``ref`` has: itself, or what int8 operators, read by nobody else, carry to it."""
+    while not _has_range(model, plan, ref):
+        data = model.graph[ref.name].inputs
+        if len(data) != 1 or len(model.graph.consumers[data[0].name]) > 1 or data[0] in model.graph.heads:
+            break
+        ref = data[0]
+    return ref
+
+
+def _has_range(model: Model, plan: Plan, ref: Ref) -> bool:
+    """Whether ``ref`` is coded in a range of its own."""
+    spec = MXNET_191.find(model.graph[ref.name].op)
+    return ref.name not in plan.quantized or (spec is not None and spec.calibrated)
+
+
+def _alone(model: Model, ref: Ref, readers: list[_Layer]) -> bool:
+    """Whether ``readers`` are all that reads ``ref``; a layer may also add to its result what it reads."""
+    names = {n.name for n in model.graph.consumers[ref.name]}
+    return names == {r.node.name for r in readers} and all(ref not in r.node.inputs[1:] for r in readers)
+
+
+def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref) -> bool:
+    """Whether the range of ``ref`` may be another."""
+    free = str(ref) in thresholds and not thresholds[str(ref)].is_fixed
+    return free and _has_range(model, plan, ref) and ref not in model.graph.heads

@@ -1,0 +1,216 @@
+"""Refining: what calibration data says beyond ranges, put into the fused network before it is quantized.
+
+::
+
+    fused Model + Thresholds --equalize--> --biases, walk--> fused Model + Thresholds, closer to float once quantized
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Final
+
+import numpy as np
+
+from mxq.backends import layer_of
+from mxq.config import QuantConfig
+from mxq.data.feed import Feed, examples_in, taken
+from mxq.data.feeding import Feeds, shares
+from mxq.graph.ir import Array, Model, Node, Runner
+from mxq.passes.assignment import assign
+from mxq.passes.biases import add_biases
+from mxq.passes.exact import on_grid
+from mxq.quant.plan import Plan
+from mxq.quant.thresholds import Thresholds
+from mxq.rewrite import Event, Trace
+from mxq.saturation.activity import sampled
+from mxq.saturation.limit_saturation import kernels
+from mxq.weights.analytic import corrected
+from mxq.weights.equalize import channels_seen, equalize
+from mxq.weights.example_axis import can_be_cut
+from mxq.weights.live import peak_bytes
+from mxq.weights.walk import Setting, Walked, walk
+
+NO_DATA: Final = "weights are rounded to the nearest code, without a look at calibration data"
+EXAMPLES: Final = {"fast": 64, "default": 64, "best": 256}
+"""How many examples are looked at, by effort."""
+PLACES: Final = {"fast": 1, "default": 1, "best": 4}
+"""How many places of a layer's output, in shares of the least."""
+FOR_SCALES: Final = 16
+"""Examples from which channels' ranges are taken."""
+SWEEPS: Final = {"fast": 0, "default": 0, "best": 2}
+"""How often rounding goes over the weights of a layer again."""
+AT_ONCE: Final = 8
+"""Examples of which all tensors are held at once, where the guard against saturation takes samples."""
+MEMORY: Final = 3 << 30
+"""Bytes that tensors may take; fewer examples are looked at where they would take more."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Calibration data to look at again: ``feeds``, the ``runner`` for it, and whether a batch may be ``cut``."""
+
+    runner: Runner
+    feeds: Sequence[Feed]
+    cut: bool = True
+
+    @staticmethod
+    def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> Looked:
+        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`.
+
+        Of a network whose batches cannot be cut, whole batches, at least one.
+        """
+        asked = EXAMPLES[config.effort]
+        chosen = _taken(data, asked)
+        first = next(chosen, None)
+        if first is None:
+            return Looked(runner, [])
+        whole = first if examples_in(first) > 1 else next(iter(data))
+        cut, single = can_be_cut(runner, model, whole), examples_in(whole) == 1
+        cost = _Cost.of(runner, model, taken(first, slice(1)) if cut or single else next(iter(data)))
+        most = min(asked, max(1, cost.room(first)))
+        if not cut and not single:
+            return Looked(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
+        kept = chain((first,), chosen) if most == asked else _taken(data, most)
+        return Looked(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
+
+    def some(self, examples: int) -> list[Feed]:
+        """The first so many examples, or the batches that hold them."""
+        found, count = list[Feed](), 0
+        for feed in self.feeds:
+            if count >= examples:
+                break
+            found.append(taken(feed, slice(examples - count)) if self.cut else feed)
+            count += examples_in(feed)
+        return found
+
+    def pieces(self, size: int) -> Iterator[Feed]:
+        """All examples, so many at once at most, or batch by batch."""
+        for feed in self.feeds:
+            if not self.cut:
+                yield feed
+                continue
+            for start in range(0, examples_in(feed), size):
+                yield taken(feed, slice(start, start + size))
+
+
+def _taken(data: Iterable[Feed], count: int) -> Iterator[Feed]:
+    return data.take(count) if isinstance(data, Feeds) else shares(data, count)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a network's tensors take: so many bytes for so many bytes ``fed``, those of both networks together."""
+
+    fed: int
+    taken: int
+
+    @staticmethod
+    def of(runner: Runner, model: Model, feed: Feed) -> _Cost:
+        return _Cost(max(_bytes(feed), 1), max(2 * peak_bytes(runner, model, feed), 1))
+
+    def each(self, feed: Feed) -> int:
+        """Of an example, by its size."""
+        return max(-(-self.taken * _bytes(feed) // (self.fed * examples_in(feed))), 1)
+
+    def room(self, feed: Feed, used: int = 0) -> int:
+        """For how many examples like those of ``feed`` there is memory beside what is ``used``."""
+        return max(MEMORY - used, 0) // self.each(feed)
+
+
+def _bytes(feed: Feed) -> int:
+    return sum(np.asarray(value).nbytes for value in feed.values())
+
+
+def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Iterator[Feed]:
+    """The first of ``feeds``, ``most`` examples or as few more as whole batches have, for which there is memory."""
+    used, count = 0, 0
+    for feed in feeds:
+        size, room = examples_in(feed), cost.room(feed, used)
+        keep = size if room >= size else room if cut else 0
+        if count == 0:
+            keep = max(keep, 1) if cut else size
+        if keep == 0:
+            return
+        yield feed if keep == size else taken(feed, slice(keep))
+        used, count = used + keep * cost.each(feed), count + keep
+        if count >= most:
+            return
+
+
+def activations(looked: Looked, model: Model, plan: Plan) -> dict[str, Array]:
+    """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
+    return samples_of(looked, model, [n for n in model.graph.operators if n.name in plan.quantized and _is_dense(n)])
+
+
+def samples_of(looked: Looked, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
+    """Samples of what ``nodes`` read, layers without groups, by name."""
+    return sampled(looked.runner, model, nodes, looked.pieces(AT_ONCE))
+
+
+def _is_dense(node: Node) -> bool:
+    layer = layer_of(node)
+    return layer is not None and int(layer.number("num_group", 1)) == 1
+
+
+def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:
+    """The network with channels scaled; see `mxq.weights.equalize`."""
+    seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
+    model, thresholds, names = equalize(model, thresholds, seen)
+    trace.events.extend(Event("equalize", "equalize", name) for name in names)
+    return model, thresholds
+
+
+def refined(
+    looked: Looked, model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, *, exact: bool
+) -> Walked:
+    """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`.
+
+    Args:
+        exact: whether the target's kernels add products exactly.
+    """
+    model = add_biases(model, plan)
+    quantized = assign(model, plan, thresholds, config)
+    places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
+    setting = Setting(quantized, thresholds, config.methods, exact, places, sweeps)
+    return walk(looked.runner, setting, looked.feeds)
+
+
+def exceptions(found: Walked) -> tuple[str, ...]:
+    """A sentence for each operator that kept layers from being refined as the others are."""
+    layers: dict[str, list[str]] = {}
+    for name, why in found.lost.items():
+        layers.setdefault(why, []).append(repr(name))
+    lost = (f"{NO_DATA} in {', '.join(names)}: {why}" for why, names in layers.items())
+    others = dict.fromkeys(why for why in found.apart.values() if why not in layers)
+    return (*lost, *(f"what follows it is refined on its values in float: {why}" for why in others))
+
+
+def analytic(
+    source: Model,
+    before: Model,
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    config: QuantConfig,
+    *,
+    exact: bool,
+) -> Model:
+    """The network with biases corrected by what BatchNorm knows, without data; see `mxq.weights.analytic`.
+
+    Args:
+        source: the network as given.
+        before: fused, its weights those of float.
+        model: the same, its weights as they are written.
+        exact: whether the target's kernels add products exactly.
+    """
+    model = add_biases(model, plan)
+    values = {}
+    for name, (kernel, _) in kernels(assign(model, plan, thresholds, config)).items():
+        weight = model.graph[name].inputs[1].name
+        halved = kernel == "halved" and not exact
+        values[weight] = partial(on_grid, model.args[weight], halved=halved)
+    return corrected(source, before, model, values, plan)
