@@ -382,7 +382,7 @@ class TestInterrupted:
         ),
         "inspect": ("mxq.workflow.inspect", ("{home}/net",)),
         "explain": ("mxq.workflow.inspect", ("{home}/net", "--node", "fc0")),
-        "verify": ("mxq.verification.accumulate.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
+        "verify": ("mxq.verification.verify", ("{home}/net", "{home}/net", "--data", "{home}/x.npy")),
         "evaluate": ("mxq.distributed.evaluate", ("{home}/net", "--data", "{home}/x.npz")),
         "bench": ("mxq.bench.timing.bench", ("{home}/net", "--shape", "3,8,8")),
         "sensitivity": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy")),
