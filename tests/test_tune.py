@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mxq.artifacts import record
 from mxq.cli import app
-from mxq.cli.tuning import seconds_of
+from mxq.cli.tune import seconds_of
 from mxq.config import LayerConfig, QuantConfig
 from mxq.distributed import Partitions
 from mxq.errors import (

@@ -415,8 +415,8 @@ class TestInterrupted:
     def test_within_text_that_python_runs(self) -> None:
         """As MXNet's import does: Python would end by the signal, whatever the exit code."""
         done = fresh_python(
-            "import sys; from mxq.cli import looking, main\n"
+            "import sys; from mxq.cli import inspect, main\n"
             "def stop(*_): exec('raise KeyboardInterrupt')\n"
-            "looking.inspected = stop; sys.argv = ['mxq', 'inspect', 'net']; main()"
+            "inspect.inspected = stop; sys.argv = ['mxq', 'inspect', 'net']; main()"
         )
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -10,7 +10,21 @@ usage, or an error that mxq names in one line (``--debug`` shows where it arose)
 
 from __future__ import annotations
 
-from mxq.cli import calibrating, comparing, evaluating, looking, making, measuring, tuning  # noqa: F401 - commands register as they are imported
+from mxq.cli import (  # noqa: F401  (commands register as they are imported)
+    bench,
+    calibrate,
+    compare,
+    doctor,
+    evaluate,
+    explain,
+    inspect,
+    merge_stats,
+    plot,
+    quantize,
+    sensitivity,
+    tune,
+    verify,
+)
 from mxq.cli.app import app, main
 
 __all__ = ["app", "main"]

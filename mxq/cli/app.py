@@ -1,6 +1,5 @@
 """The application: its global options, and how a command reports an error."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import atexit

@@ -1,6 +1,5 @@
 """Results to stdout, messages and progress to stderr. What goes through here cannot control a terminal (`mxq.text`)."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import json

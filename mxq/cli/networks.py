@@ -1,6 +1,5 @@
 """Networks and data, opened for a command; MXNet is imported no sooner."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import os

@@ -1,6 +1,5 @@
 """Options that several commands share, and how their text is read."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 import re

@@ -1,6 +1,5 @@
 """``mxq compare``: two networks that were made int8."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,16 +10,7 @@ import typer
 from mxq.cli.app import command
 from mxq.cli.console import print_json, progress, show_result
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import (
-    DATA,
-    BatchSize,
-    Json,
-    Labels,
-    NumExamples,
-    Pictures,
-    option,
-    prefix_of,
-)
+from mxq.cli.options import DATA, BatchSize, Json, Labels, NumExamples, Pictures, option, prefix_of
 from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 

@@ -1,6 +1,5 @@
 """``mxq evaluate``: the accuracy of one network."""
 
-# ruff: noqa: PLC0415 - what a command alone needs is imported by it, so that `mxq --help` is quick
 from __future__ import annotations
 
 from pathlib import Path

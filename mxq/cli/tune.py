@@ -1,0 +1,108 @@
+"""``mxq tune``: the fastest network that meets an accuracy bar."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mxq.cli.app import FAILED, INTERRUPTED, command
+from mxq.cli.console import print_json, show_result
+from mxq.cli.networks import cluster, start_mxnet
+from mxq.cli.options import (
+    BatchSize,
+    CalibMode,
+    Epoch,
+    Json,
+    Labels,
+    Layers,
+    NumCalibExamples,
+    Pictures,
+    Prefix,
+    Scheduler,
+    Target,
+    Workers,
+    option,
+    prefix_of,
+)
+from mxq.cli.sensitivity import Data, EvalData, Measured
+from mxq.data.feeding import BATCH
+from mxq.errors import ConfigError
+from mxq.logs import LOG
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+@command
+def tune(
+    prefix: Prefix,
+    data: Data,
+    workdir: Annotated[
+        Path,
+        option(
+            metavar="DIR",
+            help="Folder for the journal and the best network so far, best-symbol.json, ...; run again after any end, "
+            "it goes on.",
+        ),
+    ],
+    eval_data: EvalData = None,
+    labels: Labels = None,
+    num_examples: Measured = None,
+    max_drop: Annotated[
+        float, option(min=0.0, metavar="SHARE", show=True, help="How much less than float: 0.005 is half a point.")
+    ] = 0.005,
+    time_budget: Annotated[
+        str | None,
+        option(metavar="TIME", help="Such as 90, 10m or 2h, for all runs in this folder; no limit by default."),
+    ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    calib_mode: CalibMode = None,
+    num_calib_examples: NumCalibExamples = None,
+    target: Target = None,
+    batch_size: BatchSize = BATCH,
+    *,
+    layers: Layers,
+    pictures: Pictures,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
+    prefix = prefix_of(prefix)
+    seconds = None if time_budget is None else seconds_of(time_budget)
+    config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, target=target)
+    preparation = pictures.preparation(prefix, config)
+    start_mxnet()
+    from mxq import workflow
+
+    with cluster(workers, scheduler) as client:
+        found = workflow.tune(
+            prefix,
+            workflow.Given(data, preparation=preparation, batch_size=batch_size, client=client),
+            config,
+            workflow.Measured(eval_data, labels, examples=num_examples),
+            max_drop=max_drop,
+            time_budget=seconds,
+            workdir=workdir,
+            epoch=epoch,
+        )
+    print_json(found.to_json()) if as_json else show_result(found)
+    if found.interrupted:
+        LOG.warning("interrupted; %s holds the best network so far, the same command goes on from there", workdir)
+        raise typer.Exit(INTERRUPTED)
+    if not found.met:
+        raise typer.Exit(FAILED)
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of "90", "1.5m" or "2h".
+
+    Raises:
+        ConfigError: another text.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None:
+        raise ConfigError(f"--time-budget is {text!r}; allowed: seconds, or minutes and hours such as 10m and 2h")
+    return float(found[1]) * _UNITS[found[2]]
