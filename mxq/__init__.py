@@ -4,8 +4,15 @@
     qnet = mxq.quantize_net(net, calib_data)     # a Gluon block
     mxq.save(qnet, "model-int8")                 # a pair that stock MXNet loads like the original
 
-Import mxq before mxnet: on Python 3.12 and later it first restores what MXNet 1.9.1 needs (`mxq.compat`). The
-functions load on first use, so ``import mxq`` itself does not import MXNet.
+Import mxq before mxnet. The functions load on first use: ``import mxq`` does not import MXNet. It changes four things
+of the process, each only where it is needed:
+
+- numpy gets back the aliases (``np.bool``, ...) that it no longer has and MXNet reads (`mxq.compat`).
+- ``distutils.version`` is offered where neither Python nor setuptools has it, which is from Python 3.12 on; MXNet and
+  gluoncv import it.
+- ``MXNET_CPU_PARALLEL_SIZE`` is set, unless it is: else a large copy in MXNet starts a second team of OpenMP threads,
+  and all networks run slower from then on (`mxq.host.machine.keep_one_team`).
+- The logger "mxq" gets a handler that writes to stderr (`mxq.logs`).
 """
 
 from __future__ import annotations
@@ -60,8 +67,8 @@ if TYPE_CHECKING:
     from mxq.quant.plan import Report
     from mxq.runtime import LoadedBlock, QuantizedBlock
 
-prepare()
 install_log_handler()
+prepare()
 show_by(lambda found: str(importlib.import_module("mxq.report.plain").plain(found)))
 
 __all__ = [

@@ -21,8 +21,9 @@ from types import MappingProxyType, ModuleType
 
 import numpy as np
 
-from mxq.errors import MxqError
+from mxq.errors import ConfigError, MxqError
 from mxq.host.machine import check_omp_num_threads, keep_one_team
+from mxq.logs import LOG
 
 NUMPY_ALIASES = MappingProxyType(
     {
@@ -46,11 +47,15 @@ class UnsupportedEnvironment(MxqError, ImportError):
 def prepare() -> None:
     """Makes ``import mxnet`` possible, and what it will run quick; does nothing the second time.
 
+    An ``OMP_NUM_THREADS`` on which MXNet would abort the process is a warning: mxq refuses it where it imports MXNet.
+
     Raises:
         UnsupportedEnvironment: MXNet is not installed, or numpy is 2 or newer.
-        ConfigError: ``OMP_NUM_THREADS`` has a value on which MXNet would abort the process.
     """
-    check_omp_num_threads(os.environ)
+    try:
+        check_omp_num_threads(os.environ)
+    except ConfigError as error:
+        LOG.warning("%s", error)
     check_environment(np.__version__, has_mxnet="mxnet" in sys.modules or importlib.util.find_spec("mxnet") is not None)
     restore_numpy_aliases(np)
     provide_distutils()
@@ -105,8 +110,8 @@ def restore_numpy_aliases(module: ModuleType = np) -> tuple[str, ...]:
 
 
 def provide_distutils() -> None:
-    """Offers ``distutils.version`` where nothing else does: after Python's own and after that of setuptools."""
-    if not any(isinstance(finder, DistutilsFinder) for finder in sys.meta_path):
+    """Offers ``distutils.version`` where nothing else does: neither Python, until 3.11, nor setuptools."""
+    if importlib.util.find_spec("distutils") is None:
         sys.meta_path.append(DistutilsFinder())
 
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 import warnings
+from importlib.machinery import BuiltinImporter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from mxq import compat
-from mxq.errors import ConfigError, MxqError
+from mxq.errors import MxqError
 
 
 def test_aliases_are_restored_where_missing() -> None:
@@ -72,10 +74,14 @@ def test_an_interpreter_that_mxnet_cannot_be_imported_by(
     assert re.match(f"MXNet is installed but cannot be loaded: .*{says}", fresh_python("-c", code).stdout)
 
 
-def test_threads_that_would_abort_mxnet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_would_abort_mxnet_are_said_and_refused_where_mxnet_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
-    with pytest.raises(ConfigError, match="OMP_NUM_THREADS is '2,1'"):
-        compat.prepare()
+    code = "import mxq\ntry:\n    import mxq.runtime\nexcept mxq.ConfigError as error:\n    print('later:', error)"
+    found = fresh_python("-c", code)
+    assert re.match("later: OMP_NUM_THREADS is '2,1'", found.stdout)
+    assert re.match("mxq: OMP_NUM_THREADS is '2,1'.*\n$", found.stderr)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +120,19 @@ def test_finder_offers_distutils_version_alone() -> None:
     assert module.LooseVersion is compat.LooseVersion
 
 
-def test_finder_is_added_once_and_asked_last() -> None:
-    compat.provide_distutils()
-    compat.provide_distutils()
-    assert sum(isinstance(f, compat.DistutilsFinder) for f in sys.meta_path) == 1
+def test_finder_is_added_once_and_only_where_nothing_else_has_distutils(monkeypatch: pytest.MonkeyPatch) -> None:
+    def added() -> int:
+        compat.provide_distutils()
+        return sum(isinstance(finder, compat.DistutilsFinder) for finder in sys.meta_path)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
+        monkeypatch.delitem(sys.modules, name)
+    others = [finder for finder in sys.meta_path if not isinstance(finder, compat.DistutilsFinder)]
+    monkeypatch.setattr(sys, "meta_path", [*others])
+    if importlib.util.find_spec("distutils") is not None:
+        assert added() == 0
+    monkeypatch.setattr(sys, "meta_path", [BuiltinImporter])  # finds none
+    assert (added(), added()) == (1, 1)
 
 
 def fresh_python(*arguments: str) -> subprocess.CompletedProcess[str]:

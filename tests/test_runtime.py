@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,12 @@ class TestMxnetRunner:
                 call({"data": np.ones((2, 3), np.float32)})
         else:
             call(feeds())[0].sum()
+        assert dict(os.environ) == before
+
+    def test_environment_is_restored_where_threads_bind_at_once(self) -> None:
+        before = dict(os.environ)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: MxnetRunner().compile(tiny())(feeds()), range(40)))
         assert dict(os.environ) == before
 
     def test_binding_says_nothing(self, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,9 @@ from mxq.runtime.sizes import Sizes
 
 _CHANNELS = (1, 3, 4)
 """Of pictures."""
+
+_ENVIRONMENT = threading.Lock()
+"""Held while MXNet binds."""
 
 
 class MxnetRunner:
@@ -140,23 +144,25 @@ def _as_written() -> Iterator[None]:
 
     Left alone, ``bind`` fuses on its own, and where a convolution has a second reader it fuses wrongly: the float
     ``cifar_resnet20_v2`` of gluoncv is 30 % off. A reference must not be. The backend "default" fuses only operators
-    that were named to it, here none; "NONE" does the same with a line on stderr for every bind.
+    that were named to it, here none; "NONE" does the same with a line on stderr for every bind. MXNet takes this from
+    the environment alone, which is the process's: threads take turns, or one would leave it as another had set it.
     """
     wanted = {
         "MXNET_SUBGRAPH_BACKEND": "default",
         "MXNET_SUBGRAPH_VERBOSE": "0",
         "MXNET_ELIMINATE_COMMON_EXPR": "0",  # an operator that went would not be seen
     }
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+    with _ENVIRONMENT:
+        before = {key: os.environ.get(key) for key in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
 
 
 class _Outputs(Sequence[Array]):

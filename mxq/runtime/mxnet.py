@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,8 +16,11 @@ from mxq.compat import unloadable
 from mxq.errors import MxqError, RuntimeFailure
 from mxq.graph.ir import Array, Graph
 from mxq.graph.serde import write_symbol
+from mxq.host.machine import check_omp_num_threads
 from mxq.version import __version__
 
+if "mxnet" not in sys.modules:
+    check_omp_num_threads(os.environ)  # it would abort the process
 try:
     import mxnet as mx
 except Exception as error:  # whatever it is, the import is over
