@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -799,3 +800,14 @@ def stats(nets: Path) -> Path:
     settings = ("--data", nets / "pictures", "--batch-size", "8", *PICTURES)
     run("calibrate", nets / "tiny", *settings, "--stats", path)
     return path
+
+
+@pytest.mark.parametrize("name", ["quantize", "calibrate", "tune", "sensitivity", "inspect", "explain"])
+def test_every_command_that_decides_has_every_setting(name: str) -> None:
+    """`QuantConfig`'s fields, but for what Python and recipes alone have, and the effort, which a search chooses."""
+    found = {parameter.name for parameter in typer.main.get_command(app).commands[name].params}
+    names = {"quantized_dtype": "dtype", "exclude_layers": "exclude", "include_layers": "include"}
+    names["exclude_operators"] = "exclude_op"
+    wanted = {names.get(f.name, f.name) for f in fields(QuantConfig)}
+    wanted -= {"exclude_layers_match", "overrides", "preprocess", *(["effort"] if name == "tune" else [])}
+    assert wanted <= found

@@ -321,9 +321,7 @@ class TestThreeDoors:
     @pytest.mark.parametrize("name", SAME)
     def test_same(self, name: str) -> None:
         python, yaml, given = self.SAME[name]
-        lists = [given.get(option) for option in ("exclude", "include", "exclude_op", "quantize_mode")]
-        others = {k: v for k, v in given.items() if k not in ("exclude", "include", "exclude_op", "quantize_mode")}
-        found = [QuantConfig(**python), recipe.loads(f"format: {recipe.FORMAT}\n{yaml}"), config_of(*lists, **others)]
+        found = [QuantConfig(**python), recipe.loads(f"format: {recipe.FORMAT}\n{yaml}"), config_of(**given)]
         assert found[0] != QuantConfig()
         assert found[1:] == found[:1] * 2
         assert [json.dumps(f.to_json()) for f in found[1:]] == [json.dumps(found[0].to_json())] * 2
@@ -347,7 +345,7 @@ class TestThreeDoors:
             given = {"dtype" if field == "quantized_dtype" else field: value}
             mode = given.pop("quantize_mode", None)
             with pytest.raises(ConfigError, match=f"{field} is .*allowed: "):
-                config_of(None, None, None, mode, **given)
+                config_of(quantize_mode=mode, **given)
 
     def test_arrays_are_no_choice(self) -> None:
         with pytest.raises(ConfigError, match=r"effort is .*allowed: 'fast'"):

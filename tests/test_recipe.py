@@ -332,12 +332,21 @@ class TestOptions:
         return recipe.write(self.recipe, tmp_path / "net.yaml")
 
     def test_nothing_is_given(self, file: Path) -> None:
-        assert config_of(None, None, None, None) == QuantConfig()
-        assert config_of([], [], [], None) == QuantConfig()
-        assert same(config_of(None, None, None, None, recipe=file), self.recipe)
+        assert config_of() == QuantConfig()
+        assert config_of(exclude=[], include=[], exclude_op=[]) == QuantConfig()
+        assert same(config_of(recipe=file), self.recipe)
 
     def test_without_a_recipe(self) -> None:
-        assert config_of(["a"], ["b"], ["c"], "full", "mse", "int8", "5", None, "naive") == QuantConfig(
+        assert config_of(
+            exclude=["a"],
+            include=["b"],
+            exclude_op=["c"],
+            quantize_mode="full",
+            calib_mode="mse",
+            dtype="int8",
+            num_calib_examples="5",
+            weight_calib_mode="naive",
+        ) == QuantConfig(
             exclude_layers=("a",),
             include_layers=("b",),
             exclude_operators=("c",),
@@ -367,13 +376,13 @@ class TestOptions:
         ],
     )
     def test_one_option_changes_one_field(self, file: Path, option: str, field: str, value: str | bool) -> None:
-        found = config_of(None, None, None, **{"quantize_mode": None, option: value}, recipe=file)
+        found = config_of(**{option: value}, recipe=file)
         different = [f.name for f in fields(QuantConfig) if getattr(found, f.name) != getattr(self.recipe, f.name)]
         assert different == [field]
         assert getattr(found, field) == value
 
     def test_lists_add_up(self, file: Path) -> None:
-        found = config_of(["x", "y"], ["j"], ["Pooling"], None, recipe=file)
+        found = config_of(exclude=["x", "y"], include=["j"], exclude_op=["Pooling"], recipe=file)
         assert found.exclude_layers == ("a", "x", "y")
         assert found.include_layers == ("i", "j")
         assert found.exclude_operators == ("Flatten", "Pooling")
@@ -381,8 +390,8 @@ class TestOptions:
 
     def test_what_is_given_is_checked(self, file: Path) -> None:
         with pytest.raises(ConfigError, match="quantize_mode is 'half'; allowed"):
-            config_of(None, None, None, "half", recipe=file)
+            config_of(quantize_mode="half", recipe=file)
         with pytest.raises(ConfigError, match=r"^calib_mode is ''; allowed"):
-            config_of(None, None, None, None, "", recipe=file)
+            config_of(calib_mode="", recipe=file)
         with pytest.raises(FormatError, match="no file"):
-            config_of(None, None, None, None, recipe=file.with_name("other.yaml"))
+            config_of(recipe=file.with_name("other.yaml"))

@@ -11,15 +11,13 @@ from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
     BatchSize,
-    CalibMode,
-    Dtype,
+    Effort,
     Epoch,
     Json,
-    Layers,
-    NumCalibExamples,
     Pictures,
     Prefix,
     Scheduler,
+    Settings,
     Stats,
     Workers,
     option,
@@ -45,12 +43,10 @@ def calibrate(
     out: Annotated[
         Path | None, option(metavar="FILE", help="Write the ranges as JSON, for thresholds= in Python.")
     ] = None,
-    calib_mode: CalibMode = None,
-    dtype: Dtype = None,
-    num_calib_examples: NumCalibExamples = None,
     batch_size: BatchSize = BATCH,
     *,
-    layers: Layers,
+    settings: Settings,
+    effort: Effort = None,
     pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
@@ -59,7 +55,7 @@ def calibrate(
     prefix = prefix_of(prefix)
     if data is None and stats is None:
         raise ConfigError("--data is missing; allowed: a folder of images, .npy or .npz, or --stats with a file")
-    config = layers.config(calib_mode=calib_mode, dtype=dtype, num_calib_examples=num_calib_examples)
+    config = settings.config(effort)
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow

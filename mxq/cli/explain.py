@@ -8,7 +8,7 @@ from typing import Annotated
 from mxq.cli.app import command
 from mxq.cli.console import print_json, say, show_result
 from mxq.cli.networks import inspected
-from mxq.cli.options import Epoch, Json, Layers, Prefix, option, prefix_of
+from mxq.cli.options import Effort, Epoch, Json, Prefix, Settings, option, prefix_of
 
 
 @command
@@ -16,14 +16,15 @@ def explain(
     prefix: Prefix,
     node: Annotated[str, option("--node", metavar="NAME", help="A node of the float or the int8 network.")],
     *,
-    layers: Layers,
+    settings: Settings,
+    effort: Effort = None,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Say why one node is int8 or float: the decision, its parts, its ranges, and the rules that refused."""
     from mxq.artifacts import record
 
-    about = record.explained(inspected(prefix_of(prefix), epoch, layers.config()).report, node)
+    about = record.explained(inspected(prefix_of(prefix), epoch, settings.config(effort)).report, node)
     if as_json:
         print_json({"asked": node, **asdict(about)})
         return

@@ -7,19 +7,20 @@ import typer
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, say, show_result
 from mxq.cli.networks import inspected
-from mxq.cli.options import Epoch, Json, Layers, Prefix, prefix_of
+from mxq.cli.options import Effort, Epoch, Json, Prefix, Settings, prefix_of
 
 
 @command
 def inspect(
     prefix: Prefix,
     *,
-    layers: Layers,
+    settings: Settings,
+    effort: Effort = None,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Show what is int8 and what is not, and why. For a float network: what would happen."""
-    found = inspected(prefix_of(prefix), epoch, layers.config())
+    found = inspected(prefix_of(prefix), epoch, settings.config(effort))
     print_json(found.to_json()) if as_json else show_result(found)
     for problem in found.problems:
         say(f"mxq: check failed: {problem}")

@@ -245,18 +245,33 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Options that say which layers become int8, and the recipe that says so and more; one parameter of a command."""
+class Settings:
+    """Options for the fields of `QuantConfig`, and the recipe that has them in a file; one parameter of a command.
+
+    ``effort`` is not among them, as ``mxq tune`` tries all of them.
+    """
 
     recipe: Recipe = None
+    calib_mode: CalibMode = None
+    num_calib_examples: NumCalibExamples = None
+    target: Target = None
+    dtype: Dtype = None
+    input_dtype: InputDtype = None
+    input_shape: InputShape = None
     exclude: Exclude = None
     include: Include = None
     exclude_op: ExcludeOp = None
     quantize_mode: QuantizeMode = None
+    weight_calib_mode: WeightCalibMode = None
+    rounding: Rounding = None
+    bias_correction: BiasCorrection = None
+    equalize: Equalize = None
+    range_choice: RangeChoice = None
+    stem: Stem = None
 
-    def config(self, **given: Any) -> QuantConfig:
-        """With other fields of `QuantConfig`, those that were ``given`` as options; see `config_of`."""
-        return config_of(self.exclude, self.include, self.exclude_op, self.quantize_mode, recipe=self.recipe, **given)
+    def config(self, effort: str | None = None) -> QuantConfig:
+        """See `config_of`."""
+        return config_of(effort=effort, **{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def written_prefix(text: str) -> Path:
@@ -290,16 +305,12 @@ def read_thresholds(path: Path) -> Thresholds:
 
 
 def config_of(
-    exclude: Sequence[str] | None,
-    include: Sequence[str] | None,
-    exclude_op: Sequence[str] | None,
-    quantize_mode: str | None,
-    calib_mode: str | None = None,
-    dtype: str | None = None,
-    num_calib_examples: str | None = None,
+    *,
     recipe: Path | None = None,
-    weight_calib_mode: str | None = None,
-    input_dtype: str | None = None,
+    exclude: Sequence[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude_op: Sequence[str] | None = None,
+    dtype: str | None = None,
     **others: str | bool | None,
 ) -> QuantConfig:
     """The settings of ``recipe``, or the defaults, with what was given as options on top; None was not given.
@@ -310,20 +321,12 @@ def config_of(
     from mxq.recipe import read
 
     base = QuantConfig() if recipe is None else read(recipe)
-    given = {
-        "calib_mode": calib_mode,
-        "weight_calib_mode": weight_calib_mode,
-        "quantized_dtype": dtype,
-        "quantize_mode": quantize_mode,
-        "num_calib_examples": num_calib_examples,
-        "input_dtype": input_dtype,
-        **others,
-    }
     added = {
         "exclude_layers": (*base.exclude_layers, *(exclude or ())),
         "include_layers": (*base.include_layers, *(include or ())),
         "exclude_operators": (*base.exclude_operators, *(exclude_op or ())),
     }
+    given = {"quantized_dtype": dtype, **others}
     changes: dict[str, Any] = {**added, **{k: v for k, v in given.items() if v is not None}}
     return replace(base, **changes)
 

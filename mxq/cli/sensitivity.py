@@ -13,15 +13,12 @@ from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
     DATA,
     BatchSize,
-    CalibMode,
     Epoch,
     Json,
     Labels,
-    Layers,
-    NumCalibExamples,
     Pictures,
     Prefix,
-    Target,
+    Settings,
     option,
     prefix_of,
 )
@@ -64,8 +61,9 @@ def sensitivity(
         Path | None, option(metavar="DIR", help="Keep what is measured here; run again after any end, it goes on.")
     ] = None,
     plot: Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
-    calib_mode: CalibMode = None,
-    num_calib_examples: NumCalibExamples = None,
+    batch_size: BatchSize = BATCH,
+    *,
+    settings: Settings,
     effort: Annotated[
         str,
         option(
@@ -75,17 +73,13 @@ def sensitivity(
             "layer, which takes long.",
         ),
     ] = "fast",
-    target: Target = None,
-    batch_size: BatchSize = BATCH,
-    *,
-    layers: Layers,
     pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
     """Find the layers that suffer most from INT8: each alone in INT8, and each alone in float."""
     prefix = prefix_of(prefix)
-    config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, effort=effort, target=target)
+    config = settings.config(effort)
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow

@@ -13,16 +13,13 @@ from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     BatchSize,
-    CalibMode,
     Epoch,
     Json,
     Labels,
-    Layers,
-    NumCalibExamples,
     Pictures,
     Prefix,
     Scheduler,
-    Target,
+    Settings,
     Workers,
     option,
     prefix_of,
@@ -59,12 +56,9 @@ def tune(
     ] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
-    calib_mode: CalibMode = None,
-    num_calib_examples: NumCalibExamples = None,
-    target: Target = None,
     batch_size: BatchSize = BATCH,
     *,
-    layers: Layers,
+    settings: Settings,
     pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
@@ -72,7 +66,7 @@ def tune(
     """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
     prefix = prefix_of(prefix)
     seconds = None if time_budget is None else seconds_of(time_budget)
-    config = layers.config(calib_mode=calib_mode, num_calib_examples=num_calib_examples, target=target)
+    config = settings.config()
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
