@@ -809,5 +809,11 @@ def test_every_command_that_decides_has_every_setting(name: str) -> None:
     names = {"quantized_dtype": "dtype", "exclude_layers": "exclude", "include_layers": "include"}
     names["exclude_operators"] = "exclude_op"
     wanted = {names.get(f.name, f.name) for f in fields(QuantConfig)}
-    wanted -= {"exclude_layers_match", "overrides", "preprocess", *(["effort"] if name == "tune" else [])}
+    wanted -= {
+        "exclude_layers_match",
+        "overrides",
+        "preprocess",
+        "quantize_granularity",
+        *(["effort"] if name == "tune" else []),
+    }
     assert wanted <= found
