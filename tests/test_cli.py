@@ -283,6 +283,7 @@ class TestErrors:
             (("quantize", "{}/tiny", "--out", "{}/no/x", "--data", "{}/pictures"), "there is no folder"),
             (("bench", "{}/tiny"), "give --shape data=3,224,224"),
             (("bench", "{}/tiny", "--shape", "x=3"), "--shape is 'x=3'"),
+            (("bench", "{}/tiny", "--shape", "9" * 5000), "--shape is '999"),
             (("explain", "{}/tiny", "--node", "conv7"), "close ones: conv"),
         ],
     )

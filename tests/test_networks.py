@@ -221,6 +221,13 @@ class TestBlocks:
         rows = RNG.standard_normal((3, 6)).astype(np.float32)
         assert_close(to_block(model)(mx.nd.array(rows).tostype("csr")).asnumpy(), rows @ values, rtol=1e-5, atol=1e-5)
 
+    def test_an_operator_or_an_input_that_says_it_is_row_sparse(self) -> None:
+        """Nothing comes of it in MXNet's executor; a SymbolBlock asserts that nobody says so."""
+        data = mx.sym.var("data", shape=(2, 3), stype="row_sparse")
+        symbol = mx.sym.Activation(data, act_type="relu", name="a", attr={"__storage_type__": "1"})
+        block = to_block(from_symbol(symbol, {}, {}))
+        assert block(mx.nd.array([[-1.0, 2.0, 3.0]])).asnumpy().tolist() == [[0.0, 2.0, 3.0]]
+
     def test_a_gluon_block_with_a_row_sparse_parameter(self) -> None:
         class Sparse(mx.gluon.HybridBlock):
             def __init__(self) -> None:

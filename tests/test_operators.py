@@ -84,6 +84,8 @@ class TestAttributes:
             ('y = depth_to_space(x) block_size="0"', "block_size is '0'"),
             ('y = mean(x) axis="-99"', "axis is '-99'"),
             ("y = _contrib_quantize_asym(x)", "min_calib_range is missing"),
+            ('y = softmax(x) use_length="None"', "use_length is 'None'; allowed: True or False"),
+            ('y = log_softmax(x) use_length="None"', "use_length is 'None'; allowed: True or False"),
             ('y = _contrib_quantized_concat(x, l, h) num_args="1" dim="-1"', "dim is '-1'; allowed: 0 to"),
             ("y = _imdecode(x, x)", "of training"),
             (

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from mxq.graph.ir import Model
     from mxq.quant.thresholds import Thresholds
 
+_SIDE = "[0-9]{1,9}"
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4,}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
-_METHODS = "Methods for accuracy, where --effort is not to choose"
+_METHODS = "Methods for accuracy, one by one"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
@@ -350,7 +351,7 @@ def _numbers(option_name: str, text: str) -> list[float]:
 def _sides(option_name: str, text: str) -> list[int]:
     """The two sides of "240x320" (height x width), or of the square "224"."""
     parts = re.split(r"[x,]", text)
-    if len(parts) > 2 or not all(p.isdigit() for p in parts):
+    if len(parts) > 2 or not all(re.fullmatch(_SIDE, part) for part in parts):
         raise ConfigError(f"{option_name} is {text!r}; allowed: a side such as 224, or height x width such as 240x320")
     return [int(parts[0]), int(parts[-1])]
 
@@ -361,7 +362,7 @@ def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[s
     for text in given or ():
         name, _, sides = text.rpartition("=")
         name = name or (model.inputs[0] if len(model.inputs) == 1 else "")
-        if name not in model.inputs or not re.fullmatch(r"\d+([x,]\d+)*", sides):
+        if name not in model.inputs or not re.fullmatch(rf"{_SIDE}([x,]{_SIDE})*", sides):
             raise ConfigError(
                 f"--shape is {text!r}; allowed: [INPUT=]3,224,224 with an input of {', '.join(model.inputs)}"
             )

@@ -422,7 +422,7 @@ def _target_advice(machine: Machine, environ: Mapping[str, str], made: str | Non
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else None
+    return int(text) if re.fullmatch(r"\s*[+-]?\d{1,9}\s*", text) else None
 
 
 def _read(path: Path) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -129,7 +130,22 @@ def _check_engine() -> None:
     kind = os.environ.get("MXNET_ENGINE_TYPE", "")
     if kind and kind not in ENGINES:
         raise one_of("MXNET_ENGINE_TYPE", kind, ENGINES)
+    _workers()
     _calls()
+
+
+def _workers() -> int:
+    """How many worker threads for the CPU MXNet's engine has.
+
+    Raises:
+        ConfigError: ``MXNET_CPU_WORKER_NTHREADS`` is no such number.
+    """
+    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine":
+        return 1
+    text = os.environ.get("MXNET_CPU_WORKER_NTHREADS") or "1"
+    if not re.fullmatch(r"\s*[0-9]{1,4}\s*", text):
+        raise ConfigError(f"MXNET_CPU_WORKER_NTHREADS is {text!r}; allowed: one whole number")
+    return max(1, int(text))
 
 
 def _set_in_engine(count: int) -> None:
@@ -141,8 +157,7 @@ def _set_in_engine(count: int) -> None:
         ConfigError: the engine does not do it within `PATIENCE`, or this build of MXNet has no such call.
     """
     push, set_threads = _calls()
-    naive = os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine"
-    workers = 1 if naive else max(1, int(os.environ.get("MXNET_CPU_WORKER_NTHREADS") or 1))
+    workers = _workers()
     together, done = threading.Barrier(workers), threading.Semaphore(0)
 
     def task(_context: object, _parameter: object) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.graph.annotation_text import INPUT_SHAPE, attributes
 from mxq.graph.ir import Graph, Node, Ref
-from mxq.operators.limits import INT32, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
+from mxq.operators.limits import INT32, NEVER_NONE, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
@@ -165,6 +165,8 @@ def _check_attributes(node: Node, signature: Signature) -> None:
 
 def _check_value(node: Node, name: str, text: str, kind: str, limit: Limit) -> None:
     where = f"node {node.name!r} ({node.op}): {name} is {text[:60]!r}"
+    if name in NEVER_NONE and text.strip() == "None":
+        raise FormatError(f"{where}; allowed: True or False")
     try:
         found = integers(kind, text)
     except ValueError as error:

@@ -58,6 +58,9 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Operator -> attributes without which MXNet makes it, and then crashes."""
 
+NEVER_NONE: Final = frozenset(("use_length",))
+"""Attributes that may be "None" by their type, at which MXNet ends the process."""
+
 PARTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     dict.fromkeys(("_split_v2", "_npi_split", "_npi_hsplit", "_npi_dsplit"), ("indices", "sections"))
 )

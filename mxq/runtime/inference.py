@@ -23,6 +23,8 @@ TRAINING_HEADS: Final = MappingProxyType(
 """Operators that take a label, and what they compute in inference; `SOFTMAX_HEADS` beside them."""
 SOFTMAX_HEADS: Final = ("SoftmaxOutput", "Softmax")
 
+_STORAGE: Final = "__storage_type__"
+_CSR: Final = "2"
 _HALF: Final = ("float16", "bfloat16")
 _HALF_FLAGS: Final = ("2", "12")
 """``__dtype__`` of the same (``TypeFlag``, mshadow's ``base.h``)."""
@@ -103,16 +105,20 @@ def _in_float32(node: Node) -> Node:
 
 
 def dense(graph: Graph, parameters: frozenset[str]) -> Graph:
-    """``graph`` whose ``parameters`` are dense arrays.
+    """``graph`` in which nothing says that it is stored otherwise than dense, but for inputs in rows (csr).
 
-    A row_sparse storage type serves gradients; a SymbolBlock refuses it.
+    A row_sparse storage type serves gradients; a SymbolBlock refuses it, whichever node says so.
     """
-    stored = "__storage_type__"
-    sparse = {n.name: n for n in graph.variables if n.name in parameters and stored in n.attrs}
     changes = {
-        name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != stored}),) for name, n in sparse.items()
+        n.name: (replace(n, attrs={k: v for k, v in n.attrs.items() if k != _STORAGE}),)
+        for n in graph.nodes
+        if _STORAGE in n.attrs and not (_is_input(n, parameters) and n.attrs[_STORAGE] == _CSR)
     }
     return graph.replace(changes) if changes else graph
+
+
+def _is_input(node: Node, parameters: frozenset[str]) -> bool:
+    return node.is_variable and node.name not in parameters
 
 
 def as_float32(value: Array) -> Array:

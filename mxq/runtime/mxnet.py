@@ -45,7 +45,9 @@ __all__ = [
 _NOISE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Error in operator \S+: (?=Error in operator)")
 """Time stamps, source positions and outer operators in MXNet's messages."""
 
-FAILURES = (mx.base.MXNetError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError)
+FAILURES = (
+    mx.base.MXNetError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, AssertionError
+)  # fmt: skip
 """What MXNet raises: its own error, those it is told to (``mxnet.error``), and where its sentence is no UTF-8."""
 
 

@@ -21,12 +21,13 @@ from fuzzing.networks import INT8, KINDS
 from fuzzing.operators import operators_mutated
 from fuzzing.seeds import PREPROCESS, RECIPES
 from fuzzing.trees import bytes_mutated, dump, mutated
-from mxq import batches, observers, recipe, runtime
+from mxq import observers, recipe, runtime
 from mxq.artifacts import record
 from mxq.calibration.statistics import Statistics
 from mxq.cli import app
 from mxq.config import Budget
 from mxq.data.examples import open_source, read_picture
+from mxq.data.feeding import feeds
 from mxq.data.preprocess import Preprocess, read_preprocess
 from mxq.data.readers import Records, record_count
 from mxq.evaluation import labelled
@@ -299,7 +300,7 @@ def _feeds(name: str) -> Callable[[Path], None]:
         source = open_source(folder / name, ["data"], batch_size=4)
         for feed, _ in labelled(source, ["data"]):
             _total(feed)
-        for feed in batches.feeds(source.take(3), ["data"], Budget(percent=50.0)):
+        for feed in feeds(source.take(3), ["data"], Budget(percent=50.0)):
             _total(feed)
 
     return use
