@@ -66,7 +66,7 @@ from mxq.weights.refine import NO_DATA, Looked, activations, analytic, equalized
 class Prepared:
     """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan``, and the ``trace``.
 
-    ``warnings`` say what of the settings has no effect on it.
+    ``unmatched`` says what of the settings has no effect on it.
     """
 
     source: Model
@@ -74,7 +74,20 @@ class Prepared:
     plan: Plan
     config: QuantConfig
     trace: Trace
-    warnings: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def nothing_int8(self) -> str:
+        """Why no operator can be int8; empty where one can."""
+        if self.plan.quantized:
+            return ""
+        reasons = sorted({decision.reason for decision in self.plan.decisions})
+        return f"no operator of the network can be int8, it stays as it is: {'; '.join(reasons[:3])}"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return (*self.unmatched, *filter(None, [self.nothing_int8]))
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:
@@ -157,7 +170,7 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
     fuse = FUSE_RUN_TIME if config.calib_mode == NONE else FUSE_INT8
     fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
     decided = _decided(model, fused, config, trace)
-    return Prepared(model, fused, decided, config, trace, (*unmatched(fused.graph, config), *_nothing_int8(decided)))
+    return Prepared(model, fused, decided, config, trace, unmatched(fused.graph, config))
 
 
 def _decided(
@@ -169,24 +182,17 @@ def _decided(
     return replace(found, removed=removed(source, fused, trace))
 
 
-def _nothing_int8(decided: Plan) -> tuple[str, ...]:
-    if decided.quantized:
-        return ()
-    reasons = sorted({d.reason for d in decided.decisions})
-    return (f"no operator of the network can be int8, it stays as it is: {'; '.join(reasons[:3])}",)
-
-
 def _check_observers(config: QuantConfig) -> None:
     """Every calibrator that is asked for exists and can do what it is asked for."""
     _check_observer("calib_mode", config.calib_mode, none=True)
-    _check_observer("weight_calib_mode", config.weight_calib_mode)
+    _check_observer("weight_calib_mode", config.weight_calib_mode, weight=True)
     for pattern, layer in config.overrides.items():
         for name in ("calib_mode", "weight_calib_mode"):
             if (asked := getattr(layer, name)) is not None:
-                _check_observer(f"overrides {pattern!r}: {name}", asked)
+                _check_observer(f"overrides {pattern!r}: {name}", asked, weight=name == "weight_calib_mode")
 
 
-def _check_observer(setting: str, spec: str, *, none: bool = False) -> None:
+def _check_observer(setting: str, spec: str, *, weight: bool = False, none: bool = False) -> None:
     if none and spec == NONE:
         return
     known = (*observers.names(), *observers.ALIASES)
@@ -196,7 +202,7 @@ def _check_observer(setting: str, spec: str, *, none: bool = False) -> None:
         observer = observers.get(spec)
     except ConfigError as error:
         raise ConfigError(f"{setting}: {error}") from None
-    if observer.ordered and setting.endswith("weight_calib_mode"):
+    if observer.ordered and weight:
         raise ConfigError(f"{setting} is {spec!r}, an average over batches; a weight is the same in all of them")
 
 
@@ -356,7 +362,7 @@ def _unquantized(prepared: Prepared, calibrated: Calibrated, versions: Mapping[s
     """The network as it was given, with a report that says why."""
     if prepared.config.input_dtype != "float32":
         raise QuantizeError(
-            f"input_dtype is {prepared.config.input_dtype!r}, but {prepared.warnings[-1]}; allowed: 'float32'"
+            f"input_dtype is {prepared.config.input_dtype!r}, but {prepared.nothing_int8}; allowed: 'float32'"
         )
     report = _report(prepared, prepared.plan, calibrated, versions, ())
     return Quantized(prepared.source, report, prepared, calibrated.thresholds)
@@ -451,7 +457,7 @@ def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
         prepared = replace(prepared, plan=plan)
         thresholds = with_carried(prepared.fused.graph, plan, calibrated.thresholds)
         built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
-    nothing = _nothing_int8(built.plan) if kept else ()
+    nothing = [prepared.nothing_int8] if prepared.nothing_int8 and kept else []
     return replace(built, saturation={**records, **built.saturation}, warnings=(*built.warnings, *nothing))
 
 

@@ -510,6 +510,12 @@ class TestParameters:
         assert f"the parameter {name!r} of" in str(caught.value)
         assert f"has shape {list(shape)}; the graph asks for {asked}" in str(caught.value)
 
+    def test_those_of_group_norm_are_of_groups(self) -> None:
+        lines = (conv("c", "data"), 'y = GroupNorm(c, g, b) num_groups="2"', "return y")
+        model = build(*lines)
+        assert model.args["g"].shape == (2,)
+        check_parameters(model)
+
     def test_groups_that_do_not_divide(self) -> None:
         with pytest.raises(FormatError, match="num_filter 8 is no multiple of num_group 3"):
             check_parameters(

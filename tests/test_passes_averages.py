@@ -125,6 +125,29 @@ def test_without_parameters():
     assert list(found.args) == ["p_window"]
 
 
+@pytest.mark.parametrize(
+    ("line", "never"),
+    [
+        ("y = exp(data)", True),
+        ("y = elemwise_mul(a, a)", True),
+        ('y = LeakyReLU(a) act_type="elu"', True),
+        ('y = LeakyReLU(data) act_type="elu"', False),
+        ('y = transpose(a) axes="(0, 2, 3, 1)"', True),
+        ('y = _plus_scalar(a) scalar="0.5"', True),
+        ('y = _plus_scalar(a) scalar="-0.5"', False),
+        ('y = clip(data) a_min="0" a_max="6"', True),
+        ('y = clip(data) a_min="-1" a_max="6"', False),
+        ("y = elemwise_sub(a, a)", False),
+        ("y = broadcast_add(a, data)", False),
+        ("y = slice_like(a, data)", True),
+        ("y = somewhat(a)", False),
+    ],
+)
+def test_what_the_graph_shows_of_signs(line, never):
+    found = graph("a = relu(data)", line, "return y")
+    assert never_negative(found, Ref("y")) == never
+
+
 @pytest.mark.parametrize("inputs", [1, 2], ids=["a long way", "ways that part and meet"])
 @pytest.mark.parametrize("act", ["relu", "tanh"])
 def test_what_was_never_negative_far_before(inputs, act):

@@ -142,6 +142,21 @@ def test_what_is_not_of_parameters_alone_stays(line):
     assert folded(model) is model
 
 
+@pytest.mark.parametrize("op", ["_sample_uniform", "_npi_normal", "_npi_bernoulli", "_shuffle", "shuffle", "Custom"])
+def test_what_is_drawn_stays(op):
+    """Also where it is drawn with parameters alone."""
+    model = Model(graph(f"r = {op}(p_weight, p_weight)", "w = broadcast_add(data, r)", "return w"), P)
+    assert folded(model) is model
+
+
+def test_what_later_passes_know_by_name_is_folded_too():
+    """A density of a distribution is drawn from nothing."""
+    lines = ("d = _random_pdf_normal(p_weight, p_low, p_high)", "w = broadcast_add(data, d)", "return w")
+    ones = np.ones(8, np.float32)
+    model = Model(graph(*lines), {"p_weight": np.ones((8, 8), np.float32), "p_low": ones, "p_high": ones})
+    assert "d" in folded(model).args
+
+
 def test_another_value_is_noticed():
     model = model_of(*PURE, "return c")
     result = folded(model)

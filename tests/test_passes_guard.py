@@ -88,8 +88,18 @@ class TestPairChannels:
                 ),
                 ("z",),
             ),
+            (
+                (
+                    conv("a", "data"),
+                    "g = hard_sigmoid(a)",
+                    "h = elemwise_mul(a, g)",
+                    conv("z", "h"),
+                    "return z",
+                ),
+                ("z",),
+            ),
         ],
-        ids=["chain", "depthwise", "batch norm", "residual", "pooled"],
+        ids=["chain", "depthwise", "batch norm", "residual", "pooled", "hard swish"],
     )
     def test_the_float_network_is_the_same_and_less_saturates(self, lines, dangerous):
         prepared, found = paired(*lines, dangerous=dangerous)
@@ -125,8 +135,22 @@ class TestPairChannels:
                 'd = Convolution(c, z_weight) no_bias="True" kernel="(1, 1)" num_filter="8"',
                 "return d",
             ),
+            (
+                conv("a", "data"),
+                'p = Pooling(a) kernel="(2, 2)" pool_type="max" layout="NHWC"',
+                conv("z", "p"),
+                "return z",
+            ),
         ],
-        ids=["input", "output", "unknown operator", "sum with the input", "several values a channel", "shared weight"],
+        ids=[
+            "input",
+            "output",
+            "unknown operator",
+            "sum with the input",
+            "several values a channel",
+            "shared weight",
+            "channels elsewhere",
+        ],
     )
     def test_what_is_seen_from_outside_stays(self, lines):
         prepared, found = paired(*lines)

@@ -17,11 +17,12 @@ from mxq.config import QuantConfig
 from mxq.data.integers import IntegerTransform
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, GraphError, QuantizeError
-from mxq.graph.ir import Model, Node, Ref
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes import integer_input
 from mxq.quant.thresholds import Range, Threshold, Thresholds
+from mxq.verification.stored import Counterparts
 
 pytestmark = pytest.mark.kernels
 
@@ -286,6 +287,29 @@ def test_ranges_by_hand_are_not_compared_with_pixels():
     table = {str(r): Threshold(Range(0.0 if r.name != "data" else -9.0, 9.0), "fixed") for r in prepared.plan.observe}
     done = pipeline.quantize(prepared, pipeline.Calibrated(Thresholds(table)))
     assert done.report.tensors["data_normalize"].min == -9.0
+
+
+@pytest.mark.parametrize(("dtype", "preprocess"), [("int8", None), ("uint8", UNIT), ("uint8", IMAGENET)])
+def test_whatever_its_bounds_are_called_an_input_can_be_compared(dtype, preprocess):
+    """Which they are, the operator that reads the codes says."""
+    done = made(small(), dtype, preprocess)
+    called = {"data_min": "lowest", "data_max": "highest"}
+
+    def renamed(node: Node) -> Node:
+        inputs = tuple(Ref(called.get(ref.name, ref.name), ref.output) for ref in node.inputs)
+        return replace(node, name=called.get(node.name, node.name), inputs=inputs)
+
+    nodes = tuple(map(renamed, done.model.graph))
+    args = {called.get(name, name): value for name, value in done.model.args.items()}
+    other = Model(Graph(nodes, done.model.graph.heads, done.model.graph.attrs), args)
+    for model, names in ((done.model, ("data_min", "data_max")), (other, ("lowest", "highest"))):
+        held = Counterparts(done.prepared.fused, model).held(Ref("data"))
+        assert held.refs == (Ref("data"), *map(Ref, names))
+
+
+def test_an_input_that_float_operators_read_has_no_bounds():
+    done = made(small(), "uint8", IMAGENET, calib_mode="none")
+    assert Counterparts(done.prepared.fused, done.model).held(Ref("data")).refs == (Ref("data"),)
 
 
 def test_float32_changes_nothing():

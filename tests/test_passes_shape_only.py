@@ -39,7 +39,9 @@ def test_structure_and_numbers(update_goldens):
 @pytest.mark.parametrize(
     "line", ["a = zeros_like(z)", "a = ones_like(z)", "a = broadcast_like(anchors, z)", "a = shape_array(z)"]
 )
-@pytest.mark.parametrize("made", ['_mul_scalar(data) scalar="0"', "exp(data)", "elemwise_add(data, data)"])
+@pytest.mark.parametrize(
+    "made", ['_mul_scalar(data) scalar="0"', "exp(data)", "elemwise_add(data, data)", "softmax(data)"]
+)
 def test_other_readers_of_a_shape(line, made):
     shapes = {"data": (2, 8, 6, 6), "anchors": (1, 1, 1, 1)} if "anchors" in line else {"data": (2, 8, 6, 6)}
     model, trace = build(f"z = {made}", line, "return a", **shapes), Trace()

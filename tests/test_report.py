@@ -145,8 +145,17 @@ def test_records_that_do_not_say_whose_int8_form_a_tensor_is(prefix: str) -> Non
     assert record.tensor_of(found, "data") is None
 
 
+def test_an_older_record_says_in_a_note_that_a_range_came_at_run_time() -> None:
+    older = record.to_json(REPORT)
+    older["tensors"] = {
+        "quantized_relu0": {"dtype": "uint8", "note": "range found at run time"}, "requantize_conv0": {"dtype": "int8"}
+    }  # fmt: skip
+    found = record.from_json(older).tensors
+    assert [found[name].at_run_time for name in older["tensors"]] == [True, False]
+
+
 class TestFinding:
-    @pytest.mark.parametrize("name", ["relu0", "conv0", "quantized_relu0", "requantize_relu0"])
+    @pytest.mark.parametrize("name", ["relu0", "conv0", "quantized_relu0"])
     def test_a_node_has_many_names(self, name: str) -> None:
         assert record.find(REPORT, name).node == "relu0"
 

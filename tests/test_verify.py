@@ -384,10 +384,10 @@ class TestOwnAndInherited:
 
     @pytest.mark.parametrize("axis", [1, -1])
     def test_scales_are_along_the_axis_that_is_named(self, axis: int) -> None:
-        model = network(("a", "same", "data"), ("b", "Activation", "a"), heads=["b"])
-        int8 = network(("a", "scaled", "data"), ("b", "Activation", "a"), heads=["b"])
+        model = network(("a", "same", "data"), ("b", "relu", "a"), heads=["b"])
+        int8 = network(("a", "scaled", "data"), ("b", "relu", "a"), heads=["b"])
         factors = np.float32([4, 0.5]).reshape((1, 2, 1) if axis == 1 else (1, 1, 2))
-        ops = {"same": identity, "Activation": lambda v: np.maximum(v, 0), "scaled": lambda v: v * factors}
+        ops = {"same": identity, "relu": lambda v: np.maximum(v, 0), "scaled": lambda v: v * factors}
         int8 = marked(int8, a={"__channel_scale__": "4,0.5", "__channel_axis__": str(axis)})
         found = verify(NumpyRunner(ops), model, int8, [{"data": rows(6, 4).reshape(6, 2, 2)}], layers=True).layers
         assert [(layer.name, layer.sqnr) for layer in found] == [("a", math.inf), ("b", math.inf)]

@@ -130,6 +130,29 @@ NETS = {
         ("conv0", "bn1"),
         ("bn1", "conv1"),
     ),
+    "through_functions": (
+        (
+            conv("conv0", "data"),
+            "size = abs(conv0)",
+            'half = _mul_scalar(size) scalar="0.5"',
+            conv("conv1", "half"),
+            "return conv1",
+        ),
+        ("conv0",),
+        ("conv1",),
+    ),
+    "difference": (
+        (
+            conv("conv0", "data"),
+            conv("conv1", "data"),
+            "less = elemwise_sub(conv1, conv0)",
+            "most = _maximum(less, conv0)",
+            conv("conv2", "most"),
+            "return conv2",
+        ),
+        ("conv0", "conv1"),
+        ("conv2",),
+    ),
     "norm_writes": (preact(), ("bn2",), ("conv2",)),
 }
 """Name -> network, the layers and BatchNorms that write the family with outliers, those that read it."""

@@ -38,7 +38,7 @@ __all__ = [
 
 FORMAT = "mxq-report/1"
 _INT8_PREFIXES = (REMADE, MADE)
-"""What an int8 form is called begins so: in records that do not say whose it is, and by who asks for it."""
+"""What an int8 form is called begins so, in records of older releases, which do not say whose it is."""
 _SAME = (
     "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
 )  # fmt: skip
@@ -71,7 +71,7 @@ class Explanation(Shown):
 
 
 def find(report: Report, name: str) -> Decision:
-    """The decision on the node ``name``: a node of the fused graph, an original one, or its int8 form.
+    """The decision on the node ``name``: a node of the fused graph, an original one, or an int8 tensor of the network.
 
     Raises:
         ConfigError: there is none; the message names close ones.
@@ -79,11 +79,11 @@ def find(report: Report, name: str) -> Decision:
     plan = report.plan
     by_name = {d.node: d for d in plan.removed} | {m: d for d in plan.decisions for m in d.members}
     by_name |= {d.node: d for d in plan.decisions}
-    made = report.tensors[name].of if name in report.tensors else ""
-    for candidate in (made, name, *(name.removeprefix(p) for p in _INT8_PREFIXES)):
-        if candidate in by_name:
-            return by_name[candidate]
-    close = difflib.get_close_matches(name, by_name, n=3, cutoff=0.4)
+    made = {tensor: by_name[record.of] for tensor, record in report.tensors.items() if record.of in by_name}
+    known = {**by_name, **made}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"close ones: {', '.join(close)}" if close else f"there are {len(by_name)}"
     raise ConfigError(f"no operator is named {name!r}; {hint}")
 
@@ -159,9 +159,12 @@ def from_json(data: Any) -> Report:
 
 
 def _of_nodes(report: Report) -> dict[str, TensorRecord]:
-    """The tensors of an older record, with the names of the nodes whose int8 forms they are, which theirs tell."""
+    """The tensors of an older record: their names tell whose int8 forms they are, a note that ranges came later."""
     forms = {prefix + d.node: d.node for prefix in _INT8_PREFIXES for d in report.plan.decisions}
-    return {name: replace(record, of=forms.get(name, "")) for name, record in report.tensors.items()}
+    return {
+        name: replace(record, of=forms.get(name, ""), at_run_time=record.min is None and bool(record.note))
+        for name, record in report.tensors.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
 from mxq.errors import GraphError
 from mxq.graph.ir import Node, Ref
+from mxq.graph.traits import traits_of
 
 _LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
 
@@ -90,7 +91,7 @@ FULLY_CONNECTED = OpSpec(
     ),
 )
 
-_ATTENTION = (
+_ATTENTION_IN_FLOAT = (
     "the int8 kernel was no quicker than the fused float one, which takes half the time of MXNet's own, and cost a "
     "transformer 6 dB; quantize_mode 'full' makes it int8"
 )
@@ -110,9 +111,11 @@ def _attention(name: str, takes: tuple[str, ...]) -> OpSpec:
         calibrated=True,
         float_output=True,
         kept=("heads",),
-        full_only=_ATTENTION,
+        full_only=_ATTENTION_IN_FLOAT,
     )
 
+
+ATTENTION = (_attention("qk", ("int8",)), _attention("valatt", ("int8", "uint8")))
 
 POOLING = OpSpec(
     float_op="Pooling",
@@ -178,8 +181,7 @@ MXNET_191 = BackendSpec(
             output="int8",
             calibrated=True,
         ),
-        _attention("qk", ("int8",)),
-        _attention("valatt", ("int8", "uint8")),
+        *ATTENTION,
     ),
     no_kernel={
         "softmax": "softmax needs float exponentials; MXNet 1.9.1 has no int8 kernel for it",
@@ -211,8 +213,7 @@ RUN_TIME = BackendSpec(
         "Concat": f"without calibrated ranges the int8 Concat fails where all that it joins is zero {NO_RANGES}",
         **{
             op: f"the int8 kernels of attention keep the range of the first batch that they see {NO_RANGES}"
-            for spec in MXNET_191.ops
-            if spec.float_op.startswith("_contrib_interleaved")
+            for spec in ATTENTION
             for op in (spec.float_op, spec.fused_op)
         },
         "BatchNorm": f"the int8 kernel of BatchNorm needs calibrated ranges {NO_RANGES}",
@@ -244,11 +245,41 @@ def the_layer_of(node: Node) -> Node:
     return layer
 
 
-def summand_of(node: Node) -> Ref | None:
-    """The tensor that a fused layer + sum, float or int8, adds to what its layer makes; None for others.
+def result_of(node: Node) -> Node:
+    """The operator whose result ``node`` gives: of a fused one the last inside it, of another the operator itself."""
+    inside = node.subgraphs[0] if node.subgraphs else None
+    return node if inside is None else inside[inside.heads[0].name]
+
+
+def summand_place(node: Node) -> int | None:
+    """Which input a fused layer + sum, float or int8, adds to what its layer makes; None for others.
 
     It is the last of what a float one reads; in int8 the bounds of two ranges follow, of its data and of the summand.
     """
     if not node.flag("with_sum"):
         return None
-    return node.inputs[len(node.inputs) - 1 - (4 if node.flag("quantized") else 0)]
+    return len(node.inputs) - 1 - (4 if node.flag("quantized") else 0)
+
+
+def summand_of(node: Node) -> Ref | None:
+    """The tensor at `summand_place`."""
+    place = summand_place(node)
+    return None if place is None else node.inputs[place]
+
+
+def ranges_read(node: Node) -> dict[int, tuple[Ref, Ref]]:
+    """Of each input of codes of an int8 operator, by its place: the minimum and the maximum of its range."""
+    places = code_places(node)
+    bounds = node.inputs[len(node.inputs) - 2 * len(places) :]
+    return {place: (bounds[2 * i], bounds[2 * i + 1]) for i, place in enumerate(places)}
+
+
+def code_places(node: Node) -> tuple[int, ...]:
+    """The places of an int8 operator's inputs of codes: its data and, of a layer + sum, the summand."""
+    if not traits_of(node).reads_codes:
+        return ()
+    spec = next((spec for spec in MXNET_191.ops if spec.int8_op == node.op), None)
+    if spec is None:
+        return (0,) if traits_of(node).recodes else ()
+    summed = summand_place(node)
+    return (*(spec.data_inputs or range(int(node.number("num_args", 1)))), *(() if summed is None else (summed,)))

@@ -54,8 +54,8 @@ class Annotation:
             empty where it gives none.
         order: (C,); the channels (axis 1) are the float network's in another order: of each, which it is there. Other
             fields speak of channels as they are here. Empty where they stand alike.
-        scale: (C,); by what each channel is multiplied. What `mxq.verification.stored.COMMUTING` operators make of the
-            tensor is scaled likewise. Empty for 1.
+        scale: (C,); by what each channel is multiplied. What operators that carry scales (`mxq.graph.traits.Traits`)
+            make of the tensor is scaled likewise. Empty for 1.
         axis: the axis that ``scale`` is along, 1 or -1.
         offset: what is added to all values, after any scale.
         stride: of how many rows and columns (axes 2, 3) of the float network's tensor one is held.

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from mxq.errors import FormatError
 from mxq.graph.annotation import NOTHING, Annotation, Route, RouteKind
 from mxq.graph.ir import Node
+from mxq.graph.traits import traits_of
 
 T = TypeVar("T")
 
@@ -75,9 +76,10 @@ def _read(node: Node, attr: str) -> dict[str, Any]:
 def _tensor_by_name(node: Node) -> str:
     """The float tensor whose codes ``node`` gives, as its name tells; empty where it does not."""
     first = node.inputs[0].name if node.inputs else ""
-    if node.op == "_contrib_requantize":
+    traits = traits_of(node)
+    if traits.reads_codes and traits.writes_codes and traits.recodes:
         return node.name.removeprefix(REMADE) if node.name.startswith(REMADE) else ""
-    if node.op.startswith("_contrib_quantized_") or node.flag("quantized"):
+    if traits.reads_codes and not traits.recodes:
         if node.name.startswith(MADE):
             return node.name.removeprefix(MADE)
         return first if node.name == first + NORMALIZE else ""

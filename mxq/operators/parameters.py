@@ -11,6 +11,7 @@ from typing import Final
 
 from mxq.errors import FormatError
 from mxq.graph.ir import Model, Node, Ref
+from mxq.graph.traits import traits_of
 
 _CHANNELS = ("", "C", "C", "C", "C")
 
@@ -31,17 +32,6 @@ SHAPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 another), ``.`` for any, ``C`` for one number that is the same in all of the node's inputs, ``C|1`` for that or 1.
 An empty text: anything."""
 
-_KEEP_CHANNELS = frozenset(
-    {
-        "Activation", "BatchNorm", "Dropout", "GroupNorm", "InstanceNorm", "L2Normalization", "LRN", "LeakyReLU",
-        "Pooling", "_copy", "_div_scalar", "_maximum_scalar", "_minimum_scalar", "_minus_scalar", "_mul_scalar",
-        "_plus_scalar", "clip", "elemwise_add", "elemwise_div", "elemwise_mul", "elemwise_sub", "hard_sigmoid", "relu",
-        "sigmoid", "tanh",
-    }
-)  # fmt: skip
-"""Operators whose result has the second axis of each of their data inputs."""
-
-_OF_SECOND_AXIS = ("BatchNorm", "GroupNorm", "InstanceNorm", "LeakyReLU")
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
 
 
@@ -54,15 +44,10 @@ def check_parameters(model: Model) -> None:
     channels: dict[Ref, int] = {}  # of the outputs where they are known
     for node in model.graph.operators:
         given = [channels[r] for r in node.inputs if r in channels]
-        _check_shapes(model, node, given[0] if given and _is_of_second_axis(node) else None)
+        _check_shapes(model, node, given[0] if given and traits_of(node).channel_axis == 1 else None)
         found = _channels(model, node, given)
         if found is not None:
             channels[node.out] = found
-
-
-def _is_of_second_axis(node: Node) -> bool:
-    """Whether ``C`` in the node's row of `SHAPES` is the number of channels of what it reads."""
-    return node.op in _OF_SECOND_AXIS and node.attrs.get("axis", "1") == "1"
 
 
 def _check_shapes(model: Model, node: Node, free: int | None) -> None:
@@ -118,7 +103,7 @@ def _channels(model: Model, node: Node, given: list[int]) -> int | None:
         return int(node.number("num_filter", 0))
     if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
         return sum(given) if len(given) == len(node.inputs) else None
-    if node.op in _KEEP_CHANNELS and given:
+    if given and (traits_of(node).keeps_shape or traits_of(node).per_channel):
         if len(set(given)) > 1:
             raise FormatError(f"{node.name!r} ({node.op}) reads tensors of {' and '.join(map(str, given))} channels")
         return given[0]

@@ -14,10 +14,11 @@ from typing import Final
 
 from mxq.errors import GraphError
 from mxq.graph.ir import Graph, Node
+from mxq.graph.traits import operators
 from mxq.operators.signature import Ports
 
 _ACTIVATIONS = ("Activation", "LeakyReLU", "clip")
-_SUMS = ("elemwise_add", "_plus", "_Plus", "_add", "_grad_add")
+_SUMS = operators(lambda traits: traits.is_same_sum)
 
 
 @dataclass(frozen=True)

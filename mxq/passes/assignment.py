@@ -23,7 +23,7 @@ from functools import reduce
 
 import numpy as np
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec
+from mxq.backends import MXNET_191, BackendSpec, OpSpec, result_of, summand_place
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, QuantizeError
 from mxq.graph.ir import Model, Node, Ref
@@ -95,11 +95,10 @@ class _Assigner:
             self.made[node.out] = reads[0]
             return
         half = False
-        if node.flag("with_sum"):
-            last = len(node.inputs) - 1
-            half = dtype == UINT8 and reads[last].dtype == INT8
-            if dtype == INT8 and reads[last].dtype == UINT8:
-                reads[last] = self._read(node.inputs[last], INT8)
+        if (summed := summand_place(node)) is not None:
+            half = dtype == UINT8 and reads[summed].dtype == INT8
+            if dtype == INT8 and reads[summed].dtype == UINT8:
+                reads[summed] = self._read(node.inputs[summed], INT8)
         to_float = writes_float(self.model.graph, node, spec, self.plan.quantized)
         if spec.calibrated and not to_float:
             record = self._record(node.out, dtype, half=half, bound=_bound(node, spec))
@@ -162,7 +161,7 @@ class _Assigner:
     def _record(self, ref: Ref, dtype: str, *, half: bool = False, bound: float = np.inf) -> TensorRecord:
         """The range to write for tensor ``ref`` stored as ``dtype``."""
         if self.config.calib_mode == NONE:
-            return TensorRecord(dtype, note="range found at run time")
+            return TensorRecord(dtype, note="range found at run time", at_run_time=True)
         found, notes = self.thresholds.range(str(ref)), []
         if dtype == UINT8 and found.min != 0:
             found = Range(0.0, max(found.max, 0.0))
@@ -180,7 +179,7 @@ class _Assigner:
     def _output_dtype(self, node: Node, spec: OpSpec, reads: Mapping[int, TensorRecord]) -> str:
         types = [record.dtype for record in reads.values()]
         if spec.output == "post_op":
-            last = node.subgraphs[0][node.subgraphs[0].heads[0].name]
+            last = result_of(node)
             row = spec.post_op(last)
             dtype = UINT8 if row is not None and row.unsigned else INT8
             asked = self.choices.dtype(node.name)
@@ -197,7 +196,7 @@ class _Assigner:
 
 def _bound(node: Node, spec: OpSpec) -> float:
     """What the values of ``node`` do not exceed, whatever range is asked for."""
-    last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+    last = result_of(node)
     row = spec.post_op(last)
     return last.number("a_max", np.inf) if row is not None and row.saturates else np.inf
 

@@ -24,15 +24,14 @@ import numpy as np
 from mxq.backends import layer_of
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref, origins
+from mxq.graph.traits import traits_of
 from mxq.passes.shapes import image_channels, is_global_pooling, is_of_images, pads
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 LARGE = 25
 """Values in a window. Means of 2x2 or 3x3 take up much of the range."""
-_MOVERS = ("Flatten", "Reshape", "Dropout")
 _RELU = {"act_type": "relu"}
-_KEEP_SIGN = ("Pooling", "Concat", "Flatten", "Dropout", "_copy", "elemwise_add")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def refusal(model: Model, pool: Node) -> Reject | None:
 
 def _feeds_layer(graph: Graph, node: Node) -> bool:
     readers = graph.consumers[node.name]
-    return any(layer_of(r) is not None or (r.op in _MOVERS and _feeds_layer(graph, r)) for r in readers)
+    return any(layer_of(r) is not None or (traits_of(r).moves and _feeds_layer(graph, r)) for r in readers)
 
 
 def averaging(
@@ -125,21 +124,16 @@ def never_negative(graph: Graph, ref: Ref) -> bool:
     """Whether the graph shows that no value of ``ref`` is below zero."""
     waiting, seen = [ref], {ref}
     while waiting:
-        node = graph[waiting.pop().name]
-        if node.op not in _KEEP_SIGN and not _ends_at_zero(node):
+        made = waiting.pop()
+        node, traits = graph[made.name], traits_of(graph[made.name])
+        if traits.nonnegative and made.output == 0:
+            continue
+        if not traits.keeps_nonnegative:
             return False
-        for source in node.inputs if node.op in _KEEP_SIGN else ():
-            if source not in seen:
-                seen.add(source)
-                waiting.append(source)
+        sources = {node.inputs[place] for place in traits.places(node)} - seen
+        seen |= sources
+        waiting.extend(sources)
     return True
-
-
-def _ends_at_zero(node: Node) -> bool:
-    """Whether an operator makes no value below zero of whatever it reads."""
-    if node.op == "Activation":
-        return node.attrs.get("act_type") in ("relu", "sigmoid", "softrelu")
-    return node.op == "softmax" or (node.op == "clip" and node.number("a_min", -1.0) >= 0)
 
 
 def _run(model: Model, trace: Trace) -> Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mxq.graph.ir import Graph, Node, Ref
+from mxq.graph.traits import rank_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _ssd(graph: Graph, ref: Ref) -> Table:
         _need((shared, *(_slice(graph, r) for r in columns)) == want, block, "is not the block of its class")
     threshold, raw = _ssd_scores(graph, scores)
     _ssd_ids(graph, ids, len(blocks), graph[scores.name].inputs[0])
-    _need(rank(graph, raw) == 3, graph[raw.name], "is not known to be (N, A, C)")
+    _need(rank_of(graph, raw) == 3, graph[raw.name], "is not known to be (N, A, C)")
     return Table((Part(raw, boxes, flat=True),), len(blocks), threshold)
 
 
@@ -143,29 +144,3 @@ def _inputs(node: Node, count: int) -> tuple[Ref, ...]:
 def _need(holds: bool, node: Node, otherwise: str) -> None:
     if not holds:
         raise OtherTable(f"{node.name!r} ({node.op}) {otherwise}")
-
-
-_SAME_RANK = (
-    "softmax", "slice_axis", "where", "Concat", "Activation", "sigmoid", "_mul_scalar", "_plus_scalar", "elemwise_add",
-    "elemwise_mul", "broadcast_add", "broadcast_mul", "_greater_scalar", "zeros_like", "transpose",
-)  # fmt: skip
-
-
-def rank(graph: Graph, ref: Ref) -> int | None:
-    """The number of axes of ``ref``, where the nodes that make it show it."""
-    seen = 0
-    while ref.output == 0 and seen < len(graph.nodes):
-        node, seen = graph[ref.name], seen + 1
-        shape = node.ints("shape")
-        if node.op == "Reshape" and shape and min(shape) >= -1:
-            return len(shape)
-        if node.op == "transpose" and node.ints("axes"):
-            return len(node.ints("axes"))
-        if node.op == "_contrib_box_decode":
-            return 3
-        if node.op == "Convolution" and node.ints("kernel"):
-            return len(node.ints("kernel")) + 2
-        if node.op not in _SAME_RANK or not node.inputs:
-            return None
-        ref = node.inputs[0]
-    return None

@@ -20,15 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Runner, toposort
+from mxq.graph.traits import traits_of
 from mxq.rewrite import Event, Trace
 
 STEP, RULE = "constants", "fold_constant"
 LARGEST = 2**26
 """Bytes up to which a result is kept: a small parameter tiled to a large one is quicker made than read from a file."""
-
-_SOURCES = ("_arange", "_zeros", "_ones", "_full", "_eye")
-_OTHER = ("random", "sample", "shuffle", "Dropout", "Custom", "BatchNorm", "quantize")
-"""Parts of the names of operators that are not functions of their inputs, or that later passes look for."""
 
 
 def fold_constants(model: Model, runner: Runner, trace: Trace | None = None) -> Model:
@@ -60,8 +57,8 @@ def _constants(model: Model) -> dict[str, Node]:
     found: dict[str, Node] = {}
     for node in model.graph.operators:
         steady = all(ref.name in found or ref.name in model.args for ref in node.inputs)
-        known = node.inputs or (node.op in _SOURCES and not _is_sized_by_readers(node))
-        if steady and known and not any(part in node.op for part in _OTHER):
+        known = node.inputs or (traits_of(node).fills and not _is_sized_by_readers(node))
+        if steady and known and not traits_of(node).random:
             found[node.name] = node
     return found
 

@@ -22,12 +22,16 @@ from dataclasses import dataclass, replace
 
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import Model, Node, origins
+from mxq.graph.traits import Traits, operators, traits_of
 from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 
-_POINTWISE = ("Activation", "clip", "hard_sigmoid")
+
+def _is_of_one_tensor(traits: Traits) -> bool:
+    """Whether each value of the result is made of one value alone, and in one way for all."""
+    return traits.pointwise and traits.per_channel and traits.data == 1
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class ActivateBeforeReshape:
     """An activation works on (N, C) before the Reshape, so that the layer can fuse it."""
 
     name: str = "activate_before_reshape"
-    pattern: Op = Op(_POINTWISE, (Op(("Reshape",), (Any_("x"),), bind="column"),), bind="act")
+    pattern: Op = Op(operators(_is_of_one_tensor), (Op(("Reshape",), (Any_("x"),), bind="column"),), bind="act")
 
     def check(self, model: Model, match: Match) -> Reject | None:
-        return single_consumer(model, match) if is_column(match["column"]) else NOT_MEANT
+        meant = is_column(match["column"]) and _is_of_one_tensor(traits_of(match["act"]))
+        return single_consumer(model, match) if meant else NOT_MEANT
 
     def build(self, model: Model, match: Match) -> Rewrite:
         act, column = match["act"], match["column"]

@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.graph.ir import Graph, Model, Node, Ref
-from mxq.passes.candidate_tables import OtherTable, Part, Table, find_table, rank
+from mxq.graph.traits import rank_of
+from mxq.passes.candidate_tables import OtherTable, Part, Table, find_table
 from mxq.passes.candidates import Chosen, Maker, choose, gather
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
@@ -50,7 +51,7 @@ class ChooseRows:
             return NOT_MEANT
         if (refusal := _refusal(model, nms)) is not None:
             return refusal
-        if rank(model.graph, nms.inputs[0]) != 3:
+        if rank_of(model.graph, nms.inputs[0], model.args) != 3:
             return Reject("nothing shows that its candidates are (N, M, W)", (nms.name,))
         return None
 
@@ -156,7 +157,7 @@ def _readers_refusal(model: Model, nms: Node, k: int) -> Reject | None:
         return Reject("its whole result is an output of the network", (nms.name,))
     for reader in model.graph.consumers[nms.name]:
         axis, begin, end = (reader.attrs.get(a, "None") for a in ("axis", "begin", "end"))
-        first_rows = reader.op == "slice_axis" and axis in ("1", "-2") and not begin.startswith("-")
+        first_rows = reader.op == "slice_axis" and axis in ("1", "-2") and (begin == "None" or int(begin) >= 0)
         if not first_rows or end == "None" or not 0 < int(end) <= k:
             return Reject(f"{reader.name!r} may read more of its result than the first {k} rows", (reader.name,))
     return None

@@ -18,11 +18,10 @@ from dataclasses import replace
 import numpy as np
 
 from mxq import numerics
-from mxq.backends import MXNET_191, OpSpec
+from mxq.backends import MXNET_191, ranges_read, summand_of
 from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Model, Node, toposort
-from mxq.passes.partition import data_inputs
 from mxq.verification.stored import dtype_of, tensor_name
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
@@ -46,7 +45,7 @@ def exact(model: Model, *, halved: bool = False) -> Model:
         if spec is None or spec.role != "compute" or not node.flag("quantized"):
             nodes[node.name] = node
             continue
-        for new in _in_float(model.graph, node, spec):
+        for new in _in_float(model.graph, node):
             nodes[new.name] = new
         weight = node.inputs[1].name
         even = halved and spec.float_op == "Convolution" and dtype_of(model.graph, node.inputs[0]) == "int8"
@@ -70,18 +69,14 @@ def on_grid(weight: Array, *, halved: bool = False) -> Array:
     return numerics.fake_quantize(weight, scale, "int8")
 
 
-def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
+def _in_float(graph: Graph, node: Node) -> list[Node]:
     """The float operator in place of ``node``, with its conversions."""
-    places = data_inputs(node, spec)
-    count = len(node.inputs) - 2 * len(places)
-    inputs, made = list(node.inputs[:count]), []
-    last = count - 1
-    for order, place in enumerate(places):
-        at = last if place and node.flag("with_sum") else place
-        low, high = node.inputs[count + 2 * order : count + 2 * order + 2]
-        back = Node(f"{node.name}_dequantize{order}", "_contrib_dequantize", {}, (inputs[at], low, high))
+    ranges, summand = ranges_read(node), summand_of(node)
+    inputs, made = list(node.inputs[: len(node.inputs) - 2 * len(ranges)]), []
+    for order, (place, bounds) in enumerate(ranges.items()):
+        back = Node(f"{node.name}_dequantize{order}", "_contrib_dequantize", {}, (inputs[place], *bounds))
         made.append(back)
-        inputs[at] = back.out
+        inputs[place] = back.out
     attrs = {k: v for k, v in node.attrs.items() if k not in _GONE}
     if node.flag("enable_float_output"):
         return [*made, replace(node, attrs=attrs, inputs=tuple(inputs))]
@@ -90,11 +85,11 @@ def _in_float(graph: Graph, node: Node, spec: OpSpec) -> list[Node]:
     note = replace(node.note, tensor="", unshifted="")
     plain = replace(node, name=f"{node.name}_float", attrs=attrs, inputs=tuple(inputs), label="", note=note)
     dtype = dtype_of(graph, node.out)
-    ranges = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
+    coding = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
     end = plain
-    if node.flag("with_sum") and dtype == "uint8" and dtype_of(graph, node.inputs[last]) == "int8":  # written into s8
+    if summand is not None and dtype == "uint8" and dtype_of(graph, summand) == "int8":  # written into s8
         top = numerics.CODES["int8"][1] / float(numerics.scale(node.number(_RANGE[1], 1.0), dtype))
         end = Node(f"{node.name}_end", "clip", {"a_min": "0.0", "a_max": repr(top)}, (plain.out,))
         plain, made = end, [*made, plain]
     codes = Annotation(tensor=tensor_name(node))
-    return [*made, plain, Node(node.name, "_contrib_quantize_v2", ranges, (end.out,), label=node.label, note=codes)]
+    return [*made, plain, Node(node.name, "_contrib_quantize_v2", coding, (end.out,), label=node.label, note=codes)]

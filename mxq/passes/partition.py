@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of
+from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of, summand_place
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.graph.annotation import RouteKind
@@ -106,8 +106,8 @@ def data_inputs(node: Node, spec: OpSpec) -> tuple[int, ...]:
     """Indices of the inputs of ``node`` that must be int8: the data, and the operand of a fused sum."""
     if not spec.data_inputs:
         return tuple(range(len(node.inputs)))
-    summed = (len(node.inputs) - 1,) if node.flag("with_sum") else ()
-    return spec.data_inputs + summed
+    summed = summand_place(node)
+    return spec.data_inputs if summed is None else (*spec.data_inputs, summed)
 
 
 def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Collection[str]) -> bool:
@@ -213,7 +213,7 @@ def _with_op(graph: Graph, op: str) -> set[str]:
 
 
 def _ops(node: Node) -> set[str]:
-    return {node.op, *chain(node).split("+")}
+    return {node.op, *(inner.op for sub in node.subgraphs for inner in sub.operators)}
 
 
 def _no_match(field: str, selector: Selector, candidates: Iterable[str]) -> str:

@@ -224,12 +224,12 @@ class _Builder:
 
 def _saturated(node: Node, spec: OpSpec, inside: Graph) -> Graph:
     """The subgraph of a fused node with ReLU in place of a clip after a sum, which the int8 kernel does not know."""
-    last = inside.nodes[-1]
+    last = inside[inside.heads[0].name]
     row = spec.post_op(last)
     if row is None or not row.saturates or not node.flag("with_sum"):
         return inside
     relu = replace(last, op="Activation", attrs={"act_type": "relu"}, note=Annotation())
-    return Graph((*inside.nodes[:-1], relu), inside.heads, inside.attrs)
+    return Graph(tuple(relu if inner is last else inner for inner in inside), inside.heads, inside.attrs)
 
 
 def _range_attrs(record: TensorRecord) -> dict[str, str]:

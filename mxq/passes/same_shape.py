@@ -20,29 +20,24 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from mxq.graph.ir import Model, Node, Ref
-from mxq.passes.shapes import ELEMENTWISE
+from mxq.graph.traits import Arithmetic, Operand, Traits, operators, traits_of
 from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite
 
-SUM: Final = "elemwise_add"
-_ALWAYS: Final = {
-    **dict.fromkeys(("add_n", "ElementWiseSum", "_grad_add", "_add", "_plus", "_Plus"), SUM),
-    **dict.fromkeys(("_sub", "_minus", "_Minus"), "elemwise_sub"), **dict.fromkeys(("_mul", "_Mul"), "elemwise_mul"),
-    **dict.fromkeys(("_div", "_Div"), "elemwise_div"), "_Maximum": "_maximum", "_Minimum": "_minimum",
+_NAMES: Final[Mapping[Arithmetic, str]] = {
+    Arithmetic.ADD: "elemwise_add", Arithmetic.SUBTRACT: "elemwise_sub", Arithmetic.MULTIPLY: "elemwise_mul",
+    Arithmetic.DIVIDE: "elemwise_div", Arithmetic.MAXIMUM: "_maximum", Arithmetic.MINIMUM: "_minimum",
 }  # fmt: skip
-"""Operators of tensors of one shape, under other names."""
-_BROADCAST: Final = {
-    **dict.fromkeys(("broadcast_add", "broadcast_plus"), SUM),
-    **dict.fromkeys(("broadcast_sub", "broadcast_minus"), "elemwise_sub"),
-    "broadcast_mul": "elemwise_mul", "broadcast_div": "elemwise_div",
-    "broadcast_maximum": "_maximum", "broadcast_minimum": "_minimum",
-}  # fmt: skip
-NAMES: Final = {**_ALWAYS, **_BROADCAST}
-"""Operators of two tensors, and what they are called where both have one shape."""
-_LIKE_FIRST: Final = (
-    *ELEMENTWISE, *_ALWAYS, "L2Normalization", "LayerNorm", "InstanceNorm", "GroupNorm", "LRN", "softmax",
-    "log_softmax", "BlockGrad", "identity", "abs", "square", "sqrt", "erf", "negative",
-)  # fmt: skip
-"""Operators whose first output has the shape of their first input, for `shapes_of`."""
+"""What operators of two tensors are called where both have one shape."""
+
+
+def _is_of_tensors(traits: Traits) -> bool:
+    """Whether it is one of these operations, whatever it is called."""
+    of_tensors = traits.operand in (Operand.SAME_SHAPE, Operand.BROADCAST, Operand.MANY)
+    return of_tensors and traits.arithmetic in _NAMES
+
+
+RENAMED: Final = tuple(op for op in operators(_is_of_tensors) if op not in _NAMES.values())
+"""Operators of two tensors that have another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ class OfOneShape:
 
     shapes: Mapping[Ref, Shape]
     name: str = "of_one_shape"
-    pattern: Op = Op(tuple(NAMES))
+    pattern: Op = Op(RENAMED)
 
     def check(self, model: Model, match: Match) -> Reject | None:
         node = match.root
@@ -81,7 +76,7 @@ class OfOneShape:
             return None
         if len(node.inputs) != 2:
             return NOT_MEANT
-        if node.op in _BROADCAST and len({self.shapes[ref] for ref in node.inputs}) > 1:
+        if traits_of(node).operand is Operand.BROADCAST and len({self.shapes[ref] for ref in node.inputs}) > 1:
             return Reject("nothing shows that both of its operands have one shape", (node.name,))
         return None
 
@@ -90,7 +85,14 @@ class OfOneShape:
         if len(node.inputs) == 1:
             return Rewrite({node.name: ()}, {node.out: node.inputs[0]})
         attrs = {key: value for key, value in node.attrs.items() if key != "num_args"}
-        return Rewrite({node.name: (replace(node, op=NAMES[node.op], attrs=attrs),)})
+        made = replace(node, op=_name(traits_of(node)), attrs=attrs)
+        return Rewrite({node.name: (made,)})
+
+
+def _name(traits: Traits) -> str:
+    if traits.arithmetic is None:
+        raise ValueError("the pattern matches what computes something of two tensors")
+    return _NAMES[traits.arithmetic]
 
 
 def shapes_of(model: Model) -> dict[Ref, Shape]:
@@ -108,7 +110,8 @@ def _shape(model: Model, node: Node, known: Mapping[Ref, Shape]) -> Shape:
     if node.is_variable:
         return _of_variable(model, node)
     first = known[node.inputs[0]] if node.inputs else Whole(node.out)
-    if node.op in _LIKE_FIRST or (node.op in _BROADCAST and first == known[node.inputs[1]]):
+    traits = traits_of(node)
+    if traits.keeps_shape or (traits.operand is Operand.BROADCAST and first == known[node.inputs[1]]):
         return first
     made = None
     if node.op in ("Convolution", "Pooling"):

@@ -16,17 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mxq.graph.ir import Graph, Model, Node, Ref
-from mxq.passes.shapes import ELEMENTWISE, keeps_size
+from mxq.graph.traits import operators, traits_of
+from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
-
-SHAPE_INPUT = {
-    "slice_like": 1, "broadcast_like": 1, "reshape_like": 1, "zeros_like": 0, "ones_like": 0, "shape_array": 0,
-}  # fmt: skip
-"""Operators, and which of their inputs they read for its shape alone."""
-
-_MOVERS = ("transpose", "Reshape", "Flatten", *SHAPE_INPUT)
-"""Readers that no convolution can be fused with."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class SkipElementwise:
     """The shape of an elementwise result is that of its input."""
 
     name: str = "shape_of_elementwise"
-    pattern: Op = Op(tuple(SHAPE_INPUT))
+    pattern: Op = Op(operators(lambda traits: traits.shape_input is not None))
 
     def check(self, model: Model, match: Match) -> Reject | None:
         made = _shape_source(model.graph, match.root)
@@ -48,29 +41,32 @@ class SkipElementwise:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         made = _shape_source(model.graph, match.root)
-        return _reading(match.root, match.root.inputs[0] if made is None else made.inputs[0])
+        if made is None:
+            raise ValueError("build is called where check found what makes the tensor")
+        return _reading(match.root, made.inputs[0])
 
 
 def _reading(node: Node, ref: Ref) -> Rewrite:
     """``node`` with another tensor to read the shape of."""
-    inputs = list(node.inputs)
-    inputs[SHAPE_INPUT[node.op]] = ref
-    return Rewrite({node.name: (replace(node, inputs=tuple(inputs)),)})
+    place = traits_of(node).shape_input
+    inputs = tuple(ref if i == place else old for i, old in enumerate(node.inputs))
+    return Rewrite({node.name: (replace(node, inputs=inputs),)})
 
 
 def _shape_source(graph: Graph, node: Node) -> Node | None:
-    """The elementwise operator whose shape ``node`` reads."""
-    if len(node.inputs) <= SHAPE_INPUT[node.op]:
+    """The operator whose shape ``node`` reads, where that is the shape of what it reads itself."""
+    place = traits_of(node).shape_input
+    if place is None or len(node.inputs) <= place:
         return None
-    ref = node.inputs[SHAPE_INPUT[node.op]]
+    ref = node.inputs[place]
     made = graph[ref.name]
-    return made if made.op in ELEMENTWISE and ref.output == 0 else None
+    return made if traits_of(made).keeps_shape and ref.output == 0 else None
 
 
 def reads_shape_alone(reader: Node, made: Node) -> bool:
     """Whether ``reader`` wants to know nothing of ``made`` but its shape."""
     at = [i for i, ref in enumerate(reader.inputs) if ref.name == made.name]
-    return reader.op in SHAPE_INPUT and at == [SHAPE_INPUT[reader.op]]
+    return at == [traits_of(reader).shape_input]
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,9 @@ def _predictor(graph: Graph, like: Ref) -> Node | None:
     for conv in graph.consumers[like.name]:
         if conv.op != "Convolution" or conv.inputs[0] != like or not keeps_size(conv):
             continue
-        readers = graph.consumers[conv.name]
+        readers = [traits_of(reader) for reader in graph.consumers[conv.name]]
         of_parameters = all(graph[ref.name].is_variable for ref in conv.inputs[1:])  # so it cannot need the cut
-        if of_parameters and readers and all(reader.op in _MOVERS for reader in readers):
+        if of_parameters and readers and all(r.moves or r.shape_input is not None for r in readers):  # none is fused
             return conv
     return None
 

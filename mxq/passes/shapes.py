@@ -6,25 +6,15 @@ Rules that need a number of channels or a spatial size of 1x1 ask here; both fol
 from __future__ import annotations
 
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.traits import traits_of
 
-ELEMENTWISE = (
-    "Activation", "LeakyReLU", "clip", "hard_sigmoid", "relu", "sigmoid", "tanh", "exp", "BatchNorm", "Dropout",
-    "_copy", "_plus_scalar", "_minus_scalar", "_mul_scalar", "_div_scalar", "_minimum_scalar", "_maximum_scalar",
-    "elemwise_add", "elemwise_sub", "elemwise_mul", "elemwise_div", "_maximum", "_minimum",
-)  # fmt: skip
-"""Operators whose first output has the shape of their first input."""
-
-_SPATIAL = ("Pooling", "UpSampling")
-_NORMS = ("L2Normalization",)
 _LAYERS = ("Convolution", "Deconvolution")
 
 
 def image_channels(graph: Graph, ref: Ref) -> int | None:
     """The number of channels of ``ref`` where it is known to be (N, C, H, W); None where it is not."""
     node = graph[ref.name]
-    while ref.output == 0 and node.op in (*ELEMENTWISE, *_SPATIAL, *_NORMS):
-        if node.op in _SPATIAL and not _keeps_channels(node):
-            return None
+    while ref.output == 0 and _keeps_image(node):
         ref, node = node.inputs[0], graph[node.inputs[0].name]
     if ref.output != 0:
         return None
@@ -38,6 +28,12 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
         parts = [image_channels(graph, r) for r in node.inputs]
         return None if None in parts else sum(p for p in parts if p is not None)
     return None
+
+
+def _keeps_image(node: Node) -> bool:
+    """Whether what an operator makes of an image is one of as many channels."""
+    traits = traits_of(node)
+    return traits.keeps_shape or traits.per_channel
 
 
 def input_ranks(model: Model) -> dict[str, int]:
@@ -55,7 +51,7 @@ def _window(graph: Graph, name: str) -> int:
         inner = _layer(node)
         if inner.op in (*_LAYERS, "Pooling") and inner.ints("kernel"):
             return len(inner.ints("kernel"))
-        if node.op in ELEMENTWISE:
+        if traits_of(node).keeps_shape:
             same.add(node.name)
     return 0
 
@@ -63,12 +59,6 @@ def _window(graph: Graph, name: str) -> int:
 def _layer(node: Node) -> Node:
     """The convolution that a fused node holds; another node as it is."""
     return next((n for sub in node.subgraphs for n in sub.operators if n.op in _LAYERS), node)
-
-
-def _keeps_channels(node: Node) -> bool:
-    if node.op == "UpSampling":
-        return node.attrs.get("sample_type") == "nearest" and len(node.inputs) == 1
-    return _is_nchw(node)
 
 
 def _is_nchw(node: Node) -> bool:
@@ -113,7 +103,7 @@ def is_pooled(graph: Graph, ref: Ref) -> bool:
         if is_global_pooling(node):
             return image_channels(graph, node.inputs[0]) is not None
         pointwise = node.op == "Convolution" and is_pointwise(node)
-        if not pointwise and node.op not in ELEMENTWISE and not is_column(node):
+        if not pointwise and not traits_of(node).keeps_shape and not is_column(node):
             return False
         if is_column(node):
             return True

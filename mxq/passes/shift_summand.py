@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mxq.backends import summand_of
+from mxq.backends import result_of, summand_of, summand_place
 from mxq.backends.onednn import CONVOLUTION
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Graph, Model, Node
@@ -46,7 +46,7 @@ class ShiftSummand:
         summand = summand_of(reader)
         if reader.name not in self.plan.quantized or summand is None:
             return NOT_MEANT
-        row = CONVOLUTION.post_op(reader.subgraphs[0].nodes[-1])
+        row = CONVOLUTION.post_op(result_of(reader))
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))
         operand = model.graph[summand.name]
@@ -72,10 +72,13 @@ class ShiftSummand:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         reader = match["reader"]
-        operand = model.graph[reader.inputs[-1].name]
+        place = summand_place(reader)
+        if place is None:
+            raise ValueError("build is called where check found a summand")
+        operand = model.graph[reader.inputs[place].name]
         offset = -self.thresholds.range(operand.name).min
         raised, bias_up = with_bias(model, with_relu(operand, offset), offset)
-        moved = replace(reader, inputs=(*reader.inputs[:-1], raised[-1].out))
+        moved = replace(reader, inputs=tuple(raised[-1].out if i == place else r for i, r in enumerate(reader.inputs)))
         lowered, bias_down = with_bias(model, moved, -offset)
         return Rewrite({operand.name: raised, reader.name: lowered}, args={**bias_up, **bias_down})
 

@@ -3,7 +3,8 @@
 Before:  x -> Dropout -> y        x -> _copy -> y        x -> sigmoid -> y      BatchNorm(use_global_stats=False)
 After:   x ------------> y        x ----------> y        x -> Activation -> y   BatchNorm(use_global_stats=True)
 
-And sums, differences and so on of two tensors get one name each: see `mxq.passes.same_shape`.
+And every operator gets its own name (``_Plus``, ``flatten`` and so on are aliases), sums, differences and so on of two
+tensors one for each: see `mxq.passes.same_shape`.
 
 Conditions: the node's result is not an output of the network (its name would change); Dropout is not in
 mode "always"; BatchNorm's batch mean and variance are not read. In inference mode MXNet normalises with the
@@ -18,18 +19,24 @@ import numpy as np
 
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Model
-from mxq.passes.same_shape import NAMES, OfOneShape, shapes_of
+from mxq.graph.traits import OWN_NAME, operators, traits_of
+from mxq.passes.same_shape import RENAMED, OfOneShape, shapes_of
 from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
-IDENTITIES = ("_copy", "Dropout", "BlockGrad", "identity", "make_loss")
-QUANTIZED_OPS = (
-    "_contrib_quantize",
-    "_contrib_quantize_v2",
-    "_contrib_dequantize",
-    "_contrib_requantize",
-    "_contrib_quantized_conv",
-    "_contrib_quantized_fully_connected",
-)
+
+@dataclass(frozen=True)
+class OwnName:
+    """An alias gives way to the operator's own name, which is the one that rules and kernels know."""
+
+    name: str = "own_name"
+    pattern: Op = Op(tuple(OWN_NAME))
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return None
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        node = match.root
+        return Rewrite({node.name: (replace(node, op=OWN_NAME[node.op]),)})
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,13 @@ class DropIdentity:
     """An operator that passes its input through in inference is removed."""
 
     name: str = "drop_identity"
-    pattern: Op = Op(IDENTITIES)
+    pattern: Op = Op(operators(lambda traits: traits.identity))
 
     def check(self, model: Model, match: Match) -> Reject | None:
         node = match.root
         if node.name in model.graph.head_names:
             return Reject("it is an output of the network, whose name must stay", (node.name,))
-        if node.op == "Dropout" and node.attrs.get("mode") == "always":
+        if not traits_of(node).identity:
             return Reject("Dropout in mode 'always' also drops in inference", (node.name,))
         if any(r.output for c in model.graph.consumers[node.name] for r in c.inputs if r.name == node.name):
             return Reject("its second output (the mask) is read", (node.name,))
@@ -115,7 +122,7 @@ class AsActivation:
 
 def _is_float(model: Model) -> Reject | None:
     for node in model.graph.operators:
-        if node.op in QUANTIZED_OPS or node.op.startswith("_contrib_quantized_") or node.flag("quantized"):
+        if (traits := traits_of(node)).reads_codes or traits.writes_codes or traits.recodes:
             return Reject(f"{node.name!r} ({node.op}) is already int8", (node.name,))
     return None
 
@@ -124,9 +131,9 @@ FLOAT = Contract("a float network", _is_float)
 
 
 def _run(model: Model, trace: Trace) -> Model:
-    rules = (DropIdentity(), UseGlobalStats(), ExplicitGamma(), AsActivation())
+    rules = (OwnName(), DropIdentity(), UseGlobalStats(), ExplicitGamma(), AsActivation())
     model = apply_rules(model, rules, trace, "simplify")
-    if not any(node.op in NAMES for node in model.graph.operators):
+    if not any(node.op in RENAMED for node in model.graph.operators):
         return model
     return apply_rules(model, (OfOneShape(shapes_of(model)),), trace, "simplify")
 

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref, origins
-from mxq.passes.shapes import ELEMENTWISE, is_global_pooling, is_of_images, is_pointwise, pads, stride_of
+from mxq.graph.traits import traits_of
+from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
@@ -33,8 +34,6 @@ from mxq.rewrite.rule import exchanged, single_consumer
 NAME = "subsample_early"
 Stride = tuple[int, int]
 ALL: Stride = (1, 1)
-_OF_ONE = ("LeakyReLU", "BatchNorm")
-"""Pixelwise operators of whose inputs the first alone is an image."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def _makes_fewer(pool: Node) -> bool:
 
 def _is_pixelwise(node: Node) -> bool:
     """Whether each pixel of what an operator makes is of the same pixel of what it reads."""
-    return node.op in ELEMENTWISE and (node.op != "BatchNorm" or node.attrs.get("axis", "1") == "1")
+    traits = traits_of(node)
+    return traits.pointwise and traits.channel_axis in (None, 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _over(a: Stride, b: Stride) -> Stride:
 
 def _images(node: Node) -> range:
     """Which inputs of a pixelwise operator have the shape of its result."""
-    return range(1 if node.op in _OF_ONE else len(node.inputs))
+    return traits_of(node).places(node)
 
 
 def _demand(graph: Graph) -> Demand:

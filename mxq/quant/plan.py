@@ -61,7 +61,8 @@ class TensorRecord:
     ``note`` says where that differs from the calibrated range and why. ``offset`` is added to values before
     they are coded, in activation units. ``widened`` is the written range in shares of the calibrated one where it was
     widened on purpose. ``of`` names the tensor of the fused float network that an int8 operator makes here; it is empty
-    for what is quantized from float, or fed.
+    for what is quantized from float, or fed. Without a range, it is that of its input or, with ``at_run_time``, found
+    while the network runs.
     """
 
     dtype: str
@@ -71,6 +72,7 @@ class TensorRecord:
     offset: float = 0.0
     widened: float = 1.0
     of: str = ""
+    at_run_time: bool = False
 
 
 @dataclass(frozen=True)

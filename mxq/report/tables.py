@@ -319,7 +319,7 @@ def _coding(record: TensorRecord | None) -> tuple[Text, Text]:
     if record is None:
         return Text("float32"), Text("-", "dim")
     if record.min is None or record.max is None:
-        return Text(record.dtype), Text("at run time" if record.note else "of its input", "dim")
+        return Text(record.dtype), Text("at run time" if record.at_run_time else "of its input", "dim")
     return Text(record.dtype), Text(_interval(record.min, record.max))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Executable, Graph, Model, Ref, Watched
+from mxq.graph.traits import traits_of
 from mxq.host.openmp import end_own_team
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
@@ -37,7 +38,7 @@ class MxnetRunner:
     def watch(self, model: Model, refs: Sequence[Ref]) -> Watched:
         """Binds ``model``; see `Runner` and `mxq.runtime.monitor`."""
         nodes = tuple(replace(n, label="") for n in model.graph.nodes)  # labels may repeat, names do not
-        read = {(r.name, r.output) for n in nodes for r in n.inputs if not n.op.endswith("_like")}
+        read = {(r.name, r.output) for n in nodes for i, r in enumerate(n.inputs) if i != traits_of(n).shape_input}
         read |= {(head.name, head.output) for head in model.graph.heads}
         known = (ref for ref in refs if ref.name in model.graph)  # the monitor refuses others
         unread = tuple(ref for ref in known if (ref.name, ref.output) not in read)  # MXNet would not compute them

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from mxq.graph.annotation import Annotation
-from mxq.graph.ir import Array, Graph, Node, Ref
-
-TRAINING_HEADS: Final = MappingProxyType(
-    {
-        "LinearRegressionOutput": "_copy",
-        "MAERegressionOutput": "_copy",
-        "SVMOutput": "_copy",
-        "LogisticRegressionOutput": "sigmoid",
-    }
-)
-"""Operators that take a label, and what they compute in inference; `SOFTMAX_HEADS` beside them."""
-SOFTMAX_HEADS: Final = ("SoftmaxOutput", "Softmax")
+from mxq.graph.ir import Array, Graph, Node
+from mxq.graph.traits import OWN_NAME, rank_of, traits_of
 
 _STORAGE: Final = "__storage_type__"
 _CSR: Final = "2"
 _HALF: Final = ("float16", "bfloat16")
 _HALF_FLAGS: Final = ("2", "12")
 """``__dtype__`` of the same (``TypeFlag``, mshadow's ``base.h``)."""
-_SAME_RANK: Final = (
-    "Activation", "BatchNorm", "BlockGrad", "Cast", "Concat", "Dropout", "L2Normalization", "LRN", "LayerNorm",
-    "LeakyReLU", "Pooling", "UpSampling", "_copy", "_div_scalar", "_minus_scalar", "_mul_scalar", "_plus_scalar",
-    "amp_cast", "clip", "elemwise_add", "elemwise_mul", "elemwise_sub", "relu", "sigmoid", "tanh",
-)  # fmt: skip
-"""Operators whose first output has as many axes as their first input."""
 
 
 def inference_form(graph: Graph) -> Graph:
@@ -44,13 +27,14 @@ def inference_form(graph: Graph) -> Graph:
 
 def _changes(graph: Graph) -> Iterator[tuple[str, tuple[Node, ...]]]:
     for node in graph.nodes:
-        new = _softmax(graph, node) if node.op in SOFTMAX_HEADS else (_in_float32(_headless(node)),)
+        is_softmax = OWN_NAME.get(node.op, node.op) == "SoftmaxOutput"
+        new = _softmax(graph, node) if is_softmax else (_in_float32(_headless(node)),)
         if new != (node,):
             yield node.name, new
 
 
 def _headless(node: Node) -> Node:
-    op = TRAINING_HEADS.get(node.op)
+    op = traits_of(node).in_inference
     return replace(node, op=op, attrs={}, inputs=node.inputs[:1], note=Annotation()) if op else node
 
 
@@ -67,7 +51,7 @@ def _softmax(graph: Graph, head: Node) -> tuple[Node, ...]:
     In the last case, and where the graph does not show how many axes there are, the operator stays and is given a label
     that it does not look at.
     """
-    data, axes = head.inputs[0], _rank(graph, head.inputs[0])
+    data, axes = head.inputs[0], rank_of(graph, head.inputs[0])
     if head.flag("multi_output") or head.flag("preserve_shape"):
         return (_over(head, 1 if head.flag("multi_output") else -1),)
     if axes in (2, 4):
@@ -78,22 +62,6 @@ def _softmax(graph: Graph, head: Node) -> tuple[Node, ...]:
 
 def _over(head: Node, axis: int) -> Node:
     return replace(head, op="softmax", attrs={"axis": str(axis)}, inputs=head.inputs[:1], note=Annotation())
-
-
-def _rank(graph: Graph, ref: Ref) -> int | None:
-    """The number of axes of ``ref``, where the nodes that make it show it."""
-    while ref.output == 0:
-        node = graph[ref.name]
-        if node.op in ("Convolution", "Deconvolution") and node.ints("kernel"):
-            return len(node.ints("kernel")) + 2
-        if node.op == "Flatten" or (node.op == "FullyConnected" and node.flag("flatten", default=True)):
-            return 2
-        if node.op == "Reshape" and node.ints("shape"):
-            return len(node.ints("shape")) if min(node.ints("shape")) >= -1 else None
-        if node.op not in (*_SAME_RANK, "FullyConnected") or not node.inputs:
-            return None
-        ref = node.inputs[0]
-    return None
 
 
 def _in_float32(node: Node) -> Node:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from mxq.errors import GraphError
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Graph, Node
+from mxq.graph.traits import OWN_NAME
 
 
 def without_target_shapes(graph: Graph) -> Graph:
@@ -14,7 +15,7 @@ def without_target_shapes(graph: Graph) -> Graph:
 
     MXNet does not compare the sizes of the former, and writes where it must not (``InferReshapeShape``).
     """
-    old = (n for n in graph.operators if n.op in ("Reshape", "reshape") and n.ints("target_shape"))
+    old = (n for n in graph.operators if OWN_NAME.get(n.op, n.op) == "Reshape" and n.ints("target_shape"))
     changes = {n.name: (_reshape(n),) for n in old if not n.ints("shape")}
     return graph.replace(changes) if changes else graph
 

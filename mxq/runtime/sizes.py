@@ -19,35 +19,11 @@ import numpy as np
 from mxq.errors import RuntimeFailure
 from mxq.formats.params import LARGEST
 from mxq.graph.ir import Graph, Node, Ref
+from mxq.graph.traits import Arithmetic, Operand, traits_of
 from mxq.runtime.mxnet import mx, to_symbol
 
-_RESHAPES = frozenset({"Reshape", "reshape", "_np_reshape", "_npi_reshape", "_npx_reshape"})
-_DIVISIONS = frozenset(
-    {
-        "elemwise_div", "_div", "_Div", "broadcast_div", "broadcast_mod", "_mod", "_Mod", "_npi_mod", "_npi_fmod",
-        "_npi_true_divide", "_npi_floor_divide", "_npi_lcm", "_rdiv_scalar", "_RDivScalar", "_rmod_scalar",
-        "_RModScalar", "_npi_rmod_scalar", "_npi_rtrue_divide_scalar", "_npi_rfmod_scalar", "_div_scalar",
-        "_DivScalar", "_mod_scalar", "_ModScalar", "_npi_mod_scalar", "_npi_fmod_scalar", "_npi_true_divide_scalar",
-    }
-)  # fmt: skip
-"""Operators that divide by what they read, or by their ``scalar``."""
-_BY_SCALAR = frozenset(
-    {"_div_scalar", "_DivScalar", "_mod_scalar", "_ModScalar", "_npi_mod_scalar", "_npi_fmod_scalar"}
-)
 SMALL = 2**24
 """Values that any machine has room for."""
-
-
-_BY_VALUE = frozenset(
-    {
-        "_contrib_boolean_mask", "_npi_boolean_mask", "_npi_nonzero", "_npx_nonzero", "_npi_unique", "_npi_delete",
-        "_npi_bincount", "_npi_insert_tensor",
-    }
-)  # fmt: skip
-"""Operators that make as many values as their inputs' values say."""
-
-_BY_STEPS = frozenset({"_cond", "_while_loop"})
-"""Operators of whose results MXNet knows no size before it runs them."""
 
 
 class Sizes:
@@ -56,7 +32,7 @@ class Sizes:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._operators = graph.operators
-        self._divisions = tuple(node for node in self._operators if node.op in _DIVISIONS)
+        self._divisions = tuple(node for node in self._operators if _divides(node))
 
     @cached_property
     def _tensors(self) -> tuple[Ref, ...]:
@@ -100,7 +76,7 @@ class Sizes:
         for node in self._operators:
             made, read = shapes[node.out], [shapes[ref] for ref in node.inputs]
             _check_size(node, made)
-            if node.op in _RESHAPES and _is_known(made) and _is_known(read[0]) and prod(read[0]) != prod(made):
+            if traits_of(node).keeps_order and _is_known(made) and _is_known(read[0]) and prod(read[0]) != prod(made):
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) would make {list(made)} of {list(read[0])}; allowed: as many values"
                 )
@@ -117,7 +93,8 @@ class Sizes:
         parts = {_part(i, j): shape for i, read in enumerate(reads) for j, shape in enumerate(read) if _is_known(shape)}
         _, found, _ = self._each.infer_shape_partial(**parts)
         for node, read, made in zip(self._operators, reads, found, strict=True):
-            if read and not _is_known(made) and node.op not in _BY_VALUE | _BY_STEPS and all(map(_is_known, read)):
+            sized = not traits_of(node).sized_by_values
+            if read and sized and not _is_known(made) and all(map(_is_known, read)):
                 of = ", ".join(str(list(shape or ())) for shape in read)
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) would make a tensor of unknown size of {of}; "
@@ -129,12 +106,17 @@ class Sizes:
         types = dict(zip(self._tensors, found, strict=True))
         for node in self._divisions:
             dtype = types[node.inputs[0]]
-            safe = node.op in _BY_SCALAR and abs(node.number("scalar", 1)) >= 1
+            safe = traits_of(node).operand is Operand.SCALAR and abs(node.number("scalar", 1)) >= 1
             if not safe and dtype is not None and np.issubdtype(dtype, np.integer):
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) divides {np.dtype(dtype)}, and a divisor of 0 would end the process; "
                     "allowed: floating point"
                 )
+
+
+def _divides(node: Node) -> bool:
+    """Whether it divides by what it reads, or by its ``scalar``."""
+    return traits_of(node).arithmetic in (Arithmetic.DIVIDE, Arithmetic.MODULO)
 
 
 def _is_known(shape: tuple[int, ...] | None) -> bool:

@@ -8,17 +8,8 @@ import numpy as np
 
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.graph.traits import traits_of
 
-_LEARNED = (
-    "BatchNorm", "Convolution", "Deconvolution", "Embedding", "FullyConnected", "GroupNorm", "InstanceNorm",
-    "LayerNorm", "LeakyReLU", "RNN", "_sg_mkldnn", "batch_norm", "batch_dot", "dot",
-)  # fmt: skip
-"""Parts of the names of operators whose parameters are learned. Others may read an infinity that masks something."""
-_NORMS = (
-    "BatchNorm", "BatchNorm_v1", "_contrib_BatchNormWithReLU", "_contrib_SyncBatchNorm",
-    "_contrib_quantized_batch_norm",
-)  # fmt: skip
-"""Operators that take the root of a variance, their fifth input."""
 _EPS = 1e-3
 """What is added to a variance where the operator does not say."""
 REMEDY = "training diverged, or the file is damaged: give parameters of an earlier epoch, or set the values"
@@ -31,7 +22,7 @@ def check_values(model: Model) -> None:
         QuantizeError: NaN, an infinity in a layer's parameters, or a variance with ``variance + eps <= 0``.
     """
     read = {ref.name for node in model.graph.operators for ref in _read(node)}
-    learned = {ref.name for node in model.graph.operators for ref in _read(node) if _has_learned(node)}
+    learned = {ref.name for node in model.graph.operators for ref in _read(node) if traits_of(node).learned}
     for name, value in {**model.args, **model.auxs}.items():
         if value.dtype.kind == "f" and name in read and (said := _not_finite(value, learned=name in learned)):
             raise QuantizeError(f"parameter {name!r}: {said}; {REMEDY}")
@@ -47,12 +38,8 @@ def check_values(model: Model) -> None:
 
 def _read(node: Node) -> tuple[Ref, ...]:
     """What an operator reads of its inputs: a BatchNorm with fix_gamma, which is the default, no gamma."""
-    fixed = node.op in _NORMS and node.flag("fix_gamma", default=True)
+    fixed = traits_of(node).variance_input is not None and node.flag("fix_gamma", default=True)
     return (*node.inputs[:1], *node.inputs[2:]) if fixed else node.inputs
-
-
-def _has_learned(node: Node) -> bool:
-    return any(part in node.op for part in _LEARNED)
 
 
 def _not_finite(value: Array, *, learned: bool) -> str:
@@ -67,7 +54,8 @@ def _not_finite(value: Array, *, learned: bool) -> str:
 def _variances(model: Model) -> Iterator[tuple[Node, str, Array]]:
     """The variances that operators read, operator, parameter, (channels,)."""
     for node in model.graph.operators:
-        if node.op in _NORMS and len(node.inputs) >= 5:
-            name = node.inputs[4].name
+        place = traits_of(node).variance_input
+        if place is not None and place < len(node.inputs):
+            name = node.inputs[place].name
             if (value := model.param(name)) is not None:
                 yield node, name, value.reshape(-1)

@@ -29,7 +29,7 @@ from functools import cached_property
 import numpy as np
 
 from mxq import numerics
-from mxq.backends import MXNET_191, layer_of
+from mxq.backends import MXNET_191, layer_of, result_of
 from mxq.config import QuantConfig
 from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.host.machine import VNNI
@@ -248,8 +248,7 @@ def _ends_at_clip(model: Model, ref: Ref, record: TensorRecord) -> bool:
 
 def _bound(model: Model, ref: Ref) -> float:
     """What a clip, the last operator in the node that makes ``ref``, bounds it by; infinity where there is none."""
-    node = model.graph[ref.name]
-    last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+    last = result_of(model.graph[ref.name])
     return last.number("a_max", np.inf) if last.op == "clip" else np.inf
 
 

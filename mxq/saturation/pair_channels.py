@@ -26,19 +26,13 @@ import numpy as np
 
 from mxq.backends import layer_of
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
+from mxq.graph.traits import traits_of
 from mxq.numerics import quantize, scale
 from mxq.quant.plan import Plan
 from mxq.rewrite import Event, Trace
 from mxq.saturation.pairing import conflicts, cost_of, matching
 
 NAME = "pair_channels"
-ALIKE = (
-    *("Activation", "relu", "sigmoid", "tanh", "abs", "clip", "hard_sigmoid", "_mul_scalar", "_plus_scalar", "Dropout"),
-    *("Pooling", "elemwise_add", "_Plus", "_contrib_AdaptiveAvgPooling2D"),
-)
-"""Operators of which a channel of the result is made from that channel of each tensor they read."""
-LEAKY = ("leaky", "elu", "gelu", "selu")
-"""Kinds of LeakyReLU without parameters; "prelu" has a slope for each channel."""
 
 
 @dataclass
@@ -138,11 +132,14 @@ def _kind(model: Model, node: Node) -> str:
     """How ``node`` treats channels: "dense", "depthwise", "alike", or "" where it is unknown."""
     layer = layer_of(node)
     if layer is None:
-        alike = node.op in ALIKE or (node.op == "LeakyReLU" and node.attrs.get("act_type", "leaky") in LEAKY)
-        return "alike" if alike and not any(model.param(r.name) is not None for r in node.inputs) else ""
+        return (
+            "alike"
+            if traits_of(node).per_channel and not any(model.param(r.name) is not None for r in node.inputs)
+            else ""
+        )
     own = [r for r in node.inputs[1:] if model.param(r.name) is not None]
     inside = () if not node.subgraphs else node.subgraphs[0].operators
-    if any(n.op == "LeakyReLU" and n.attrs.get("act_type", "leaky") not in LEAKY for n in inside):
+    if not all(n is layer or traits_of(n).per_channel for n in inside):
         return ""
     if len(own) != (1 if layer.flag("no_bias") else 2) or any(len(model.graph.consumers[r.name]) > 1 for r in own):
         return ""

@@ -10,7 +10,7 @@ import numpy as np
 
 from mxq.data.feed import examples_in
 from mxq.graph.ir import Array, Executable, Graph, Model, Ref, Runner, Watched
-from mxq.verification.accumulate import SOFTMAX
+from mxq.graph.traits import traits_of
 
 MOST_BYTES: Final = 1 << 29
 """How much of the float network's outputs is kept; what does not fit is computed again each time."""
@@ -25,7 +25,7 @@ class Divergence:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._softmax = [graph[head.name].op in SOFTMAX for head in graph.heads]
+        self._softmax = [traits_of(graph[head.name]).distribution for head in graph.heads]
         self._total, self._examples = 0.0, 0
 
     @property

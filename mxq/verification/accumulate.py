@@ -8,13 +8,13 @@ import numpy as np
 
 from mxq.data.feed import examples_in
 from mxq.errors import DataError
-from mxq.graph.ir import Array, Graph, Model, Node, Runner
+from mxq.graph.ir import Array, Graph, Model, Runner
+from mxq.graph.traits import traits_of
 from mxq.verification.agreement import Accuracy, Output, Verification
 from mxq.verification.layerwise import LayerTally
 from mxq.verification.measures import Boxes, Energy, match_boxes
 from mxq.verification.taps import corresponding
 
-SOFTMAX = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
 BOX_WIDTH = 6
 TOP = 5
 _TINY = float(np.finfo(np.float32).tiny)
@@ -64,7 +64,7 @@ class _Tally:
 
     def __init__(self, graph: Graph, layers: LayerTally, labels: Array | Iterator[Array | None] | None) -> None:
         self.heads = [str(h) for h in graph.heads]
-        self.softmax = [_is_softmax(graph[h.name]) for h in graph.heads]
+        self.softmax = [traits_of(graph[h.name]).distribution for h in graph.heads]
         self.layers = layers
         self.labels = labels if labels is None or isinstance(labels, Iterator) else np.asarray(labels)
         self.examples = self.labelled = 0
@@ -162,10 +162,6 @@ class _Tally:
     def _accuracy(self) -> Accuracy:
         (float1, float5), (int1, int5) = (self.hits / self.examples).tolist()
         return Accuracy(float1, int1, *((float5, int5) if self.classes > TOP else (None, None)))
-
-
-def _is_softmax(node: Node) -> bool:
-    return node.op in SOFTMAX
 
 
 def _centred(scores: Array, softmax: bool) -> Array:

@@ -18,16 +18,7 @@ from mxq.backends import layer_of
 from mxq.graph.ir import Array, Model, Node
 from mxq.quant.plan import Report, TensorRecord, WeightRecord
 from mxq.verification.agreement import json_number
-from mxq.verification.stored import (
-    QUANTIZE,
-    RECODING,
-    channels_of,
-    dtype_of,
-    is_coded,
-    is_int8,
-    plain_name,
-    tensor_name,
-)
+from mxq.verification.stored import QUANTIZE, channels_of, dtype_of, is_coded, is_int8, plain_name, recodes, tensor_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +142,7 @@ def _union(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 def _operators(model: Model) -> dict[str, Node]:
     """The operators that compute, by the names of the float tensors they make."""
-    return {plain_name(n): n for n in model.graph.operators if n.op not in RECODING}
+    return {plain_name(n): n for n in model.graph.operators if not recodes(n)}
 
 
 def _decisions(sides: tuple[Side, Side], operators: list[dict[str, Node]]) -> Iterator[Decided]:

@@ -8,27 +8,20 @@ float have the tensor's own name. What only codes, decodes or recodes a tensor h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from mxq import numerics
-from mxq.backends import MXNET_191, summand_of
+from mxq.backends import MXNET_191, code_places, ranges_read, result_of, summand_of
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
+from mxq.graph.traits import traits_of
 
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
 LEVELS: Final = 256
-RECODING = (QUANTIZE, DEQUANTIZE, REQUANTIZE)
-COMMUTING: Final = (
-    *("Activation", "relu", "LeakyReLU", "clip", "Pooling", "Flatten", "elemwise_add", "Dropout", "_copy", "identity"),
-    *("_contrib_quantized_act", "_contrib_quantized_pooling", "_contrib_quantized_flatten"),
-    "_contrib_quantized_elemwise_add",
-)
-"""Operators through which a pass may move positive scales of channels: behind them, what they read is scaled alike."""
-_SCALED: Final = (*RECODING, *COMMUTING)
 _ALL = (1, 1)
 _INT32 = 2**31 - 1
 _ROUNDS = 0.51
@@ -153,14 +146,14 @@ class Counterparts:
         for name in (tensor_name(node), node.name, node.note.unshifted):
             if name in known and not known[name].is_variable:
                 return Ref(name, ref.output)
-        return self.float_of(node.inputs[0]) if node.op in RECODING else self._door(node)
+        return self.float_of(node.inputs[0]) if recodes(node) else self._door(node)
 
     def held(self, ref: Ref) -> Held:
         """How the tensor ``ref`` is held."""
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
         offset = _noted(self.int8.graph, node, lambda note: note.offset).offset
-        axis = _noted(self.int8.graph, node, lambda note: note.scale, _SCALED).axis
+        axis = _noted(self.int8.graph, node, lambda note: note.scale, _carries_scale).axis
         top, stride = _top(self.int8.graph, node), self._stride(node, ref)
         return Held(self._refs(node, ref), order, scale, offset, top, stride, axis)
 
@@ -193,10 +186,15 @@ class Counterparts:
     def _refs(self, node: Node, ref: Ref) -> tuple[Ref, ...]:
         if is_coded(node):
             return (node.out, Ref(node.name, 1), Ref(node.name, 2))
-        bounds = (f"{node.name}_min", f"{node.name}_max")
-        if node.is_variable and node.input_dtype != "float32" and all(b in self.int8.args for b in bounds):
-            return (ref, *map(Ref, bounds))
-        return (ref,)
+        return (ref, *self._fed_range(ref)) if node.is_variable else (ref,)
+
+    def _fed_range(self, ref: Ref) -> tuple[Ref, ...]:
+        """Minimum and maximum of an input of codes, as an operator that reads it finds them; none of another."""
+        for reader in self.int8.graph.consumers[ref.name]:
+            for place, bounds in ranges_read(reader).items():
+                if reader.inputs[place] == ref:
+                    return bounds
+        return ()
 
     def _door(self, node: Node) -> Ref | None:
         """The float input that ``node`` makes of an integer one."""
@@ -207,15 +205,25 @@ class Counterparts:
 def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """`Held.order` and `Held.scale` of what ``node`` of an int8 network makes."""
     order = _noted(graph, node, lambda note: note.order).order
-    scale = _noted(graph, node, lambda note: note.scale, _SCALED).scale
+    scale = _noted(graph, node, lambda note: note.scale, _carries_scale).scale
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
 
 
+def recodes(node: Node) -> bool:
+    """Whether ``node`` only codes, decodes or recodes a tensor."""
+    return traits_of(node).recodes
+
+
+def _carries_scale(node: Node) -> bool:
+    """Whether what ``node`` makes is scaled as what it reads."""
+    return traits_of(node).carries_scale or recodes(node)
+
+
 def _noted(
-    graph: Graph, node: Node, says: Callable[[Annotation], object], through: Collection[str] = RECODING
+    graph: Graph, node: Node, says: Callable[[Annotation], object], passes: Callable[[Node], bool] = recodes
 ) -> Annotation:
-    """The first note that ``says`` something of what ``node`` makes: its own, or of what is before ``through``."""
-    while not says(node.note) and node.op in through:
+    """The first note that ``says`` something of what ``node`` makes: its own, or of what it ``passes`` on."""
+    while not says(node.note) and passes(node):
         node = graph[node.inputs[0].name]
     return node.note
 
@@ -232,14 +240,12 @@ def plain_name(node: Node) -> str:
 
 def is_int8(node: Node) -> bool:
     """Whether a node of an int8 network computes on codes; what only codes or decodes does not."""
-    return node.op not in RECODING and (is_coded(node) or node.flag("quantized"))
+    return traits_of(node).reads_codes and not recodes(node)
 
 
 def is_coded(node: Node) -> bool:
     """Whether a node of an int8 network gives codes with their range: values, minimum, maximum."""
-    if node.is_variable or node.op == DEQUANTIZE or node.flag("enable_float_output"):
-        return False
-    return node.op in (QUANTIZE, REQUANTIZE) or node.op.startswith("_contrib_quantized_") or node.flag("quantized")
+    return traits_of(node).writes_codes
 
 
 def dtype_of(graph: Graph, ref: Ref) -> str:
@@ -255,10 +261,9 @@ def dtype_of(graph: Graph, ref: Ref) -> str:
     if spec is None or spec.output == "int8":
         return "int8"
     if spec.output == "post_op":
-        row = spec.post_op(node.subgraphs[0].nodes[-1]) if node.subgraphs else None
+        row = spec.post_op(result_of(node))
         return "uint8" if row is not None and row.unsigned else "int8"
-    data = spec.data_inputs or range(int(node.number("num_args", 1)))
-    types = {dtype_of(graph, node.inputs[i]) for i in data}
+    types = {dtype_of(graph, node.inputs[place]) for place in code_places(node)}
     return "int8" if "int8" in types else "uint8"
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mxq.backends import result_of
 from mxq.graph.ir import Array, Node
 
 STEPS = 4
@@ -39,7 +40,7 @@ class Activation:
         """
         if node.flag("with_sum") and node.note.offset:
             return Activation()
-        inner = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+        inner = result_of(node)
         if inner.op == "Activation" and inner.attrs.get("act_type") == "relu":
             return Activation(0.0)
         if inner.op == "clip":

@@ -8,6 +8,7 @@ import numpy as np
 
 from mxq.backends import layer_of, summand_of
 from mxq.graph.ir import Model, Node
+from mxq.graph.traits import traits_of
 
 FIRST, LAST = 1, -1
 """The axes that channels stand on: after the examples, or at the end."""
@@ -67,10 +68,10 @@ def _relate(model: Model, node: Node, table: dict[str, Family]) -> None:
             table[name].blocked = f"{node.name!r} reads a constant"
         return
     if layer is None:
-        if _commutes(node) and len(data) == len(node.inputs):
+        if traits_of(node).carries_scale and len(data) == len(node.inputs):
             for name in data:
                 _join(table, node.name, name)
-            if node.op in ("Pooling", "Flatten"):
+            if not traits_of(node).pointwise:
                 table[node.name].axes.add(FIRST)
             return
         for name in (*data, node.name):
@@ -134,23 +135,12 @@ def _unusual(norm: Node) -> str:
 def _after(node: Node, layer: Node, family: Family) -> None:
     """What the operators fused after ``layer`` say of the output."""
     for inner in node.subgraphs[0].operators if node.subgraphs else ():
-        if inner is layer or inner.op in ("elemwise_add", "_plus") or _commutes(inner):
+        if inner is layer or traits_of(inner).carries_scale:
             continue
         if inner.op == "clip" and inner.number("a_min", -1) == 0:
             family.cap = min(family.cap, inner.number("a_max", np.inf))
             continue
         family.blocked = family.blocked or f"{inner.op} does not commute with scales"
-
-
-def _commutes(node: Node) -> bool:
-    """Whether positive scales of channels may move through ``node``."""
-    if node.op == "Activation":
-        return node.attrs.get("act_type") == "relu"
-    if node.op == "LeakyReLU":
-        return node.attrs.get("act_type", "leaky") == "leaky"
-    if node.op == "Pooling":
-        return node.attrs.get("pool_type", "max") in ("max", "avg") and node.is_channels_first
-    return node.op in ("elemwise_add", "Flatten", "relu", "Dropout", "_copy", "identity")
 
 
 def _join(table: dict[str, Family], a: str, b: str) -> None:

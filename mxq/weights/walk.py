@@ -20,7 +20,7 @@ from functools import partial, reduce
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, OpSpec, layer_of, summand_of, the_layer_of
+from mxq.backends import MXNET_191, OpSpec, layer_of, result_of, summand_of, the_layer_of
 from mxq.calibration.patches import Geometry, choose_places, inputs_at
 from mxq.config import Methods
 from mxq.data.feed import examples_in
@@ -263,8 +263,7 @@ class _Walk:
 
     def _is_bounded(self, ref: Ref) -> bool:
         """Whether the range of ``ref`` ends where it does for a reason: a clip, or an output of the network."""
-        node = self.setting.model.graph[ref.name]
-        last = node.subgraphs[0].nodes[-1] if node.subgraphs else node
+        last = result_of(self.setting.model.graph[ref.name])
         return last.op == "clip" or ref in self.setting.model.graph.heads
 
     def _sums(self, kernel: Kernel, ref: Ref, weight: Array, samples: Array) -> Sums | None:

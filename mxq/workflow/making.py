@@ -216,7 +216,7 @@ class Opened:
         if self.batches is None:
             raise DataError("calib_data is None; allowed: data to calibrate on, see mxq.data")
         if not self.prepared.plan.quantized:
-            raise QuantizeError(f"there is nothing to choose: {self.prepared.warnings[-1]}")
+            raise QuantizeError(f"there is nothing to choose: {self.prepared.nothing_int8}")
         return Material(
             self.prepared, lambda: self.calibrated().statistics, self.batches, self.runner, runtime.versions()
         )
