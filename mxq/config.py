@@ -10,19 +10,34 @@ from numbers import Real
 from operator import index
 from typing import Any, TypeAlias
 
+from mxq.data.budget import Budget
 from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node
+from mxq.registry import Registry
+from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
 
 DTYPES = ("auto", "int8", "uint8")
 GRANULARITIES = ("channel-wise",)
 MODES = ("smart", "full")
 INPUT_DTYPES = ("float32", "int8", "uint8")
 EFFORTS = ("fast", "default", "best")
-ROUNDINGS = ("nearest", "reconstruction")
-BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 RANGE_CHOICES = ("tensor", "layer")
 STEMS = ("float", "int8")
 TARGETS = ("native", "avx512_vnni", "avx512", "avx2")
+
+CLOSED: Mapping[str, tuple[str | None, ...]] = {
+    "quantized_dtype": DTYPES,
+    "quantize_mode": MODES,
+    "quantize_granularity": GRANULARITIES,
+    "input_dtype": INPUT_DTYPES,
+    "effort": EFFORTS,
+    "range_choice": (*RANGE_CHOICES, None),
+    "stem": (*STEMS, None),
+    "target": TARGETS,
+}
+"""Field of `QuantConfig` -> all values that it may have."""
+METHOD_REGISTRIES: Mapping[str, Registry[Any]] = {"bias_correction": BIAS_CORRECTIONS, "rounding": ROUNDINGS}
+"""Field of `QuantConfig` -> what knows the values that it may have, beside None."""
 
 Selector: TypeAlias = str | Callable[[Node], bool]
 """A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
@@ -31,52 +46,6 @@ OP = "op:"
 Shape: TypeAlias = tuple[int, ...]
 """Of one example: (3, 224, 224)."""
 _PREDICATE = "<predicate "
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much calibration data to use: ``count`` examples, or a ``percent`` of what there is.
-
-    The default, 5 %, is kept between 32 and 1024 examples. A plain count or percentage is kept as it is.
-    """
-
-    count: int | None = None
-    percent: float | None = None
-    least: int = 1
-    most: int | None = None
-
-    @staticmethod
-    def parse(value: int | str | None) -> Budget:
-        """Reads ``num_calib_examples``: None (the default), 500, "500" or "5%".
-
-        Raises:
-            ConfigError: not positive, or a percentage outside (0, 100].
-        """
-        if value is None:
-            return Budget(percent=5.0, least=32, most=1024)
-        text = str(value).strip()
-        number = text.removesuffix("%")
-        try:
-            amount = float(number)
-        except ValueError:
-            amount = -1.0
-        if text.endswith("%") and 0 < amount <= 100:
-            return Budget(percent=amount)
-        if not text.endswith("%") and 0 < amount < math.inf and amount == int(amount):
-            return Budget(count=int(amount))
-        raise ConfigError(
-            f"num_calib_examples is {value!r}; allowed: a positive count such as 500, a percentage such as '5%', "
-            "or None"
-        )
-
-    def examples(self, available: int | None) -> int | None:
-        """The number of examples to use of ``available`` (None: unknown); None where only the end of data ends it."""
-        if self.count is not None:
-            return self.count if available is None else min(self.count, available)
-        if available is None:
-            return self.most
-        wanted = max(round(available * (self.percent or 100.0) / 100), self.least, 1)
-        return min(wanted, self.most or wanted, available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,25 +96,27 @@ def _check_calibrator(name: str, value: Any, where: str = "") -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Methods:
-    """What is done for accuracy beyond ranges that observers find; see `QuantConfig` for the fields.
+def choices(name: str) -> tuple[str, ...]:
+    """What the field ``name`` of `QuantConfig` may be, by names; those of other packages are among them.
 
-    All but "analytic" bias correction and ``stem``, which `mxq.passes.partition` decides, look at calibration data once
-    more, layer after layer (`mxq.weights.walk`).
+    Calibrators may be followed by parameters: "percentile:99.9".
     """
+    if name in CLOSED:
+        return tuple(value for value in CLOSED[name] if value is not None)
+    if name in METHOD_REGISTRIES:
+        return METHOD_REGISTRIES[name].names()
+    from mxq import observers  # noqa: PLC0415 - it compiles kernels, of which settings have no need
 
-    equalize: bool
-    bias_correction: str
-    rounding: str
-    range_choice: str
-    stem: str
+    return (*observers.names(), "none") if name == "calib_mode" else observers.names()
 
-    @property
-    def need_data(self) -> bool:
-        """Whether any of them looks at activations."""
-        chosen = (self.bias_correction == "empirical", self.rounding == "reconstruction", self.range_choice == "layer")
-        return self.equalize or any(chosen)
+
+def _check_method(name: str, value: Any, registry: Registry[Any]) -> None:
+    """A method that is asked for exists and can be imported."""
+    if value is None:
+        return
+    if not isinstance(value, str) or value not in registry:
+        raise one_of(name, value, (*registry.names(), None))
+    registry.get(value)
 
 
 _ALL = Methods(
@@ -191,7 +162,8 @@ class QuantConfig:
         equalize: whether channels are scaled so that they share a tensor's range evenly.
         bias_correction: "empirical", from calibration data on the quantized prefix; "analytic", from BatchNorm's
             statistics alone; or "none".
-        rounding: of weights: to the "nearest" code, or by "reconstruction" of the layer's output.
+        rounding: of weights: to the "nearest" code, or by "reconstruction" of the layer's output. `choices` lists
+            also the roundings and bias corrections of other packages.
         range_choice: of activations: by the "tensor"'s observer alone, or narrowed where that helps the output of the
             "layer"s that read it.
         stem: "float" leaves in float, in mode "smart", the convolution of an image and the depthwise one that alone
@@ -229,21 +201,12 @@ class QuantConfig:
     def __post_init__(self) -> None:
         for name in ("exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
-        for name, allowed in (
-            ("quantized_dtype", DTYPES),
-            ("quantize_mode", MODES),
-            ("quantize_granularity", GRANULARITIES),
-            ("input_dtype", INPUT_DTYPES),
-            ("effort", EFFORTS),
-            ("bias_correction", (*BIAS_CORRECTIONS, None)),
-            ("rounding", (*ROUNDINGS, None)),
-            ("range_choice", (*RANGE_CHOICES, None)),
-            ("stem", (*STEMS, None)),
-            ("target", TARGETS),
-        ):
+        for name, allowed in CLOSED.items():
             value = getattr(self, name)
             if not (value is None or isinstance(value, str)) or value not in allowed:
                 raise one_of(name, value, allowed)
+        for name, registry in METHOD_REGISTRIES.items():
+            _check_method(name, getattr(self, name), registry)
         if not (self.equalize is None or isinstance(self.equalize, bool)):  # 1 is not True: it is written to records
             raise one_of("equalize", self.equalize, (True, False, None))
         for name in ("calib_mode", "weight_calib_mode"):

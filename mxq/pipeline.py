@@ -27,39 +27,39 @@ from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, 
 from mxq.graph.ir import Array, Graph, Model, Ref, Runner
 from mxq.graph.serde import write_text
 from mxq.host import machine
+from mxq.passes import Stage, steps
 from mxq.passes.align_ranges import align_ranges
 from mxq.passes.assignment import assign
-from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
-from mxq.passes.avgpool_to_depthwise import AVERAGES
 from mxq.passes.constants import fold_constants
-from mxq.passes.conv1x1_to_dense import POOLED_DENSE
 from mxq.passes.declare import declare
-from mxq.passes.detection import DETECTION
 from mxq.passes.fix_shape import fix_shape, with_shapes
-from mxq.passes.fold_bn import FOLD_BN
-from mxq.passes.fold_scale import FOLD_SCALE
-from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
 from mxq.passes.integer_input import check_input, choose_codes, integer_input
+from mxq.passes.limit_saturation import FLOAT as TO_FLOAT
+from mxq.passes.limit_saturation import guard
 from mxq.passes.overrides import LayerChoices
+from mxq.passes.pair_channels import pair_channels
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
 from mxq.passes.quantize import quantize_graph
-from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
 from mxq.passes.removed import removed
-from mxq.passes.shape_only import SHAPE_ONLY
+from mxq.passes.shift_streams import shift_streams
 from mxq.passes.shift_summand import shift_summands
-from mxq.passes.simplify import FLOAT, SIMPLIFY
-from mxq.passes.split_groups import SPLIT_GROUPS
-from mxq.passes.subsample_early import SUBSAMPLE_EARLY
+from mxq.passes.simplify import FLOAT
 from mxq.quant import QuantizedModel
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
-from mxq.rewrite import Pass, Trace, run_pass
-from mxq.saturation.limit_saturation import FLOAT as TO_FLOAT
-from mxq.saturation.limit_saturation import guard
-from mxq.saturation.pair_channels import pair_channels
-from mxq.saturation.shift_streams import shift_streams
+from mxq.refine import (
+    Looked,
+    activations,
+    analytic,
+    equalized,
+    exceptions,
+    refined,
+    rounded,
+    samples_of,
+    without_data,
+)
+from mxq.rewrite import Trace, run_pass
 from mxq.weights.clip import Asked, clip_weights
-from mxq.weights.refine import NO_DATA, Looked, activations, analytic, equalized, exceptions, refined, samples_of
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,19 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
     trace = trace if trace is not None else Trace()
-    model = _run((SIMPLIFY, DETECTION), model, trace)
+    model = _run("simplified", model, trace)
     if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
         model = fold_constants(model, runner, trace)
-    steps = (SHAPE_ONLY, FOLD_BN, FOLD_SCALE, REDUCE_STRENGTH, POOL_LAST, SUBSAMPLE_EARLY, POOLED_DENSE, AVERAGES)
-    return _run(steps, model, trace)
+    return _run("prepared", model, trace)
 
 
 def fuse_float(model: Model, runner: Runner | None = None) -> Model:
     """The fastest float form: prepared, and fused for the float kernels."""
-    return _run((FUSE_FLOAT, REDUCE_WHAT_IS_LEFT), prepare(model, runner=runner), Trace())
+    return _run("fused_float", prepare(model, runner=runner), Trace())
 
 
-def _run(steps: Iterable[Pass], model: Model, trace: Trace) -> Model:
-    return reduce(lambda made, step: run_pass(step, made, trace), steps, model)
+def _run(stage: Stage, model: Model, trace: Trace) -> Model:
+    return reduce(lambda made, step: run_pass(step, made, trace), steps(stage), model)
 
 
 def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Prepared:
@@ -167,8 +166,7 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
         if runner is None:
             raise ValueError("input_shape needs a runner")
         prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
-    fuse = FUSE_RUN_TIME if config.calib_mode == NONE else FUSE_INT8
-    fused = _run((SPLIT_GROUPS, fuse, REDUCE_WHAT_IS_LEFT), prepared, trace)
+    fused = _run("fused_run_time" if config.calib_mode == NONE else "fused", prepared, trace)
     decided = _decided(model, fused, config, trace)
     return Prepared(model, fused, decided, config, trace, unmatched(fused.graph, config))
 
@@ -195,7 +193,7 @@ def _check_observers(config: QuantConfig) -> None:
 def _check_observer(setting: str, spec: str, *, weight: bool = False, none: bool = False) -> None:
     if none and spec == NONE:
         return
-    known = (*observers.names(), *observers.ALIASES)
+    known = (*observers.names(), *observers.OBSERVERS.aliases)
     if spec.partition(":")[0].strip() not in known:
         raise one_of(setting, spec, (*known, NONE) if none else known)
     try:
@@ -327,7 +325,7 @@ def quantize(
         prepared: from `plan`.
         calibrated: from `calibrate` or `ranges`.
         versions: for the report.
-        runner, data: what the methods of ``config`` that look at calibration data need (`mxq.weights.refine`). Without
+        runner, data: what the methods of ``config`` that look at calibration data need (`mxq.refine`). Without
             them weights are rounded to the nearest code, and the report says so.
 
     Returns:
@@ -423,15 +421,15 @@ def _built(
 ) -> tuple[_Built, tuple[str, ...]]:
     """`_fitted` to the data where there is some to look at and it can be; else a sentence says why not."""
     config = prepared.config
-    needed = config.calib_mode != NONE and config.methods.need_data
+    needed, blind = config.calib_mode != NONE and config.methods.need_data, without_data(config.methods)
     if not looks_again(config) or runner is None or data is None:
-        return _fitted(prepared, calibrated), (f"{NO_DATA}: there is no calibration data",) if needed else ()
+        return _fitted(prepared, calibrated), (f"{blind}: there is no calibration data",) if needed else ()
     before = len(prepared.trace.events)
     try:
         built = _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config))
     except RuntimeFailure as error:
         del prepared.trace.events[before:]
-        return _fitted(prepared, calibrated), (f"{NO_DATA}: {error}",) if needed else ()
+        return _fitted(prepared, calibrated), (f"{blind}: {error}",) if needed else ()
     return built, built.warnings
 
 
@@ -496,13 +494,15 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = 
     if looked is not None and config.methods.need_data:
         found = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
         fused, thresholds, weights, warnings = found.model, found.thresholds, found.weights, exceptions(found)
+    elif config.methods.round_alone:
+        fused, weights = rounded(fused, built.plan, thresholds, coding, exact=built.exact)
     if looked is not None and not built.exact:
         samples = activations(looked, fused, built.plan)
     surely = _surely_int8(prepared, fused.graph)
     fused, thresholds, saturation = guard(
         fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded, surely
     )
-    if config.methods.bias_correction == "analytic":
+    if config.methods.bias.needs == "batch_norm":
         before = built.model
         fused = analytic(prepared.source, before, fused, built.plan, thresholds, coding, exact=built.exact)
     return replace(
@@ -545,7 +545,7 @@ def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds, looked: L
         choices = LayerChoices.of(fused.graph, config)
         thresholds = align_ranges(fused.graph, plan, thresholds, trace)
         fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
-        if not exact and looked is not None and config.methods.bias_correction == "empirical":
+        if not exact and looked is not None and config.methods.bias.needs == "data":
             look = partial(samples_of, looked, fused)
             fused, plan, thresholds = shift_streams(fused, plan, thresholds, choices, trace, look)
     built = _Built(fused, plan, thresholds, config, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def fresh_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=120,
     )
+
+
+def install_fake(folder: Path, name: str, entries: Mapping[str, Mapping[str, str]], **modules: str) -> None:
+    """Puts a distribution into ``folder``, as pip does: entry points (group -> name -> place) and its modules' text."""
+    about = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    about.mkdir(exist_ok=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    groups = (f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in each.items()) for group, each in entries.items())
+    (about / "entry_points.txt").write_text("\n".join(groups))
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
 
 
 WITHOUT_MXQ = """

@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from mxq import workflow
+from mxq import refine, workflow
 from mxq.artifacts import record
 from mxq.bench.processes import Job
 from mxq.bench.sweep_result import Reading, Setup
@@ -33,7 +33,6 @@ from mxq.errors import RuntimeFailure
 from mxq.host import machine
 from mxq.host.machine import Machine
 from mxq.storage import locks
-from mxq.weights import refine
 
 CLASSES = 7
 SIDE = 16

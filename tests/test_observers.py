@@ -42,6 +42,7 @@ from mxq.observers import (
 )
 from mxq.observers.entropy import EPSILON, divergences
 from mxq.quant.thresholds import Range
+from mxq.registry import Registry
 
 NAMES = ("auto", "ema_minmax", "entropy", "fixed", "mean_std", "mse", "naive", "norm", "percentile")
 FINDERS = tuple(name for name in NAMES if name != "fixed")
@@ -224,8 +225,11 @@ KNOWN = ", ".join(f"'{name}'" for name in (*NAMES, "minmax", "kl"))
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {name: observers.get(name) for name in ("entropy", "naive")}
-    monkeypatch.setattr("mxq.observers.registry._REGISTRY", few)
+    few = Registry[observers.Observer[Any]]("observer", "mxq.observers", observers.Observer)
+    for name in ("entropy", "naive"):
+        few.register(observers.get(name))
+    monkeypatch.setattr("mxq.observers.registry.OBSERVERS", few)
+    monkeypatch.setattr(observers, "register", few.register)
 
 
 def test_unknown_names_list_the_known() -> None:
@@ -250,7 +254,7 @@ def test_registering() -> None:
         name: ClassVar[str] = "naive"
 
     with pytest.raises(
-        ConfigError, match=exactly("an observer named 'naive' exists already; known: entropy, half, naive")
+        ConfigError, match=exactly("an observer named 'naive' exists already; known: entropy, naive, half")
     ):
         observers.register(Impostor())
 

@@ -12,6 +12,8 @@ from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
+from mxq.passes.limit_saturation import guard
+from mxq.passes.pair_channels import pair_channels, weight_codes
 from mxq.passes.partition import partition, with_carried
 from mxq.pipeline import Calibrated, Prepared
 from mxq.quant.thresholds import Range, Threshold, Thresholds
@@ -19,8 +21,6 @@ from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
 from mxq.saturation.kernels import at_risk
-from mxq.saturation.limit_saturation import guard
-from mxq.saturation.pair_channels import pair_channels, weight_codes
 from mxq.saturation.pairing import conflicts
 from mxq.verification import verify
 

@@ -16,11 +16,11 @@ from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
 from mxq.passes.overrides import LayerChoices
+from mxq.passes.shift_streams import shift_streams
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
-from mxq.saturation.shift_streams import shift_streams
 from mxq.verification import verify
 
 pytestmark = pytest.mark.kernels

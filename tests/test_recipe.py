@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 from mxq import recipe
 from mxq.cli.options import config_of
 from mxq.config import (
-    BIAS_CORRECTIONS,
     DTYPES,
     EFFORTS,
     INPUT_DTYPES,
     MODES,
     RANGE_CHOICES,
-    ROUNDINGS,
     STEMS,
     TARGETS,
     LayerConfig,
     QuantConfig,
 )
 from mxq.errors import ConfigError, FormatError
+from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
 
 HEAD = f"format: {recipe.FORMAT}\n"
 LAUGHS = "calib_mode:\n- &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -70,8 +69,8 @@ configs = st.builds(
     preprocess=st.none() | st.dictionaries(words, numbers | st.lists(numbers, max_size=3) | words, max_size=3),
     effort=st.sampled_from(EFFORTS),
     equalize=st.sampled_from([None, True, False]),
-    bias_correction=st.sampled_from([None, *BIAS_CORRECTIONS]),
-    rounding=st.sampled_from([None, *ROUNDINGS]),
+    bias_correction=st.sampled_from([None, *BIAS_CORRECTIONS.names()]),
+    rounding=st.sampled_from([None, *ROUNDINGS.names()]),
     range_choice=st.sampled_from([None, *RANGE_CHOICES]),
     stem=st.sampled_from([None, *STEMS]),
     input_shape=st.none() | shapes | st.dictionaries(words, shapes, min_size=1, max_size=3),

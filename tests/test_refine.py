@@ -14,7 +14,7 @@ import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 
-from mxq import pipeline
+from mxq import pipeline, refine
 from mxq.artifacts import record
 from mxq.calibration.collect import collect
 from mxq.config import LayerConfig, QuantConfig
@@ -23,10 +23,9 @@ from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
 from mxq.pipeline import Quantized
+from mxq.refine import EXAMPLES, NO_DATA, Looked
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
-from mxq.weights import refine
 from mxq.weights.live import peak_bytes
-from mxq.weights.refine import EXAMPLES, NO_DATA, Looked
 
 NET = (
     conv("conv0", "data"),

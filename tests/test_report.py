@@ -231,7 +231,7 @@ class TestTables:
         limited = SaturationRecord("pairs", "pairs", at_risk=9, limited=5, supposed=False)
         widened = SaturationRecord("pairs", "range", at_risk=9, factor=2**0.5)
         cases = {
-            "25.00 % of its codes are not the nearest, for the layer's output; bias correction: empirical": rounded,
+            "rounding: reconstruction, 25.00 % of its codes are not the nearest; bias correction: empirical": rounded,
             "2 of 64 channels, 0.10 % of its values clipped by mse (weight_calib_mode)": clipped,
             "9 pairs of products may saturate; 5 weights made smaller": limited,
             "its input's range widened 1.41 times (what activations are like": widened,

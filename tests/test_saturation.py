@@ -22,11 +22,11 @@ from mxq.config import QuantConfig
 from mxq.graph.serde import read_text
 from mxq.host import machine
 from mxq.numerics import sqnr_db
+from mxq.passes.limit_saturation import guard
+from mxq.passes.pair_channels import weight_codes
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
 from mxq.saturation.kernels import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
-from mxq.saturation.limit_saturation import guard
-from mxq.saturation.pair_channels import weight_codes
 from mxq.saturation.pairing import conflicts, cost_of, matching
 from mxq.saturation.remedies import change, coarser, remedy, supposed
 

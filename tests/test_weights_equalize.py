@@ -16,13 +16,13 @@ from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.passes.exact import exact
 from mxq.quant.thresholds import Range, Thresholds
+from mxq.refine import FOR_SCALES, Looked, equalized
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.verification import verify
 from mxq.verification.taps import corresponding
 from mxq.weights import equalize as equalizing
 from mxq.weights.equalize import MARGIN, MOST, channels_seen, equalize, families, scales
-from mxq.weights.refine import FOR_SCALES, Looked, equalized
 
 X = feeds(data=(16, CHANNELS, 6, 6))["data"]
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
@@ -532,7 +532,7 @@ class TestClip:
 
 
 class TestRefined:
-    """Through `mxq.weights.refine.equalized`, which looks at few examples."""
+    """Through `mxq.refine.equalized`, which looks at few examples."""
 
     def looked(self, model: Model, data: np.ndarray) -> tuple[pipeline.Prepared, Thresholds, Model, Thresholds, Trace]:
         prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", target="avx512_vnni"))

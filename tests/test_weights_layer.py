@@ -14,9 +14,12 @@ from mxq.calibration.patches import Geometry, Places, inputs_at
 from mxq.config import QuantConfig
 from mxq.graph.ir import Array, Node
 from mxq.weights import layer as layers
+from mxq.weights import lowrank
 from mxq.weights import pieces as cut
 from mxq.weights.grid import FULL
-from mxq.weights.layer import LARGEST, LEAST_PLACES, Chosen, Layer, Seen, choose, choose_places, improved
+from mxq.weights.layer import LEAST_PLACES, Chosen, Layer, choose, choose_places, improved
+from mxq.weights.lowrank import LARGEST
+from mxq.weights.methods import Seen
 from mxq.weights.pieces import pieces
 
 METHODS = QuantConfig().methods
@@ -77,7 +80,7 @@ def test_outputs_a_few_at_a_time_are_all_of_them(monkeypatch: pytest.MonkeyPatch
 def test_a_wide_layer_is_refined_too(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, data = layer_of(fc("x", "data", 'num_hidden="8"'), (20, 8, 6, 6)), maps(8)
     plain = found(layer, data)
-    monkeypatch.setattr(layers, "LARGEST", 100)
+    monkeypatch.setattr(lowrank, "LARGEST", 100)
     wide = found(layer, data)
     assert layer.is_wide
     assert wide.moved == pytest.approx(plain.moved, abs=0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from mxq.saturation.limits import Exposed, Sums, by_channel
 from mxq.weights.grid import FULL, extremes, nearest, steps
-from mxq.weights.layer import DAMPING
+from mxq.weights.reconstruction import DAMPING
 from mxq.weights.rounding import covariance, damped, descend, error_of, successive
 
 CHANNELS, POSITIONS, OUTPUTS = 7, 4, 12

@@ -244,16 +244,17 @@ def _about(archive: Archive) -> _About:
 
 
 def _state(number: int, kind: str, archive: Archive) -> State:
-    if kind not in observers.STATES:
+    made = observers.state_class(kind)
+    if made is None:
         raise FormatError(f"a state is of kind {kind!r}; known: {', '.join(observers.STATES)}")
-    layout: Layout = observers.STATES[kind].layout
+    layout: Layout = made.layout
     for key, (dtype, shape) in layout.items():
         archive.check(f"{number}.{key}")
         held = archive.headers.get(f"{number}.{key}")
         if held is None or (held.dtype, held.shape) != (np.dtype(dtype), shape):
             found = "missing" if held is None else f"{held.dtype}{list(held.shape)}"
             raise FormatError(f"statistics are damaged: {number}.{key} is {found}; needed: {dtype}{list(shape)}")
-    state: State = observers.STATES[kind].from_arrays({key: archive[f"{number}.{key}"] for key in layout})
+    state: State = made.from_arrays({key: archive[f"{number}.{key}"] for key in layout})
     return state
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mxq.cli.console import say
-from mxq.cli.options import option
+from mxq.cli.options import option, with_choices
 from mxq.errors import MxqError
 from mxq.text import one_line, printable
 
@@ -52,6 +52,18 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _usage():
             return super().invoke(ctx)
+
+
+class _Command(TyperCommand):
+    """Its help lists what settings may be, which installed packages have a say in."""
+
+    def format_help(self, *args: Any) -> None:
+        for parameter in self.params:
+            shown: Any = parameter
+            shown.metavar = shown.metavar and with_choices(shown.metavar, "|")
+            if getattr(shown, "help", None):
+                shown.help = with_choices(shown.help, ", ")
+        super().format_help(*args)
 
 
 @contextmanager
@@ -118,7 +130,7 @@ def command(function: _Function) -> _Function:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command()(run)
+    app.command(cls=_Command)(run)
     return function
 
 

@@ -25,10 +25,20 @@ _METHODS = "Methods for accuracy, one by one"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
-    """An option; its default is shown only where it ``show``s something."""
+    """An option; its default is shown only where it ``show``s something.
+
+    In ``help`` and ``metavar``, "{rounding}" stands for what that setting may be; see `with_choices`.
+    """
     return typer.Option(
         *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=more.pop("show", False), **more
     )
+
+
+def with_choices(text: str, between: str) -> str:
+    """``text`` with what settings may be in place of their names in braces."""
+    from mxq.config import choices
+
+    return re.sub(r"\{(\w+)\}", lambda found: between.join(choices(found[1])), text)
 
 
 Prefix = Annotated[
@@ -62,7 +72,7 @@ ExcludeOp = Annotated[
 QuantizeMode = Annotated[
     str | None,
     option(
-        metavar="smart|full",
+        metavar="{quantize_mode}",
         panel=_LAYERS,
         help="smart, the default: layers and what lies between them; full: all that has an int8 kernel.",
     ),
@@ -75,24 +85,24 @@ CalibMode = Annotated[
     str | None,
     option(
         metavar="MODE",
-        help="How ranges are chosen: naive (the default), entropy, percentile:99.99, mse, auto, ..., or none: at run "
-        "time, without data.",
+        help="How ranges are chosen, by {weight_calib_mode}; naive is the default. Parameters follow a colon: "
+        "percentile:99.99. Or none: at run time, without data.",
     ),
 ]
 WeightCalibMode = Annotated[
     str | None,
-    option(metavar="MODE", help="How weights are clipped, per channel; naive, the default: not at all."),
+    option(metavar="MODE", help="How weights are clipped, per channel, by the same; naive, the default: not at all."),
 ]
 Dtype = Annotated[
     str | None,
     option(
-        metavar="auto|int8|uint8", help="Type of activations; auto, the default: unsigned where nothing is negative."
+        metavar="{quantized_dtype}", help="Type of activations; auto, the default: unsigned where nothing is negative."
     ),
 ]
 InputDtype = Annotated[
     str | None,
     option(
-        metavar="float32|int8|uint8",
+        metavar="{input_dtype}",
         help="What the network is fed: floats, the default; int8 codes; or uint8 pixels. mxq.data makes the integers.",
     ),
 ]
@@ -106,7 +116,7 @@ InputShape = Annotated[
 Effort = Annotated[
     str | None,
     option(
-        metavar="fast|default|best",
+        metavar="{effort}",
         help="What is done for accuracy: fast takes ranges and rounds; default, which it is without this option, looks "
         "at calibration data again, layer after layer; best at more of it.",
     ),
@@ -114,7 +124,7 @@ Effort = Annotated[
 Target = Annotated[
     str | None,
     option(
-        metavar="native|avx512_vnni|avx512|avx2",
+        metavar="{target}",
         help="The CPU that the network is for; native, the default: this one. Without VNNI sums of two products can "
         "saturate, which is then guarded against.",
     ),
@@ -122,17 +132,18 @@ Target = Annotated[
 Rounding = Annotated[
     str | None,
     option(
-        metavar="nearest|reconstruction",
+        metavar="{rounding}",
         panel=_METHODS,
-        help="Round weights to the nearest code, or so that the layer's output changes least.",
+        help="Round weights to the nearest code, or so that the layer's output changes least (reconstruction).",
     ),
 ]
 BiasCorrection = Annotated[
     str | None,
     option(
-        metavar="none|analytic|empirical",
+        metavar="{bias_correction}",
         panel=_METHODS,
-        help="Make up for a layer's mean error in its bias: by BatchNorm's statistics, or by calibration data.",
+        help="Make up for a layer's mean error in its bias: by BatchNorm's statistics (analytic), or by calibration "
+        "data (empirical).",
     ),
 ]
 Equalize = Annotated[
@@ -142,7 +153,7 @@ Equalize = Annotated[
 RangeChoice = Annotated[
     str | None,
     option(
-        metavar="tensor|layer",
+        metavar="{range_choice}",
         panel=_METHODS,
         help="Take ranges as calibrated, or narrow them where the layers that read the tensor gain by it.",
     ),
@@ -150,7 +161,7 @@ RangeChoice = Annotated[
 Stem = Annotated[
     str | None,
     option(
-        metavar="float|int8",
+        metavar="{stem}",
         panel=_METHODS,
         help="Leave the first convolution in float, and the depthwise one after it, where a network begins so; or not, "
         "which is quicker at large batches.",

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.config import Budget
+from mxq.data.budget import Budget
 from mxq.data.feed import Feed, check_ranks, described, examples_in, flattened, is_array, made, segmented, taken
 from mxq.data.sources import END, DataBatch, Source, is_batch_object, source_of
 from mxq.errors import DataError

@@ -15,13 +15,13 @@ from mxq.observers.moments import MeanStdObserver, MeanStdParams, NormObserver, 
 from mxq.observers.moving import MovingObserver, MovingParams, MovingState
 from mxq.observers.mse import MseObserver, MseParams
 from mxq.observers.percentile import PercentileObserver, PercentileParams
-from mxq.observers.registry import ALIASES, get, names, register, spec_of
+from mxq.observers.registry import OBSERVERS, get, names, register, spec_of
 
 _ALL: Final[tuple[Observer[Any], ...]] = (
     NaiveObserver(),
     MovingObserver(),
-    PercentileObserver(),
     EntropyObserver(),
+    PercentileObserver(),
     MseObserver(),
     NormObserver(),
     MeanStdObserver(),
@@ -32,19 +32,31 @@ for _observer in _ALL:
     register(_observer)
 
 STATES: Final[dict[str, Any]] = {state.kind: state for state in (Extent, HistogramState, MovingState)}
-"""Kind of state, as a file names it -> its class."""
+"""Kind of state, as a file names it -> its class; see `state_class` for those of other packages."""
+
+
+def state_class(kind: str) -> Any:
+    """The class of the states that a file calls ``kind``; None where no observer has such."""
+    if kind in STATES:
+        return STATES[kind]
+    return next((type(state) for o in OBSERVERS.values() if (state := o.empty()).kind == kind), None)
 
 
 _OF_HISTOGRAMS: Final[Observer[Any]] = MseObserver()
 
 
 def collector(observer: Observer[Any]) -> Observer[Any]:
-    """What to collect so that ``observer``, and others later, can be asked: a histogram, unless order matters."""
-    return observer if observer.ordered else _OF_HISTOGRAMS
+    """What to collect so that ``observer``, and others later, can be asked: a histogram, where that serves it."""
+    return _OF_HISTOGRAMS if reads_histograms(observer) else observer
+
+
+def reads_histograms(observer: Observer[Any]) -> bool:
+    """Whether statistics that serve most others serve ``observer``, too."""
+    return observer.reads(HistogramState.statistic)
 
 
 __all__ = [
-    "ALIASES",
+    "OBSERVERS",
     "STATES",
     "Arrays",
     "AutoObserver",
@@ -76,6 +88,8 @@ __all__ = [
     "get",
     "in_parallel",
     "names",
+    "reads_histograms",
     "register",
     "spec_of",
+    "state_class",
 ]

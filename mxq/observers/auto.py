@@ -1,33 +1,43 @@
 """The "auto" observer: for each tensor the candidate of the least expected quantization error.
 
-The candidates are the other observers that work from a histogram, so one pass answers for all. The error of a candidate
-is the mean squared one of quantizing to its threshold (`HistogramState.expected_errors`). What each would have found is
-kept with the choice, so that a report can say by how much the choice was better.
+The candidates are the other observers that work from a histogram and ask for it (`HistogramObserver.in_auto`), so one
+pass answers for all. The error of a candidate is the mean squared one of quantizing to its threshold
+(`HistogramState.expected_errors`). What each would have found is kept with the choice, so that a report can say by how
+much the choice was better.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Final
 
 import numpy as np
 
-from mxq.observers.entropy import EntropyObserver
 from mxq.observers.histogram import HistogramObserver, HistogramState
-from mxq.observers.moments import MeanStdObserver, NormObserver
-from mxq.observers.mse import MseObserver
-from mxq.observers.percentile import PercentileObserver, PercentileParams
-from mxq.observers.registry import spec_of
+from mxq.observers.registry import OBSERVERS, get, spec_of
 from mxq.quant.thresholds import Candidate, Range
 
-CANDIDATES: Final[tuple[HistogramObserver, ...]] = (
-    EntropyObserver(),
-    MseObserver(),
-    *(PercentileObserver(PercentileParams(p)) for p in (99.9, 99.99, 99.999, 99.9999)),
-    NormObserver(),
-    MeanStdObserver(),
-)
-SPECS: Final = ("naive", *map(spec_of, CANDIDATES))
+NAIVE: Final = "naive"
+"""The candidate that needs no search: the largest value."""
+
+
+def specs() -> tuple[str, ...]:
+    """The specs of all candidates."""
+    return (NAIVE, *_finders())
+
+
+def _finders() -> Mapping[str, HistogramObserver]:
+    """The other candidates by their specs."""
+    return _asked(tuple(o for o in OBSERVERS.values() if isinstance(o, HistogramObserver)))
+
+
+@cache
+def _asked(known: tuple[HistogramObserver, ...]) -> Mapping[str, HistogramObserver]:
+    """Those of ``known`` that ask to be candidates."""
+    found = (get(spec) for observer in known for spec in observer.in_auto)
+    return {spec_of(observer): observer for observer in found if isinstance(observer, HistogramObserver)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class AutoObserver(HistogramObserver):
     """Chooses for each tensor, and keeps what the others would have found."""
 
     name: ClassVar[str] = "auto"
+    in_tune: ClassVar[tuple[str, ...]] = ("auto",)
     params: AutoParams = AutoParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:
@@ -54,10 +65,11 @@ class AutoObserver(HistogramObserver):
     def _ranked(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
         """All candidates, the least error first; of equals the wider range."""
         absmax = state.extent.absmax
-        bounds = np.array([absmax, *(min(c.threshold(state, dtype), absmax) for c in CANDIDATES)])
+        finders = _finders()
+        bounds = np.array([absmax, *(min(c.threshold(state, dtype), absmax) for c in finders.values())])
         errors = state.expected_errors(bounds, dtype)
         found = [
             Candidate(spec, Range(0.0 if dtype == "uint8" else -bound, bound), error)
-            for spec, bound, error in zip(SPECS, bounds.tolist(), errors.tolist(), strict=True)
+            for spec, bound, error in zip((NAIVE, *finders), bounds.tolist(), errors.tolist(), strict=True)
         ]
         return tuple(sorted(found, key=lambda c: (c.error, -c.range.absmax)))

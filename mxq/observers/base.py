@@ -9,8 +9,9 @@ An observer is a pure fold over the batches of one tensor::
 
 A state is a frozen dataclass whose arrays are read-only: reading changes nothing, and two states of disjoint
 data `merge` into the state of all of it. Many observers share a kind of state, so what one pass collected answers
-for all of them. Adding an observer takes a parameter dataclass, a class and `mxq.observers.registry.register`; one that
-works from a histogram derives from `mxq.observers.histogram.HistogramObserver` and writes `threshold` alone.
+for all of them. Adding an observer takes a parameter dataclass, a class and `mxq.observers.registry.register`, or in
+another package an entry point of the group "mxq.observers"; one that works from a histogram derives from
+`mxq.observers.histogram.HistogramObserver` and writes `threshold` alone. See docs/extending.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +66,7 @@ class State(Protocol):
         ...
 
 
+@runtime_checkable
 class Observer(Protocol[S]):
     """Finds the range of one tensor from its batches; ``S`` is its state."""
 
@@ -73,6 +75,12 @@ class Observer(Protocol[S]):
 
     ordered: ClassVar[bool]
     """Whether the order of updates matters (a moving average); such states merge in the order of their data only."""
+
+    in_tune: ClassVar[tuple[str, ...]]
+    """The specs with which `mxq.tune` tries it for ranges of activations."""
+
+    clips_in_tune: ClassVar[tuple[str, ...]]
+    """The specs with which `mxq.tune` tries it for clipping weights."""
 
     @property
     def params(self) -> Any:
@@ -140,6 +148,8 @@ class StateObserver:
     """What observers have in common: what they say of a state beside its range is in the state's extent."""
 
     ordered: ClassVar[bool] = False
+    in_tune: ClassVar[tuple[str, ...]] = ()
+    clips_in_tune: ClassVar[tuple[str, ...]] = ()
     params: Any = None
 
     def candidates(self, state: Any, dtype: str) -> tuple[Candidate, ...]:

@@ -68,6 +68,8 @@ class EntropyObserver(HistogramObserver):
     """Clips outliers where resolution for the rest is worth more; may cost accuracy where the tail matters."""
 
     name: ClassVar[str] = "entropy"
+    in_auto: ClassVar[tuple[str, ...]] = ("entropy",)
+    in_tune: ClassVar[tuple[str, ...]] = ("entropy",)
     params: EntropyParams = EntropyParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:

@@ -151,9 +151,13 @@ class HistogramState:
 
 @dataclass(frozen=True)
 class HistogramObserver(StateObserver, ABC):
-    """An observer whose state is a `HistogramState`; a subclass names itself and finds a threshold."""
+    """An observer whose state is a `HistogramState`; a subclass names itself and finds a threshold.
+
+    ``in_auto`` are the specs with which "auto" tries it for every tensor.
+    """
 
     name: ClassVar[str]
+    in_auto: ClassVar[tuple[str, ...]] = ()
     statistic: ClassVar[str] = HistogramState.statistic
 
     def reads(self, statistic: str) -> bool:

@@ -50,6 +50,7 @@ class NaiveObserver(ExtentObserver):
     """
 
     name: ClassVar[str] = "naive"
+    in_tune: ClassVar[tuple[str, ...]] = ("naive",)
     params: NaiveParams = NaiveParams()
 
     def range(self, state: State, dtype: str) -> Range:

@@ -38,6 +38,7 @@ class NormObserver(HistogramObserver):
     """
 
     name: ClassVar[str] = "norm"
+    in_auto: ClassVar[tuple[str, ...]] = ("norm",)
     params: NormParams = NormParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:
@@ -69,6 +70,7 @@ class MeanStdObserver(HistogramObserver):
     """
 
     name: ClassVar[str] = "mean_std"
+    in_auto: ClassVar[tuple[str, ...]] = ("mean_std",)
     params: MeanStdParams = MeanStdParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:

@@ -37,6 +37,9 @@ class MseObserver(HistogramObserver):
     """Balances what is clipped against resolution for the rest, by their energy."""
 
     name: ClassVar[str] = "mse"
+    in_auto: ClassVar[tuple[str, ...]] = ("mse",)
+    in_tune: ClassVar[tuple[str, ...]] = ("mse",)
+    clips_in_tune: ClassVar[tuple[str, ...]] = ("mse",)
     params: MseParams = MseParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:

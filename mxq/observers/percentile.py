@@ -32,6 +32,8 @@ class PercentileObserver(HistogramObserver):
     """Clips a fixed share of the values, however far out they lie; the result is within a bin of the exact one."""
 
     name: ClassVar[str] = "percentile"
+    in_tune: ClassVar[tuple[str, ...]] = ("percentile:99.9", "percentile", "percentile:99.999")
+    in_auto: ClassVar[tuple[str, ...]] = (*in_tune, "percentile:99.9999")
     params: PercentileParams = PercentileParams()
 
     def threshold(self, state: HistogramState, dtype: str) -> float:

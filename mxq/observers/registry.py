@@ -11,20 +11,15 @@ from typing import Any, ClassVar, Final
 
 from mxq.errors import ConfigError, one_of
 from mxq.observers.base import Observer
+from mxq.registry import Registry
 
-_REGISTRY: Final[dict[str, Observer[Any]]] = {}
-ALIASES: Final = {"minmax": "naive", "kl": "entropy"}
-"""Other names in use for the same observers."""
+OBSERVERS: Final = Registry[Observer[Any]](
+    "observer", "mxq.observers", Observer, aliases={"minmax": "naive", "kl": "entropy"}
+)
+"""All observers, each with its default parameters. Entry points of other packages give one, or its class."""
 
-
-def register(observer: Observer[Any]) -> None:
-    """Makes ``observer``, with its default parameters, known by its name.
-
-    Raises:
-        ConfigError: the name is taken by another observer.
-    """
-    if _REGISTRY.setdefault(observer.name, observer) != observer:
-        raise ConfigError(f"an observer named {observer.name!r} exists already; known: {', '.join(names())}")
+register = OBSERVERS.register
+"""Makes an observer, with its default parameters, known by its name; also a decorator of its class."""
 
 
 def get(spec: str) -> Observer[Any]:
@@ -34,10 +29,10 @@ def get(spec: str) -> Observer[Any]:
         ConfigError: no such observer or parameter, or a value that is not allowed; the message lists those known.
     """
     name, _, settings = spec.strip().partition(":")
-    name = ALIASES.get(name.strip(), name.strip())
-    if name not in _REGISTRY:
-        raise one_of("observer", name, (*names(), *ALIASES))
-    known = _REGISTRY[name]
+    if name.strip() not in OBSERVERS:
+        raise one_of("observer", name.strip(), (*names(), *OBSERVERS.aliases))
+    known = OBSERVERS.get(name.strip())
+    name = known.name
     if not settings.strip():
         if isinstance(known, NeedsParams):
             raise ConfigError(f"observer {name!r} needs parameters: {known.needs}")
@@ -85,5 +80,5 @@ def spec_of(observer: Observer[Any]) -> str:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all registered observers, sorted."""
-    return tuple(sorted(_REGISTRY))
+    """The names of all observers, sorted, those of other packages among them."""
+    return tuple(sorted(OBSERVERS.names()))

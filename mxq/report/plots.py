@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mxq import observers
 from mxq.calibration.statistics import Statistics
 from mxq.errors import CalibrationError, ConfigError, DataError
-from mxq.observers.auto import SPECS
+from mxq.observers.auto import specs as specs_of_auto
 from mxq.observers.histogram import HALF, Counts, HistogramState
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Range, RangeKind, Threshold, Thresholds
@@ -149,7 +149,7 @@ def compared(
     """
     _check_tensor(tensor, statistics)
     named = None if chosen is None else observers.spec_of(observers.get(chosen))
-    specs = dict.fromkeys((*SPECS, *([named] if named else [])))
+    specs = dict.fromkeys((*specs_of_auto(), *([named] if named else [])))
     found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
     marked, why = named, CHOSEN
     if named is None and used is None:

@@ -148,7 +148,7 @@ def _weight(w: WeightRecord) -> str:
     clipped = f"{w.clipped_channels} of {w.channels} channels, {percent(w.clipped_share)} of its values clipped"
     words = [clipped if w.source == "rounding" else f"{clipped} by {w.observer} ({w.source})"]
     if w.rounding != "nearest":
-        words.append(f"{percent(w.moved_share)} of its codes are not the nearest, for the layer's output")
+        words.append(f"rounding: {w.rounding}, {percent(w.moved_share)} of its codes are not the nearest")
     if w.bias_correction != "none":
         words.append(f"bias correction: {w.bias_correction}")
     if w.note:

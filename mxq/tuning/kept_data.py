@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.config import Budget
+from mxq.data.budget import Budget
 from mxq.data.feed import Feed
 from mxq.data.feeding import Feeds, feeds
 from mxq.distributed import Partitions

@@ -36,17 +36,15 @@ from mxq.tuning.material import Material, make, planned
 from mxq.tuning.scoring import Against, Judge
 from mxq.tuning.search import Bar, Method, Settings, Space, Trial, strategy
 from mxq.tuning.tuned import Tuned
+from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
 
-CALIBRATORS: Final = ("naive", "entropy", "percentile:99.9", "percentile:99.99", "percentile:99.999", "mse", "auto")
 METHODS: Final = (
     Method("default"),
     Method("best"),
     Method("default", range_choice="tensor"),
     Method("default", equalize=False),
-    Method("default", bias_correction="analytic"),
-    Method("fast", weight_calib_mode="mse"),
 )
-"""After plain calibration, which is ``Method("fast")``."""
+"""After plain calibration, which is ``Method("fast")``; see `_methods` for those after them."""
 
 STATISTICS, TRIALS, LAYERS, BEST = "statistics.npz", "trials.jsonl", "layers.jsonl", "best"
 """Names in a workdir; the last begins those of the network's files."""
@@ -123,7 +121,7 @@ def search(task: Task) -> Tuned:
     reference, seconds = _float_score(task, journal)
     bar = Bar(reference, task.max_drop)
     driver = Driver(bar, task.attempt, journal, task.budget, lambda _, made: _keep(task, made), seconds)
-    space = Space(_calibrators(task.base), METHODS, lambda base: _ranked(task, base, measured))
+    space = Space(_calibrators(task.base), _methods(), lambda base: _ranked(task, base, measured))
     with tqdm(desc="tune", unit="network", leave=False, disable=None if task.progress else True) as bar_shown:
         driver.tell = lambda trial: _show(bar_shown, trial)
         found = driver.run(strategy(space, bar))
@@ -157,7 +155,7 @@ def check(config: QuantConfig, max_drop: float) -> None:
     if config.calib_mode == NONE:
         raise ConfigError("calib_mode is 'none', which leaves no calibrator to choose; allowed: any other")
     for spec in (config.calib_mode, *(layer.calib_mode for layer in config.overrides.values())):
-        if spec is not None and observers.get(spec).ordered:
+        if spec is not None and not observers.reads_histograms(observers.get(spec)):
             raise ConfigError(f"calib_mode is {spec!r}, whose statistics serve no other calibrator; allowed: any other")
 
 
@@ -188,9 +186,19 @@ def _scored(entry: Mapping[str, Any]) -> tuple[str, Mapping[str, float], float]:
 
 
 def _calibrators(base: QuantConfig) -> tuple[Settings, ...]:
-    """The user's first, then all others, each once."""
-    specs = (observers.spec_of(observers.get(spec)) for spec in (base.calib_mode, *CALIBRATORS))
+    """The user's first, then all that ask for it, each once."""
+    known = filter(observers.reads_histograms, observers.OBSERVERS.values())
+    asked = (spec for observer in known for spec in observer.in_tune)
+    specs = (observers.spec_of(observers.get(spec)) for spec in (base.calib_mode, *asked))
     return tuple(Settings(spec) for spec in dict.fromkeys(specs))
+
+
+def _methods() -> tuple[Method, ...]:
+    """`METHODS`, and what else asks to be tried: roundings, bias corrections, and observers that clip weights."""
+    roundings = (Method("default", rounding=m.name) for m in ROUNDINGS.values() if m.in_tune)
+    biases = (Method("default", bias_correction=m.name) for m in BIAS_CORRECTIONS.values() if m.in_tune)
+    specs = dict.fromkeys(spec for o in observers.OBSERVERS.values() for spec in o.clips_in_tune)
+    return (*METHODS, *roundings, *biases, *(Method("fast", weight_calib_mode=spec) for spec in specs))
 
 
 def _ranked(task: Task, base: Settings, journal: Journal) -> Mapping[str, float]:

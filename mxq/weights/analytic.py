@@ -15,6 +15,8 @@ Conditions: a fused convolution or fully connected layer with a folded BatchNorm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.stats import norm
@@ -24,14 +26,46 @@ from mxq.calibration.patches import Geometry
 from mxq.graph.ir import Array, Model, Node
 from mxq.quant.plan import Plan
 from mxq.weights.bias import Activation
+from mxq.weights.methods import BiasMethod, Rounded
+
+
+@dataclass(frozen=True)
+class Analytic:
+    """See the module."""
+
+    name: ClassVar[str] = "analytic"
+    needs: ClassVar[Literal["nothing", "data", "batch_norm"]] = "batch_norm"
+    in_tune: ClassVar[bool] = True
+
+    def correction(self, layer: Rounded) -> Array | None:
+        """None also where the layer's inputs are not the channels that the mean is of."""
+        if layer.mean is None:
+            return None
+        geometry, weight = layer.geometry, layer.weight
+        per_group = layer.mean.reshape(geometry.groups, 1, -1)
+        channels = per_group.shape[2]
+        if weight[0].size % channels or not (geometry.kernel or geometry.flatten):
+            return None
+        off = (layer.values - geometry.grouped(weight)).astype(np.float64)
+        if geometry.kernel:  # (G, O, taps * I)
+            sums = off.reshape(*off.shape[:2], -1, channels).sum(axis=2)
+        else:  # (1, O, I * places)
+            sums = off.reshape(*off.shape[:2], channels, -1).sum(axis=3)
+        return -np.asarray((sums * per_group).sum(axis=2).ravel())
 
 
 def corrected(
-    source: Model, before: Model, after: Model, values: Mapping[str, Callable[[], Array]], plan: Plan
+    method: BiasMethod,
+    source: Model,
+    before: Model,
+    after: Model,
+    values: Mapping[str, Callable[[], Array]],
+    plan: Plan,
 ) -> Model:
-    """``after`` with the biases of its int8 layers corrected.
+    """``after`` with the biases of its int8 layers corrected by a ``method`` that needs BatchNorm's statistics.
 
     Args:
+        method: what corrects each layer of whose inputs BatchNorm tells.
         source: the network as given, whose BatchNorms are still there.
         before: fused, its weights those of float.
         after: the same network with the parameters that are written, a bias in every int8 layer.
@@ -40,29 +74,17 @@ def corrected(
     """
     args = {}
     for node in after.graph.operators:
-        layer = layer_of(node)
-        mean = None if layer is None else expected(source, before.graph[node.inputs[0].name])
-        if layer is None or mean is None or node.name not in plan.quantized:
+        inner = layer_of(node)
+        mean = None if inner is None else expected(source, before.graph[node.inputs[0].name])
+        if inner is None or mean is None or node.name not in plan.quantized:
             continue
         weight, bias = node.inputs[1].name, node.inputs[2].name
-        shift = _shift(Geometry.of(layer), before.args[weight], values[weight], mean)
-        if shift is not None:
-            args[bias] = (after.args[bias] - shift).astype(np.float32)
+        geometry = Geometry.of(inner)
+        made = geometry.grouped(values[weight]())
+        added = method.correction(Rounded(node, geometry, before.args[weight], made, after.args[bias], mean=mean))
+        if added is not None:
+            args[bias] = (after.args[bias] + added).astype(np.float32)
     return after.with_graph(after.graph, args) if args else after
-
-
-def _shift(geometry: Geometry, weight: Array, value: Callable[[], Array], mean: Array) -> Array | None:
-    """What a layer's output is off on average, (O,); None where its inputs are not the channels that ``mean`` is of."""
-    per_group = mean.reshape(geometry.groups, 1, -1)
-    channels = per_group.shape[2]
-    if weight[0].size % channels or not (geometry.kernel or geometry.flatten):
-        return None
-    off = geometry.grouped((value() - weight).astype(np.float64))
-    if geometry.kernel:  # (G, O, taps * I)
-        sums = off.reshape(*off.shape[:2], -1, channels).sum(axis=2)
-    else:  # (1, O, I * places)
-        sums = off.reshape(*off.shape[:2], channels, -1).sum(axis=3)
-    return np.asarray((sums * per_group).sum(axis=2).ravel())
 
 
 def expected(source: Model, node: Node) -> Array | None:

@@ -13,11 +13,13 @@ nothing: before a ReLU6 that is often most of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from mxq.backends import result_of
 from mxq.graph.ir import Array, Node
+from mxq.weights.methods import Rounded
 
 STEPS = 4
 FEW = 8.0
@@ -35,7 +37,7 @@ class Activation:
     def of(node: Node) -> Activation:
         """Of a fused node. What is no clip counts as none: its derivative is not far from constant.
 
-        Nor does the ReLU of a shifted sum (`mxq.saturation.shift_streams`): what it takes is beyond the calibrated
+        Nor does the ReLU of a shifted sum (`mxq.passes.shift_streams`): what it takes is beyond the calibrated
         range.
         """
         if node.flag("with_sum") and node.note.offset:
@@ -80,3 +82,31 @@ def correction(target: Array, made: Array, activation: Activation) -> Array:
         count, total = ((ones @ part)[:, 0] for part in (active, off))
         found = found + np.where(count >= FEW, total / np.maximum(count, 1), 0.0)
     return found
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """See the module."""
+
+    name: ClassVar[str] = "empirical"
+    needs: ClassVar[Literal["nothing", "data", "batch_norm"]] = "data"
+    in_tune: ClassVar[bool] = False  # the effort "default" has it
+
+    def correction(self, layer: Rounded) -> Array | None:
+        if layer.seen is None:
+            return None
+        made = layer.seen.inputs @ np.swapaxes(layer.values, 1, 2)
+        offset = layer.bias.reshape(layer.geometry.groups, 1, -1)
+        return correction(layer.seen.target + offset, made + offset, Activation.of(layer.node)).ravel()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """No correction: biases stay as they are."""
+
+    name: ClassVar[str] = "none"
+    needs: ClassVar[Literal["nothing", "data", "batch_norm"]] = "nothing"
+    in_tune: ClassVar[bool] = False
+
+    def correction(self, layer: Rounded) -> Array | None:
+        return None

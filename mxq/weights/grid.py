@@ -16,6 +16,7 @@ import numpy as np
 
 from mxq.graph.ir import Array
 from mxq.numerics import SPAN, quantize, scale
+from mxq.saturation.kernels import Kernel
 
 _DEAD = 1e-30
 
@@ -38,6 +39,12 @@ class Grid:
 FULL: Final = Grid()
 HALVED: Final = Grid(64, 63, SPAN["int8"] / 2)
 """Of kernels that read s8 without VNNI: they halve the codes, ``rint(w * 63.75 / absmax)``; see `saturation`."""
+
+
+def grid_of(kernel: Kernel, *, exact: bool) -> Grid:
+    """Of a kernel as `saturation` knows it, on a target that adds products exactly or not."""
+    return HALVED if kernel == "halved" and not exact else FULL
+
 
 RATIOS: Final = (127.5 / 127, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Bounds that `steps` tries, in shares of a channel's largest weight. The first is for weights that were codes once."""

@@ -15,38 +15,17 @@ import numpy as np
 
 from mxq.calibration import patches
 from mxq.calibration.patches import Geometry
-from mxq.config import Methods
 from mxq.graph.ir import Array, Node
 from mxq.saturation.limits import Sums
 from mxq.weights import grid, lowrank
-from mxq.weights.bias import Activation, correction
 from mxq.weights.grid import Grid
-from mxq.weights.lowrank import LowRank
+from mxq.weights.methods import BiasMethod, Methods, Rounded, Seen, Unrounded
 from mxq.weights.pieces import pieces
-from mxq.weights.rounding import Covariance
 
-DAMPING: Final = 0.01
-"""Of the covariance, in shares of its mean variance; GPTQ's (arXiv:2210.17323)."""
 LEAST_PLACES: Final = 4096
 """Places of a layer's output that are looked at; twice as many as it has inputs where those are more."""
-LARGEST: Final = 5000
-"""Inputs of a layer up to which their covariance is a matrix: 96 MiB, of which five are held at once."""
 SAMPLES: Final = 1 << 26
 """Values that the samples of several groups may have: 256 MiB."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What calibration data shows of a layer at some places of its output.
-
-    Attributes:
-        inputs: (G, N, K) float32, what the quantized network multiplies with the weights.
-        target: (G, N, O) float32, what the float network's weights make of its own inputs; with a fused sum, plus the
-            difference between the float and the quantized summand.
-    """
-
-    inputs: Array
-    target: Array
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ class Layer:
     @property
     def is_wide(self) -> bool:
         """Whether it has too many inputs for a covariance matrix."""
-        return self.geometry.groups == 1 and self.inputs > LARGEST
+        return lowrank.is_wide(self.geometry.groups, self.inputs)
 
     def parts(self, places: int) -> Iterator[tuple[Layer, slice, slice]]:
         """Some of the groups at a time, so that samples take no more than `SAMPLES`; with their inputs and outputs."""
@@ -178,77 +157,45 @@ def _channels(batches: Sequence[Array], some: slice) -> list[Array]:
     return [batch[:, some] for batch in batches]
 
 
-def choose(layer: Layer, data: Seen, sums: Sums | None = None) -> Chosen:
-    """New parameters from samples of what the layer reads.
+def choose(layer: Layer, data: Seen | None, sums: Sums | None = None) -> Chosen:
+    """New parameters from samples of what the layer reads, or from its weights alone.
 
     Args:
-        data: samples.
+        data: samples; None where there are none.
         sums: of a kernel whose sums saturate.
     """
     wanted, moved = layer.geometry.grouped(layer.weight), 0
-    energy = np.square(data.inputs, dtype=np.float32).mean(axis=1, dtype=np.float64)
-    hessian = None
-    if layer.methods.rounding == "reconstruction":
-        hessian = (LowRank if layer.is_wide else Covariance).of(data.inputs, DAMPING)
+    energy, rounder = _energy(wanted, data), layer.methods.round.rounder(data)
     written, values = (np.empty(wanted.shape, np.float32) for _ in range(2))
     for rows in pieces(wanted.shape[1], wanted.size // wanted.shape[1]):
-        codes, step, nearest = _codes(layer, wanted[:, rows], energy, hessian, sums)
-        moved += int(np.count_nonzero(codes != nearest))
+        channels = _unrounded(layer, wanted[:, rows], energy, sums)
+        codes, step = rounder(channels), channels.step
+        moved += int(np.count_nonzero(codes != channels.nearest))
         written[:, rows] = grid.written(codes, step, layer.levels)
         values[:, rows] = grid.read(written[:, rows], codes, step, layer.levels)
     return Chosen(
         layer.geometry.ungrouped(written, layer.weight.shape),
         layer.geometry.ungrouped(values, layer.weight.shape),
-        _bias(layer, data, values),
+        _bias(Rounded(layer.node, layer.geometry, layer.weight, values, layer.bias, data), layer.methods.bias),
         moved / wanted.size,
     )
 
 
-def _bias(layer: Layer, data: Seen, values: Array) -> Array:
-    """The bias for weights that stand for ``values`` (G, O, K)."""
-    if layer.methods.bias_correction != "empirical":
-        return layer.bias
-    made = data.inputs @ np.swapaxes(values, 1, 2)
-    offset = layer.bias.reshape(layer.geometry.groups, 1, -1)
-    added = correction(data.target + offset, made + offset, Activation.of(layer.node))
-    found: Array = (layer.bias + added.ravel()).astype(np.float32)
-    return found
+def _energy(wanted: Array, data: Seen | None) -> Array:
+    """(G, K), the second moment of each input; without data all are alike."""
+    if data is None:
+        return np.ones((wanted.shape[0], wanted.shape[2]))
+    return np.asarray(np.square(data.inputs, dtype=np.float32).mean(axis=1, dtype=np.float64))
 
 
-def _codes(
-    layer: Layer, wanted: Array, energy: Array, hessian: Covariance | LowRank | None, sums: Sums | None
-) -> tuple[Array, Array, Array]:
-    """Codes (G, O, K), their steps (G, O), and the nearest codes."""
+def _unrounded(layer: Layer, wanted: Array, energy: Array, sums: Sums | None) -> Unrounded:
+    """Weights (G, O, K) on the grid of the layer's kernel."""
     step = grid.steps(wanted, energy, layer.levels)
     fixed = grid.extremes(wanted, layer.levels)
     nearest = grid.nearest(wanted, step, fixed, layer.levels)
-    if hessian is None:
-        return nearest, step, nearest
-    return _reconstructed(layer, wanted, nearest, step, fixed, hessian, sums), step, nearest
+    return Unrounded(wanted, step, nearest, fixed, layer.levels, sums, layer.sweeps)
 
 
-def _reconstructed(
-    layer: Layer,
-    wanted: Array,
-    nearest: Array,
-    step: Array,
-    fixed: Array,
-    hessian: Covariance | LowRank,
-    sums: Sums | None,
-) -> Array:
-    """Codes by `rounding`; the nearest in the channels where these are better."""
-    most = layer.levels.most
-
-    def best(*limits: Sums | None) -> Array:
-        found = hessian.successive(wanted, step, fixed, most, *limits)
-        return hessian.descend(found, wanted, step, fixed, most, layer.sweeps, *limits)
-
-    codes = best()
-    before, after = (hessian.error_of(c, wanted, step) for c in (nearest, codes))
-    codes = np.where((after < before)[:, :, None], codes, nearest)
-    if sums is None or not sums.breaks(codes[0]).any():
-        return codes
-    tried = [codes, best(sums), sums.limited(codes[0])[None]]
-    errors = [hessian.error_of(c, wanted, step)[0] + sums.lost(c[0], step[0]) for c in tried]
-    chosen = np.argmin(errors, axis=0)
-    return np.asarray(np.choose(chosen[None, :, None], tried))
+def _bias(layer: Rounded, method: BiasMethod) -> Array:
+    added = method.correction(layer)
+    return layer.bias if added is None else (layer.bias + added).astype(np.float32)

@@ -31,12 +31,19 @@ from mxq.graph.ir import Array
 from mxq.saturation.limits import Sums
 from mxq.weights.rounding import TINY, limits_of
 
+LARGEST: Final = 5000
+"""Inputs of a layer up to which their covariance is a matrix: 96 MiB, of which five are held at once."""
 PLACES: Final = 2048
 """How many samples there may be at most; what they cost grows with their square."""
 VALUES: Final = 1 << 25
 """How many values all samples may have: 128 MiB."""
 LEAST_BLOCK: Final = 128
 _SPAN: Final = 4096
+
+
+def is_wide(groups: int, inputs: int) -> bool:
+    """Whether a layer has too many inputs for a covariance matrix."""
+    return groups == 1 and inputs > LARGEST
 
 
 def places(inputs: int) -> int:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from mxq.backends import MXNET_191, OpSpec, layer_of, result_of, summand_of, the_layer_of
 from mxq.calibration.patches import Geometry, choose_places, inputs_at
-from mxq.config import Methods
 from mxq.data.feed import examples_in
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Model, Node, Ref, Runner
@@ -33,8 +32,9 @@ from mxq.saturation.kernels import Kernel, kernel_of
 from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.grid import FULL, HALVED
+from mxq.weights.grid import grid_of
 from mxq.weights.live import Batches, Live, Schedule, ancestors
+from mxq.weights.methods import Methods
 from mxq.weights.pieces import pieces
 from mxq.weights.ranges import narrowed, telling
 from mxq.weights.readers import Readers
@@ -220,7 +220,7 @@ class _Walk:
         inner, data, setting = the_layer_of(node), node.inputs[0], self.setting
         geometry = Geometry.of(inner)
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
-        levels = HALVED if kernel == "halved" and not setting.exact else FULL
+        levels = grid_of(kernel, exact=setting.exact)
         weight, bias = (model.args[name] for name in names)
         layer = layers.Layer(node, weight, bias, geometry, setting.methods, levels, setting.sweeps)
         summands = None
@@ -230,7 +230,7 @@ class _Walk:
         places = layers.choose_places(layer, noisy, setting.places, self.rng)
         chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, kernel, data, weight))
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
-        self.records[node.name] = self._record(weight, chosen)
+        self.records[node.name] = record_of(weight, chosen, setting.methods)
         return {names[0]: chosen.values, names[1]: chosen.bias}
 
     def _as_it_is(self, node: Node) -> str:
@@ -285,21 +285,23 @@ class _Walk:
         record = self.setting.quantized.stored(ref)
         return "int8" if record is None else record.dtype
 
-    def _record(self, weight: Array, chosen: layers.Chosen) -> WeightRecord:
-        methods, outside = self.setting.methods, np.zeros(len(weight), np.int64)
-        for part in pieces(len(weight), weight[0].size):
-            sizes, bounds = (np.abs(w[part]).reshape(part.stop - part.start, -1) for w in (weight, chosen.values))
-            outside[part] = np.count_nonzero(sizes > 1.01 * bounds.max(axis=1, keepdims=True), axis=1)
-        return WeightRecord(
-            observer="layer",
-            source="rounding",
-            channels=len(weight),
-            clipped_channels=int(np.count_nonzero(outside)),
-            clipped_share=int(outside.sum()) / weight.size,
-            rounding=methods.rounding,
-            moved_share=chosen.moved,
-            bias_correction=methods.bias_correction,
-        )
+
+def record_of(weight: Array, chosen: layers.Chosen, methods: Methods) -> WeightRecord:
+    """What became of the ``weight`` (O, ...) of a layer."""
+    outside = np.zeros(len(weight), np.int64)
+    for part in pieces(len(weight), weight[0].size):
+        sizes, bounds = (np.abs(w[part]).reshape(part.stop - part.start, -1) for w in (weight, chosen.values))
+        outside[part] = np.count_nonzero(sizes > 1.01 * bounds.max(axis=1, keepdims=True), axis=1)
+    return WeightRecord(
+        observer="layer",
+        source="rounding",
+        channels=len(weight),
+        clipped_channels=int(np.count_nonzero(outside)),
+        clipped_share=int(outside.sum()) / weight.size,
+        rounding=methods.rounding,
+        moved_share=chosen.moved,
+        bias_correction=methods.bias_correction,
+    )
 
 
 def _narrowed(threshold: Threshold, span: Range) -> Threshold:

@@ -36,13 +36,13 @@ from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
+from mxq.passes.pair_channels import weight_codes
 from mxq.passes.shapes import pads
 from mxq.passes.shift_summand import shifted, with_relu
 from mxq.quant.plan import Plan
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.limits import FEEDBACK, Exposed
-from mxq.saturation.pair_channels import weight_codes
 from mxq.saturation.pairing import conflicts, matching
 
 NAME = "shift_streams"

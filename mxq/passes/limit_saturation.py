@@ -34,6 +34,7 @@ from mxq.config import QuantConfig
 from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.host.machine import VNNI
 from mxq.passes.assignment import assign
+from mxq.passes.pair_channels import weight_codes
 from mxq.passes.partition import NONE
 from mxq.quant import QuantizedModel
 from mxq.quant.plan import Plan, SaturationRecord, TensorRecord
@@ -41,7 +42,6 @@ from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.kernels import Kernel, kernel_of, summed
 from mxq.saturation.limits import FEW, MARGIN
-from mxq.saturation.pair_channels import weight_codes
 from mxq.saturation.remedies import Remedy, factors, limited, remedy, supposed, widened
 
 NAME, FLOAT = "guard", "float"

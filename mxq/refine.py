@@ -15,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from mxq.backends import layer_of
+from mxq.backends import layer_of, the_layer_of
+from mxq.calibration.patches import Geometry
 from mxq.config import QuantConfig
 from mxq.data.feed import Feed, examples_in, taken
 from mxq.data.feeding import Feeds, shares
@@ -23,18 +24,22 @@ from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.passes.assignment import assign
 from mxq.passes.biases import add_biases
 from mxq.passes.exact import on_grid
-from mxq.quant.plan import Plan
+from mxq.passes.limit_saturation import kernels
+from mxq.quant.plan import Plan, WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.activity import sampled
-from mxq.saturation.limit_saturation import kernels
 from mxq.weights.analytic import corrected
 from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
+from mxq.weights.grid import grid_of
+from mxq.weights.layer import Layer, choose
 from mxq.weights.live import peak_bytes
-from mxq.weights.walk import Setting, Walked, walk
+from mxq.weights.methods import Methods
+from mxq.weights.walk import Setting, Walked, record_of, walk
 
-NO_DATA: Final = "weights are rounded to the nearest code, without a look at calibration data"
+BLIND: Final = "without a look at calibration data"
+NO_DATA: Final = f"weights are rounded to the nearest code, {BLIND}"
 EXAMPLES: Final = {"fast": 64, "default": 64, "best": 256}
 """How many examples are looked at, by effort."""
 PLACES: Final = {"fast": 1, "default": 1, "best": 4}
@@ -179,6 +184,33 @@ def refined(
     return walk(looked.runner, setting, looked.feeds)
 
 
+def rounded(
+    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, *, exact: bool
+) -> tuple[Model, dict[str, WeightRecord]]:
+    """The network with weights rounded, and biases corrected, by methods that need no data; a record for each layer.
+
+    Args:
+        exact: whether the target's kernels add products exactly.
+    """
+    model = add_biases(model, plan)
+    written, records = dict[str, Array](), dict[str, WeightRecord]()
+    for name, (kernel, _) in kernels(assign(model, plan, thresholds, config)).items():
+        node = model.graph[name]
+        names = [ref.name for ref in node.inputs[1:3]]
+        if all(map(model.is_own, names)):
+            weight, bias = (model.args[n] for n in names)
+            levels, geometry = grid_of(kernel, exact=exact), Geometry.of(the_layer_of(node))
+            chosen = choose(Layer(node, weight, bias, geometry, config.methods, levels, SWEEPS[config.effort]), None)
+            written |= dict(zip(names, (chosen.weight, chosen.bias), strict=True))
+            records[name] = record_of(weight, chosen, config.methods)
+    return model.with_graph(model.graph, written), records
+
+
+def without_data(methods: Methods) -> str:
+    """What becomes of weights where there is no data to look at."""
+    return f"weights are rounded by {methods.rounding!r} alone, {BLIND}" if methods.round_alone else NO_DATA
+
+
 def exceptions(found: Walked) -> tuple[str, ...]:
     """A sentence for each operator that kept layers from being refined as the others are."""
     layers: dict[str, list[str]] = {}
@@ -199,7 +231,7 @@ def analytic(
     *,
     exact: bool,
 ) -> Model:
-    """The network with biases corrected by what BatchNorm knows, without data; see `mxq.weights.analytic`.
+    """The network with biases corrected by what BatchNorm knows, without data; see `mxq.weights.analytic.corrected`.
 
     Args:
         source: the network as given.
@@ -213,4 +245,4 @@ def analytic(
         weight = model.graph[name].inputs[1].name
         halved = kernel == "halved" and not exact
         values[weight] = partial(on_grid, model.args[weight], halved=halved)
-    return corrected(source, before, model, values, plan)
+    return corrected(config.methods.bias, source, before, model, values, plan)

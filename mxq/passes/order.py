@@ -1,0 +1,132 @@
+"""The order of the passes that take a network as it is given to its fused float form, and places for others.
+
+Each pass stands in a stage, or after another pass; `mxq.pipeline` asks for the steps of a stage and runs them under
+their contracts. A pass of another package is registered by a call or by an entry point of the group "mxq.passes", which
+gives a `Placed`; it is then run for every network. See docs/extending.md.
+
+===================== =============================================================================================
+stage                 the network
+===================== =============================================================================================
+``"simplified"``      as inference means it; constants are computed after it
+``"prepared"``        BatchNorm and factors folded, slow operators replaced; one input shape is made use of after it
+``"fused"``           layers are what int8 kernels take at once, for ranges from calibration
+``"fused_run_time"``  the same, for ranges at run time
+``"fused_float"``     layers are what float kernels take at once
+===================== =============================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, Literal, TypeAlias, get_args
+
+from mxq.errors import ConfigError, one_of
+from mxq.logs import LOG
+from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
+from mxq.passes.avgpool_to_depthwise import AVERAGES
+from mxq.passes.conv1x1_to_dense import POOLED_DENSE
+from mxq.passes.detection import DETECTION
+from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.fold_scale import FOLD_SCALE
+from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
+from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.shape_only import SHAPE_ONLY
+from mxq.passes.simplify import SIMPLIFY
+from mxq.passes.split_groups import SPLIT_GROUPS
+from mxq.passes.subsample_early import SUBSAMPLE_EARLY
+from mxq.registry import Registry
+from mxq.rewrite import Pass
+
+Stage: TypeAlias = Literal["simplified", "prepared", "fused", "fused_run_time", "fused_float"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A pass and its place: last in ``stages``, or wherever the pass named ``after`` stands, after that."""
+
+    step: Pass
+    stages: tuple[Stage, ...] = ()
+    after: str = ""
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage not in STAGES:
+                raise one_of(f"stage of pass {self.name!r}", stage, STAGES)
+        if bool(self.stages) == bool(self.after):
+            raise ConfigError(
+                f"pass {self.name!r} has stages {self.stages!r} and after {self.after!r}; allowed: one of them"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+
+PASSES: Final = Registry[Placed]("pass", "mxq.passes", Placed)
+"""All passes, in order within their stages."""
+
+for _each in (
+    Placed(SIMPLIFY, ("simplified",)),
+    Placed(DETECTION, ("simplified",)),
+    Placed(SHAPE_ONLY, ("prepared",)),
+    Placed(FOLD_BN, ("prepared",)),
+    Placed(FOLD_SCALE, ("prepared",)),
+    Placed(REDUCE_STRENGTH, ("prepared",)),
+    Placed(POOL_LAST, ("prepared",)),
+    Placed(SUBSAMPLE_EARLY, ("prepared",)),
+    Placed(POOLED_DENSE, ("prepared",)),
+    Placed(AVERAGES, ("prepared",)),
+    Placed(SPLIT_GROUPS, ("fused", "fused_run_time")),
+    Placed(FUSE_INT8, ("fused",)),
+    Placed(FUSE_RUN_TIME, ("fused_run_time",)),
+    Placed(FUSE_FLOAT, ("fused_float",)),
+    Placed(REDUCE_WHAT_IS_LEFT, ("fused", "fused_run_time", "fused_float")),
+):
+    PASSES.register(_each)
+
+
+def register(step: Pass, *stages: Stage, after: str = "") -> Pass:
+    """Makes ``step`` run for every network from now on: last in ``stages``, or after the pass of that name.
+
+    Raises:
+        ConfigError: another pass has its name, or there is no such stage or pass.
+    """
+    if after and after not in PASSES:
+        raise one_of(f"pass {step.name!r}: after", after, PASSES.names())
+    PASSES.register(Placed(step, stages, after))
+    return step
+
+
+def steps(stage: Stage) -> Iterator[Pass]:
+    """The passes of ``stage``, in order."""
+    known = PASSES.values()
+    followers = {row.name: [other for other in known if other.after == row.name] for row in known}
+    for row in known:
+        if stage in row.stages:
+            yield from (found.step for found in _with_followers(row, followers))
+        elif row.after and not _is_reached(row, {other.name: other for other in known}):
+            _warn(row.name, row.after)
+
+
+def _with_followers(row: Placed, followers: Mapping[str, Sequence[Placed]]) -> Iterator[Placed]:
+    yield row
+    for follower in followers[row.name]:
+        yield from _with_followers(follower, followers)
+
+
+def _is_reached(row: Placed, known: Mapping[str, Placed]) -> bool:
+    """Whether a pass comes, be it by way of others, after one that stands in a stage."""
+    seen = set[str]()
+    while row.after in known and row.name not in seen:
+        seen.add(row.name)
+        row = known[row.after]
+    return bool(row.stages)
+
+
+@cache
+def _warn(name: str, after: str) -> None:
+    """Once: entry points do not say where they go before they are all imported."""
+    LOG.warning("pass %r is left out: it is to run after %r, which is no pass that runs", name, after)

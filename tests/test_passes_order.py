@@ -1,0 +1,108 @@
+"""The order of the passes, and places of others in it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from graphs import build, conv, fc, quantized
+
+from mxq import passes
+from mxq.errors import ConfigError, GraphError
+from mxq.graph.ir import Model
+from mxq.passes import PASSES, Placed, order, register, steps
+from mxq.passes.order import STAGES
+from mxq.registry import Registry
+from mxq.rewrite import Contract, Event, Pass, Reject, Trace
+
+NET = (conv("c", "data"), fc("f", "c"), "return f")
+ORDER = {
+    "simplified": "simplify detection",
+    "prepared": "shape_only fold_bn fold_scale reduce_strength pool_last subsample_early pooled_dense averages",
+    "fused": "split_groups fuse_int8 reduce_what_is_left",
+    "fused_run_time": "split_groups fuse_run_time reduce_what_is_left",
+    "fused_float": "fuse_float reduce_what_is_left",
+}
+
+
+def marking(name: str, **contracts: tuple[Contract, ...]) -> Pass:
+    """A pass that changes nothing and says that it ran."""
+
+    def run(model: Model, trace: Trace) -> Model:
+        trace.events.append(Event(name, f"rule of {name}", model.graph.operators[0].name))
+        return model
+
+    return Pass(name, run, **contracts)
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    few = Registry[Placed]("pass", "mxq.passes", Placed)
+    for row in PASSES.values():
+        few.register(row)
+    monkeypatch.setattr(order, "PASSES", few)
+
+
+def names(stage: passes.Stage) -> str:
+    return " ".join(step.name for step in steps(stage))
+
+
+def test_the_order() -> None:
+    assert {stage: names(stage) for stage in STAGES} == ORDER
+
+
+def test_places() -> None:
+    register(marking("first"), after="fold_bn")
+    register(marking("second"), after="fold_bn")
+    register(marking("follower"), after="first")
+    register(marking("last"), "prepared", "fused")
+    register(marking("everywhere"), after="reduce_what_is_left")
+    assert names("prepared") == ORDER["prepared"].replace("fold_bn", "fold_bn first follower second") + " last"
+    assert names("fused") == ORDER["fused"] + " everywhere last"
+    assert names("fused_float") == ORDER["fused_float"] + " everywhere"
+    assert names("simplified") == ORDER["simplified"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "message"),
+    [
+        (
+            "mine",
+            {"after": "fold_nb"},
+            "pass 'mine': after is 'fold_nb'; allowed: 'simplify', .*; did you mean 'fold_bn'",
+        ),
+        ("mine", {"stages": ("last",)}, "stage of pass 'mine' is 'last'; allowed: 'simplified', 'prepared', 'fused', "),
+        ("mine", {}, r"pass 'mine' has stages \(\) and after ''; allowed: one of them"),
+        ("mine", {"stages": ("fused",), "after": "fold_bn"}, "pass 'mine' has stages .*; allowed: one of them"),
+        ("fold_bn", {"after": "simplify"}, "a pass named 'fold_bn' exists already; known: simplify, detection, "),
+    ],
+)
+def test_places_that_are_none(name: str, place: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        register(marking(name), *place.get("stages", ()), after=place.get("after", ""))
+    assert {stage: names(stage) for stage in STAGES} == ORDER
+
+
+def test_what_comes_after_nothing_that_runs_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    order.PASSES.register(Placed(marking("hen"), after="egg"))
+    order.PASSES.register(Placed(marking("egg"), after="hen"))
+    with caplog.at_level(logging.WARNING, "mxq"):
+        assert {stage: names(stage) for stage in STAGES} == ORDER
+    assert [record.message for record in caplog.records] == [
+        f"pass {name!r} is left out: it is to run after {after!r}, which is no pass that runs"
+        for name, after in (("hen", "egg"), ("egg", "hen"))
+    ]
+
+
+def test_it_runs_and_is_in_the_report() -> None:
+    register(marking("mine"), "prepared")
+    trace = quantized(build(*NET), effort="fast").report.trace
+    assert {"pass": "mine", "rule": "rule of mine", "fired": 1, "refused": {}} in trace
+
+
+def test_its_contracts_hold() -> None:
+    broken = Contract("a promise", lambda model: Reject("it is broken"))
+    register(marking("mine", ensures=(broken,)), after="fold_bn")
+    with pytest.raises(GraphError, match="pass 'mine' ensures 'a promise', but it is broken"):
+        quantized(build(*NET), effort="fast")
