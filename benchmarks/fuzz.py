@@ -123,12 +123,13 @@ def warm_up() -> None:
     import numpy as np
 
     from mxq import observers
+    from mxq.quant import ANY8
 
     observer = observers.get("entropy")
     state = observer.update(observer.empty(), np.linspace(-1, 1, 100, dtype=np.float32))
-    observer.range(state, "auto")
+    observer.range(state, ANY8)
     mse = observers.get("mse")
-    mse.range(state, "auto")
+    mse.range(state, ANY8)
 
 
 def told(total: int) -> Any:

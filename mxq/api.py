@@ -16,7 +16,7 @@ from mxq import pipeline, runtime, threads, tuning, workflow
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig
+from mxq.config import QuantConfig, quant_spec
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
@@ -425,7 +425,7 @@ def plot(
     if network is not None:
         report = record.read(network) if isinstance(network, str | Path) else _report_of("plot", network)
         used = plots.used_by(report, found, tensor)
-    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, dtype, used), picture)
+    return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, quant_spec(dtype), used), picture)
 
 
 def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:

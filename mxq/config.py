@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from operator import index
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from mxq.data.budget import Budget
 from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node
+from mxq.quant import ANY8, INT8, UINT8, QuantSpec
 from mxq.registry import Registry
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
 
-DTYPES = ("auto", "int8", "uint8")
+SPECS: Mapping[str, QuantSpec] = MappingProxyType({"auto": ANY8, "int8": INT8, "uint8": UINT8})
+"""What users call a type of activations -> its spec."""
+DTYPES = tuple(SPECS)
 GRANULARITIES = ("channel-wise",)
 MODES = ("smart", "full")
 INPUT_DTYPES = ("float32", "int8", "uint8")
@@ -46,6 +50,17 @@ OP = "op:"
 Shape: TypeAlias = tuple[int, ...]
 """Of one example: (3, 224, 224)."""
 _PREDICATE = "<predicate "
+
+
+def quant_spec(dtype: str) -> QuantSpec:
+    """The spec that users call ``dtype``.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
+    if not isinstance(dtype, str) or dtype not in SPECS:
+        raise one_of("dtype", dtype, DTYPES)
+    return SPECS[dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +235,11 @@ class QuantConfig:
         object.__setattr__(self, "overrides", overrides)
         object.__setattr__(self, "preprocess", _settings(self.preprocess))
         object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
+
+    @property
+    def activation(self) -> QuantSpec:
+        """The spec of what is quantized from float."""
+        return quant_spec(self.quantized_dtype)
 
     @property
     def budget(self) -> Budget:

@@ -44,7 +44,7 @@ from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
 from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import FLOAT
-from mxq.quant import QuantizedModel
+from mxq.quant import ANY8, QuantizedModel, QuantSpec
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.refine import (
@@ -264,8 +264,8 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
     asked = wanted(prepared)
     if asked and statistics.network:
         statistics.check_network(prepared.fingerprint)
-    dtypes = {str(r): _asked_dtype(r, prepared) for r in asked}
-    found = dict(statistics.thresholds({str(r): observer for r, observer in asked.items()}, dtypes))
+    specs = {str(r): _asked_spec(r, prepared) for r in asked}
+    found = dict(statistics.thresholds({str(r): observer for r, observer in asked.items()}, specs))
     for ref in asked:
         source = choices.source(ref.name, "calib_mode") or "calib_mode"
         found[str(ref)] = replace(found[str(ref)], source=source)
@@ -306,9 +306,9 @@ def _fixed(plan: Plan, choices: LayerChoices) -> dict[str, Threshold]:
     return {name: Threshold(Range(*pair), FIXED, source=why) for name, (pair, why) in given.items() if pair}
 
 
-def _asked_dtype(ref: Ref, prepared: Prepared) -> str:
-    """Kernels choose the type of what they write ("auto"); what is quantized from float is the user's choice."""
-    return "auto" if ref.name in prepared.plan.quantized else prepared.config.quantized_dtype
+def _asked_spec(ref: Ref, prepared: Prepared) -> QuantSpec:
+    """Kernels choose the type of what they write; what is quantized from float is the user's choice."""
+    return ANY8 if ref.name in prepared.plan.quantized else prepared.config.activation
 
 
 def quantize(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mxq.host import machine
+from mxq.quant import BY_DTYPE, MXNET, QParams
 
 SATURATES = machine.detect().saturates
 """Whether this CPU's int8 kernels add products in pairs in 16 bits, where large sums saturate."""
@@ -25,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 def has_vnni(target: str) -> bool:
     """Whether a target's kernels add exactly."""
     return machine.resolve_target(target, machine.detect()) == machine.VNNI
+
+
+def kernel_params(absmax: float, dtype: str) -> QParams:
+    """By what MXNet's kernels make codes of a type in a range that reaches as far as ``absmax``."""
+    return MXNET.params(BY_DTYPE[dtype], -absmax, absmax)
 
 
 def fresh_python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -22,8 +22,9 @@ from mxq.calibration.collect import Checkpoint, collect
 from mxq.calibration.statistics import Statistics, Stretch
 from mxq.config import Budget
 from mxq.data.feeding import feeds
-from mxq.errors import CalibrationError, ConfigError, DataError, FormatError, GraphError, RuntimeFailure
+from mxq.errors import CalibrationError, DataError, FormatError, GraphError, RuntimeFailure
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.quant import ANY8, INT8
 from mxq.quant.thresholds import Range, Thresholds
 
 NAIVE = observers.get("naive")
@@ -92,8 +93,8 @@ def batches(x: np.ndarray = X, size: int = 20) -> Any:
     return feeds(x, ["data"], Budget(percent=100.0), batch_size=size)
 
 
-def ranges(found: Statistics, table: Mapping[Ref, Any], dtypes: Any = "auto") -> Thresholds:
-    return found.thresholds({str(ref): observer for ref, observer in table.items()}, dtypes)
+def ranges(found: Statistics, table: Mapping[Ref, Any], specs: Any = ANY8) -> Thresholds:
+    return found.thresholds({str(ref): observer for ref, observer in table.items()}, specs)
 
 
 def test_every_tensor_gets_its_own_values() -> None:
@@ -133,17 +134,15 @@ def test_the_batch_size_does_not_matter() -> None:
     assert [run.batches for run in runs] == [50, 8, 1]
 
 
-def test_reading_again_with_another_dtype() -> None:
+def test_reading_again_with_another_spec() -> None:
     table = {Ref("scale0"): ENTROPY, Ref("last"): ENTROPY}
     found = collect(NumpyRunner(), model(), batches(), table)
-    first = ranges(found, table, "auto")
+    first = ranges(found, table, ANY8)
     assert first["last"].range.min == 0
-    assert ranges(found, table, "int8")["last"].range.min < 0
-    assert ranges(found, table, {"last": "int8"})["last"].range.min < 0
-    assert ranges(found, table, {"scale0": "int8"})["last"].range.min == 0
-    assert ranges(found, table, "auto") == first
-    with pytest.raises(ConfigError, match="int4"):
-        ranges(found, table, "int4")
+    assert ranges(found, table, INT8)["last"].range.min < 0
+    assert ranges(found, table, {"last": INT8})["last"].range.min < 0
+    assert ranges(found, table, {"scale0": INT8})["last"].range.min == 0
+    assert ranges(found, table, ANY8) == first
 
 
 def test_the_network_runs_also_where_inputs_alone_are_observed() -> None:

@@ -29,7 +29,8 @@ from mxq.data.integers import IntegerTransform, feeding, input_of, loader, trans
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError, FormatError, RuntimeFailure
 from mxq.graph.ir import Model, Ref
-from mxq.numerics import quantize, sqnr_db
+from mxq.numerics import sqnr_db
+from mxq.quant import INT8, QParams
 from mxq.quant.plan import InputRecord
 from mxq.verification import verify
 
@@ -81,7 +82,7 @@ class TestTransform:
         transform = transform_for(pairs["int8"])
         for image in pictures():
             example = transform(image)
-            wanted = quantize(PREPROCESS(Image.fromarray(image)), transform.record.scale, "int8")
+            wanted = QParams(INT8, transform.record.scale).quantize(PREPROCESS(Image.fromarray(image)))
             assert example.dtype == np.int8
             assert example.flags.c_contiguous
             np.testing.assert_array_equal(example, wanted)
@@ -91,7 +92,7 @@ class TestTransform:
             transform = IntegerTransform(fed(preprocess=settings))
             made = Preprocess.from_json(settings)
             every = np.repeat(np.arange(256, dtype=np.uint8)[:, None], made.channels, axis=1)
-            np.testing.assert_array_equal(transform.tables.T, quantize(made.normalized(every), 48.25, "int8"))
+            np.testing.assert_array_equal(transform.tables.T, QParams(INT8, 48.25).quantize(made.normalized(every)))
 
     def test_pixels_are_the_pictures(self, pairs):
         transform, image = transform_for(pairs["uint8"]), pictures(1)[0]
@@ -117,7 +118,7 @@ class TestTransform:
         settings = {"color": "GRAY", "mean": [100.0], "std": [50.0]}
         image = pictures(1)[0][..., 0].reshape(shape)
         example = IntegerTransform(fed(preprocess=settings))(image)
-        wanted = quantize((image.reshape(1, 24, 30).astype(np.float32) - 100) / np.float32(50), 48.25, "int8")
+        wanted = QParams(INT8, 48.25).quantize((image.reshape(1, 24, 30).astype(np.float32) - 100) / np.float32(50))
         np.testing.assert_array_equal(example, wanted)
 
     @pytest.mark.parametrize("holds", ["codes", "pixels"])

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds, numbers, quantized, run
-from helpers import SATURATES, TARGETS, assert_close, has_vnni
+from helpers import SATURATES, TARGETS, assert_close, has_vnni, kernel_params
 
 from mxq.graph.ir import Ref
-from mxq.numerics import fake_quantize, scale, sqnr_db
+from mxq.numerics import sqnr_db
+from mxq.quant import MXNET, WEIGHT
 
 pytestmark = pytest.mark.kernels
 
@@ -229,14 +230,11 @@ def test_one_convolution_equals_the_oracle():
     model = build(conv("c", "data", CONV1), "return c")
     found = quantized(model)
     x, w, b = feeds()["data"], model.args["c_weight"], model.args["c_bias"]
-    per_channel = scale(np.abs(w).max(axis=(1, 2, 3)), "int8").reshape(-1, 1, 1, 1)
-    fake_w = fake_quantize(w, per_channel, "int8")
-    fake_x = fake_quantize(x, scale(np.abs(x).max(), "int8"), "int8")
+    fake_w = MXNET.covering(WEIGHT, w).fake(w)
+    fake_x = kernel_params(np.abs(x).max(), "int8").fake(x)
     exact = np.einsum("nihw,oi->nohw", fake_x, fake_w[:, :, 0, 0]) + b.reshape(1, -1, 1, 1)
     span = found.thresholds.range("c").absmax
-    assert_close(
-        run(found.model)[0], fake_quantize(exact, scale(span, "int8"), "int8"), rtol=0, atol=1.01 * span / 127.5
-    )
+    assert_close(run(found.model)[0], kernel_params(span, "int8").fake(exact), rtol=0, atol=1.01 * span / 127.5)
 
 
 class TestTeeth:

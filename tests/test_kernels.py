@@ -15,12 +15,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 from graphs import VERSION, feed_graph, graph
-from helpers import assert_close
+from helpers import assert_close, kernel_params
 
 from mxq.errors import MxqError
 from mxq.graph.ir import Graph, Model
 from mxq.graph.serde import read_text
-from mxq.numerics import fake_quantize, scale, sqnr_db
+from mxq.numerics import sqnr_db
+from mxq.quant import MXNET, WEIGHT
 from mxq.runtime import MxnetRunner
 
 pytestmark = pytest.mark.kernels
@@ -237,12 +238,12 @@ class TestConvolution:
         """One pixel in, the weights' own integers out, up to what the step of the result adds."""
         weight = normal(16, 16, 1, 1) * np.logspace(-1, 1, 16, dtype=np.float32).reshape(-1, 1, 1, 1)
         result = conv(weight=weight, attrs='kernel="(1, 1)" num_filter="16"')
-        fake = fake_quantize(weight, scale(np.abs(weight).max(axis=(1, 2, 3), keepdims=True), "int8"), "int8")
-        data = fake_quantize(X, scale(X.max(), "uint8"), "uint8")
+        fake = MXNET.covering(WEIGHT, weight).fake(weight)
+        data = kernel_params(X.max(), "uint8").fake(X)
         exact = np.einsum("nihw,oi->nohw", data, fake[:, :, 0, 0]) + B.reshape(1, -1, 1, 1)
         step = np.abs(result.wanted).max() / 127.5
         assert_close(result.got, exact, rtol=0, atol=0.51 * step)
-        per_tensor = fake_quantize(weight, scale(np.abs(weight).max(), "int8"), "int8")
+        per_tensor = kernel_params(np.abs(weight).max(), "int8").fake(weight)
         wrong = np.einsum("nihw,oi->nohw", data, per_tensor[:, :, 0, 0]) + B.reshape(1, -1, 1, 1)
         with pytest.raises(AssertionError, match="Not equal"):
             assert_close(result.got, wrong, rtol=0, atol=0.51 * step)
@@ -441,7 +442,7 @@ class TestFlatten:
     def test_changes_no_value(self, data):
         result = carried("y = Flatten(a)", {"a": data})
         assert result.codes.shape == (2, 1600)
-        fake = fake_quantize(data, scale(np.abs(data).max(), str(result.codes.dtype)), str(result.codes.dtype))
+        fake = kernel_params(np.abs(data).max(), str(result.codes.dtype)).fake(data)
         assert_close(result.got, fake.reshape(2, -1), rtol=1e-6, atol=0)
 
 
@@ -483,7 +484,7 @@ class TestQuantize:
         net = graph(quantizer("q", "a", data, dtype), "y = _contrib_dequantize(q, q:1, q:2)", "return y, q")
         got, codes = feed_graph(net, {"a": data})
         assert codes.dtype == dtype
-        assert_close(got, fake_quantize(data, scale(np.abs(data).max(), dtype), dtype), rtol=1e-6, atol=0)
+        assert_close(got, kernel_params(np.abs(data).max(), dtype).fake(data), rtol=1e-6, atol=0)
 
     def test_what_is_beyond_the_range_saturates(self):
         net = graph(f'q = _contrib_quantize_v2(a) out_type="int8" {bounds(-1, 1)}', "return q")

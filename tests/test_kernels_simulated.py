@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from graphs import RELU, build, conv, fc, feeds, quantized, run
-from helpers import SATURATES
+from helpers import SATURATES, kernel_params
 
-from mxq import numerics
 from mxq.backends import the_layer_of
 from mxq.calibration.patches import Geometry, inputs_at
 from mxq.graph.ir import Model, Node, Ref
 from mxq.host import machine
+from mxq.quant import BY_DTYPE
 from mxq.saturation.kernels import kernel_of, summed
 from mxq.saturation.limits import by_channel
 
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.kernels
 
 SLACK = 2e-3
 """How far from the middle between two codes float32 may round to either, in codes, beside half a unit of the bias."""
-CODES = numerics.CODES
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Tensor:
     def of(values: Iterator[np.ndarray]) -> Tensor:
         codes, low, high = next(values), next(values), next(values)
         size = max(abs(low.item()), abs(high.item()))
-        return Tensor(codes, float(numerics.scale(size, str(codes.dtype))))
+        return Tensor(codes, float(kernel_params(size, str(codes.dtype)).scale))
 
 
 def rows_of(value: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -51,7 +50,7 @@ def rows_of(value: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def weight_codes(weight: np.ndarray, kernel: str) -> tuple[np.ndarray, np.ndarray]:
     """What the kernel makes of a weight (O, ...), and codes per unit (O,)."""
-    scale = numerics.scale(np.abs(weight).reshape(len(weight), -1).max(axis=1), "int8")
+    scale = np.float32(127.5) / np.abs(weight).reshape(len(weight), -1).max(axis=1)
     scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     codes = 2 * np.rint(scaled / 2) if kernel == "halved" else np.clip(np.rint(scaled), -128, 127)
     return codes.astype(np.int64), scale.astype(np.float64)
@@ -81,10 +80,11 @@ def check(model: Model, node: Node, values: Iterator[np.ndarray]) -> str:
         np.testing.assert_allclose(rows_of(found, geometry), made, rtol=1e-5, atol=0.51 / (data.scale * per_unit.min()))
         return kernel
     made *= found.scale
-    low, high = CODES[str(found.codes.dtype)]
+    spec = BY_DTYPE[str(found.codes.dtype)]
+    low, high = spec.lowest, spec.highest
     if summand is not None:
         made += rows_of(summand.codes, geometry) * (found.scale / summand.scale)
-        high = CODES[str(summand.codes.dtype)][1]  # it writes into the summand's memory
+        high = BY_DTYPE[str(summand.codes.dtype)].highest  # it writes into the summand's memory
     unit = found.scale / (data.scale * per_unit.min())
     off = np.abs(rows_of(found.codes, geometry) - np.clip(made, low, high))
     assert off.max() <= 0.5 + SLACK + 0.5 * unit

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 from mxq.errors import DataError, FormatError
 from mxq.observers import EntropyObserver, Extent, HistogramState, kernels
 from mxq.observers.histogram import HALF, MIN_EXPONENT
+from mxq.quant import UINT8
 
 MAX = float(np.finfo(np.float32).max)
 TINY = 2.0**-149
@@ -241,18 +242,19 @@ def test_expected_errors_by_definition(starts: list[int], counts: list[int], thr
     """Bins side by side, bins apart, steps wider and narrower than a bin, all of it beyond the last code."""
     edges = np.array([[s, s + 1] for s in sorted(starts)], np.float64)
     weights = np.array(counts[: len(starts)], np.float64)
-    (found,) = kernels.expected_errors(edges, weights, np.array([threshold]), *codes)
+    ends = (np.array([float(end)]) for end in codes)
+    (found,) = kernels.expected_errors(edges, weights, np.array([threshold / (codes[1] + 0.5)]), *ends)
     assert_close(found, sampled(edges, weights, threshold, *codes), rtol=1e-3, atol=1e-9)
 
 
 def test_expected_errors_one_by_hand() -> None:
     """A bin as wide as a step: s^2 / 12. A value beyond the last code: its distance from it, squared."""
-    step = 2 / 127.5
+    step, ends = 2 / 127.5, (np.array([-128.0]), np.array([127.0]))
     inside = np.array([[-0.5, 0.5]]) * step
-    (found,) = kernels.expected_errors(inside, np.ones(1), np.array([2.0]), -128, 127)
+    (found,) = kernels.expected_errors(inside, np.ones(1), np.array([step]), *ends)
     assert_close(found, step**2 / 12, rtol=1e-12, atol=0)
     far = np.array([[9.9999, 10.0001]])
-    (found,) = kernels.expected_errors(far, np.ones(1), np.array([2.0]), -128, 127)
+    (found,) = kernels.expected_errors(far, np.ones(1), np.array([step]), *ends)
     assert_close(found, (10 - 127 * step) ** 2, rtol=1e-8, atol=0)
 
 
@@ -421,9 +423,9 @@ def test_zeros_have_no_width() -> None:
     edges, counts = state.filled()
     assert counts.tolist() == [3, 1, 1]
     assert_close(edges[0], [0, 0], rtol=0, atol=1e-6 * state.width)
-    assert np.all(state.expected_errors(np.array([1.0, 0.5]), "uint8") < 0.3)
+    assert np.all(state.expected_errors(np.array([1.0, 0.5]), UINT8) < 0.3)
     only = fold([np.zeros(1000, np.float32), np.float32([1])])
-    assert only.expected_errors(np.array([1.0]), "uint8")[0] < (1 / 255.5) ** 2 / 1000
+    assert only.expected_errors(np.array([1.0]), UINT8)[0] < (1 / 255.5) ** 2 / 1000
 
 
 def test_the_observers_update_is_the_states() -> None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import CHANNELS, CONV1, build, conv, fc, feeds, op_names, quantized, run, without_pairs
-from helpers import assert_close
+from helpers import assert_close, kernel_params
 
-from mxq import numerics
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Ref
 from mxq.host import machine
@@ -70,7 +69,7 @@ def step_of(done: Quantized, head: Ref) -> float:
         return 0.0
     assert record.max is not None
     assert record.min is not None
-    return 1 / float(numerics.scale(max(abs(record.min), record.max), record.dtype))
+    return 1 / float(kernel_params(max(abs(record.min), record.max), record.dtype).scale)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -150,8 +149,7 @@ def test_on_grid_is_what_the_codes_stand_for() -> None:
     weight[3] = 0
     found = on_grid(weight)
     for row, made in zip(weight, found, strict=True):
-        scale = numerics.scale(np.abs(row).max(), "int8")
-        assert_close(made, numerics.fake_quantize(row, scale, "int8"), rtol=0, atol=0)
+        assert_close(made, kernel_params(np.abs(row).max(), "int8").fake(row), rtol=0, atol=0)
     assert not found[3].any()
     assert np.abs(found - weight).max() <= 0.51 * np.abs(weight).max() / 127.5
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import CONV3, GOLDENS, RELU, build, conv, fc, feeds, quantized, run
-from helpers import assert_golden
+from helpers import assert_golden, kernel_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mxq import numerics, pipeline
+from mxq import pipeline, quant
 from mxq.config import QuantConfig
 from mxq.data.integers import IntegerTransform
 from mxq.data.preprocess import Preprocess
@@ -21,6 +21,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes import integer_input
+from mxq.quant import QParams
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.verification.stored import Counterparts
 
@@ -64,7 +65,7 @@ class TestCodes:
         assert_golden(write_text(done.model.graph), GOLDENS / "integer_input_codes.txt", update=update_goldens)
         fed = done.report.input
         assert (fed.name, fed.dtype, fed.holds, fed.preprocess) == ("data", "int8", "codes", IMAGENET)
-        codes = numerics.quantize(floats(IMAGENET), fed.scale, "int8")
+        codes = QParams(quant.INT8, fed.scale).quantize(floats(IMAGENET))
         np.testing.assert_array_equal(run(done.model, {"data": codes}), run(before.model, {"data": floats(IMAGENET)}))
 
     def test_the_record_has_the_input_instead_of_the_quantize_node(self):
@@ -93,9 +94,10 @@ class TestCodes:
         done = made(model, "int8", IMAGENET)
         assert done.model.graph["e"].inputs == (Ref("data_dequantize"),)
         x, fed = floats(IMAGENET), done.report.input
-        codes = numerics.quantize(x, fed.scale, "int8")
+        params = QParams(quant.INT8, fed.scale)
+        codes = params.quantize(x)
         _, exp = run(done.model, {"data": codes})
-        np.testing.assert_allclose(np.log(exp), numerics.dequantize(codes, fed.scale), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.log(exp), params.dequantize(codes), rtol=0, atol=1e-5)
         assert np.abs(np.log(exp) - x).max() <= 0.5001 / fed.scale
 
     def test_the_input_itself_as_an_output(self):
@@ -134,8 +136,7 @@ class TestPixels:
         done = made(small(), "uint8", IMAGENET, quantized_dtype=asked)
         every = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), (1, 3, 16, 16))
         record = done.report.tensors["data_normalize"]
-        scale = numerics.scale(max(-record.min, record.max), "int8")
-        wanted = numerics.quantize(floats(IMAGENET, every), scale, "int8").astype(int)
+        wanted = kernel_params(max(-record.min, record.max), "int8").quantize(floats(IMAGENET, every)).astype(int)
         apart = np.abs(codes_of_pixels(done, every).astype(int) - wanted)
         assert apart.max() <= 1
         assert (apart > 0).mean() < 0.02
@@ -149,8 +150,7 @@ class TestPixels:
         settings_ = {"mean": mean, "std": std}
         done = made(small(), "uint8", settings_)
         record = done.report.tensors["data_normalize"]
-        scale = numerics.scale(max(-record.min, record.max), record.dtype)
-        wanted = numerics.quantize(floats(settings_), scale, record.dtype).astype(int)
+        wanted = kernel_params(max(-record.min, record.max), record.dtype).quantize(floats(settings_)).astype(int)
         assert np.abs(codes_of_pixels(done, PIXELS).astype(int) - wanted).max() <= 1
 
     def test_outputs_are_those_of_the_float_input_network(self):
@@ -172,8 +172,8 @@ class TestPixels:
         settings_ = {"std": [50.0, 60.0, 70.0]}
         done = made(small(), "uint8", settings_)
         assert done.report.tensors["data_normalize"].dtype == "uint8"
-        scale = numerics.scale(done.report.tensors["data_normalize"].max, "uint8")
-        wanted = numerics.quantize(floats(settings_), scale, "uint8").astype(int)
+        params = kernel_params(done.report.tensors["data_normalize"].max, "uint8")
+        wanted = params.quantize(floats(settings_)).astype(int)
         assert np.abs(codes_of_pixels(done, PIXELS).astype(int) - wanted).max() <= 1
 
     def test_pixels_are_codes_where_only_a_scale_is(self, update_goldens):
@@ -235,15 +235,15 @@ def test_wrong_normalisations_are_noticed(name, wrong, monkeypatch):
     monkeypatch.setattr(integer_input, "_check_span", lambda *_: None)
     done = made(small(), "uint8", settings_)
     record = done.report.tensors["data_normalize"]
-    scale = numerics.scale(max(-record.min, record.max), "int8")
-    wanted = numerics.quantize(floats(settings_), scale, "int8").astype(int)
+    wanted = kernel_params(max(-record.min, record.max), "int8").quantize(floats(settings_)).astype(int)
     assert np.abs(codes_of_pixels(done, PIXELS).astype(int) - wanted).max() > 1
 
 
 def test_codes_of_a_wrong_scale_are_noticed():
     done = made(small(), "int8")
     fed, x = done.report.input, floats(IMAGENET)
-    right, wrong = (run(done.model, {"data": numerics.quantize(x, s, "int8")})[0] for s in (fed.scale, fed.scale * 0.9))
+    fed_with = (QParams(quant.INT8, scale).quantize(x) for scale in (fed.scale, fed.scale * 0.9))
+    right, wrong = (run(done.model, {"data": codes})[0] for codes in fed_with)
     assert sqnr_db(right, wrong) < 30
 
 

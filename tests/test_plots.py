@@ -118,7 +118,7 @@ def test_share_inside_a_bin_is_off_by_less_than_the_bin(part: float, which: Any)
 
 def test_share_of_the_observed_range_is_zero() -> None:
     for x in (SIGNED, RELU, -RELU, np.zeros(3), np.full(3, 6.0)):
-        assert clipped(state_of(x), state_of(x).extent.usable("auto")) == 0
+        assert clipped(state_of(x), state_of(x).extent.usable) == 0
 
 
 def test_uint8_clips_all_negative_values_and_no_zero() -> None:
@@ -248,7 +248,7 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("x", [SIGNED, RELU, np.zeros(3), np.full(3, -1e-30), np.array([3e38, -1.0])])
 @pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("v1.0.SVG", b"<?xml"), ("c.pdf", b"%PDF")])
 def test_files_of_each_kind(x: Any, name: str, magic: bytes, tmp_path: Path) -> None:
-    seen = state_of(x).extent.usable("auto")
+    seen = state_of(x).extent.usable
     half = Range(seen.min / 2, seen.max / 2)
     drawn = figure("t", state_of(x), [Line("naive", seen), Line("half", half, chosen=True)])
     assert write(drawn, tmp_path / name) == tmp_path / name

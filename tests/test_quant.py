@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import kernel_params
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mxq import numerics
+from mxq.compat import prepare
 from mxq.errors import ConfigError
-from mxq.quant import AFFINE, INT8, MXNET, SYMMETRIC, UINT8, QParams, QuantSpec, Scheme, scheme_of
+from mxq.quant import AFFINE, BY_DTYPE, INT8, MXNET, SYMMETRIC, UINT8, WEIGHT, QParams, QuantSpec, Scheme, scheme_of
 
 KINDS = [  # (symmetric, signed, narrow)
     (True, True, False),
@@ -91,16 +93,97 @@ def test_what_every_scheme_promises() -> None:
             assert off[inside].max(initial=0) <= 0.5 + 1e-3
 
 
-@given(BOUND, BOUND)
-def test_eight_bits_of_mxnet_are_those_of_its_kernels(first: float, second: float) -> None:
-    low, high = sorted((first, second))
-    for spec in (INT8, UINT8):
-        size = max(abs(low), abs(high))
-        params = MXNET.params(spec, -size if spec is INT8 else 0.0, size)
-        assert params.scale == numerics.scale(size, spec.dtype)
-        x = np.linspace(-1.5, 1.5, 101, dtype=np.float32) * np.float32(size)
-        np.testing.assert_array_equal(params.quantize(x), numerics.quantize(x, params.scale, spec.dtype))
-        np.testing.assert_array_equal(params.fake(x), numerics.fake_quantize(x, params.scale, spec.dtype))
+@pytest.fixture(scope="module")
+def mx() -> Any:
+    prepare()
+    return importlib.import_module("mxnet")
+
+
+def halves(scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal values, among them exact halves of a step (both signs) and values far outside."""
+    x = (np.random.default_rng(0).standard_normal(shape) * 2).astype(np.float32)
+    special = np.concatenate([(np.arange(300) - 150 + 0.5) / scale, [1e3, -1e3, 1e10, -1e10, 3e38, -3e38, 1e-40, -0.0]])
+    x.reshape(-1)[: len(special)] = special
+    return x
+
+
+class TestMxnetsKernels:
+    """The scheme "mxnet" is what the stock kernels compute."""
+
+    @pytest.mark.parametrize("spec", [INT8, UINT8], ids=str)
+    @pytest.mark.parametrize("absmax", [3.0, 2.71, 1.0, 64.0])
+    @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 64, 9, 9), (64, 100), (5, 7, 11), (2000,)], ids=str)
+    def test_code_for_code(self, mx: Any, shape: tuple[int, ...], absmax: float, spec: QuantSpec) -> None:
+        low = -absmax if spec.signed else 0.0
+        params = MXNET.params(spec, low, absmax)
+        x = halves(params.scale, shape)
+        asked = {"min_calib_range": low, "max_calib_range": absmax, "out_type": spec.dtype}
+        got, _, _ = mx.nd.contrib.quantize_v2(mx.nd.array(x), **asked)
+        expected = params.quantize(x)
+        np.testing.assert_array_equal(got.asnumpy(), expected)
+        assert expected.dtype == got.dtype
+        assert (expected.min(), expected.max()) == (spec.lowest, spec.highest)
+
+    def test_rounding_differs_from_the_two_likely_mistakes(self) -> None:
+        """The test above can tell round-half-even from round-half-up and from truncation."""
+        params = MXNET.params(INT8, -1.0, 1.0)
+        x = halves(params.scale, (2000,))
+        expected = params.quantize(x)
+        scaled = np.clip(x.astype(np.float64) * params.scale, -200, 200)
+        assert np.any(np.clip(np.floor(scaled + 0.5), -128, 127) != expected)
+        assert np.any(np.clip(np.trunc(scaled), -128, 127) != expected)
+
+    def test_an_empty_range_is_a_trap(self, mx: Any) -> None:
+        """`quantize_v2` divides by zero and codes 0 as 127: observers must never report (0, 0)."""
+        zero = mx.nd.zeros((2, 3))
+        for dtype, code in (("int8", 127), ("uint8", 255)):
+            empty = {"min_calib_range": 0.0, "max_calib_range": 0.0, "out_type": dtype}
+            assert np.all(mx.nd.contrib.quantize_v2(zero + 0.5, **empty)[0].asnumpy() == code)
+        assert mx.nd.contrib.quantize_v2(zero, min_calib_range=0.0, max_calib_range=0.0)[0].asnumpy().max() == 127
+        assert mx.nd.contrib.quantize_v2(zero, min_calib_range=0.0, max_calib_range=1.0)[0].asnumpy().max() == 0
+
+    def test_scale(self) -> None:
+        assert kernel_params(2.0, "int8").scale == np.float32(63.75)
+        assert kernel_params(2.0, "uint8").scale == np.float32(127.75)
+        per_channel = MXNET.params(WEIGHT, [-1.0, 0.0, -0.25], [0.5, 0.0, 0.5]).scale
+        np.testing.assert_array_equal(per_channel, np.float32([127.5, 2**31 - 1, 255.0]))
+
+    @given(BOUND, st.lists(BOUND, min_size=1, max_size=30), st.sampled_from([INT8, UINT8]))
+    def test_error_is_at_most_half_a_step_within_the_range(self, size: float, x: list[float], spec: QuantSpec) -> None:
+        size = abs(size) or 1.0
+        values = np.clip(np.float32(x), -size if spec.signed else 0, size)
+        params = MXNET.params(spec, -size, size)
+        error = np.abs(np.float64(values) - params.fake(values))
+        # The top half step saturates at the last code, which is again half a step away; 1e-4 is float32 rounding.
+        assert error.max() <= 0.5 / params.scale * (1 + 1e-4)
+
+
+def test_a_fake_value_is_that_of_its_code() -> None:
+    for params, *_ in cases():
+        x = np.linspace(-1.5, 1.5, 27, dtype=np.float32).reshape(3, 3, 3) * np.float32(np.max(params.high))
+        np.testing.assert_array_equal(params.fake(x), params.dequantize(params.quantize(x)))
+
+
+def test_what_is_given_stays_as_it_is() -> None:
+    x, codes = np.float32([-1.0, 0.3]), np.float32([3, 5])
+    for params in (QParams(INT8, 10.0), QParams(QuantSpec(symmetric=False), 10.0, 3)):
+        params.quantize(x), params.fake(x), params.dequantize(codes)
+    assert x.tolist() == np.float32([-1.0, 0.3]).tolist()
+    assert codes.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.scale == "float"], ids=str)
+def test_covering_is_the_range_of_the_values(spec: QuantSpec) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 3, 5)).astype(np.float32)
+    others = {None: None, 0: (1, 2), 1: (0, 2)}[spec.axis]
+    size = np.abs(x).max(axis=others)
+    low, high = (-size, size) if spec.symmetric else (x.min(axis=others), x.max(axis=others))
+    scheme = scheme_of(spec)
+    assert scheme.covering(spec, x) == scheme.params(spec, low, high)
+
+
+def test_types_of_memory_have_their_specs() -> None:
+    assert {name: spec.dtype for name, spec in BY_DTYPE.items()} == {"int8": "int8", "uint8": "uint8"}
 
 
 def test_the_papers_example() -> None:
@@ -144,7 +227,7 @@ def test_channels_have_scales_of_their_own() -> None:
 
 def test_an_empty_range() -> None:
     params = MXNET.params(INT8, 0.0, 0.0)
-    assert params.scale == numerics.scale(0.0, "int8")
+    assert params.scale == np.float32(2**31 - 1)
     assert params.quantize(0.0) == 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from graphs import CONV1, RELU, bn, build, conv, fc, feeds, run
 
-from mxq import pipeline
+from mxq import observers, pipeline
 from mxq.backends.simulate import simulate
 from mxq.config import QuantConfig
 from mxq.errors import QuantizeError
@@ -138,6 +138,22 @@ def test_fewer_bits_are_worse(dense: QuantizedModel) -> None:
         for b in (2, 4, 6, 8)
     ]
     assert off == sorted(off, reverse=True)
+
+
+def test_ranges_found_for_the_codes_that_there_are() -> None:
+    """Of four bits, those that `mse` finds for four bits are better than for eight, and than all that was seen."""
+    config = QuantConfig(calib_mode="mse", quantize_mode="full", effort="fast", num_calib_examples="100%")
+    prepared = pipeline.plan(build(*NETS["chain"]), config)
+    seen = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False).statistics
+    spec, refs = QuantSpec(4, signed=None), [str(ref) for ref in prepared.plan.observe]
+
+    def noise(observer: str, of: QuantSpec) -> float:
+        found = seen.thresholds(dict.fromkeys(refs, observers.get(observer)), of, scheme_of(of))
+        quantized = assign(prepared.fused, prepared.plan, found, config).respecified(spec, QuantSpec(axis=0))
+        return float(np.square(run(simulate(quantized))[0] - run(prepared.fused)[0]).mean())
+
+    fitted, other, naive = noise("mse", spec), noise("mse", QuantSpec(signed=None)), noise("naive", spec)
+    assert fitted < min(other, naive)
 
 
 def test_names_stay(dense: QuantizedModel) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from graphs import RELU, bn, build, conv, quantized
 from graphs import feeds as graph_feeds
+from helpers import kernel_params
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from mxq.data.integers import feeding
 from mxq.errors import DataError
 from mxq.graph.annotation_text import annotated
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.quant import BY_DTYPE, MXNET, QParams
 from mxq.runtime import MxnetRunner
 from mxq.verification import Boxes, Energy, Output, Verification, corresponding, match_boxes, verify
 from mxq.verification.taps import cut
@@ -225,7 +227,7 @@ class TestLayers:
     def test_int8_tensors_are_decoded_by_their_own_range(self) -> None:
         def coded(dtype: str, absmax: float) -> Callable[[Array], tuple[Array, ...]]:
             def run(x: Array) -> tuple[Array, ...]:
-                codes = numerics.quantize(x, numerics.scale(absmax, dtype), dtype)
+                codes = kernel_params(absmax, dtype).quantize(x)
                 return codes, np.float32([-absmax if dtype == "int8" else 0]), np.float32([absmax])
 
             return run
@@ -257,7 +259,7 @@ class TestLayers:
         ]
         assert [layer.name for layer in found.worst_first] == ["a", "b", "c", "out"]
         for layer, dtype in zip(found.layers[:2], ("int8", "uint8"), strict=True):
-            expected = numerics.sqnr_db(x, numerics.fake_quantize(x, numerics.scale(2.0, dtype), dtype))
+            expected = numerics.sqnr_db(x, kernel_params(2.0, dtype).fake(x))
             assert layer.sqnr == pytest.approx(expected, rel=0, abs=1e-6)
             assert layer.cosine > 0.999
         assert found.layers[2].sqnr > 100
@@ -293,8 +295,9 @@ class TestLayers:
 
 def codes(scale: float, dtype: str = "int8", of: Callable[[Array], Array] = identity) -> Callable[..., Any]:
     """An int8 operator: the codes of what ``of`` makes of its input, ``scale`` of them to a unit, with their range."""
-    absmax = np.float32([numerics.SPAN[dtype] / scale])
-    return lambda x: (numerics.quantize(of(x), scale, dtype), -absmax, absmax)
+    spec = BY_DTYPE[dtype]
+    absmax = np.float32([MXNET.top(spec) / scale])
+    return lambda x: (QParams(spec, scale).quantize(of(x)), -absmax, absmax)
 
 
 def marked(model: Model, **attrs: Mapping[str, str]) -> Model:

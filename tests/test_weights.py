@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import build, conv, fc, feeds, quantized, run
-from helpers import assert_close
+from helpers import assert_close, kernel_params
 
 from mxq import observers, pipeline
 from mxq.artifacts import record
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
 from mxq.graph.ir import Model
-from mxq.numerics import dequantize, quantize, scale, sqnr_db
+from mxq.numerics import sqnr_db
 from mxq.quant.plan import WeightRecord
 from mxq.runtime import MxnetRunner
 from mxq.weights.clip import Asked, channel_bounds, clip_weights
@@ -56,8 +56,7 @@ def test_mse_quantizes_every_channel_no_worse_than_its_largest_weight() -> None:
     bounds = channel_bounds(observers.get("mse"), weight)
 
     def noise(row: np.ndarray, bound: float) -> float:
-        step = scale(bound, "int8")
-        return float(np.square(row - dequantize(quantize(row, step, "int8"), step)).sum())
+        return float(np.square(row - kernel_params(bound, "int8").fake(row)).sum())
 
     mine = [noise(row, b) for row, b in zip(weight, bounds, strict=True)]
     plain = [noise(row, np.abs(row).max()) for row in weight]

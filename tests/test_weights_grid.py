@@ -8,9 +8,11 @@ from graphs import VERSION, feed_graph
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mxq.errors import ConfigError
 from mxq.graph.serde import read_text
+from mxq.quant import MXNET, SYMMETRIC, QuantSpec
 from mxq.weights import grid
-from mxq.weights.grid import FULL, HALVED, RATIOS, Grid, extremes, nearest, steps, values, written
+from mxq.weights.grid import FULL, HALVED, SHARES, Grid, extremes, nearest, steps, values, written
 
 GRIDS = pytest.mark.parametrize("levels", [FULL, HALVED], ids=["full", "halved"])
 STEPS = st.floats(1e-8, 1e6, allow_nan=False).map(np.float64)
@@ -56,6 +58,67 @@ def test_written_codes_are_read_back(case: tuple[np.ndarray, np.ndarray]) -> Non
     found = read(weight)
     assert np.all((found == codes) | ((found == -128) & (codes == -127)))
     np.testing.assert_allclose(grid.read(weight, codes, step, FULL), found * step[:, :, None])
+
+
+SPECS = [QuantSpec(bits, axis=0, narrow=narrow) for bits in range(2, 9) for narrow in (False, True)]
+OTHERS = [Grid(spec, scheme) for spec in SPECS for scheme in (MXNET, SYMMETRIC)]
+
+
+def read_as(weight: np.ndarray, levels: Grid) -> np.ndarray:
+    """Codes by arXiv:2004.09602, eq. 7, with the scale of a channel's largest weight, all in float32."""
+    top = np.float32(2 ** (levels.spec.bits - 1) - (0.5 if levels.scheme is MXNET else 1))
+    highest = 2 ** (levels.spec.bits - 1) - 1
+    return np.clip(np.rint(weight * (top / absmax(weight))), -highest - (not levels.spec.narrow), highest).astype(int)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(OTHERS).flatmap(lambda levels: st.tuples(st.just(levels), chosen(levels))))
+def test_written_codes_of_any_spec_are_read_back(case: tuple[Grid, tuple[np.ndarray, np.ndarray]]) -> None:
+    levels, (codes, step) = case
+    weight = written(codes, step, levels)
+    found, last = read_as(weight, levels), levels.spec.highest
+    assert np.all((found == codes) | ((found == -last - 1) & (codes == -last)))
+    if not levels.is_moved:
+        np.testing.assert_array_equal(found, codes)
+    np.testing.assert_allclose(grid.read(weight, codes, step, levels), found * step[:, :, None])
+
+
+@pytest.mark.parametrize("levels", [g for g in OTHERS if g.is_moved], ids=lambda levels: str(levels.spec.bits))
+def test_few_negative_extremes_are_read_as_the_code_below(levels: Grid) -> None:
+    last = levels.spec.highest
+    step = np.random.default_rng(0).uniform(1e-4, 1, (1, 2000))
+    found = read_as(written(np.full((1, 2000, 1), -last, np.int16), step, levels), levels)
+    assert np.mean(found == -last) > {2: 0.6, 3: 0.8, 4: 0.9}.get(levels.spec.bits, 0.95)
+
+
+@pytest.mark.parametrize("levels", [g for g in OTHERS if g.spec.bits == 4], ids=lambda g: f"{g.scheme.name} {g.spec}")
+def test_four_bits_against_an_oracle(levels: Grid) -> None:
+    """The step of each channel is the best of the ratios, and codes are the nearest."""
+    rng = np.random.default_rng(4)
+    weight, importance = rng.laplace(size=(2, 5, 300)).astype(np.float32), rng.uniform(0.1, 2, (2, 300))
+    step, fixed = steps(weight, importance, levels), extremes(weight, levels)
+    codes = nearest(weight, step, fixed, levels)
+    span = 7.5 if levels.scheme is MXNET else 7.0
+    for group, output in np.ndindex(2, 5):
+        row = weight[group, output].astype(np.float64)
+        tried = [float(np.abs(row).max()) * ratio / span for ratio in (span / 7, *SHARES)]
+        costs = [importance[group] @ (s * np.clip(np.rint(row / s), -7, 7) - row) ** 2 for s in tried]
+        assert costs[int(np.argmin(np.abs(tried - step[group, output])))] <= min(costs) * (1 + 1e-5)
+        extreme = int(np.abs(row).argmax())
+        wanted = np.clip(np.rint(row / step[group, output]), -7, 7)
+        wanted[extreme] = 7 * np.sign(row[extreme])
+        np.testing.assert_array_equal(codes[group, output], wanted)
+    assert (step < np.abs(weight).max(axis=2) / span).all()  # of 15 codes some are better clipped for
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [QuantSpec(), QuantSpec(signed=False, axis=0), QuantSpec(axis=0, scale="power_of_two"), QuantSpec(axis=1)],
+    ids=str,
+)
+def test_codes_that_weights_do_not_have(spec: QuantSpec) -> None:
+    with pytest.raises(ConfigError, match=r"the codes of weights are .*; allowed: intN, per channel on axis 0"):
+        Grid(spec)
 
 
 @settings(max_examples=300, deadline=None)
@@ -128,7 +191,7 @@ def test_steps_cost_no_more_than_the_largest_weight(levels: Grid) -> None:
     found = steps(weight, importance, levels)
     assert (cost(found) <= cost(largest) * (1 + 1e-5)).all()
     shares = found / largest
-    assert (np.abs(shares[..., None] - np.array(RATIOS)).min(axis=-1) < 1e-6).all()
+    assert (np.abs(shares[..., None] - np.array(levels.ratios)).min(axis=-1) < 1e-6).all()
 
 
 def test_importance_decides_what_is_clipped() -> None:

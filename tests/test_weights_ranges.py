@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import build, conv, quantized, run
-from helpers import assert_close
+from helpers import assert_close, kernel_params
 
-from mxq import numerics
 from mxq.passes.assignment import assign
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
@@ -74,8 +73,7 @@ class TestNarrowed:
 
         errors = []
         for share in SHARES:
-            scale = numerics.scale(span.absmax * share, "int8")
-            off = numerics.fake_quantize(value, scale, "int8").astype(np.float64) - value
+            off = kernel_params(span.absmax * share, "int8").fake(value).astype(np.float64) - value
             errors.append(float((reader(off) ** 2).sum()))
         best = SHARES[int(np.argmin(errors))]
         assert best < 1
@@ -169,7 +167,7 @@ class TestCode:
     @pytest.mark.parametrize(("dtype", "span"), [("int8", Range(-3.0, 2.0)), ("uint8", Range(0.0, 5.0))])
     def test_coded_is_what_the_kernels_hold(self, dtype: str, span: Range) -> None:
         value = np.linspace(-6, 6, 999).astype(np.float32)
-        wanted = numerics.fake_quantize(value, numerics.scale(span.absmax, dtype), dtype)
+        wanted = kernel_params(span.absmax, dtype).fake(value)
         assert_close(Code(dtype).coded(value, span), wanted, rtol=0, atol=1e-6)
         (again,) = code_all([value], Code(dtype), span)
         np.testing.assert_array_equal(again, Code(dtype).coded(value, span))

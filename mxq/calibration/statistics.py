@@ -23,6 +23,7 @@ from mxq.formats.arrays import Archive, open_npz
 from mxq.formats.documents import Count, converted, parse_json
 from mxq.observers import Observer, State
 from mxq.observers.base import Layout
+from mxq.quant import ANY8, MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Threshold, Thresholds
 from mxq.storage.writing import write_bytes
 
@@ -130,26 +131,32 @@ class Statistics:
                     f"this one's is {_short(network.get(part))}"
                 )
 
-    def thresholds(self, wanted: Mapping[str, Observer[Any]], dtypes: Mapping[str, str] | str = "auto") -> Thresholds:
+    def thresholds(
+        self,
+        wanted: Mapping[str, Observer[Any]],
+        specs: Mapping[str, QuantSpec] | QuantSpec = ANY8,
+        scheme: Scheme = MXNET,
+    ) -> Thresholds:
         """The range of every tensor in ``wanted``, with its provenance. Reading has no effect; read again at will.
 
         Args:
             wanted: tensor -> its observer; it need not be the one that collected, but must read that statistic.
-            dtypes: "auto", "int8" or "uint8" for all tensors, or by tensor ("auto" where a name is missing).
+            specs: what codes are to be, of all tensors, or by tensor (`ANY8` where a name is missing).
+            scheme: how scales will follow from ranges.
 
         Raises:
             CalibrationError: a tensor is not among the statistics, its statistic does not serve the observer, or it had
                 no values.
-            ConfigError: another dtype.
+            ConfigError: a spec is not of the scheme.
         """
-        by_name = dtypes if isinstance(dtypes, Mapping) else dict.fromkeys(wanted, dtypes)
+        by_name = specs if isinstance(specs, Mapping) else dict.fromkeys(wanted, specs)
 
         def one(name: str) -> Threshold:
-            return self._threshold(name, wanted[name], by_name.get(name, "auto"))
+            return self._threshold(name, wanted[name], by_name.get(name, ANY8), scheme)
 
         return Thresholds(dict(zip(wanted, observers.in_parallel(one, wanted), strict=True)))
 
-    def _threshold(self, name: str, observer: Observer[Any], dtype: str) -> Threshold:
+    def _threshold(self, name: str, observer: Observer[Any], spec: QuantSpec, scheme: Scheme) -> Threshold:
         if name not in self.states:
             raise CalibrationError(f"no range was calibrated for tensor {name!r} ({len(self.states)} others were)")
         state = self.states[name]
@@ -159,8 +166,8 @@ class Statistics:
                 f"needs its {observer.statistic}; calibrate anew, or ask for another observer"
             )
         try:
-            candidates = observer.candidates(state, dtype)
-            found = candidates[0].range if candidates else observer.range(state, dtype)
+            candidates = observer.candidates(state, spec, scheme)
+            found = candidates[0].range if candidates else observer.range(state, spec, scheme)
         except CalibrationError as error:
             raise CalibrationError(f"tensor {name!r}: {error}") from error
         return Threshold(
@@ -169,7 +176,7 @@ class Statistics:
             examples=self.examples,
             batches=self.batches,
             observed=observer.observed(state),
-            note=observer.note(state),
+            note=observer.note(state, spec),
             candidates=candidates,
         )
 

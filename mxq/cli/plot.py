@@ -40,6 +40,7 @@ def plot(
     """Draw a tensor's histogram with the threshold of every calibrator on it."""
     from mxq.artifacts import record
     from mxq.calibration.statistics import Statistics
+    from mxq.config import quant_spec
     from mxq.report import plots
 
     if network is not None and calib_mode is not None:
@@ -49,7 +50,7 @@ def plot(
         print_json({"tensors": [*statistics.states]}) if as_json else tell("\n".join(map(one_line, statistics.states)))
         return
     used = None if network is None else plots.used_by(record.read(prefix_of(network)), statistics, tensor)
-    lines = plots.compared(statistics, tensor, calib_mode, dtype or "auto", used)
+    lines = plots.compared(statistics, tensor, calib_mode, quant_spec(dtype or "auto"), used)
     written = plots.draw(statistics, tensor, lines, out or Path(f"{one_line(tensor).replace('/', '_')}.png"))
     if as_json:
         found = {x.name: {**asdict(x.range), "mark": x.mark if x.chosen else None} for x in lines}

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mxq import numerics
 from mxq.artifacts import record as records
 from mxq.data.pictures import decode
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Array, Executable, Model, Ref, Runner, Watched
+from mxq.quant import BY_DTYPE, QParams
 from mxq.quant.plan import InputRecord
 
 if TYPE_CHECKING:
@@ -116,7 +116,11 @@ class IntegerTransform:
         return found
 
     def _coded(self, x: Array) -> Array:
-        return numerics.quantize(x, np.float32(self.record.scale), self.record.dtype)
+        return self._params.quantize(x)
+
+    @cached_property
+    def _params(self) -> QParams:
+        return QParams(BY_DTYPE[self.record.dtype], np.float32(self.record.scale))
 
     @cached_property
     def _preprocess(self) -> Preprocess:

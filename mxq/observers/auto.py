@@ -17,6 +17,7 @@ import numpy as np
 
 from mxq.observers.histogram import HistogramObserver, HistogramState
 from mxq.observers.registry import OBSERVERS, get, spec_of
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Candidate, Range
 
 NAIVE: Final = "naive"
@@ -53,23 +54,21 @@ class AutoObserver(HistogramObserver):
     in_tune: ClassVar[tuple[str, ...]] = ("auto",)
     params: AutoParams = AutoParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
-        return self._ranked(state, dtype)[0].range.absmax
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
+        return self._ranked(state, spec, scheme)[0].range.absmax
 
-    def candidates(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
+    def candidates(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> tuple[Candidate, ...]:
         extent = state.extent
-        if not extent.count or extent.usable(dtype).min == extent.max:
+        if not extent.count or extent.usable.min == extent.max:
             return ()
-        return self._ranked(state, "uint8" if extent.unsigned(dtype) else "int8")
+        return self._ranked(state, extent.settled(spec), scheme)
 
-    def _ranked(self, state: HistogramState, dtype: str) -> tuple[Candidate, ...]:
+    def _ranked(self, state: HistogramState, spec: QuantSpec, scheme: Scheme) -> tuple[Candidate, ...]:
         """All candidates, the least error first; of equals the wider range."""
         absmax = state.extent.absmax
         finders = _finders()
-        bounds = np.array([absmax, *(min(c.threshold(state, dtype), absmax) for c in finders.values())])
-        errors = state.expected_errors(bounds, dtype)
-        found = [
-            Candidate(spec, Range(0.0 if dtype == "uint8" else -bound, bound), error)
-            for spec, bound, error in zip((NAIVE, *finders), bounds.tolist(), errors.tolist(), strict=True)
-        ]
+        bounds = np.array([absmax, *(min(c.threshold(state, spec, scheme), absmax) for c in finders.values())])
+        errors = state.expected_errors(bounds, spec, scheme)
+        ranges = (Range(*map(float, ends)) for ends in zip(*state.extent.ends(bounds, spec), strict=True))
+        found = [Candidate(*one) for one in zip((NAIVE, *finders), ranges, errors.tolist(), strict=True)]
         return tuple(sorted(found, key=lambda c: (c.error, -c.range.absmax)))

@@ -5,7 +5,7 @@ An observer is a pure fold over the batches of one tensor::
     state = observer.empty()
     for x in batches:
         state = observer.update(state, x)
-    threshold = observer.range(state, "auto")
+    found = observer.range(state, spec)
 
 A state is a frozen dataclass whose arrays are read-only: reading changes nothing, and two states of disjoint
 data `merge` into the state of all of it. Many observers share a kind of state, so what one pass collected answers
@@ -18,23 +18,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxq.errors import CalibrationError, DataError, FormatError, one_of
+from mxq.errors import CalibrationError, DataError, FormatError
 from mxq.observers import kernels
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Candidate, Oddity, Range
 
 Arrays = Mapping[str, NDArray[Any]]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 Floats = NDArray[np.float32]
 S = TypeVar("S")
-
-DTYPES: Final = ("auto", "int8", "uint8")
+E = TypeVar("E", float, NDArray[np.float64])
 
 MOST_VALUES: Final = 1 << 53
 """Of one state; sums of a thousand of them still fit int64."""
@@ -82,6 +82,9 @@ class Observer(Protocol[S]):
     clips_in_tune: ClassVar[tuple[str, ...]]
     """The specs with which `mxq.tune` tries it for clipping weights."""
 
+    clips: ClassVar[bool]
+    """Whether values that were observed may lie outside of the range."""
+
     @property
     def params(self) -> Any:
         """A frozen dataclass of numbers; the observer's class takes it as ``params=``."""
@@ -116,21 +119,23 @@ class Observer(Protocol[S]):
         """The state of the data of both."""
         ...
 
-    def range(self, state: S, dtype: str) -> Range:
+    def range(self, state: S, spec: QuantSpec, scheme: Scheme = MXNET) -> Range:
         """The interval to represent, in activation units.
 
         Args:
             state: unchanged by the call.
-            dtype: "int8", "uint8", or "auto": uint8 where no value was negative. A tensor with negative values
-                gets its signed range whatever the dtype; whether uint8 may then be used is not decided here.
+            spec: what codes are to be, of all values together whatever its axis. A tensor with negative values gets
+                its signed range also where they are to be unsigned without a zero point; whether that may be is not
+                decided here.
+            scheme: how scales will follow from the range.
 
         Raises:
             CalibrationError: no values were observed.
-            ConfigError: another dtype.
+            ConfigError: the spec is not of the scheme.
         """
         ...
 
-    def candidates(self, state: S, dtype: str) -> tuple[Candidate, ...]:
+    def candidates(self, state: S, spec: QuantSpec, scheme: Scheme = MXNET) -> tuple[Candidate, ...]:
         """For an observer that chooses among others: what each would have found, the choice first; else nothing."""
         ...
 
@@ -138,7 +143,7 @@ class Observer(Protocol[S]):
         """The plain minimum and maximum; None before any data."""
         ...
 
-    def note(self, state: S) -> str:
+    def note(self, state: S, spec: QuantSpec) -> str:
         """What a report should mention: "all zero", "constant", or nothing."""
         ...
 
@@ -150,16 +155,17 @@ class StateObserver:
     ordered: ClassVar[bool] = False
     in_tune: ClassVar[tuple[str, ...]] = ()
     clips_in_tune: ClassVar[tuple[str, ...]] = ()
+    clips: ClassVar[bool] = True
     params: Any = None
 
-    def candidates(self, state: Any, dtype: str) -> tuple[Candidate, ...]:
+    def candidates(self, state: Any, spec: QuantSpec, scheme: Scheme = MXNET) -> tuple[Candidate, ...]:
         return ()
 
     def observed(self, state: Any) -> Range | None:
         found: Range | None = state.extent.range
         return found
 
-    def note(self, state: Any) -> str:
+    def note(self, state: Any, spec: QuantSpec) -> str:
         found: str = state.extent.note
         return found
 
@@ -236,19 +242,32 @@ class Extent:
         odd = Oddity.between(self.min, self.max) if self.count else None
         return "" if odd is None else odd.value
 
-    def unsigned(self, dtype: str) -> bool:
-        """Whether uint8 codes are wanted and fit: no value was negative and ``dtype`` allows them."""
-        return self.min >= 0 and dtype in {"auto", "uint8"}
+    def settled(self, spec: QuantSpec) -> QuantSpec:
+        """``spec`` with the sign that a search for a range is for.
 
-    def usable(self, dtype: str) -> Range:
+        That is unsigned where no value was negative and ``spec`` allows it. With a zero point a sign says only where
+        codes begin; it is that of the values, so that `QuantSpec.highest` is how many codes one side of zero has.
+        """
+        signed = self.min < 0 or (spec.symmetric and spec.signed is True)
+        return replace(spec, signed=signed, narrow=spec.narrow and signed)
+
+    def ends(self, bound: E, spec: QuantSpec) -> tuple[E, E]:
+        """The range in which no absolute value exceeds ``bound``, or each of many, for codes of a settled ``spec``.
+
+        Without a zero point it is [-bound, bound] (arXiv:2004.09602, eq. 6), or [0, bound] of unsigned codes; with one
+        it ends where the values do, if that is nearer (eq. 1).
+        """
+        if spec.symmetric:
+            return (-bound if spec.signed else bound * 0.0), bound
+        return np.maximum(-bound, min(self.min, 0.0)), np.minimum(bound, max(self.max, 0.0))
+
+    @property
+    def usable(self) -> Range:
         """The observed range, with `ALL_ZERO_RANGE` in place of an empty one around zero.
 
         Raises:
             CalibrationError: no values were observed.
-            ConfigError: an unknown dtype.
         """
-        if dtype not in DTYPES:
-            raise one_of("dtype", dtype, DTYPES)
         seen = self.range
         if seen is None:
             raise CalibrationError("no values were observed, so there is no range; at least one batch is needed")

@@ -1,4 +1,4 @@
-"""The "entropy" observer: the threshold whose 8-bit histogram diverges least from the real one.
+"""The "entropy" observer: the threshold whose histogram of codes diverges least from the real one.
 
 Sources: S. Migacz, "8-bit inference with TensorRT", GTC 2017 (s7310), "Entropy calibration: pseudocode";
 MXNet's ``calib_mode='entropy'``: ``src/operator/quantization/calibrate.cc`` and ``_get_optimal_threshold`` in
@@ -21,13 +21,17 @@ Where a group of Q is empty and P is not, Q counts `EPSILON`. MXNet adds that co
 it off the others; on the same histogram its divergences differ from these by about EPSILON * bins / values, and by
 the one bin at the lower end that its Q leaves out.
 
-Where no more than ``levels`` bins hold anything, the histogram says nothing about what 8 bits lose (every value can
-have a code of its own), and the divergence may be 0 where all of it is clipped: of values 0 and 5, both in the wide
+Codes of fewer bits have fewer ``levels``, and bins are joined, so that a group has as many of them as for 8 bits. With
+bins as fine as those, a few about zero could stand for all: there every bin is a group, and nothing diverges.
+
+Where no more than ``levels`` bins hold anything, the histogram says nothing about what is lost (every value can have
+a code of its own), and the divergence may be 0 where all of it is clipped: of values 0 and 5, both in the wide
 last group, a threshold of 1 looks perfect. Such a tensor is not clipped, unlike in MXNet.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -36,6 +40,7 @@ from numpy.typing import NDArray
 
 from mxq.errors import ConfigError
 from mxq.observers.histogram import Counts, HistogramObserver, HistogramState
+from mxq.quant import INT8, MXNET, QuantSpec, Scheme
 
 Reals = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -46,9 +51,9 @@ EPSILON: Final = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class EntropyParams:
-    """``levels``: groups for a signed tensor, odd; a non-negative one read as uint8 gets ``2 * levels + 1``.
+    """``levels``: groups that stand for signed codes of 8 bits, odd; other codes get as many in proportion (`groups`).
 
-    Both halves of the axis are always searched, so the non-negative half alone gets ``levels`` of them.
+    Both halves of the axis are always searched, so for unsigned codes there are twice as many groups, and one.
 
     ``tolerance``: how much above the least divergence, as a share of it, a candidate may be that clips less.
     """
@@ -62,6 +67,10 @@ class EntropyParams:
         if not self.tolerance >= 0:
             raise ConfigError(f"tolerance is {self.tolerance!r}; allowed: 0 or more")
 
+    def groups(self, spec: QuantSpec) -> int:
+        """How many groups stand for codes of a settled ``spec``, odd: 255 for int8, 511 for uint8, 15 for int4."""
+        return max(3, (self.levels + 1) * (spec.highest + 1) // (INT8.highest + 1) - 1 | 1)
+
 
 @dataclass(frozen=True)
 class EntropyObserver(HistogramObserver):
@@ -72,19 +81,33 @@ class EntropyObserver(HistogramObserver):
     in_tune: ClassVar[tuple[str, ...]] = ("entropy",)
     params: EntropyParams = EntropyParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         """An upper edge of a bin."""
-        if self._sparse(state):
+        counts = _counts(state, spec)
+        if self._sparse(counts, spec):
             return state.extent.absmax
-        levels = 2 * self.params.levels + 1 if dtype == "uint8" else self.params.levels
-        return (_best_candidate(state.cropped(), levels, self.params.tolerance) + 1) * state.width
+        kept = _best_candidate(counts, self.params.groups(spec), self.params.tolerance)
+        return math.ldexp((kept + 1) * state.width, _joined(spec))
 
-    def note(self, state: HistogramState) -> str:
-        sparse = state.extent.count and self._sparse(state)
+    def note(self, state: HistogramState, spec: QuantSpec) -> str:
+        settled = state.extent.settled(spec)
+        sparse = state.extent.count and self._sparse(_counts(state, settled), settled)
         return state.extent.note or ("few distinct values, not clipped" if sparse else "")
 
-    def _sparse(self, state: HistogramState) -> bool:
-        return int(np.count_nonzero(state.counts)) <= self.params.levels
+    def _sparse(self, counts: Counts, spec: QuantSpec) -> bool:
+        """Whether there are no more filled bins than groups that these values can be in."""
+        groups = self.params.groups(spec)
+        return int(np.count_nonzero(counts)) <= (groups if spec.signed else groups // 2)
+
+
+def _counts(state: HistogramState, spec: QuantSpec) -> Counts:
+    """The histogram in bins for codes of ``spec``."""
+    return state.cropped(_joined(spec))
+
+
+def _joined(spec: QuantSpec) -> int:
+    """How often bins are joined in pairs for codes of ``spec``."""
+    return INT8.bits - spec.bits
 
 
 def _best_candidate(counts: Counts, levels: int, tolerance: float) -> int:

@@ -13,6 +13,7 @@ from mxq.errors import ConfigError
 from mxq.observers.base import State
 from mxq.observers.minmax import ExtentObserver
 from mxq.observers.registry import NeedsParams
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
 
@@ -37,12 +38,11 @@ class FixedObserver(ExtentObserver, NeedsParams):
     needs: ClassVar[str] = "fixed:MIN,MAX"
     params: FixedParams = FixedParams()
 
-    def range(self, state: State, dtype: str) -> Range:
+    def range(self, state: State, spec: QuantSpec, scheme: Scheme = MXNET) -> Range:
         """The range given, whatever was observed.
 
         Raises:
             CalibrationError: no values were observed.
-            ConfigError: an unknown dtype.
         """
-        state.extent.usable(dtype)
+        state.extent.usable  # noqa: B018  (an error where there are none)
         return Range(self.params.min, self.params.max)

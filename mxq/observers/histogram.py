@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.observers import kernels
 from mxq.observers.base import MOST_VALUES, Arrays, Extent, Floats, Layout, StateObserver, damaged, flat
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
 Counts = NDArray[np.int64]
@@ -94,10 +95,14 @@ class HistogramState:
         counts = _widened(self.counts, exponent - self.exponent) + _widened(other.counts, exponent - other.exponent)
         return HistogramState(_frozen(counts), extent)
 
-    def cropped(self) -> Counts:
-        """The counts without the empty bins beyond the largest absolute value: (2 n + 1,) int64, symmetric."""
-        last = min(int(self.extent.absmax / self.width), HALF)
-        return self.counts[HALF - last : HALF + last + 1]
+    def cropped(self, steps: int = 0) -> Counts:
+        """The counts without the empty bins beyond the largest absolute value: (2 n + 1,) int64, symmetric.
+
+        Args:
+            steps: bins are ``2^steps`` times as wide as those of the state.
+        """
+        last = min(int(self.extent.absmax / math.ldexp(self.width, steps)), HALF)
+        return _widened(self.counts, steps)[HALF - last : HALF + last + 1]
 
     def magnitudes(self) -> Counts:
         """Counts by absolute value: (4096,) int64; entry 0 is [0, width), entry i is [i width, (i + 1) width)."""
@@ -124,16 +129,17 @@ class HistogramState:
         edges[narrow] = edges[narrow, :1] + np.array([-0.5e-6, 0.5e-6]) * self.width
         return edges, self.counts[index + HALF].astype(np.float64)
 
-    def expected_errors(self, thresholds: Reals, dtype: str) -> Reals:
-        """Mean squared error of quantizing to ``dtype`` ("int8", "uint8") with each threshold; see `kernels`.
+    def expected_errors(self, thresholds: Reals, spec: QuantSpec, scheme: Scheme = MXNET) -> Reals:
+        """Mean squared error of quantizing with each threshold; see `kernels`.
 
         Args:
             thresholds: (m,) float64 > 0, in activation units.
-            dtype: of the codes.
+            spec: of the codes, settled.
+            scheme: how scales follow from a range.
         """
         edges, counts = self.filled()
-        lowest, highest = (0, 255) if dtype == "uint8" else (-128, 127)
-        found: Reals = kernels.expected_errors(edges, counts, np.asarray(thresholds, np.float64), lowest, highest)
+        steps, zeros = scheme.steps(spec, *self.extent.ends(np.asarray(thresholds, np.float64), spec))
+        found: Reals = kernels.expected_errors(edges, counts, steps, spec.lowest - zeros, spec.highest - zeros)
         return found
 
     def to_arrays(self) -> Arrays:
@@ -172,27 +178,28 @@ class HistogramObserver(StateObserver, ABC):
     def merge(self, a: HistogramState, b: HistogramState) -> HistogramState:
         return a.merge(b)
 
-    def range(self, state: HistogramState, dtype: str) -> Range:
-        """(0, threshold) for a non-negative tensor with "auto" or "uint8", else (-threshold, threshold).
+    def range(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> Range:
+        """(0, threshold) for a non-negative tensor whose codes may be unsigned, else (-threshold, threshold).
 
-        The threshold is never beyond the largest absolute value observed, which it is where all values are equal.
+        With a zero point an end is that of the observed range where that is nearer. The threshold is never beyond the
+        largest absolute value observed, which it is where all values are equal.
         """
-        seen = state.extent.usable(dtype)
-        if not state.extent.absmax:
+        extent, seen = state.extent, state.extent.usable
+        if not extent.absmax:
             return seen
-        unsigned = state.extent.unsigned(dtype)
-        bound = seen.absmax
-        if state.extent.min != state.extent.max:
-            bound = min(self.threshold(state, "uint8" if unsigned else "int8"), bound)
-        return Range(0.0 if unsigned else -bound, bound)
+        settled, bound = extent.settled(spec), seen.absmax
+        if extent.min != extent.max:
+            bound = min(self.threshold(state, settled, scheme), bound)
+        return Range(*map(float, extent.ends(bound, settled)))
 
     @abstractmethod
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         """The largest absolute value to represent, > 0, in activation units.
 
         Args:
             state: of at least two different values.
-            dtype: "int8" or "uint8".
+            spec: what codes are to be, settled for these values (`Extent.settled`).
+            scheme: how scales will follow from the range.
         """
 
 

@@ -92,7 +92,7 @@ def count(x: Floats, factor: np.float32, half: int, lanes: Counts) -> None:
 
 
 @compiled
-def _antiderivative(x: float, step: float, whole: float, lowest: int, highest: int) -> float:
+def _antiderivative(x: float, step: float, whole: float, lowest: float, highest: float) -> float:
     code = min(max(np.rint(x / step), lowest), highest)
     rest = x - code * step
     found: float = code * whole + rest * rest * rest / 3
@@ -100,33 +100,33 @@ def _antiderivative(x: float, step: float, whole: float, lowest: int, highest: i
 
 
 @compiled
-def expected_errors(edges: Reals, counts: Reals, thresholds: Reals, lowest: int, highest: int) -> Reals:
-    """Mean squared quantization error of values spread evenly over each bin, for each threshold.
+def expected_errors(edges: Reals, counts: Reals, steps: Reals, lowest: Reals, highest: Reals) -> Reals:
+    """Mean squared quantization error of values spread evenly over each bin, for each step ``s``.
 
-    With step ``s = threshold / (highest + 0.5)``, a value ``x`` becomes ``s clip(rint(x / s), lowest, highest)``.
-    Its squared error has the antiderivative ``k s^3 / 12 + r^3 / 3`` with ``k = rint(x / s)``, ``r = x - k s`` (each
-    whole step adds ``s^3 / 12``), beyond the last code ``(x - k s)^3 / 3`` with the clipped ``k``; no sampling.
+    A value ``x`` becomes ``s clip(rint(x / s), lowest, highest)`` (arXiv:2004.09602, eq. 7 and 8). Its squared error
+    has the antiderivative ``k s^3 / 12 + r^3 / 3`` with ``k = rint(x / s)``, ``r = x - k s`` (each whole step adds
+    ``s^3 / 12``), beyond the last code ``(x - k s)^3 / 3`` with the clipped ``k``; no sampling.
 
     Args:
         edges: (n, 2) float64, lower and upper edge of each bin that holds something.
         counts: (n,) float64 > 0.
-        thresholds: (m,) float64 > 0.
-        lowest, highest: the codes' bounds, (-128, 127) or (0, 255).
+        steps: (m,) float64 > 0, units of value between two codes.
+        lowest, highest: (m,) float64, the codes' bounds, less the code of value 0.
 
     Returns:
         (m,) float64, in squared activation units.
     """
-    found = np.empty(len(thresholds))
+    found = np.empty(len(steps))
     total = counts.sum()
-    for j in range(len(thresholds)):
-        step = thresholds[j] / (highest + 0.5)
+    for j in range(len(steps)):
+        step, first, last = steps[j], lowest[j], highest[j]
         whole = step * step * step / 12
         error, before, at = 0.0, np.nan, np.nan  # the antiderivative at the edge seen last
         for i in range(len(counts)):
             if edges[i, 0] != before:
-                at = _antiderivative(edges[i, 0], step, whole, lowest, highest)
+                at = _antiderivative(edges[i, 0], step, whole, first, last)
             before = edges[i, 1]
-            upper = _antiderivative(before, step, whole, lowest, highest)
+            upper = _antiderivative(before, step, whole, first, last)
             error += counts[i] * (upper - at) / (before - edges[i, 0])
             at = upper
         found[j] = error / total

@@ -13,6 +13,7 @@ from typing import ClassVar
 from numpy.typing import ArrayLike
 
 from mxq.observers.base import Extent, State, StateObserver, flat
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
 
@@ -45,13 +46,14 @@ class ExtentObserver(StateObserver):
 class NaiveObserver(ExtentObserver):
     """Covers every value seen, so nothing of the calibration data saturates and outliers cost resolution.
 
-    The range is the observed (min, max) as it is, for any dtype: a non-negative tensor keeps its minimum >= 0
-    (from which the kernel chooses uint8), a signed one both bounds (the kernel uses the larger).
+    The range is the observed (min, max) as it is, for any spec: a non-negative tensor keeps its minimum >= 0, from
+    which its codes are unsigned, a signed one both bounds, of which a scheme without zero point uses the larger.
     """
 
     name: ClassVar[str] = "naive"
     in_tune: ClassVar[tuple[str, ...]] = ("naive",)
+    clips: ClassVar[bool] = False
     params: NaiveParams = NaiveParams()
 
-    def range(self, state: State, dtype: str) -> Range:
-        return state.extent.usable(dtype)
+    def range(self, state: State, spec: QuantSpec, scheme: Scheme = MXNET) -> Range:
+        return state.extent.usable

@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from mxq.errors import ConfigError
-from mxq.numerics import CODES
 from mxq.observers.histogram import HistogramObserver, HistogramState
+from mxq.quant import MXNET, QuantSpec, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class NormParams:
 class NormObserver(HistogramObserver):
     """In proportion to the p-norm.
 
-    Formula: ``threshold = step q = 2 (E|x|^p)^(1/p) sqrt(q)`` with ``q`` the largest code (127 or 255). Sources: Esser
-    et al., "Learned step size quantization" (arXiv:1902.08153), section 2.1, with p = 1; "Norm" in "MQBench"
+    Formula: ``threshold = step q = 2 (E|x|^p)^(1/p) sqrt(q)`` with ``q`` the largest code. Sources: Esser et al.,
+    "Learned step size quantization" (arXiv:1902.08153), section 2.1, with p = 1; "Norm" in "MQBench"
     (arXiv:2111.03759), appendix C.1, with p = 2 unless specified, the default here.
     """
 
@@ -41,12 +41,12 @@ class NormObserver(HistogramObserver):
     in_auto: ClassVar[tuple[str, ...]] = ("norm",)
     params: NormParams = NormParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         sizes = np.abs(state.centres())
         top = sizes.max()
         mean = float(np.average((sizes / top) ** self.params.p, weights=state.counts))
         norm = float(top * mean ** (1 / self.params.p))
-        return max(2 * norm * math.sqrt(CODES[dtype][1]), state.width)
+        return max(2 * norm * math.sqrt(spec.highest), state.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,18 @@ class MeanStdParams:
 class MeanStdObserver(HistogramObserver):
     """So many standard deviations about the mean.
 
-    Formula: ``threshold = max(|mean - k std|, |mean + k std|)``, for uint8 ``mean + k std``. Sources: Bhalgat et al.,
-    "LSQ+" (arXiv:2004.09576), with k = 3, the default; Gong et al., "DSQ" (arXiv:1908.05033), with 2.6; "MeanStd" in
-    "MQBench" (arXiv:2111.03759), appendix C.1.
+    Formula: ``threshold = max(|mean - k std|, |mean + k std|)``, for unsigned codes ``mean + k std``. Sources:
+    Bhalgat et al., "LSQ+" (arXiv:2004.09576), with k = 3, the default; Gong et al., "DSQ" (arXiv:1908.05033), with 2.6;
+    "MeanStd" in "MQBench" (arXiv:2111.03759), appendix C.1.
     """
 
     name: ClassVar[str] = "mean_std"
     in_auto: ClassVar[tuple[str, ...]] = ("mean_std",)
     params: MeanStdParams = MeanStdParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         centres = state.centres()
         mean = float(np.average(centres, weights=state.counts))
         std = math.sqrt(float(np.average((centres - mean) ** 2, weights=state.counts)))
         reach = mean + self.params.k * std
-        return max(reach if dtype == "uint8" else max(reach, self.params.k * std - mean), state.width)
+        return max(reach if not spec.signed else max(reach, self.params.k * std - mean), state.width)

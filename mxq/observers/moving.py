@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
 from mxq.observers.base import Arrays, Extent, Layout, StateObserver, damaged, flat
+from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
 Pair = tuple[float, float]
@@ -122,9 +123,9 @@ class MovingObserver(StateObserver):
     def merge(self, a: MovingState, b: MovingState) -> MovingState:
         return a.merge(b)
 
-    def range(self, state: MovingState, dtype: str) -> Range:
+    def range(self, state: MovingState, spec: QuantSpec, scheme: Scheme = MXNET) -> Range:
         """The minimum is >= 0 where no value was negative, and only there, whatever the averages."""
-        seen = state.extent.usable(dtype)
+        seen = state.extent.usable
         low, high = (min(max(average, seen.min), seen.max) for average in state.averages)
         if low >= 0 > seen.min:
             low = max(seen.min, -high)

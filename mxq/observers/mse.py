@@ -1,6 +1,6 @@
 """The "mse" observer: the threshold of the least expected squared quantization error.
 
-Formula: ``argmin_t E[(x - Q_t(x))^2]`` with ``Q_t`` as the stock kernels quantize (`mxq.numerics`), over the histogram,
+Formula: ``argmin_t E[(x - Q_t(x))^2]`` with ``Q_t`` as a spec and scheme have it (`mxq.quant`), over the histogram,
 values spread evenly in each bin (`mxq.observers.kernels.expected_errors`). Sources: "MSE" in "MQBench"
 (arXiv:2111.03759), appendix C.1; Banner et al., "Post training 4-bit quantization" (arXiv:1810.05723), equation 5,
 which this evaluates for the measured distribution instead of a Laplace or normal one; Nagel et al., "A white paper
@@ -16,6 +16,7 @@ import numpy as np
 
 from mxq.errors import ConfigError
 from mxq.observers.histogram import HistogramObserver, HistogramState, Reals
+from mxq.quant import MXNET, QuantSpec, Scheme
 
 FINEST: Final = 1 / 256
 """The smallest threshold tried, as a share of the largest value: 16 bins."""
@@ -42,10 +43,10 @@ class MseObserver(HistogramObserver):
     clips_in_tune: ClassVar[tuple[str, ...]] = ("mse",)
     params: MseParams = MseParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         absmax = state.extent.absmax
         coarse: Reals = absmax * np.geomspace(FINEST, 1, self.params.steps)  # exact for absmax times a power of two
-        best = int(np.argmin(state.expected_errors(coarse, dtype)))
+        best = int(np.argmin(state.expected_errors(coarse, spec, scheme)))
         around = coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)]
         fine: Reals = np.append(np.linspace(*around, self.params.steps // 4), coarse[best])
-        return float(fine[np.argmin(state.expected_errors(fine, dtype))])
+        return float(fine[np.argmin(state.expected_errors(fine, spec, scheme))])

@@ -14,6 +14,7 @@ import numpy as np
 
 from mxq.errors import ConfigError
 from mxq.observers.histogram import HistogramObserver, HistogramState
+from mxq.quant import MXNET, QuantSpec, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class PercentileObserver(HistogramObserver):
     in_auto: ClassVar[tuple[str, ...]] = (*in_tune, "percentile:99.9999")
     params: PercentileParams = PercentileParams()
 
-    def threshold(self, state: HistogramState, dtype: str) -> float:
+    def threshold(self, state: HistogramState, spec: QuantSpec, scheme: Scheme = MXNET) -> float:
         below = np.cumsum(state.magnitudes())
         wanted = self.params.percentile / 100 * state.extent.count
         place = min(int(np.searchsorted(below, wanted)), len(below) - 1)

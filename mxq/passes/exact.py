@@ -15,13 +15,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from mxq import numerics
 from mxq.backends import MXNET_191, ranges_read, summand_of
 from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Model, Node, toposort
+from mxq.quant import INT8, MXNET, UINT8, WEIGHT, QParams
 from mxq.verification.stored import dtype_of, tensor_name
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
@@ -60,13 +58,8 @@ def on_grid(weight: Array, *, halved: bool = False) -> Array:
         weight: as it is written.
         halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.saturation.kernels`).
     """
-    bounds = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1))
-    bounds = np.where(bounds > 0, bounds, 1.0)
-    scale = numerics.scale(bounds, "int8")
-    if halved:
-        even: Array = np.rint(weight * scale / 2) * 2 / scale
-        return even.astype(np.float32)
-    return numerics.fake_quantize(weight, scale, "int8")
+    params = MXNET.covering(WEIGHT, weight)
+    return (QParams(WEIGHT, params.scale / 2) if halved else params).fake(weight)
 
 
 def _in_float(graph: Graph, node: Node) -> list[Node]:
@@ -88,7 +81,7 @@ def _in_float(graph: Graph, node: Node) -> list[Node]:
     coding = {"out_type": dtype, **{name: node.attrs[name] for name in _RANGE}}
     end = plain
     if summand is not None and dtype == "uint8" and dtype_of(graph, summand) == "int8":  # written into s8
-        top = numerics.CODES["int8"][1] / float(numerics.scale(node.number(_RANGE[1], 1.0), dtype))
+        top = INT8.highest / float(MXNET.params(UINT8, 0.0, node.number(_RANGE[1], 1.0)).scale)
         end = Node(f"{node.name}_end", "clip", {"a_min": "0.0", "a_max": repr(top)}, (plain.out,))
         plain, made = end, [*made, plain]
     codes = Annotation(tensor=tensor_name(node))

@@ -11,7 +11,7 @@
 
 Formula. With ``x = (p * scale - mean_c) / std_c = a_c * p + b_c`` for pixel p of channel c:
 
-* int8: the caller feeds ``q = saturate(rint(x * s))`` with s the quantize node's own scale (`mxq.numerics`), so the
+* int8: the caller feeds ``q = saturate(rint(x * s))`` with s the quantize node's own scale (`mxq.quant.MXNET`), so the
   network computes the bits that it computed from floats. Of a pixel that is a table of 256 entries (`mxq.data`).
 * uint8, where ``b_c = 0`` and all ``a_c`` are the same a: the pixels are codes of the range [0, 255.5 a], whose scale
   is 1 / a. No operator is needed.
@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq import numerics
+from mxq import quant
 from mxq.config import LayerConfig, QuantConfig
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, GraphError, QuantizeError
@@ -43,6 +43,7 @@ from mxq.graph.annotation import Annotation
 from mxq.graph.annotation_text import CENTRED, NORMALIZE, NORMALIZED
 from mxq.graph.ir import INPUT_TYPES, VARIABLE, Array, Graph, Model, Node, Ref, toposort
 from mxq.passes.overrides import LayerChoices
+from mxq.quant import MXNET
 from mxq.quant.plan import InputRecord, TensorRecord
 from mxq.quant.thresholds import FIXED, Range, Threshold, Thresholds
 from mxq.rewrite import Trace
@@ -51,7 +52,7 @@ from mxq.rewrite.driver import Event
 INT8, UINT8, FLOAT32 = "int8", "uint8", "float32"
 CODES, PIXELS = "codes", "pixels"
 _FLAGS = {dtype: flag for flag, dtype in INPUT_TYPES.items()}
-PIXEL_TOP = numerics.SPAN[UINT8]
+PIXEL_TOP = MXNET.top(quant.UINT8)
 """The maximum of a u8 range in which a code is a pixel."""
 _QUANTIZE = "_contrib_quantize_v2"
 _STEP = "integer_input"
@@ -208,7 +209,7 @@ class _Door:
                 f"input_dtype is 'int8', but input {self.name!r} has no range: {what} {calibrated}; "
                 "allowed: 'uint8' with preprocess, or 'float32'"
             )
-        scale = numerics.scale(_range(found).absmax, INT8)
+        scale = MXNET.params(quant.INT8, _range(found).min, _range(found).max).scale
         self.input = InputRecord(self.name, INT8, CODES, float(scale), self.config.preprocess)
         return self._take_codes(found, INT8)
 
@@ -238,7 +239,7 @@ class _Door:
     def _normalize(self, quantize: Node, settings: Preprocess) -> Model:
         name, (a, b) = self.name + NORMALIZE, _affine(settings)
         dtype, low, high = quantize.attrs["out_type"], f"{self.name}_min", f"{self.name}_max"
-        weight = np.diag(a * (numerics.SPAN[INT8] / numerics.CODES[INT8][1])).astype(np.float32)
+        weight = np.diag(a * (MXNET.top(quant.INT8) / quant.INT8.highest)).astype(np.float32)
         args = {
             f"{name}_weight": weight.reshape(*weight.shape, 1, 1),
             f"{name}_bias": b.astype(np.float32),

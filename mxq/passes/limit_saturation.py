@@ -28,7 +28,6 @@ from functools import cached_property
 
 import numpy as np
 
-from mxq import numerics
 from mxq.backends import MXNET_191, layer_of, result_of
 from mxq.config import QuantConfig
 from mxq.graph.ir import Array, Model, Node, Ref
@@ -36,7 +35,7 @@ from mxq.host.machine import VNNI
 from mxq.passes.assignment import assign
 from mxq.passes.pair_channels import weight_codes
 from mxq.passes.partition import NONE
-from mxq.quant import QuantizedModel
+from mxq.quant import BY_DTYPE, MXNET, WEIGHT, QParams, QuantizedModel
 from mxq.quant.plan import Plan, SaturationRecord, TensorRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
@@ -83,7 +82,12 @@ class _Layer:
     def samples(self) -> Array:
         """Activation codes, those of few samples a little larger."""
         few = not self.supposed and len(self.values) < FEW
-        return numerics.quantize(self.values * (MARGIN if few else 1.0), 1.0, self.dtype).astype(np.float32)
+        return self._rounding.fake(self.values * (MARGIN if few else 1.0))
+
+    @property
+    def _rounding(self) -> QParams:
+        """What makes codes of ``values``."""
+        return QParams(BY_DTYPE[self.dtype], 1.0)
 
     @cached_property
     def energy(self) -> float:
@@ -114,8 +118,8 @@ class _Layer:
             return 0.0, 0.0
         values = self.values.reshape(*self.values.shape[:2], -1)
         wanted = self.weight.reshape(len(self.weight), -1) @ values.reshape(len(values), -1).T.astype(np.float32)
-        narrow, wide = (numerics.quantize(values / f, 1.0, self.dtype) for f in (1.0, factor))
-        best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / numerics.SPAN["int8"]
+        narrow, wide = (self._rounding.quantize(values / f) for f in (1.0, factor))
+        best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / MXNET.top(WEIGHT)
         made = summed(codes, wide, self.kernel) * (self.step * factor)[:, None]
         ideal = summed(weight_codes(self.weight), narrow, "exact") * best[:, None]
         energy = max(float(wanted.var(axis=1, dtype=np.float64).sum()), _TINY)
@@ -230,8 +234,8 @@ def _layer(
         given = supposed(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
     else:
         size = max(abs(record.min or 0.0), abs(record.max or 0.0))
-        given = (values + np.float32(record.offset)) * numerics.scale(size, record.dtype)
-    step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / numerics.SPAN["int8"]
+        given = (values + np.float32(record.offset)) * MXNET.params(BY_DTYPE[record.dtype], -size, size).scale
+    step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / MXNET.top(WEIGHT)
     codes = weight_codes(weight)
     if kernel == "halved":
         rows = weight / np.where(step > 0, step, 1.0).reshape(-1, *[1] * (weight.ndim - 1))

@@ -27,7 +27,7 @@ import numpy as np
 from mxq.backends import layer_of
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
-from mxq.numerics import quantize, scale
+from mxq.quant import MXNET, WEIGHT
 from mxq.quant.plan import Plan
 from mxq.rewrite import Event, Trace
 from mxq.saturation.pairing import conflicts, cost_of, matching
@@ -85,8 +85,7 @@ def _ordered(node: Node, order: Array) -> Node:
 
 def weight_codes(weight: Array) -> Array:
     """The codes that kernels give a weight (O, ...): of its shape, int8."""
-    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
-    return quantize(weight, scale(largest, "int8").reshape(-1, *[1] * (weight.ndim - 1)), "int8")
+    return MXNET.covering(WEIGHT, weight).quantize(weight)
 
 
 @dataclass

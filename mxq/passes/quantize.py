@@ -6,7 +6,7 @@ After:   x -> _contrib_quantize_v2 -> _sg_mkldnn_conv(quantized, ranges) -> _con
 An int8 node is named ``quantized_<name>`` (with zeros after it where the network has such a node) and has three outputs
 (values, minimum, maximum); where a float reader or the network's output needs the tensor, a dequantize node takes the
 float tensor's own name, so float readers, output names and thresholds stay as they were. Ranges go into
-``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.numerics`). What is stored as
+``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.quant.MXNET`). What is stored as
 what, `mxq.passes.assignment` decides; nothing is decided here.
 
 * Ranges found at run time may leave no room for a bias: see `mxq.passes.run_time`.

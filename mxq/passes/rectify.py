@@ -10,7 +10,7 @@ below zero saturates at code -128, which then means zero: one operator less and 
 Conditions: BatchNorm and ReLU become int8, nothing else reads between them, and beta is BatchNorm's alone. What reads
 the ReLU is int8 convolutions without padding (which would be zeros, in this code c), most of them 1x1, each with a bias
 that is its own or none; poolings without padding may lie between, as they keep the offset.
-Formula: step s = max(z) / 255.5, as of u8 (`mxq.numerics`); c = 128 s; codes q = z / s - 128; and
+Formula: step s = max(z) / 255.5, as of u8 (`mxq.quant.MXNET`); c = 128 s; codes q = z / s - 128; and
 sum_i w_i z_i + b = sum_i w_i (s q_i) + b + c sum_i w_i, w as the kernel rounds it.
 """
 
@@ -20,9 +20,9 @@ from collections.abc import Collection
 
 from mxq.backends import layer_of
 from mxq.graph.ir import Model, Node, Ref
-from mxq.numerics import CODES, SPAN
 from mxq.passes.biases import has_bias
 from mxq.passes.shapes import is_global_pooling, pads
+from mxq.quant import INT8, MXNET, UINT8
 from mxq.quant.thresholds import Range
 
 NORM, RELU = "BatchNorm", "Activation"
@@ -73,5 +73,5 @@ def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[st
 
 def written(top: float) -> tuple[Range, float]:
     """The range to write for a rectified tensor of values up to ``top``, and its offset -c, in activation units."""
-    half = top * SPAN["int8"] / SPAN["uint8"]
-    return Range(-half, half), CODES["int8"][0] * half / SPAN["int8"]
+    half = top * MXNET.top(INT8) / MXNET.top(UINT8)
+    return Range(-half, half), INT8.lowest * half / MXNET.top(INT8)

@@ -24,8 +24,8 @@ import numpy as np
 
 from mxq.backends.onednn import NO_RANGES
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias
+from mxq.quant import BY_DTYPE, INT8, MXNET, UINT8, WEIGHT
 
 _ALL: Final = 0.98 * 2**31
 """Of 32 bits, what is used: ``_contrib_requantize`` negates its result where a sum reaches the very end of them."""
@@ -47,7 +47,7 @@ def refusal(model: Model, conv: Node) -> str:
 
 def _room(weight: Array) -> float:
     """What of 32 bits the sum of products leaves to the bias."""
-    return min(_HALF, _ALL - 128 * 255 * int(weight[0].size))
+    return min(_HALF, _ALL + INT8.lowest * UINT8.highest * int(weight[0].size))
 
 
 def least_range(model: Model, conv: Node, dtype: str) -> float | None:
@@ -62,7 +62,7 @@ def least_range(model: Model, conv: Node, dtype: str) -> float | None:
         return None
     weight, bias = (model.args[conv.inputs[i].name].astype(np.float64) for i in (1, 2))
     most = max(float(np.abs(bias).max()), _LEAST_BIAS)
-    return most * SPAN["int8"] / float(np.abs(weight).max()) * SPAN[dtype] / _room(weight)
+    return most * MXNET.top(WEIGHT) / float(np.abs(weight).max()) * MXNET.top(BY_DTYPE[dtype]) / _room(weight)
 
 
 def widened(name: str, maximum: Ref, least: float) -> Node:

@@ -33,12 +33,12 @@ from mxq.backends import layer_of, summand_of, the_layer_of
 from mxq.backends.onednn import CONVOLUTION
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.numerics import SPAN
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.pair_channels import weight_codes
 from mxq.passes.shapes import pads
 from mxq.passes.shift_summand import shifted, with_relu
+from mxq.quant import INT8, MXNET, UINT8, WEIGHT
 from mxq.quant.plan import Plan
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
@@ -136,12 +136,12 @@ class _Streams:
         made = seen.reshape(len(seen), -1) @ rows.T
         energy = max(float(made.var(axis=0).sum()), _TINY)
         squares, width = float(np.square(rows, dtype=np.float64).sum()), span.max - span.min
-        steps = np.square(np.abs(rows).max(axis=1) / SPAN["int8"], dtype=np.float64).sum()
+        steps = np.square(np.abs(rows).max(axis=1) / MXNET.top(WEIGHT), dtype=np.float64).sum()
         rounding = FEEDBACK * float(steps) / 12 * float(seen.var(axis=0, dtype=np.float64).sum())
-        u8, s8 = (squares * step**2 / 12 for step in (width / SPAN["uint8"], span.absmax / SPAN["int8"]))
+        u8, s8 = (squares * step**2 / 12 for step in (width / MXNET.top(UINT8), span.absmax / MXNET.top(INT8)))
         order = matching(conflicts(weight_codes(weight)))  # as `pair_channels` may put them
         exposed = Exposed.of("pairs", weight[:, order], (seen - np.float32(span.min))[:, order])
-        saturated = 0.0 if exposed is None else exposed.cost(SPAN["uint8"] / width) * exposed.energy
+        saturated = 0.0 if exposed is None else exposed.cost(MXNET.top(UINT8) / width) * exposed.energy
         return (u8 + rounding + saturated) / energy, (s8 + 4 * rounding) / energy
 
 

@@ -8,10 +8,12 @@ even one.
 from mxq.quant.model import WEIGHT, Operation, QuantizedModel
 from mxq.quant.qparams import QParams
 from mxq.quant.scheme import AFFINE, MXNET, SYMMETRIC, Scheme, scheme_of
-from mxq.quant.spec import INT8, UINT8, QuantSpec
+from mxq.quant.spec import ANY8, BY_DTYPE, INT8, UINT8, QuantSpec
 
 __all__ = [
     "AFFINE",
+    "ANY8",
+    "BY_DTYPE",
     "INT8",
     "MXNET",
     "SYMMETRIC",

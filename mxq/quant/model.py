@@ -8,13 +8,11 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-import numpy as np
-
 from mxq.errors import QuantizeError
-from mxq.graph.ir import Array, Model, Ref
+from mxq.graph.ir import Model, Ref
 from mxq.quant.plan import Plan, TensorRecord
 from mxq.quant.qparams import QParams
-from mxq.quant.scheme import MXNET, Scheme, scheme_of
+from mxq.quant.scheme import MXNET, scheme_of
 from mxq.quant.spec import INT8, UINT8, QuantSpec
 
 WEIGHT: Final = QuantSpec(axis=0)
@@ -133,7 +131,7 @@ class QuantizedModel:
     def weights(self) -> Mapping[str, QParams]:
         """Parameter -> its scales."""
         spec, scheme = (WEIGHT, MXNET) if self.weight is None else (self.weight, scheme_of(self.weight))
-        return MappingProxyType({name: _of_weight(spec, scheme, self.fused.args[name]) for name in self._read_weights})
+        return MappingProxyType({name: scheme.covering(spec, self.fused.args[name]) for name in self._read_weights})
 
     @property
     def _read_weights(self) -> Iterator[str]:
@@ -155,13 +153,3 @@ class QuantizedModel:
         if activation.axis is not None:
             raise QuantizeError(f"activations are {activation}; allowed: one scale for a tensor")
         return replace(self, activation=activation, weight=weight)
-
-
-def _of_weight(spec: QuantSpec, scheme: Scheme, weight: Array) -> QParams:
-    """The parameters of a weight (O, ...) whose range is that of its values, of each channel's with ``spec.axis``."""
-    others = None if spec.axis is None else tuple(i for i in range(weight.ndim) if i != spec.axis)
-    low, high = weight.min(axis=others), weight.max(axis=others)
-    if spec.symmetric:
-        high = np.maximum(-low, high)
-        low = -high
-    return scheme.params(spec, low, high)

@@ -78,35 +78,43 @@ class QParams:
         Raises:
             ConfigError: ``x`` does not have the channels of the scale.
         """
-        values = np.asarray(x, dtype=np.float32)
-        scale, zero = self._beside(values)
-        with np.errstate(over="ignore"):  # a product beyond float32 saturates like any other
-            codes = np.rint(values * scale)
-        codes += zero.astype(np.float32)
-        return np.asarray(np.clip(codes, self.spec.lowest, self.spec.highest).astype(self.spec.dtype))
+        return np.asarray(self._codes(x).astype(self.spec.dtype))
 
     def dequantize(self, codes: ArrayLike) -> Floats:
         """The values of ``codes``: ``(codes - zero_point) / scale``, float32. Source: arXiv:2004.09602, eq. 5 and 8."""
-        found = np.asarray(codes)
-        scale, zero = self._beside(found)
-        return np.asarray((found.astype(np.float32) - zero.astype(np.float32)) / scale, dtype=np.float32)
+        return self._values(np.array(codes, dtype=np.float32))
 
     def fake(self, x: ArrayLike) -> Floats:
         """``x`` as its codes represent it, float32 of its shape. Source: arXiv:2004.09602, eq. 12."""
-        return self.dequantize(self.quantize(x))
+        return self._values(self._codes(x))
 
-    def _beside(self, x: Array) -> tuple[Floats, NDArray[np.int32]]:
-        """Scale and zero point in a shape that goes with ``x``."""
+    def _codes(self, x: ArrayLike) -> Floats:
+        """The codes of ``x`` as float32, in memory of their own."""
+        values = np.asarray(x, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a product beyond float32 saturates like any other
+            codes = np.asarray(values * self._beside(values, self.scale))
+        np.rint(codes, out=codes)
+        if not self.spec.symmetric:
+            codes += self._beside(codes, self.zero_point).astype(np.float32)
+        return np.clip(codes, self.spec.lowest, self.spec.highest, out=codes)
+
+    def _values(self, codes: Floats) -> Floats:
+        """What float32 ``codes`` stand for, in their place."""
+        if not self.spec.symmetric:
+            codes -= self._beside(codes, self.zero_point).astype(np.float32)
+        codes /= self._beside(codes, self.scale)
+        return codes
+
+    def _beside(self, x: Array, numbers: Array) -> Array:
+        """``numbers``, of the shape of ``scale``, in a shape that goes with ``x``."""
         axis = self.spec.axis
         if axis is None:
-            return self.scale, self.zero_point
-        if x.ndim <= axis or x.shape[axis] != len(self.scale):
+            return numbers
+        if x.ndim <= axis or x.shape[axis] != len(numbers):
             raise ConfigError(
-                f"the tensor is {list(x.shape)}; allowed: {len(self.scale)} channels on axis {axis}, one for each scale"
+                f"the tensor is {list(x.shape)}; allowed: {len(numbers)} channels on axis {axis}, one for each scale"
             )
-        shape = [1] * x.ndim
-        shape[axis] = len(self.scale)
-        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+        return numbers.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
 def _check_shape(spec: QuantSpec, scales: Floats) -> None:

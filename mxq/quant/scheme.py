@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
-from mxq.numerics import ZERO_RANGE_SCALE
-from mxq.quant.qparams import QParams
+from mxq.quant.qparams import Array, QParams
 from mxq.quant.spec import QuantSpec
 
 Reals: TypeAlias = NDArray[np.floating[Any]]
 
 LARGEST: Final = float(np.finfo(np.float32).max)
 """The largest float32."""
+
+ZERO_RANGE_SCALE: Final = float(2**31 - 1)
+"""The scale of an empty range: INT_MAX, as of ``GetQuantizeScale``, where a division would give infinity. `quantize_v2`
+alone does divide by zero, and codes 0 as 127; an empty range must not reach it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +54,52 @@ class Scheme:
         Raises:
             ConfigError: a bound is not finite, ``low`` is above ``high``, or the spec is not of this scheme.
         """
+        self._check(spec)
         lows, highs = _bounds(low, high)
-        if spec.symmetric != self.symmetric:
-            kind = "no zero point" if self.symmetric else "a zero point"
-            raise ConfigError(f"the scheme {self.name!r} is for specs with {kind}; found: {spec}")
         spec = spec.settled(float(lows.min(initial=0)))
-        width = _extent(spec, lows, highs) if self.symmetric else highs - lows
-        scale = _scale(self.top(spec), width)
+        scale = _scale(self.top(spec), _width(spec, lows, highs))
         if spec.scale == "power_of_two":
             scale = np.exp2(np.floor(np.log2(scale))).astype(np.float32)
         if self.symmetric:
             return QParams(spec, scale)
         return QParams(spec, scale, _zeros(spec, lows, scale))
+
+    def steps(self, spec: QuantSpec, low: ArrayLike, high: ArrayLike) -> tuple[Reals, Reals]:
+        """What `params` makes of many ranges of one tensor, in float64 as a search through them needs it.
+
+        Args:
+            spec: settled.
+            low, high: (m,), units of the tensor, ``low <= 0 < high``.
+
+        Returns:
+            (m,) each: units of value between two codes, and the code of value 0.
+
+        Raises:
+            ConfigError: the spec is not of this scheme.
+        """
+        self._check(spec)
+        lows, highs = (np.asarray(bound, np.float64) for bound in (low, high))
+        steps: Reals = _width(spec, lows, highs) / self.top(spec)
+        if spec.scale == "power_of_two":
+            steps = np.exp2(np.ceil(np.log2(steps)))
+        return steps, np.zeros_like(steps) if self.symmetric else _zeros(spec, lows, 1 / steps).astype(np.float64)
+
+    def _check(self, spec: QuantSpec) -> None:
+        if spec.symmetric != self.symmetric:
+            kind = "no zero point" if self.symmetric else "a zero point"
+            raise ConfigError(f"the scheme {self.name!r} is for specs with {kind}; found: {spec}")
+
+    def covering(self, spec: QuantSpec, x: Array) -> QParams:
+        """The parameters by which codes cover all of ``x``, or all of each of its channels with ``spec.axis``.
+
+        Without a zero point the range is symmetric, so that ``signed`` None settles to True.
+        """
+        others = None if spec.axis is None else tuple(i for i in range(x.ndim) if i != spec.axis)
+        low, high = x.min(axis=others), x.max(axis=others)
+        if spec.symmetric:
+            high = np.maximum(-low, high)
+            low = -high
+        return self.params(spec, low, high)
 
 
 def _bounds(low: ArrayLike, high: ArrayLike) -> tuple[Reals, Reals]:
@@ -79,9 +116,11 @@ def _bounds(low: ArrayLike, high: ArrayLike) -> tuple[Reals, Reals]:
     return np.minimum(lows, 0), np.maximum(highs, 0)
 
 
-def _extent(spec: QuantSpec, lows: Reals, highs: Reals) -> Reals:
-    """The largest absolute value that codes without zero point have to hold."""
-    return np.maximum(-lows, highs) if spec.lowest < 0 else highs
+def _width(spec: QuantSpec, lows: Reals, highs: Reals) -> Reals:
+    """What `Scheme.top` stands for: all of the range with a zero point, else the largest absolute value to hold."""
+    if not spec.symmetric:
+        return highs - lows
+    return np.maximum(-lows, highs) if spec.signed else highs
 
 
 def _scale(top: float, width: Reals) -> NDArray[np.float32]:
@@ -93,7 +132,7 @@ def _scale(top: float, width: Reals) -> NDArray[np.float32]:
     return np.asarray(np.where(empty, np.float32(ZERO_RANGE_SCALE), ratio), dtype=np.float32)
 
 
-def _zeros(spec: QuantSpec, lows: Reals, scale: NDArray[np.float32]) -> NDArray[np.int64]:
+def _zeros(spec: QuantSpec, lows: Reals, scale: Reals) -> NDArray[np.int64]:
     """arXiv:2004.09602, eq. 2: the lowest code is that of the range's minimum."""
     return np.asarray(np.clip(spec.lowest - np.rint(lows * scale), spec.lowest, spec.highest)).astype(np.int64)
 

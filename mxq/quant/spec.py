@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 from mxq.errors import ConfigError, one_of
@@ -100,3 +102,7 @@ class QuantSpec:
 
 INT8: Final = QuantSpec()
 UINT8: Final = QuantSpec(signed=False)
+ANY8: Final = QuantSpec(signed=None)
+"""`UINT8` where the range has no values below 0, else `INT8`."""
+BY_DTYPE: Final[Mapping[str, QuantSpec]] = MappingProxyType({"int8": INT8, "uint8": UINT8})
+"""Type of a tensor in MXNet's memory -> the spec of its codes."""

@@ -21,7 +21,7 @@ FIXED: Final = "fixed"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The interval that 8 bits will cover: ``min`` and ``max`` in activation units.
+    """The interval that codes will cover: ``min`` and ``max`` in activation units.
 
     Raises:
         CalibrationError: a bound is NaN, infinite or beyond float32, or ``min`` > ``max``.

@@ -30,6 +30,7 @@ from mxq.calibration.statistics import Statistics
 from mxq.errors import CalibrationError, ConfigError, DataError
 from mxq.observers.auto import specs as specs_of_auto
 from mxq.observers.histogram import HALF, Counts, HistogramState
+from mxq.quant import ANY8, QuantSpec
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Range, RangeKind, Threshold, Thresholds
 from mxq.storage.writing import write_bytes
@@ -130,7 +131,7 @@ def compared(
     statistics: Statistics,
     tensor: str,
     chosen: str | None = None,
-    dtype: str = "auto",
+    spec: QuantSpec = ANY8,
     used: Threshold | None = None,
 ) -> tuple[Line, ...]:
     """What every calibrator finds for one tensor of ``statistics``.
@@ -139,22 +140,22 @@ def compared(
         statistics: with histograms, as `mxq.calibrate` keeps them with ``stats=``.
         tensor: its name.
         chosen: spec of the calibrator to mark as chosen.
-        dtype: "auto", "int8" or "uint8".
+        spec: what codes are to be.
         used: the range that a network has for the tensor, a line of its own. Without it and ``chosen``, the calibrator
             of the least expected error is marked as that.
 
     Raises:
-        ConfigError: no such tensor, calibrator or dtype.
+        ConfigError: no such tensor or calibrator.
         CalibrationError: the statistics hold no histogram of it.
     """
     _check_tensor(tensor, statistics)
     named = None if chosen is None else observers.spec_of(observers.get(chosen))
-    specs = dict.fromkeys((*specs_of_auto(), *([named] if named else [])))
-    found = {spec: statistics.thresholds({tensor: observers.get(spec)}, dtype)[tensor].range for spec in specs}
+    asked = dict.fromkeys((*specs_of_auto(), *([named] if named else [])))
+    found = {name: statistics.thresholds({tensor: observers.get(name)}, spec)[tensor].range for name in asked}
     marked, why = named, CHOSEN
     if named is None and used is None:
-        marked, why = statistics.thresholds({tensor: observers.get("auto")}, dtype)[tensor].observer, LEAST_ERROR
-    lines = tuple(Line(spec, interval, spec == marked, why) for spec, interval in found.items())
+        marked, why = statistics.thresholds({tensor: observers.get("auto")}, spec)[tensor].observer, LEAST_ERROR
+    lines = tuple(Line(name, interval, name == marked, why) for name, interval in found.items())
     return lines if used is None else (*lines, Line("the network's", used.range, chosen=True, mark=USED))
 
 

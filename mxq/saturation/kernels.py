@@ -30,13 +30,14 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mxq.numerics import Array
+from mxq.graph.ir import Array
+from mxq.quant import INT8, UINT8
 
 BOTTOM: Final = -32768
 TOP: Final = 32767
-HIGHEST: Final = 255
-"""The largest code of u8."""
-SHIFT: Final = 128
+HIGHEST: Final = UINT8.highest
+"""The largest code that these kernels multiply, of u8."""
+SHIFT: Final = -INT8.lowest
 """What "shifted" kernels add to s8 codes."""
 
 Kernel: TypeAlias = Literal["exact", "pairs", "shifted", "halved"]

@@ -17,7 +17,8 @@ from typing import Final
 
 import numpy as np
 
-from mxq.numerics import CODES, SPAN, Array, quantize, scale
+from mxq.graph.ir import Array
+from mxq.quant import INT8, MXNET, WEIGHT
 from mxq.saturation.kernels import BOTTOM, HIGHEST, SHIFT, TOP, Kernel, at_risk, limit_pairs, lost
 from mxq.saturation.remedies import change, highest_of
 
@@ -120,12 +121,12 @@ class Exposed:
         """
         rows = weight.reshape(*weight.shape[:2], -1)
         bounds = np.abs(rows).max(axis=(1, 2))
-        codes = quantize(rows, scale(bounds, "int8")[:, None, None], "int8")
+        codes = MXNET.covering(WEIGHT, rows).quantize(rows)
         made = inputs.reshape(len(inputs), -1) @ rows.reshape(len(rows), -1).T
         energy = float(np.square(made).mean(axis=0).sum())
         if energy == 0 or not at_risk(codes).any():
             return None
-        return Exposed(kernel, codes, bounds.astype(np.float64) / SPAN["int8"], inputs, energy)
+        return Exposed(kernel, codes, bounds.astype(np.float64) / MXNET.top(WEIGHT), inputs, energy)
 
     def cost(self, per_unit: float) -> float:
         """What saturation, or limits against it, add to the noise of its output, in shares of its energy.
@@ -133,7 +134,7 @@ class Exposed:
         Args:
             per_unit: activation codes.
         """
-        low, high = (0, HIGHEST) if self.kernel == "pairs" else CODES["int8"]
+        low, high = (0, HIGHEST) if self.kernel == "pairs" else (INT8.lowest, INT8.highest)
         samples = np.clip(np.rint(self.inputs * np.float32(per_unit)), low, high)
         square = np.square(self.step / per_unit) / self.energy
         gone = lost(self.codes, samples, kernel=self.kernel) @ square

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mxq.numerics import Array
+from mxq.graph.ir import Array
 from mxq.observers.kernels import compiled
 from mxq.saturation.kernels import BOTTOM, HIGHEST, TOP
 

@@ -15,7 +15,8 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mxq.numerics import Array
+from mxq.graph.ir import Array
+from mxq.quant import INT8, UINT8
 from mxq.saturation.kernels import HIGHEST, SHIFT, Kernel, at_risk, limit_pairs, lost
 
 FACTORS: Final = (2**0.25, 2**0.5, 2**0.75, 2.0)
@@ -182,4 +183,5 @@ def supposed(channels: int, *, bounded: bool, signed: bool = False, count: int =
     size = 80.0 if bounded else 64.0
     mean, deviation = rng.uniform(-1, 1, channels), rng.uniform(0.4, 1.6, channels)
     values = size * (mean + deviation * rng.standard_normal((count, channels)))
-    return np.clip(*((values / 2, -128, 127) if signed else (values, 0, HIGHEST))).astype(np.float32)
+    spec = INT8 if signed else UINT8
+    return np.clip(values / 2 if signed else values, spec.lowest, spec.highest).astype(np.float32)

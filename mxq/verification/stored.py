@@ -14,14 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from mxq import numerics
 from mxq.backends import MXNET_191, code_places, ranges_read, result_of, summand_of
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
+from mxq.quant import BY_DTYPE, INT8, MXNET, UINT8, QParams
 
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
-LEVELS: Final = 256
+LEVELS: Final = UINT8.highest + 1
 _ALL = (1, 1)
 _INT32 = 2**31 - 1
 _ROUNDS = 0.51
@@ -67,7 +67,7 @@ class Held:
         absmax = max(abs(float(bound.ravel()[0])) for bound in arrays[1:])
         if codes.dtype == np.int32:  # a sum before it is requantized: its range spans all of int32
             return Reading(self, codes, _INT32 / absmax if absmax else math.inf)
-        return Reading(self, codes, float(numerics.scale(absmax, str(codes.dtype))))
+        return Reading(self, codes, float(MXNET.params(BY_DTYPE[str(codes.dtype)], -absmax, absmax).scale))
 
     def factors(self, shape: tuple[int, ...]) -> Array | float:
         """``scale``, to be broadcast over a tensor of that shape; flattened, a channel has several places in a row."""
@@ -90,7 +90,7 @@ class Reading:
     @property
     def is_coded(self) -> bool:
         """Whether there are 256 codes."""
-        return str(self.codes.dtype) in numerics.CODES
+        return str(self.codes.dtype) in BY_DTYPE
 
     @property
     def values(self) -> Array:
@@ -99,7 +99,7 @@ class Reading:
         if self.codes.dtype == np.int32:
             found = np.asarray(self.codes / self.step, np.float32)
         elif self.is_coded:
-            found = numerics.dequantize(self.codes, self.step)
+            found = QParams(BY_DTYPE[str(self.codes.dtype)], self.step).dequantize(self.codes)
         if self.held.offset or self.held.scale:
             found = np.asarray((found - self.held.offset) / self.held.factors(found.shape), np.float32)
         return found
@@ -112,8 +112,8 @@ class Reading:
         """
         if not self.is_coded:
             return 0
-        low, high = numerics.CODES[str(self.codes.dtype)]
-        high = min(high, self.held.top)
+        spec = BY_DTYPE[str(self.codes.dtype)]
+        low, high = spec.lowest, min(spec.highest, self.held.top)
         scaled = (wanted * self.held.factors(wanted.shape) + self.held.offset) * self.step
         above = (self.codes >= high) & (scaled > high + _ROUNDS)
         below = (self.codes <= low) & (scaled < low - _ROUNDS)
@@ -272,4 +272,4 @@ def _top(graph: Graph, node: Node) -> int:
     summand = summand_of(node)
     if summand is None or not is_coded(node) or dtype_of(graph, node.out) != "uint8":
         return LEVELS
-    return numerics.CODES["int8"][1] if dtype_of(graph, summand) == "int8" else LEVELS
+    return INT8.highest if dtype_of(graph, summand) == "int8" else LEVELS

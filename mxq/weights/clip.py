@@ -9,18 +9,16 @@ range setting of weights per channel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from mxq import observers
 from mxq.graph.ir import Array, Model, Node
-from mxq.numerics import Floats
 from mxq.observers import Observer
+from mxq.quant import MXNET, WEIGHT, QuantSpec, Scheme
 from mxq.quant.plan import WeightRecord
-
-KEEP: Final = "naive"
-"""The observer that keeps every weight: the range is that of the channel."""
+from mxq.quant.qparams import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +29,14 @@ class Asked:
     source: str
 
 
-def channel_bounds(observer: Observer[Any], weight: Array) -> Floats:
-    """The largest absolute value to represent in each output channel, int8.
+def channel_bounds(observer: Observer[Any], weight: Array, spec: QuantSpec = WEIGHT, scheme: Scheme = MXNET) -> Floats:
+    """The largest absolute value to represent in each output channel.
 
     Args:
         observer: any; it sees each channel as one batch.
         weight: (O, ...) float32.
+        spec: what codes are to be.
+        scheme: how scales will follow from ranges.
 
     Returns:
         (O,) float32, in units of the weight; at most the channel's largest, and 0 where all of the channel is.
@@ -44,7 +44,7 @@ def channel_bounds(observer: Observer[Any], weight: Array) -> Floats:
     rows = np.ascontiguousarray(weight, np.float32).reshape(len(weight), -1)
 
     def bound(row: Array) -> float:
-        return observer.range(observer.update(observer.empty(), row), "int8").absmax
+        return observer.range(observer.update(observer.empty(), row), spec, scheme).absmax
 
     largest = np.abs(rows).max(axis=1)
     return np.minimum(np.array(observers.in_parallel(bound, rows), np.float32), largest)
@@ -65,7 +65,7 @@ def clip_weights(model: Model, asked: dict[str, Asked]) -> tuple[Model, dict[str
     seen: set[str] = set()
     for node in model.graph.operators:
         choice = asked.get(node.name)
-        if choice is None or observers.get(choice.observer).name == KEEP or _weight(node) in seen:
+        if choice is None or not observers.get(choice.observer).clips or _weight(node) in seen:
             continue
         seen.add(_weight(node))
         weight = model.args[_weight(node)]

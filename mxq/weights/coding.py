@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mxq import numerics
 from mxq.graph.ir import Array, Ref
-from mxq.numerics import CODES
-from mxq.quant import QuantizedModel
+from mxq.quant import BY_DTYPE, MXNET, UINT8, QParams, QuantizedModel, QuantSpec
+from mxq.quant.model import HALVED
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
 from mxq.weights.live import Batches
@@ -42,26 +41,24 @@ class Code:
         return Code(record.dtype, record.widened, bound)
 
     @property
-    def levels(self) -> str:
-        """The type that has the levels of this code."""
-        return "uint8" if self.rectified else self.dtype
+    def spec(self) -> QuantSpec:
+        """The codes that values can have, but for those that `widened` leaves out."""
+        return UINT8 if self.rectified else BY_DTYPE[self.dtype]
+
+    def params(self, span: Range) -> QParams:
+        """Scale and codes where ``span`` is the calibrated range."""
+        size = min(span.absmax if self.spec.signed else max(span.max, 0.0), self.bound) * self.widened
+        size = size if size > 0 else 1.0
+        params = MXNET.params(self.spec, -size, size)
+        return QParams(HALVED, params.scale) if self.widened > 1 else params
 
     def scale(self, span: Range) -> float:
         """Codes per unit where ``span`` is the calibrated range."""
-        size = max(span.max, 0.0) if self.levels == "uint8" else span.absmax
-        size = min(size, self.bound) * self.widened
-        return float(numerics.scale(size if size > 0 else 1.0, self.levels))
+        return float(self.params(span).scale)
 
     def coded(self, value: Array, span: Range) -> Array:
         """``value`` as its codes represent it."""
-        low, high = CODES[self.levels]
-        scale = np.float32(self.scale(span))
-        top = CODES["int8"][1] if self.widened > 1 else high
-        codes = np.multiply(value, scale, dtype=np.float32)
-        np.rint(codes, out=codes)
-        np.clip(codes, low, min(top, high), out=codes)
-        codes /= scale
-        return codes
+        return self.params(span).fake(value)
 
 
 def code_all(batches: Batches, code: Code, span: Range) -> list[Array]:

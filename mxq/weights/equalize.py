@@ -39,7 +39,7 @@ import numpy as np
 
 from mxq.backends import the_layer_of
 from mxq.graph.ir import Array, Model, Node, Runner
-from mxq.numerics import SPAN
+from mxq.quant import INT8, MXNET, UINT8, WEIGHT
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.weights.families import Family, families, is_norm
 from mxq.weights.live import Batches, passing
@@ -135,8 +135,7 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
 def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -> float:
     """The reader's term of (1)."""
     x = seen[reader.inputs[0].name]
-    span = SPAN["int8" if x.signed else "uint8"]
-    tensor_step = (s * x.largest).max() / span
+    tensor_step = (s * x.largest).max() / MXNET.top(INT8 if x.signed else UINT8)
     if is_norm(reader):
         squares, energy = _gains(model, reader) ** 2, float(seen[reader.name].square.sum())
         return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
@@ -158,7 +157,7 @@ def _dense(weight: Array, s: Array) -> tuple[Array, float]:
     for rows in pieces(len(weight), weight[0].size):
         columns = weight[rows].astype(np.float64).reshape(rows.stop - rows.start, len(s), -1)
         squares += (columns**2).sum(axis=(0, 2))
-        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / SPAN["int8"]
+        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / MXNET.top(WEIGHT)
         total += float((steps**2).sum())
     return squares, total
 

@@ -1,10 +1,11 @@
-"""The grid on which the stock kernels put a layer's weights, and float weights that they read back as chosen codes.
+"""The grid on which a scheme puts a layer's weights, and float weights that are read back as chosen codes.
 
-Formula. A kernel takes ``code = saturate(rint(w * 127.5 / absmax))`` in every output channel (``GetQuantizeScale`` in
-``quantization_utils.h``), so the step is ``s = absmax / 127.5``. A code k is written as ``k * s``, and one weight of
-the channel, the extreme one, as ``a = 127.5 * s``, which saturates to 127; without it the step would be finer.
-A negative one, ``-a``, would round to -128, the even neighbour of -127.5. It is moved by a few units in the last place,
-to where ``fl(fl(127.5 / a) * a) < 127.5``, and so rounds to -127.
+Formula. A kernel takes ``code = saturate(rint(w * top / absmax))`` in every output channel, with the `Scheme.top` of
+its scheme: 127.5 for int8 in MXNet (``GetQuantizeScale`` in ``quantization_utils.h``). So the step is
+``s = absmax / top``. A code k is written as ``k * s``, and one weight of the channel, the extreme one, as
+``a = top * s``, which saturates to the last code; without it the step would be finer. Where a negative one, ``-a``, is
+half a code beyond that, it would round to the even neighbour, -128 of -127.5. It is moved by a few units in the last
+place, to where ``fl(fl(top / a) * a) < top``, and so rounds to -127.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Final
 
 import numpy as np
 
+from mxq.errors import ConfigError
 from mxq.graph.ir import Array
-from mxq.numerics import SPAN, quantize, scale
+from mxq.quant import MXNET, WEIGHT, QuantSpec, Scheme
 from mxq.saturation.kernels import Kernel
 
 _DEAD = 1e-30
@@ -26,19 +28,54 @@ class Grid:
     """The codes that a kernel can be made to use.
 
     Attributes:
-        top: the code of the extreme weight, of either sign.
-        most: the largest code of the others.
-        span: what the extreme weight is written as, in steps.
+        spec: what the codes are: signed, symmetric, with a scale of any size for each output channel.
+        scheme: how the scale follows from a channel's largest weight.
+        halved: whether the kernel takes ``rint(w * top / 2 / absmax)`` and doubles that, as oneDNN's that read s8
+            without VNNI; see `saturation`.
+
+    Raises:
+        ConfigError: the spec is another.
     """
 
-    top: int = 127
-    most: int = 127
-    span: float = SPAN["int8"]
+    spec: QuantSpec = WEIGHT
+    scheme: Scheme = MXNET
+    halved: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.spec.signed and self.spec.symmetric and self.spec.axis == 0 and self.spec.scale == "float"):
+            raise ConfigError(f"the codes of weights are {self.spec}; allowed: intN, per channel on axis 0, any scale")
+
+    @property
+    def top(self) -> int:
+        """The code of the extreme weight, of either sign."""
+        return self.spec.highest // 2 + 1 if self.halved else self.spec.highest
+
+    @property
+    def most(self) -> int:
+        """The largest code of the others."""
+        return self.spec.highest // 2 if self.halved else self.spec.highest
+
+    @property
+    def span(self) -> float:
+        """What the extreme weight is written as, in steps."""
+        return self.scheme.top(self.spec) / (2 if self.halved else 1)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Bounds that `steps` tries, in shares of a channel's largest weight.
+
+        The first is for weights that were codes once.
+        """
+        return (self.scheme.top(self.spec) / self.spec.highest, *SHARES)
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether an extreme weight that is negative has to be moved, lest it be read as the code below its own."""
+        return not self.halved and self.span > self.top and self.spec.lowest < -self.top
 
 
 FULL: Final = Grid()
-HALVED: Final = Grid(64, 63, SPAN["int8"] / 2)
-"""Of kernels that read s8 without VNNI: they halve the codes, ``rint(w * 63.75 / absmax)``; see `saturation`."""
+HALVED: Final = Grid(halved=True)
 
 
 def grid_of(kernel: Kernel, *, exact: bool) -> Grid:
@@ -46,8 +83,7 @@ def grid_of(kernel: Kernel, *, exact: bool) -> Grid:
     return HALVED if kernel == "halved" and not exact else FULL
 
 
-RATIOS: Final = (127.5 / 127, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
-"""Bounds that `steps` tries, in shares of a channel's largest weight. The first is for weights that were codes once."""
+SHARES: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
 def steps(weight: Array, importance: Array, grid: Grid) -> Array:
@@ -63,7 +99,7 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
     largest = np.abs(weight).max(axis=2).astype(np.float64)
     shares = weight / np.maximum(largest, _DEAD)[:, :, None].astype(np.float32)
     costs, weights = [], importance.astype(np.float32)[:, :, None]
-    for ratio in RATIOS:
+    for ratio in grid.ratios:
         step = np.float32(ratio / grid.span)
         off = np.rint(shares / step)
         np.clip(off, -grid.top, grid.top, out=off)
@@ -71,7 +107,7 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
         off -= shares
         off *= off
         costs.append(off @ weights)
-    best = np.take(RATIOS, np.argmin(costs, axis=0)[:, :, 0]) * largest / grid.span
+    best = np.take(grid.ratios, np.argmin(costs, axis=0)[:, :, 0]) * largest / grid.span
     return np.where(largest > _DEAD, best, 1.0)
 
 
@@ -102,19 +138,20 @@ def written(codes: Array, step: Array, grid: Grid) -> Array:
         (G, O, K) float32.
     """
     end = (step * grid.span).astype(np.float32)
-    if grid == FULL:
-        end = _rounding_down(end)
+    if grid.is_moved:
+        end = _rounding_down(end, grid.span)
     end = end[:, :, None]
     inner = (codes * step[:, :, None]).astype(np.float32)
     return np.where(codes == grid.top, end, np.where(codes == -grid.top, -end, inner))
 
 
-def _rounding_down(absmax: Array, tries: int = 512) -> Array:
-    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than 127.5.
+def _rounding_down(absmax: Array, top: float, tries: int = 512) -> Array:
+    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than ``top``.
 
-    Where there is none within ``tries`` (1 % of them), it is left as it is, and `read` as -128.
+    Where there is none within ``tries`` (1 % of them for int8, a third for int2), it is left as it is, and `read` as
+    the code below, -128. A narrow spec has no such code.
     """
-    span, found = np.float32(SPAN["int8"]), absmax.ravel().copy()
+    span, found = np.float32(top), absmax.ravel().copy()
     left = np.flatnonzero(found > 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for _ in range(tries):
@@ -129,11 +166,11 @@ def _rounding_down(absmax: Array, tries: int = 512) -> Array:
 
 def read(weight: Array, codes: Array, step: Array, grid: Grid) -> Array:
     """What the kernel makes of written weights: (G, O, K) float64. Few steps have no float32 that is read as -127."""
-    if grid != FULL:
+    if not grid.is_moved:
         return values(codes, step)
-    bounds = np.abs(weight).max(axis=2, keepdims=True)
-    found = quantize(weight, scale(np.where(bounds > 0, bounds, 1.0), "int8"), "int8")
-    return values(found, step)
+    rows = weight.reshape(-1, weight.shape[2])
+    found = grid.scheme.covering(grid.spec, rows).quantize(rows)
+    return values(found.reshape(weight.shape), step)
 
 
 def values(codes: Array, step: Array) -> Array:
