@@ -905,7 +905,8 @@ class TestUsePhysicalCores:
         assert fresh_python(late, OMP_NUM_THREADS="2").stdout.strip() == "2"
 
     def test_a_value_that_aborts_mxnet_is_refused(self) -> None:
-        done = fresh_python("import mxq", OMP_NUM_THREADS="4,2")
+        done = fresh_python("import mxq; print('imported'); import mxq.runtime", OMP_NUM_THREADS="4,2")
+        assert done.stdout == "imported\n"
         assert "ConfigError: OMP_NUM_THREADS is '4,2'; allowed: one whole number" in done.stderr
 
 

@@ -283,6 +283,10 @@ class TestErrors:
             (("bench", "{}/tiny"), "give --shape data=3,224,224"),
             (("bench", "{}/tiny", "--shape", "x=3"), "--shape is 'x=3'"),
             (("bench", "{}/tiny", "--shape", "9" * 5000), "--shape is '999"),
+            (
+                ("bench", "{}/tiny", "--shape", "3,999999999,999999999"),
+                "of 'data' are 2,999,999,994,000,000,003 values",
+            ),
             (("explain", "{}/tiny", "--node", "conv7"), "close ones: conv"),
         ],
     )

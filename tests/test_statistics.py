@@ -22,6 +22,7 @@ from mxq.calibration import statistics as module
 from mxq.calibration.statistics import Statistics, Stretch, merge
 from mxq.errors import CalibrationError, FormatError
 from mxq.observers import AutoObserver
+from mxq.observers.histogram import HistogramState
 from mxq.quant import ANY8, INT8, UINT8
 from mxq.quant.thresholds import Range, Thresholds
 
@@ -621,3 +622,11 @@ def test_what_to_collect_for_later() -> None:
     assert kinds.pop("ema_minmax") == "moving(0.9)"
     assert kinds.pop("ema_minmax:0.5") == "moving(0.5)"
     assert set(kinds.values()) == {"histogram"}
+
+
+def test_a_histogram_with_values_beyond_its_bounds_is_damaged() -> None:
+    state = HistogramState().update(np.linspace(0, 1.9, 20, dtype=np.float32))
+    arrays = dict(state.to_arrays())
+    assert HistogramState.from_arrays(arrays).extent == state.extent
+    with pytest.raises(FormatError, match=r"8 values beyond 0\.0 \.\. 1\.125"):
+        HistogramState.from_arrays({**arrays, "bounds": np.array([0.0, 1.125])})

@@ -7,10 +7,11 @@ median of the ratios *within* a round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Array, Model
 
 Clock = Callable[[], float]
+
+MOST_VALUES: Final = 2**31
+"""Of one input of a batch; MXNet counts no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +167,18 @@ def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: 
         model: whose inputs to feed.
         shapes: input -> shape of one example, without the batch.
         batch_size: examples to a batch.
+
+    Raises:
+        ConfigError: a batch would have more than `MOST_VALUES`.
     """
     rng = np.random.default_rng(0)
     found = {}
     for name in model.inputs:
+        if (values := batch_size * math.prod(shapes[name])) > MOST_VALUES:
+            raise ConfigError(
+                f"{batch_size} examples of the shape {'x'.join(map(str, shapes[name]))} of {name!r} are {values:,} "
+                f"values; allowed: {MOST_VALUES:,}"
+            )
         noise, dtype = rng.standard_normal((batch_size, *shapes[name])), model.graph[name].input_dtype
         found[name] = (noise if dtype == "float32" else np.clip(np.abs(32 * noise), 0, 127)).astype(dtype)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +14,8 @@ from mxq.cli.console import print_json, progress, show
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import Epoch, Json, Prefix, option, prefix_of, shapes_of
 from mxq.errors import ConfigError
+
+MOST_ROUNDS: Final = 1_000_000
 
 
 @command
@@ -39,9 +41,12 @@ def bench(
         ),
     ] = None,
     repeats: Annotated[
-        int, option(min=1, metavar="N", show=True, help="Rounds that count; each runs every network once.")
+        int,
+        option(min=1, max=MOST_ROUNDS, metavar="N", show=True, help="Rounds that count; each runs every network once."),
     ] = 50,
-    warmup: Annotated[int, option(min=0, metavar="N", show=True, help="Rounds before them that do not.")] = 10,
+    warmup: Annotated[
+        int, option(min=0, max=MOST_ROUNDS, metavar="N", show=True, help="Rounds before them that do not.")
+    ] = 10,
     epoch: Epoch = None,
     sweep: Annotated[
         bool,
@@ -52,7 +57,7 @@ def bench(
         ),
     ] = False,
     seconds: Annotated[
-        float, option(min=0.0, metavar="S", show=True, help="How long --sweep times each combination.")
+        float, option(min=0.0, max=3600.0, metavar="S", show=True, help="How long --sweep times each combination.")
     ] = 2.0,
     as_json: Json = False,
 ) -> None:

@@ -152,7 +152,12 @@ class HistogramState:
         if counts.shape != (2 * HALF + 1,) or counts.min() < 0 or counts.max() > MOST_VALUES // HALF:
             held = f", from {counts.min()} to {counts.max()}" if counts.size else ""
             raise damaged(f"counts of shape {counts.shape}{held}")
-        return HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
+        state = HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
+        if beyond := int(counts.sum() - state.cropped().sum()):
+            raise damaged(
+                f"{beyond:,} values beyond {state.extent.min} .. {state.extent.max}, its least and its largest"
+            )
+        return state
 
 
 @dataclass(frozen=True)
