@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from mxq.data.budget import Budget
 from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node
+from mxq.graph.traits import OWN_NAME
 from mxq.quant import ANY8, INT8, UINT8, QuantSpec
 from mxq.registry import Registry
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
@@ -357,8 +358,8 @@ def selector_name(selector: Selector) -> str:
 def selects(selector: Selector, node: Node) -> bool:
     """Whether ``selector`` chooses ``node``.
 
-    A predicate answers itself. A pattern must match the whole name, or after `OP` the whole op type; a name that
-    holds characters of patterns ("block[0]") matches itself too.
+    A predicate answers itself. A pattern must match the whole name, or after `OP` the whole op type, by any of MXNet's
+    names for it; a name that holds characters of patterns ("block[0]") matches itself too.
 
     Raises:
         ConfigError: a predicate fails, or says neither yes nor no.
@@ -372,7 +373,8 @@ def selects(selector: Selector, node: Node) -> bool:
                 f"{type(failure).__name__}: {failure}; allowed: a function of a node that returns True or False"
             ) from failure
     if by_op(selector):
-        return fnmatch.fnmatchcase(node.op, selector.removeprefix(OP))
+        wanted = selector.removeprefix(OP)
+        return fnmatch.fnmatchcase(node.op, OWN_NAME.get(wanted, wanted)) or fnmatch.fnmatchcase(node.op, wanted)
     return selector == node.name or fnmatch.fnmatchcase(node.name, selector)
 
 

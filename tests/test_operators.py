@@ -527,6 +527,11 @@ class TestParameters:
         with pytest.raises(FormatError, match="reads tensors of 8 and 4 channels"):
             check_parameters(Model(graph(one, other, "y = elemwise_add(a, b)", "return y")))
 
+    def test_a_shape_that_is_read_alone_may_have_other_channels(self) -> None:
+        one, other = (conv(n, "data", f'kernel="(1, 1)" num_filter="{c}"') for n, c in (("a", 8), ("b", 4)))
+        for line in ('y = _contrib_BilinearResize2D(a, b) mode="like"', "y = slice_like(a, b)"):
+            check_parameters(Model(graph(one, other, line, "return y")))
+
     @pytest.mark.parametrize("shape", [(1,), (8,)])
     def test_prelu_of_one_or_each_channel(self, shape: tuple[int, ...]) -> None:
         lines = (conv("c", "data"), 'y = LeakyReLU(c, slope) act_type="prelu"', "return y")

@@ -330,6 +330,16 @@ class TestSettings:
             ({"exclude_operators": "FullyConnected"}, {"out"}, "excluded by exclude_operators 'FullyConnected'"),
             ({"exclude_operators": "Activation"}, {"stem_relu"}, "excluded by exclude_operators 'Activation'"),
             (
+                {"exclude_operators": "_npx_fully_connected"},
+                {"out"},
+                "excluded by exclude_operators '_npx_fully_connected'",
+            ),
+            (
+                {"exclude_layers": "op:_npx_fully_connected"},
+                {"out"},
+                "excluded by exclude_layers 'op:_npx_fully_connected'",
+            ),
+            (
                 {"exclude_layers": "op:Convolution"},
                 {"stem_relu", "body_conv"},
                 "excluded by exclude_layers 'op:Convolution'",

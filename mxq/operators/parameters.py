@@ -43,8 +43,10 @@ def check_parameters(model: Model) -> None:
     """
     channels: dict[Ref, int] = {}  # of the outputs where they are known
     for node in model.graph.operators:
-        given = [channels[r] for r in node.inputs if r in channels]
-        _check_shapes(model, node, given[0] if given and traits_of(node).channel_axis == 1 else None)
+        traits = traits_of(node)
+        data = [node.inputs[place] for place in traits.places(node)]
+        given = [channels[ref] for ref in data if ref in channels]
+        _check_shapes(model, node, given[0] if given and traits.channel_axis == 1 else None)
         found = _channels(model, node, given)
         if found is not None:
             channels[node.out] = found

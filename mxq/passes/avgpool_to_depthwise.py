@@ -126,10 +126,10 @@ def never_negative(graph: Graph, ref: Ref) -> bool:
     while waiting:
         made = waiting.pop()
         node, traits = graph[made.name], traits_of(graph[made.name])
-        if traits.nonnegative and made.output == 0:
-            continue
-        if not traits.keeps_nonnegative:
+        if made.output or not (traits.nonnegative or traits.keeps_nonnegative):
             return False
+        if traits.nonnegative:
+            continue
         sources = {node.inputs[place] for place in traits.places(node)} - seen
         seen |= sources
         waiting.extend(sources)

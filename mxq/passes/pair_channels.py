@@ -131,11 +131,8 @@ def _kind(model: Model, node: Node) -> str:
     """How ``node`` treats channels: "dense", "depthwise", "alike", or "" where it is unknown."""
     layer = layer_of(node)
     if layer is None:
-        return (
-            "alike"
-            if traits_of(node).per_channel and not any(model.param(r.name) is not None for r in node.inputs)
-            else ""
-        )
+        reads_parameters = any(model.param(r.name) is not None for r in node.inputs)
+        return "alike" if traits_of(node).per_channel and not reads_parameters else ""
     own = [r for r in node.inputs[1:] if model.param(r.name) is not None]
     inside = () if not node.subgraphs else node.subgraphs[0].operators
     if not all(n is layer or traits_of(n).per_channel for n in inside):

@@ -18,6 +18,7 @@ from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.traits import OWN_NAME
 from mxq.passes import run_time
 from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.overrides import LayerChoices, override_source, views
@@ -208,8 +209,8 @@ def _names(graph: Graph, *, inputs: bool = False) -> list[str]:
 
 
 def _with_op(graph: Graph, op: str) -> set[str]:
-    """Nodes that are, or contain, an operator of type ``op``."""
-    return {node.name for node in graph.operators if op in _ops(node)}
+    """Nodes that are, or contain, an operator of type ``op``, by any of MXNet's names for it."""
+    return {node.name for node in graph.operators if {op, OWN_NAME.get(op, op)} & _ops(node)}
 
 
 def _ops(node: Node) -> set[str]:

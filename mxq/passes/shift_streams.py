@@ -77,9 +77,10 @@ class _Streams:
             if summand := summand_of(node):
                 stream |= streams.get(summand.name, frozenset({summand.name}))
             streams |= dict.fromkeys(stream, stream)
-        made = {node.name for node in writers}
-        free = {s for s in streams.values() if s <= made and all(self._is_free(n, s) for n in s)}
-        free = {s for s, readers in self._readers(free).items() if self._helps(readers)}
+        made = [node.name for node in writers]
+        every = dict.fromkeys(streams[name] for name in made)  # in graph order, in which samples are drawn
+        free = [s for s in every if s <= set(made) and all(self._is_free(n, s) for n in s)]
+        free = [s for s, readers in self._readers(free).items() if self._helps(readers)]
         return {name: -self.thresholds.range(name).min for name in made if streams[name] in free}
 
     def _writes(self, node: Node) -> bool:
