@@ -6,7 +6,7 @@ NET:outliers is the network made hard: it computes the same, but some channels b
 times as large, and the weights that read them as much smaller, so that one range does not serve all channels. For
 networks of `preact`, NET:streams has them in the streams of sums alone, which BatchNorms read, as trained ones have.
 
-"exact" is the SQNR of the same network in exact arithmetic, as CPUs with VNNI compute it (`mxq.passes.exact`). Where
+"exact" is the SQNR of the same network in exact arithmetic, as of CPUs with VNNI (`mxq.backends.mxnet.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates. "unguarded" is made for CPUs
 with VNNI: where this one has none, its SQNR is what the default would have without the guard. "int8-stem" has the
 first two convolutions of MobileNets in int8, which the default leaves in float.
@@ -29,8 +29,8 @@ from real_nets import CIFAR, IMAGENET, YOLO, Task, by_contrib, by_mxq, load, run
 from rich.console import Console
 from rich.table import Table
 
+from mxq.backends.mxnet.exact import exact
 from mxq.graph.ir import Model
-from mxq.passes.exact import exact
 from mxq.pipeline import prepare
 from mxq.weights.equalize import families, scaled
 
@@ -53,7 +53,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 def with_outliers(task: Task) -> Task:
     """The same function with outlier channels, as `mxq.weights.equalize` takes them away."""
-    model = prepare(task.model)
+    model, _ = prepare(task.model)
     chosen = []
     for family in families(model):
         if not family.blocked and family.writers and family.readers:

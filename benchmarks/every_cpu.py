@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import mxq
+from mxq.backends.mxnet.exact import exact
 from mxq.graph.ir import Array, Model
 from mxq.numerics import centred_sqnr_db, sqnr_db
-from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner, load_model, to_arrays, to_symbol
 
 ISA: Mapping[str, str] = {"avx512_vnni": "ALL", "avx512": "AVX512_CORE", "avx2": "AVX2"}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
+
+LARGEST: Final = float(np.finfo(np.float32).max)
+"""The largest float32."""
 
 
 def sqnr_db(reference: ArrayLike, value: ArrayLike) -> float:

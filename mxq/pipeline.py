@@ -2,8 +2,10 @@
 
 ::
 
-    Model --prepare--> Model --fuse--> fused Model --partition--> Plan
-          --collect--> Thresholds --shift, quantize, integer input--> int8 Model (+ Report)
+    Model --prepare--> Model --fuse--> fused Model --partition--> Plan --collect--> Thresholds
+          --assign--> QuantizedNetwork --constrain, refine, guard--> QuantizedNetwork --lower--> Model (+ Report)
+
+What is int8, and what becomes of it in files, a `Backend` says, the same all the way.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
 from mxq import observers
-from mxq.backends import MXNET_191, RUN_TIME
+from mxq.backends import Backend, default
 from mxq.calibration.collect import Checkpoint, collect
 from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
@@ -27,24 +29,20 @@ from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, 
 from mxq.graph.ir import Array, Graph, Model, Ref, Runner
 from mxq.graph.serde import write_text
 from mxq.host import machine
-from mxq.passes import Stage, steps
-from mxq.passes.align_ranges import align_ranges
-from mxq.passes.assignment import assign
+from mxq.passes import steps
+from mxq.passes.assignment import assign, check_requests, requested
 from mxq.passes.constants import fold_constants
-from mxq.passes.declare import declare
+from mxq.passes.fed_codes import check_input, fed_input
 from mxq.passes.fix_shape import fix_shape, with_shapes
-from mxq.passes.integer_input import check_input, choose_codes, integer_input
 from mxq.passes.limit_saturation import FLOAT as TO_FLOAT
 from mxq.passes.limit_saturation import guard
 from mxq.passes.overrides import LayerChoices
-from mxq.passes.pair_channels import pair_channels
+from mxq.passes.pair_channels import PAIR_CHANNELS
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
-from mxq.passes.quantize import quantize_graph
 from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
-from mxq.passes.shift_summand import shift_summands
 from mxq.passes.simplify import FLOAT
-from mxq.quant import ANY8, QuantizedModel, QuantSpec
+from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.refine import (
@@ -58,7 +56,7 @@ from mxq.refine import (
     samples_of,
     without_data,
 )
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
 from mxq.weights.clip import Asked, clip_weights
 
 
@@ -66,13 +64,14 @@ from mxq.weights.clip import Asked, clip_weights
 class Prepared:
     """A network on its way: the ``source`` as given, its ``fused`` float form, the ``plan``, and the ``trace``.
 
-    ``unmatched`` says what of the settings has no effect on it.
+    ``backend`` is whose kernels it is for; ``unmatched`` says what of the settings has no effect on it.
     """
 
     source: Model
     fused: Model
     plan: Plan
     config: QuantConfig
+    backend: Backend
     trace: Trace
     unmatched: tuple[str, ...] = ()
 
@@ -90,6 +89,11 @@ class Prepared:
         return (*self.unmatched, *filter(None, [self.nothing_int8]))
 
     @cached_property
+    def choices(self) -> LayerChoices:
+        """The settings of single layers."""
+        return LayerChoices.of(self.fused.graph, self.config)
+
+    @cached_property
     def fingerprint(self) -> dict[str, object]:
         """The `fingerprint` of the source, which takes a pass over all parameters."""
         return fingerprint(self.source)
@@ -99,15 +103,17 @@ class Prepared:
 class Quantized:
     """The end of the pipeline: the int8 ``model`` with its ``report``, what it was made from, and ``warnings``.
 
-    ``chosen`` is what it was written from, whatever backend writes it; None where nothing is int8.
+    ``network`` is what it was written from, whatever backend writes it; None where nothing is int8. ``trace`` is what
+    all passes did.
     """
 
     model: Model
     report: Report
     prepared: Prepared
     thresholds: Thresholds
+    trace: Trace
     warnings: tuple[str, ...] = ()
-    chosen: QuantizedModel | None = None
+    network: QuantizedNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Calibrated:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = None) -> Model:
+def prepare(model: Model, runner: Runner | None = None, backend: Backend | None = None) -> tuple[Model, Trace]:
     """The float network as inference needs it: simplified, BatchNorm folded, slow operators replaced; not yet fused.
 
     Raises:
@@ -128,29 +134,27 @@ def prepare(model: Model, trace: Trace | None = None, runner: Runner | None = No
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
-    trace = trace if trace is not None else Trace()
-    model = _run("simplified", model, trace)
-    if runner is not None:  # after detection, which knows tables of candidates by how they count their classes
-        model = fold_constants(model, runner, trace)
-    return _run("prepared", model, trace)
+    spec = (backend or default()).spec
+    # Constants after detection, which knows tables of candidates by how they count their classes.
+    constants = () if runner is None else (fold_constants(runner),)
+    return run_passes((*steps("simplified", spec), *constants, *steps("prepared", spec)), model)
 
 
-def fuse_float(model: Model, runner: Runner | None = None) -> Model:
-    """The fastest float form: prepared, and fused for the float kernels."""
-    return _run("fused_float", prepare(model, runner=runner), Trace())
+def fuse_float(model: Model, runner: Runner | None = None, backend: Backend | None = None) -> Model:
+    """The fastest float form: prepared, and fused for the float kernels of a backend, the default one if None."""
+    backend = backend or default()
+    prepared, _ = prepare(model, runner, backend)
+    return run_passes(steps("fused_float", backend.spec), prepared)[0]
 
 
-def _run(stage: Stage, model: Model, trace: Trace) -> Model:
-    return reduce(lambda made, step: run_pass(step, made, trace), steps(stage), model)
-
-
-def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Prepared:
+def plan(model: Model, config: QuantConfig, runner: Runner | None = None, backend: Backend | None = None) -> Prepared:
     """Everything that happens before calibration.
 
     Args:
         model: as given.
         config: the settings.
         runner: computes what parameters alone determine, and sizes, where ``config`` has an ``input_shape``.
+        backend: whose kernels there are; the default one of ``config`` if None.
 
     Raises:
         QuantizeError: the network is int8 already.
@@ -160,24 +164,27 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None) -> Pre
     """
     _check_observers(config)
     check_input(model, config)
-    trace = Trace()
-    prepared = prepare(with_shapes(model, config.shapes) if config.shapes else model, trace, runner)
-    if config.shapes:
-        if runner is None:
-            raise ValueError("input_shape needs a runner")
-        prepared = fold_constants(fix_shape(prepared, runner, trace), runner, trace)
-    fused = _run("fused_run_time" if config.calib_mode == NONE else "fused", prepared, trace)
-    decided = _decided(model, fused, config, trace)
-    return Prepared(model, fused, decided, config, trace, unmatched(fused.graph, config))
+    backend = backend or default(at_run_time=config.calib_mode == NONE)
+    prepared, trace = prepare(with_shapes(model, config.shapes) if config.shapes else model, runner, backend)
+    fused, fusing = run_passes((*_of_one_shape(config, runner), *steps("fused", backend.spec)), prepared)
+    ignored = unmatched(fused.graph, config)
+    return _decided(Prepared(model, fused, Plan(), config, backend, trace + fusing, ignored))
 
 
-def _decided(
-    source: Model, fused: Model, config: QuantConfig, trace: Trace, kept: Mapping[str, str] = MappingProxyType({})
-) -> Plan:
-    """What becomes of every operator of ``source``; ``kept`` are layers that stay in float -> why."""
-    backend = RUN_TIME if config.calib_mode == NONE else MXNET_191
-    found = partition(fused, config, backend, trace, source=source.graph, kept=kept)
-    return replace(found, removed=removed(source, fused, trace))
+def _of_one_shape(config: QuantConfig, runner: Runner | None) -> tuple[Pass, ...]:
+    """What can be spared where inputs have one shape."""
+    if not config.shapes:
+        return ()
+    if runner is None:
+        raise ValueError("input_shape needs a runner")
+    return fix_shape(runner), fold_constants(runner)
+
+
+def _decided(prepared: Prepared, kept: Mapping[str, str] = MappingProxyType({})) -> Prepared:
+    """With what becomes of every operator of the source; ``kept`` are layers that stay in float -> why."""
+    source, fused, trace = prepared.source, prepared.fused, prepared.trace
+    found = partition(fused, prepared.config, prepared.backend.spec, trace, source=source.graph, kept=kept)
+    return replace(prepared, plan=replace(found, removed=removed(source, fused, trace)))
 
 
 def _check_observers(config: QuantConfig) -> None:
@@ -206,7 +213,7 @@ def _check_observer(setting: str, spec: str, *, weight: bool = False, none: bool
 
 def wanted(prepared: Prepared) -> dict[Ref, observers.Observer[Any]]:
     """The observer of every planned tensor whose range is not given by hand."""
-    config, choices = prepared.config, LayerChoices.of(prepared.fused.graph, prepared.config)
+    config, choices = prepared.config, prepared.choices
     if config.calib_mode == NONE:
         return {}
     fixed = _fixed(prepared.plan, choices)
@@ -258,7 +265,7 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
     Raises:
         CalibrationError: the statistics are of another network, lack a tensor, or do not serve its observer.
     """
-    choices = LayerChoices.of(prepared.fused.graph, prepared.config)
+    choices = prepared.choices
     if prepared.config.calib_mode == NONE:
         return Calibrated(Thresholds())
     asked = wanted(prepared)
@@ -340,20 +347,18 @@ def quantize(
     if not prepared.plan.quantized:
         return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
-    fused, decided, thresholds = built.model, built.plan, built.thresholds
-    chosen = assign(fused, decided, thresholds, built.coding)
-    model, coded = quantize_graph(chosen, exact=built.exact)
-    model, tensors, fed = integer_input(model, coded, prepared.config, prepared.trace)
+    network, lowered = built.network, prepared.backend.lower(built.network)
+    trace = prepared.trace + network.trace + lowered.trace
     report = replace(
-        _report(prepared, decided, calibrated, versions, warnings),
-        tensors=tensors,
+        _report(prepared, network.plan, calibrated, versions, warnings, trace),
+        tensors=lowered.tensors,
         weights=built.weights,
-        thresholds=thresholds.to_json(),
-        input=fed,
-        target=built.target,
-        saturation=built.saturation,
+        thresholds=network.thresholds.to_json(),
+        input=lowered.input,
+        target=network.target,
+        saturation=network.saturation,
     )
-    return Quantized(declare(model), report, prepared, thresholds, warnings, chosen)
+    return Quantized(lowered.model, report, prepared, network.thresholds, trace, warnings, network)
 
 
 def _unquantized(prepared: Prepared, calibrated: Calibrated, versions: Mapping[str, str] | None) -> Quantized:
@@ -362,8 +367,8 @@ def _unquantized(prepared: Prepared, calibrated: Calibrated, versions: Mapping[s
         raise QuantizeError(
             f"input_dtype is {prepared.config.input_dtype!r}, but {prepared.nothing_int8}; allowed: 'float32'"
         )
-    report = _report(prepared, prepared.plan, calibrated, versions, ())
-    return Quantized(prepared.source, report, prepared, calibrated.thresholds)
+    report = _report(prepared, prepared.plan, calibrated, versions, (), prepared.trace)
+    return Quantized(prepared.source, report, prepared, calibrated.thresholds, prepared.trace)
 
 
 def _report(
@@ -372,6 +377,7 @@ def _report(
     calibrated: Calibrated,
     versions: Mapping[str, str] | None,
     warnings: tuple[str, ...],
+    trace: Trace,
 ) -> Report:
     """What a report says of any network."""
     int8 = len(decided.quantized)
@@ -380,7 +386,7 @@ def _report(
         config=prepared.config.to_json(),
         versions=versions or {},
         source=prepared.fingerprint,
-        trace=prepared.trace.to_json(),
+        trace=trace.to_json(),
         summary={
             "int8": int8,
             "float": len(decided.decisions) - int8,
@@ -399,21 +405,11 @@ def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
 
 @dataclass(frozen=True)
 class _Built:
-    """The fused float network as it is to be quantized, with all that was decided about it."""
+    """A network as it is to be lowered, with what else a report says of it."""
 
-    model: Model
-    plan: Plan
-    thresholds: Thresholds
-    coding: QuantConfig
-    target: str
+    network: QuantizedNetwork
     weights: Mapping[str, WeightRecord] = field(default_factory=dict)
-    saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-    @property
-    def exact(self) -> bool:
-        """Whether the target's kernels add products exactly."""
-        return self.target == machine.VNNI
 
 
 def _built(
@@ -424,11 +420,9 @@ def _built(
     needed, blind = config.calib_mode != NONE and config.methods.need_data, without_data(config.methods)
     if not looks_again(config) or runner is None or data is None:
         return _fitted(prepared, calibrated), (f"{blind}: there is no calibration data",) if needed else ()
-    before = len(prepared.trace.events)
     try:
         built = _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config))
     except RuntimeFailure as error:
-        del prepared.trace.events[before:]
         return _fitted(prepared, calibrated), (f"{blind}: {error}",) if needed else ()
     return built, built.warnings
 
@@ -445,24 +439,22 @@ def target_of(config: QuantConfig) -> str:
 
 def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
     """What `_chosen` gives, with layers in float that would be poor ones in int8."""
-    events = prepared.trace.events
-    before, kept, records = len(events), dict[str, str](), dict[str, SaturationRecord]()
-    built = _chosen(prepared, calibrated, looked)
-    while found := _named_for_float(built):
+    kept, records = dict[str, str](), dict[str, SaturationRecord]()
+    built = _chosen(prepared, calibrated.thresholds, looked)
+    while found := _named_for_float(built.network):
         kept, records = kept | {name: _why_float(record) for name, record in found.items()}, records | found
-        del events[before:]
-        plan = _decided(prepared.source, prepared.fused, prepared.config, prepared.trace, kept)
-        prepared = replace(prepared, plan=plan)
-        thresholds = with_carried(prepared.fused.graph, plan, calibrated.thresholds)
-        built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
+        prepared = _decided(prepared, kept)
+        thresholds = with_carried(prepared.fused.graph, prepared.plan, calibrated.thresholds)
+        built = _chosen(prepared, thresholds, looked)
     nothing = [prepared.nothing_int8] if prepared.nothing_int8 and kept else []
-    return replace(built, saturation={**records, **built.saturation}, warnings=(*built.warnings, *nothing))
+    network = replace(built.network, saturation={**records, **built.network.saturation})
+    return replace(built, network=network, warnings=(*built.warnings, *nothing))
 
 
-def _named_for_float(built: _Built) -> dict[str, SaturationRecord]:
+def _named_for_float(network: QuantizedNetwork) -> dict[str, SaturationRecord]:
     """The layers that the guard names for float, as they are called where what they make is not shifted yet."""
-    named = {name: record for name, record in built.saturation.items() if record.remedy == TO_FLOAT}
-    return {built.model.graph[name].note.unshifted or name: record for name, record in named.items()}
+    named = {name: record for name, record in network.saturation.items() if record.remedy == TO_FLOAT}
+    return {network.fused.graph[name].note.unshifted or name: record for name, record in named.items()}
 
 
 def _why_float(record: SaturationRecord) -> str:
@@ -472,48 +464,32 @@ def _why_float(record: SaturationRecord) -> str:
 
 def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
     """The layers of ``shifted`` that stay int8 whatever it costs: asked for, or made from fed codes of the input."""
-    graph, config = prepared.fused.graph, prepared.config
-    fed = frozenset() if config.input_dtype == "float32" else frozenset(prepared.fused.inputs)
-    choices = LayerChoices.of(graph, config)
-    found = {n.name for n in graph.operators if choices.asks_int8(n.name) or (n.inputs and n.inputs[0].name in fed)}
+    graph, asks_int8 = prepared.fused.graph, prepared.choices.asks_int8
+    fed = frozenset() if prepared.config.input_dtype == "float32" else frozenset(prepared.fused.inputs)
+    found = {n.name for n in graph.operators if asks_int8(n.name) or (n.inputs and n.inputs[0].name in fed)}
     return frozenset(n.name for n in shifted.operators if (n.note.unshifted or n.name) in found)
 
 
-def _chosen(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
+def _chosen(prepared: Prepared, thresholds: Thresholds, looked: Looked | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
-    config, trace, fused, thresholds = prepared.config, prepared.trace, prepared.fused, calibrated.thresholds
-    if looked is not None and config.methods.equalize:
-        fused, thresholds = equalized(looked, fused, thresholds, trace)
-    built = _aligned(prepared, fused, thresholds, looked)
-    fused, clipped = clip_weights(built.model, _asked_of_weights(prepared))
-    unrounded = fused
-    thresholds, coding = choose_codes(fused, built.thresholds, config)
+    config, spec = prepared.config, prepared.backend.spec
+    aligned = _aligned(prepared, thresholds, looked)
+    unrounded, clipped = clip_weights(aligned.fused, _asked_of_weights(prepared))
+    network = replace(aligned, fused=unrounded)
     weights: Mapping[str, WeightRecord] = {}
     samples: Mapping[str, Array] = {}
     warnings: tuple[str, ...] = ()
     if looked is not None and config.methods.need_data:
-        found = refined(looked, fused, built.plan, thresholds, coding, exact=built.exact)
-        fused, thresholds, weights, warnings = found.model, found.thresholds, found.weights, exceptions(found)
+        found = refined(looked, network, spec, config)
+        network, weights, warnings = found.network, found.weights, exceptions(found)
     elif config.methods.round_alone:
-        fused, weights = rounded(fused, built.plan, thresholds, coding, exact=built.exact)
-    if looked is not None and not built.exact:
-        samples = activations(looked, fused, built.plan)
-    surely = _surely_int8(prepared, fused.graph)
-    fused, thresholds, saturation = guard(
-        fused, built.plan, thresholds, coding, built.target, trace, samples, unrounded, surely
-    )
+        network, weights = rounded(network, config)
+    if looked is not None and not network.exact:
+        samples = activations(looked, network)
+    network = network.after(guard(spec, samples, unrounded, _surely_int8(prepared, network.fused.graph)))
     if config.methods.bias.needs == "batch_norm":
-        before = built.model
-        fused = analytic(prepared.source, before, fused, built.plan, thresholds, coding, exact=built.exact)
-    return replace(
-        built,
-        model=fused,
-        thresholds=thresholds,
-        coding=coding,
-        weights=_merged(weights, clipped),
-        saturation=saturation,
-        warnings=warnings,
-    )
+        network = analytic(config.methods.bias, prepared.source, aligned.fused, network)
+    return _Built(network, _merged(weights, clipped), warnings)
 
 
 def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRecord]) -> dict[str, WeightRecord]:
@@ -532,32 +508,49 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
     return {**clipped, **weights, **both}
 
 
-def _aligned(prepared: Prepared, fused: Model, thresholds: Thresholds, looked: Looked | None) -> _Built:
+def _aligned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None) -> QuantizedNetwork:
     """What tensors have to have in common, and the signs and order of channels that the target's kernels need.
 
     Args:
-        looked: for what biases are corrected on.
+        prepared: the plan.
+        thresholds: of its tensors.
+        looked: for channels that are scaled, and for what biases are corrected on.
     """
-    config, plan, trace = prepared.config, prepared.plan, prepared.trace
-    target = target_of(config)
-    exact = target == machine.VNNI
-    if config.calib_mode != NONE:
-        choices = LayerChoices.of(fused.graph, config)
-        thresholds = align_ranges(fused.graph, plan, thresholds, trace)
-        fused, plan, thresholds = shift_summands(fused, plan, thresholds, choices, trace)
-        if not exact and looked is not None and config.methods.bias.needs == "data":
-            look = partial(samples_of, looked, fused)
-            fused, plan, thresholds = shift_streams(fused, plan, thresholds, choices, trace, look)
-    built = _Built(fused, plan, thresholds, config, target)
-    return built if exact else replace(built, model=pair_channels(fused, plan, trace))
+    config, backend = prepared.config, prepared.backend
+    network = _assigned(prepared, thresholds, looked)
+    network = backend.constrain(network)
+    at_work = looked is not None and not network.exact and not network.at_run_time
+    if looked is not None and at_work and config.methods.bias.needs == "data":
+        network = network.after(shift_streams(backend.spec, partial(samples_of, looked, network.fused)))
+    check_requests(network, backend.spec)
+    return network if network.exact else network.after(PAIR_CHANNELS)
+
+
+def _assigned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None) -> QuantizedNetwork:
+    """The types that kernels and settings ask for, of channels scaled by what is ``looked`` at."""
+    config, fused, trace = prepared.config, prepared.fused, NO_EVENTS
+    requests = requested(prepared.choices, config)
+    if looked is not None and config.methods.equalize:
+        fused, thresholds, trace = equalized(looked, fused, thresholds)
+    return assign(
+        fused,
+        prepared.plan,
+        thresholds,
+        prepared.backend.spec,
+        requests=requests,
+        target=target_of(config),
+        input=fed_input(prepared.source, config, requests),
+        at_run_time=config.calib_mode == NONE,
+        trace=trace,
+    )
 
 
 def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:
     """What is to look at the weight of each int8 layer."""
-    config, choices = prepared.config, LayerChoices.of(prepared.fused.graph, prepared.config)
+    config, choices, table = prepared.config, prepared.choices, prepared.backend.spec
     found = {}
     for node in prepared.fused.graph.operators:
-        spec = MXNET_191.find(node.op)
+        spec = table.find(node.op)
         if node.name in prepared.plan.quantized and spec is not None and spec.role == "compute":
             names = (node.name, node.inputs[1].name)  # an override may name the layer or its weight
             chosen = next(filter(None, map(choices.weight_calib_mode, names)), config.weight_calib_mode)

@@ -8,34 +8,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Final
 
 import numpy as np
 
-from mxq.backends import layer_of, the_layer_of
+from mxq.backends import BackendSpec, layer_of, the_layer_of
 from mxq.calibration.patches import Geometry
 from mxq.config import QuantConfig
 from mxq.data.feed import Feed, examples_in, taken
 from mxq.data.feeding import Feeds, shares
 from mxq.graph.ir import Array, Model, Node, Runner
-from mxq.passes.assignment import assign
-from mxq.passes.biases import add_biases
-from mxq.passes.exact import on_grid
+from mxq.passes.biases import with_biases
 from mxq.passes.limit_saturation import kernels
-from mxq.quant.plan import Plan, WeightRecord
+from mxq.quant import QuantizedNetwork
+from mxq.quant.plan import WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.activity import sampled
 from mxq.weights.analytic import corrected
 from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
-from mxq.weights.grid import grid_of
+from mxq.weights.grid import grid_of, on_grid
 from mxq.weights.layer import Layer, choose
 from mxq.weights.live import peak_bytes
-from mxq.weights.methods import Methods
+from mxq.weights.methods import BiasMethod, Methods
 from mxq.weights.walk import Setting, Walked, record_of, walk
 
 BLIND: Final = "without a look at calibration data"
@@ -146,9 +145,10 @@ def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Ite
             return
 
 
-def activations(looked: Looked, model: Model, plan: Plan) -> dict[str, Array]:
+def activations(looked: Looked, network: QuantizedNetwork) -> dict[str, Array]:
     """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
-    return samples_of(looked, model, [n for n in model.graph.operators if n.name in plan.quantized and _is_dense(n)])
+    model, int8 = network.fused, network.plan.quantized
+    return samples_of(looked, model, [n for n in model.graph.operators if n.name in int8 and _is_dense(n)])
 
 
 def samples_of(looked: Looked, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
@@ -161,49 +161,33 @@ def _is_dense(node: Node) -> bool:
     return layer is not None and int(layer.number("num_group", 1)) == 1
 
 
-def equalized(looked: Looked, model: Model, thresholds: Thresholds, trace: Trace) -> tuple[Model, Thresholds]:
-    """The network with channels scaled; see `mxq.weights.equalize`."""
+def equalized(looked: Looked, model: Model, thresholds: Thresholds) -> tuple[Model, Thresholds, Trace]:
+    """The network with channels scaled, and which; see `mxq.weights.equalize`."""
     seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
     model, thresholds, names = equalize(model, thresholds, seen)
-    trace.events.extend(Event("equalize", "equalize", name) for name in names)
-    return model, thresholds
+    return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in names))
 
 
-def refined(
-    looked: Looked, model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, *, exact: bool
-) -> Walked:
-    """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`.
-
-    Args:
-        exact: whether the target's kernels add products exactly.
-    """
-    model = add_biases(model, plan)
-    quantized = assign(model, plan, thresholds, config)
+def refined(looked: Looked, network: QuantizedNetwork, spec: BackendSpec, config: QuantConfig) -> Walked:
+    """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`."""
     places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
-    setting = Setting(quantized, thresholds, config.methods, exact, places, sweeps)
-    return walk(looked.runner, setting, looked.feeds)
+    return walk(looked.runner, Setting(with_biases(network), spec, config.methods, places, sweeps), looked.feeds)
 
 
-def rounded(
-    model: Model, plan: Plan, thresholds: Thresholds, config: QuantConfig, *, exact: bool
-) -> tuple[Model, dict[str, WeightRecord]]:
-    """The network with weights rounded, and biases corrected, by methods that need no data; a record for each layer.
-
-    Args:
-        exact: whether the target's kernels add products exactly.
-    """
-    model = add_biases(model, plan)
-    written, records = dict[str, Array](), dict[str, WeightRecord]()
-    for name, (kernel, _) in kernels(assign(model, plan, thresholds, config)).items():
+def rounded(network: QuantizedNetwork, config: QuantConfig) -> tuple[QuantizedNetwork, dict[str, WeightRecord]]:
+    """The network with weights rounded, and biases corrected, by methods that need no data; a record for each layer."""
+    network = with_biases(network)
+    model, written, records = network.fused, dict[str, Array](), dict[str, WeightRecord]()
+    for name, (kernel, _) in kernels(network).items():
         node = model.graph[name]
         names = [ref.name for ref in node.inputs[1:3]]
         if all(map(model.is_own, names)):
             weight, bias = (model.args[n] for n in names)
-            levels, geometry = grid_of(kernel, exact=exact), Geometry.of(the_layer_of(node))
+            levels, geometry = grid_of(kernel, exact=network.exact), Geometry.of(the_layer_of(node))
             chosen = choose(Layer(node, weight, bias, geometry, config.methods, levels, SWEEPS[config.effort]), None)
             written |= dict(zip(names, (chosen.weight, chosen.bias), strict=True))
             records[name] = record_of(weight, chosen, config.methods)
-    return model.with_graph(model.graph, written), records
+    return network.with_weights(written), records
 
 
 def without_data(methods: Methods) -> str:
@@ -221,28 +205,18 @@ def exceptions(found: Walked) -> tuple[str, ...]:
     return (*lost, *(f"what follows it is refined on its values in float: {why}" for why in others))
 
 
-def analytic(
-    source: Model,
-    before: Model,
-    model: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    config: QuantConfig,
-    *,
-    exact: bool,
-) -> Model:
+def analytic(method: BiasMethod, source: Model, before: Model, network: QuantizedNetwork) -> QuantizedNetwork:
     """The network with biases corrected by what BatchNorm knows, without data; see `mxq.weights.analytic.corrected`.
 
     Args:
+        method: what corrects a layer's bias.
         source: the network as given.
         before: fused, its weights those of float.
-        model: the same, its weights as they are written.
-        exact: whether the target's kernels add products exactly.
+        network: its weights as they are written.
     """
-    model = add_biases(model, plan)
-    values = {}
-    for name, (kernel, _) in kernels(assign(model, plan, thresholds, config)).items():
-        weight = model.graph[name].inputs[1].name
-        halved = kernel == "halved" and not exact
-        values[weight] = partial(on_grid, model.args[weight], halved=halved)
-    return corrected(config.methods.bias, source, before, model, values, plan)
+    network, values = with_biases(network), {}
+    for name, (kernel, _) in kernels(network).items():
+        weight = network.fused.graph[name].inputs[1].name
+        halved = kernel == "halved" and not network.exact
+        values[weight] = partial(on_grid, network.fused.args[weight], halved=halved)
+    return replace(network, fused=corrected(method, source, before, network.fused, values, network.plan))

@@ -6,7 +6,7 @@ Import it as ``from graphs import build, run``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy as np
 from helpers import SATURATES, assert_close
 
 from mxq import pipeline
+from mxq.backends.mxnet.exact import exact
 from mxq.config import QuantConfig
 from mxq.graph.ir import Graph, Model, Ref
 from mxq.graph.serde import read_text
 from mxq.host import machine
-from mxq.passes.exact import exact
-from mxq.rewrite import Pass, Trace, run_pass
+from mxq.passes.assignment import assign, requested
+from mxq.quant import QuantizedNetwork
+from mxq.quant.thresholds import Thresholds
+from mxq.rewrite import Pass, Rule, Trace, apply_rules, run_pass
 from mxq.runtime import MxnetRunner, to_symbol
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -166,6 +169,15 @@ def quantized(
     return pipeline.quantize(prepared, pipeline.calibrate(prepared, array, MxnetRunner(), progress=False))
 
 
+def decided(
+    prepared: pipeline.Prepared, thresholds: Thresholds, model: Model | None = None, **others: Any
+) -> QuantizedNetwork:
+    """The types of a planned network, before its backend constrains it; ``model`` stands for its fused form."""
+    requests, at_run_time = requested(prepared.choices, prepared.config), prepared.config.calib_mode == "none"
+    given = {"requests": requests, "at_run_time": at_run_time, **others}
+    return assign(model or prepared.fused, prepared.plan, thresholds, prepared.backend.spec, **given)
+
+
 def reasons(trace: Trace, rule: str) -> list[str]:
     """Why ``rule`` refused, each reason once, in order."""
     return list(dict.fromkeys(e.reason for e in trace.events if e.rule == rule and not e.fired))
@@ -173,9 +185,19 @@ def reasons(trace: Trace, rule: str) -> list[str]:
 
 def refusals(step: Pass, model: Model, rule: str) -> list[str]:
     """Why ``rule`` of a pass refused, which leaves ``model`` the object it was."""
-    trace = Trace()
-    assert run_pass(step, model, trace) is model
+    result, trace = run_pass(step, model)
+    assert result is model
     return reasons(trace, rule)
+
+
+def rewritten(step: Pass, model: Model) -> Model:
+    """What a pass makes of ``model``."""
+    return run_pass(step, model)[0]
+
+
+def applied(model: Model, rules: Sequence[Rule]) -> Model:
+    """What rules make of ``model``."""
+    return apply_rules(model, rules)[0]
 
 
 def op_names(model: Model) -> list[str]:

@@ -192,7 +192,7 @@ class TestBroken:
         lost = """
 from mxq.passes import Placed
 from mxq.rewrite import Pass
-PLACED = Placed(Pass("lost", lambda model, trace: 1 / 0), after="nowhere")
+PLACED = Placed(Pass("lost", lambda model: 1 / 0), after="nowhere")
 """
         entries = {group: {"crashed": "crash:X", "mse" if group == groups[0] else "odd": "odd:X"} for group in groups}
         entries["mxq.passes"]["lost"] = "lost:PLACED"

@@ -1,4 +1,4 @@
-"""What the stock int8 kernels of MXNet 1.9.1 compute: every claim of `mxq.backends.onednn`, faults included.
+"""What the stock int8 kernels of MXNet 1.9.1 compute: every claim of `mxq.backends.mxnet.table`, faults included.
 
 Each test runs one kernel on a hand-written graph. Where a kernel is wrong, the test holds that it still is: when
 MXNet is updated and one of these fails, a row of the table can go.

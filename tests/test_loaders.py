@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import CONV1, RELU, SHAPE, bn, build, conv, fc, feeds, run
+from graphs import CONV1, RELU, SHAPE, bn, build, conv, fc, feeds, rewritten, run
 from helpers import ROOT
 
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model
-from mxq.passes.declare import declare
+from mxq.passes.declare import DECLARE
 from mxq.pipeline import Quantized
 from mxq.runtime import MxnetRunner, load_model, write_pair
 
@@ -169,7 +169,7 @@ def test_loads_and_computes_the_same(pairs: Any, name: str, loader: str) -> None
 @pytest.mark.parametrize("name", CASES)
 def test_the_pass_added_what_the_case_is_about(name: str) -> None:
     case, (done, _) = CASES[name], quantized(name)
-    assert not case.rule or done.prepared.trace.fired(case.rule)
+    assert not case.rule or done.trace.fired(case.rule)
     assert not case.added or case.added in done.model.args
 
 
@@ -177,14 +177,14 @@ class TestDeclare:
     model = build(f"c_weight = null {STATED}", conv("c", "data", CONV1), bn("b", "c"), "return b")
 
     def test_every_parameter_says_its_shape(self) -> None:
-        made = declare(self.model)
+        made = rewritten(DECLARE, self.model)
         for name, value in {**self.model.args, **self.model.auxs}.items():
             assert made.graph[name].attrs["__shape__"] == str(value.shape)
         assert "__shape__" not in made.graph["data"].attrs
-        assert declare(made) is made
+        assert rewritten(DECLARE, made) is made
 
     def test_types_other_than_float32(self) -> None:
         codes = {"c_weight": np.ones((8, 8, 1, 1), np.int8)}
-        made = declare(Model(self.model.graph, {**self.model.args, **codes}, self.model.auxs))
+        made = rewritten(DECLARE, Model(self.model.graph, {**self.model.args, **codes}, self.model.auxs))
         assert made.graph["c_weight"].attrs["__dtype__"] == "5"
         assert "__dtype__" not in made.graph["c_bias"].attrs

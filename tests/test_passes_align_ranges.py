@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import RELU, build, conv, quantized, run
+from graphs import RELU, build, conv, decided, quantized, run
 
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.passes.align_ranges import align_ranges
 from mxq.quant.thresholds import Range, Threshold, Thresholds
-from mxq.rewrite import Trace
+from mxq.rewrite import Event
 
 CAT = 'k = Concat(a, b) dim="1" num_args="2"'
 
@@ -19,17 +19,17 @@ def branches(*more: str) -> tuple[str, ...]:
     return (conv("p", "data"), "a = Activation(p) " + RELU, conv("q", "data"), "b = Activation(q) " + RELU, *more)
 
 
-def aligned(*lines: str, **ranges: tuple[float, float]) -> tuple[dict[str, Range], Trace]:
-    prepared, trace = pipeline.plan(build(*lines), QuantConfig()), Trace()
+def aligned(*lines: str, **ranges: tuple[float, float]) -> tuple[dict[str, Range], tuple[Event, ...]]:
+    prepared = pipeline.plan(build(*lines), QuantConfig())
     given = {str(r): Threshold(Range(*ranges.get(r.name, (0, 9))), "naive") for r in prepared.plan.observe}
-    found = align_ranges(prepared.fused.graph, prepared.plan, Thresholds(given), trace)
-    return {name: found[name].range for name in ranges}, trace
+    found = decided(prepared, Thresholds(given)).after(align_ranges(prepared.backend.spec))
+    return {name: found.thresholds[name].range for name in ranges}, found.trace.events
 
 
 def test_both_branches_get_the_union():
-    found, trace = aligned(*branches(CAT, conv("z", "k"), "return z"), a=(0, 2), b=(0, 5))
+    found, events = aligned(*branches(CAT, conv("z", "k"), "return z"), a=(0, 2), b=(0, 5))
     assert found == {"a": Range(0, 5), "b": Range(0, 5)}
-    assert [e.node for e in trace.events] == ["a"]
+    assert [e.node for e in events] == ["a"]
 
 
 def test_through_pooling_and_a_second_concat():
@@ -91,8 +91,8 @@ def test_a_dense_block_has_one_range():
 
 
 def test_a_concat_in_float_changes_nothing():
-    found, trace = aligned(*branches(CAT, "z = exp(k)", conv("p2", "z"), "return p2"), z=(0, 2))
-    assert not trace.events
+    found, events = aligned(*branches(CAT, "z = exp(k)", conv("p2", "z"), "return p2"), z=(0, 2))
+    assert not events
     assert found == {"z": Range(0, 2)}
 
 

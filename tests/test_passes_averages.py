@@ -18,6 +18,7 @@ from graphs import (
     op_names,
     quantized,
     refusals,
+    rewritten,
     run,
 )
 from helpers import TARGETS, assert_golden, has_vnni
@@ -26,7 +27,7 @@ from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes.avgpool_to_depthwise import AVERAGES, never_negative
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 
 pytestmark = pytest.mark.kernels
 
@@ -42,12 +43,12 @@ def sized(*lines: str) -> Model:
 
 
 def test_structure_and_numbers(update_goldens):
-    model, trace = sized(*HEAD), Trace()
-    result = run_pass(AVERAGES, model, trace)
+    model = sized(*HEAD)
+    result, trace = run_pass(AVERAGES, model)
     assert trace.fired("window_average") == 1
     assert_golden(write_text(result.graph), GOLDENS / "averages.txt", update=update_goldens)
     assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
-    assert run_pass(AVERAGES, result) is result
+    assert rewritten(AVERAGES, result) is result
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_structure_and_numbers(update_goldens):
 def test_other_windows(pool, body):
     """After a tensor with negative values there is no ReLU."""
     model = sized(*body, pool, fc("f", "p"), "return f")
-    result = run_pass(AVERAGES, model)
+    result = rewritten(AVERAGES, model)
     assert op_names(result).count("Activation") == 2 * (len(body) - 1)
     assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
 
@@ -121,7 +122,7 @@ def test_not_meant(pool):
 
 def test_without_parameters():
     """What it needs to know is in the graph."""
-    found = run_pass(AVERAGES, Model(graph(*HEAD)))
+    found = rewritten(AVERAGES, Model(graph(*HEAD)))
     assert list(found.args) == ["p_window"]
 
 

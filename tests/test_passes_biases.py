@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import CONV1, assert_same_outputs, build, conv, fc, feeds, run
@@ -59,9 +61,7 @@ def test_the_kernels_take_them() -> None:
     prepared = planned(*BARE)
     ranges = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False)
     plain = pipeline.quantize(prepared, ranges).model
-    changed = pipeline.Prepared(
-        prepared.source, add_biases(prepared.fused, prepared.plan), prepared.plan, prepared.config, prepared.trace
-    )
+    changed = replace(prepared, fused=add_biases(prepared.fused, prepared.plan))
     assert_close(run(pipeline.quantize(changed, ranges).model)[0], run(plain)[0], rtol=0, atol=1e-6)
 
 

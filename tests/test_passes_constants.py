@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import GOLDENS, build, feeds, graph, reasons, run
+from graphs import GOLDENS, build, feeds, graph, reasons, rewritten, run
 from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes import constants
 from mxq.passes.constants import fold_constants
-from mxq.rewrite import Trace
+from mxq.rewrite import run_pass
 from mxq.runtime import MxnetRunner, load_model, to_block
 from mxq.runtime.mxnet import mx
 
@@ -23,12 +23,15 @@ PURE = (
 P = {"p_weight": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
 
 
+FOLD = fold_constants(MxnetRunner())
+
+
 def model_of(*lines: str, **params: np.ndarray) -> Model:
     return Model(graph(*lines), params or P)
 
 
-def folded(model: Model, trace: Trace | None = None) -> Model:
-    return fold_constants(model, MxnetRunner(), trace)
+def folded(model: Model) -> Model:
+    return rewritten(FOLD, model)
 
 
 def assert_identical(model: Model, result: Model, shape: tuple[int, ...] = SHAPE) -> None:
@@ -39,8 +42,8 @@ def assert_identical(model: Model, result: Model, shape: tuple[int, ...] = SHAPE
 
 
 def test_structure_and_numbers(update_goldens):
-    model, trace = model_of(*PURE, "return c"), Trace()
-    result = folded(model, trace)
+    model = model_of(*PURE, "return c")
+    result, trace = run_pass(FOLD, model)
     assert trace.fired("fold_constant") == 1
     assert_golden(write_text(result.graph), GOLDENS / "constants.txt", update=update_goldens)
     assert list(result.args) == ["w"]
@@ -71,8 +74,8 @@ def test_a_chain_with_a_source_becomes_one_parameter():
         *(line.replace("p_weight", "s") for line in PURE),
         "return c",
     )
-    model, trace = model_of(*lines), Trace()
-    result = folded(model, trace)
+    model = model_of(*lines)
+    result, trace = run_pass(FOLD, model)
     assert trace.fired("fold_constant") == 1
     assert [n.op for n in result.graph.operators] == ["Convolution"]
     assert_identical(model, result)
@@ -84,8 +87,8 @@ def test_parameters_of_an_lstm():
     net(mx.nd.zeros((5, 2, 3)))
     block = mx.gluon.nn.HybridSequential()
     block.add(net)
-    model, trace = load_model(block), Trace()
-    result = folded(model, trace)
+    model = load_model(block)
+    result, trace = run_pass(FOLD, model)
     assert trace.fired("fold_constant") == 1
     assert "_rnn_param_concat" not in {n.op for n in result.graph.operators}
     assert_identical(model, result, (5, 2, 3))
@@ -116,15 +119,17 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name):
     lines, reason = REFUSED[name]
-    model, trace = model_of(*lines), Trace()
-    assert folded(model, trace) is model
+    model = model_of(*lines)
+    result, trace = run_pass(FOLD, model)
+    assert result is model
     assert reasons(trace, "fold_constant") == [reason]
 
 
 def test_refuses_large_results(monkeypatch):
     monkeypatch.setattr(constants, "LARGEST", 255)
-    model, trace = model_of(*PURE, "return c"), Trace()
-    assert folded(model, trace) is model
+    model = model_of(*PURE, "return c")
+    result, trace = run_pass(FOLD, model)
+    assert result is model
     assert reasons(trace, "fold_constant") == ["it takes 256 bytes; 255 at most are kept"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import GOLDENS, graph, reasons, run
+from graphs import GOLDENS, graph, reasons, rewritten, run
 from helpers import assert_golden
 
 from mxq import pipeline
@@ -12,7 +12,7 @@ from mxq.graph.ir import Model, Ref
 from mxq.graph.serde import write_text
 from mxq.passes import candidates
 from mxq.passes.detection import DETECTION, ChooseBoxes, ChooseRows
-from mxq.rewrite import Trace, apply_rules, run_pass
+from mxq.rewrite import apply_rules, run_pass
 from mxq.runtime import MxnetRunner
 
 K, KEPT, CLASSES = 12, 8, 3
@@ -170,18 +170,19 @@ def assert_identical(model: Model, result: Model, given: dict[str, np.ndarray]) 
 @pytest.mark.parametrize("net", NETS)
 def test_fires_once_and_settles(net, update_goldens):
     make, rule = NETS[net]
-    model, trace = make(), Trace()
-    result = run_pass(DETECTION, model, trace)
+    model = make()
+    result, trace = run_pass(DETECTION, model)
     assert [e.rule for e in trace.events if e.fired] == [rule]
     assert_golden(write_text(result.graph), GOLDENS / f"detection_{net}.txt", update=update_goldens)
-    assert run_pass(DETECTION, result, trace) is result
+    result, trace = run_pass(DETECTION, result)
+    assert result is result
 
 
 @pytest.mark.parametrize("scores", SCORES)
 @pytest.mark.parametrize("net", NETS)
 def test_identical(net, scores):
     model = NETS[net][0]()
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     for seed in range(4):
         assert_identical(model, result, fed(net, scores, seed))
 
@@ -192,7 +193,7 @@ def test_identical(net, scores):
 def test_any_number_of_candidates_and_examples(net, scores, count, batch):
     """Also fewer candidates than topk, and so many that ``topk`` sorts in part."""
     model = NETS[net][0]()
-    assert_identical(model, run_pass(DETECTION, model), fed(net, scores, count=count, batch=batch))
+    assert_identical(model, rewritten(DETECTION, model), fed(net, scores, count=count, batch=batch))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_any_number_of_candidates_and_examples(net, scores, count, batch):
 @pytest.mark.parametrize("net", NETS)
 def test_other_settings_of_nms(net, nms):
     model = NETS[net][0](nms)
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     assert result is not model
     for scores in (_spread, _ties):
         assert_identical(model, result, fed(net, scores))
@@ -219,7 +220,7 @@ def test_other_settings_of_nms(net, nms):
 )
 def test_rows_of_the_background_take_no_place(nms):
     model = rows(nms)
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     assert result is not model
     for scores in (_spread, _ties, _equal):
         assert_identical(model, result, fed("rows", scores))
@@ -228,7 +229,7 @@ def test_rows_of_the_background_take_no_place(nms):
 def test_columns_in_another_order():
     nms = NMS.replace('coord_start="2"', 'coord_start="0"').replace('id_index="0"', 'id_index="5"')
     model = rows(nms.replace('score_index="1"', 'score_index="4"'))
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     given = fed("rows", _ties)["data"]
     turned = np.ascontiguousarray(given[..., [2, 3, 4, 5, 1, 0]])
     assert_identical(model, result, {"data": turned})
@@ -237,31 +238,30 @@ def test_columns_in_another_order():
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.4])
 def test_the_decoders_threshold_counts(threshold):
     model = ssd(threshold=threshold)
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     assert result.graph["nms"].number("valid_thresh", 0) == max(threshold, 0.01)
     assert_identical(model, result, fed("ssd", _spread))
 
 
 def test_what_made_the_table_goes():
-    before, after = ssd(), run_pass(DETECTION, ssd())
+    before, after = ssd(), rewritten(DETECTION, ssd())
     assert "table" in before.graph
     assert not {"table", "kind", "score", "block0"} & {n.name for n in after.graph}
-    assert not {"tile0", "all1", "zero0"} & {n.name for n in run_pass(DETECTION, yolo()).graph}
+    assert not {"tile0", "all1", "zero0"} & {n.name for n in rewritten(DETECTION, yolo()).graph}
 
 
 def test_one_scale_and_one_class():
     assert_identical(
-        yolo(scales=1), run_pass(DETECTION, yolo(scales=1)), {k: v for k, v in fed("yolo", _ties).items() if "0" in k}
+        yolo(scales=1), rewritten(DETECTION, yolo(scales=1)), {k: v for k, v in fed("yolo", _ties).items() if "0" in k}
     )
     model, given = ssd(classes=1), fed("ssd", _ties)
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     assert_identical(model, result, {"data": given["data"][..., :2], "every": given["every"]})
 
 
 @pytest.mark.parametrize("runner", [None, MxnetRunner()], ids=["alone", "constants"])
 def test_it_is_part_of_the_preparation(runner):
-    trace = Trace()
-    result = pipeline.prepare(ssd(), trace, runner)
+    result, trace = pipeline.prepare(ssd(), runner)
     assert trace.fired("nms_of_chosen_boxes") == 1
     assert_identical(ssd(), result, fed("ssd", _ties))
     assert_identical(yolo(), pipeline.fuse_float(yolo()), fed("yolo", _ties))
@@ -273,7 +273,7 @@ def test_it_is_part_of_the_preparation(runner):
 def differences(net: str) -> int:
     """How many of some hard inputs the rewritten network answers otherwise."""
     model, found = NETS[net][0](), 0
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     for seed, scores in enumerate((_ties, _equal, _ladder, _spread, _spread, _spread)):
         given = fed(net, scores, seed, count=400, batch=8)
         pairs = zip(run(model, given), run(result, given), strict=True)
@@ -342,22 +342,25 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name):
     nms, outputs, reason = REFUSED[name]
-    model, trace = rows(nms, outputs=outputs), Trace()
-    assert apply_rules(model, (ChooseRows(),), trace) is model
+    model = rows(nms, outputs=outputs)
+    result, trace = apply_rules(model, (ChooseRows(),))
+    assert result is model
     assert reasons(trace, "nms_of_chosen_rows") == [reason]
 
 
 def test_refuses_a_table_of_unknown_axes():
-    model, trace = rows(table="table = exp(data)"), Trace()
-    assert run_pass(DETECTION, model, trace) is model
+    model = rows(table="table = exp(data)")
+    result, trace = run_pass(DETECTION, model)
+    assert result is model
     assert reasons(trace, "nms_of_chosen_rows") == ["nothing shows that its candidates are (N, M, W)"]
 
 
 def test_refuses_half_precision():
     table = ("b = broadcast_mul(data, w)", 'table = Reshape(b) shape="(0, -1, 6)"')
     net = graph(*table, f"nms = _contrib_box_nms(table) {NMS}", *OUTPUTS)
-    model, trace = Model(net, {"w": np.ones((1, 1, 1), np.float16)}), Trace()
-    assert run_pass(DETECTION, model, trace) is model
+    model = Model(net, {"w": np.ones((1, 1, 1), np.float16)})
+    result, trace = run_pass(DETECTION, model)
+    assert result is model
     assert reasons(trace, "nms_of_chosen_rows") == ["the network has float16 parameters"]
 
 
@@ -389,8 +392,9 @@ OTHER_YOLO = {
     *((ssd, *case) for case in OTHER_SSD.values()), *((yolo, *case) for case in OTHER_YOLO.values()),
 ], ids=[*OTHER_SSD, *OTHER_YOLO])  # fmt: skip
 def test_other_tables_are_not_taken_for_gluoncvs(make, old, new, reason):
-    model, trace = make(swap=(old, new)), Trace()
-    assert apply_rules(model, (ChooseBoxes(),), trace) is model
+    model = make(swap=(old, new))
+    result, trace = apply_rules(model, (ChooseBoxes(),))
+    assert result is model
     (why,) = reasons(trace, "nms_of_chosen_boxes")
     assert reason in why
 
@@ -403,10 +407,11 @@ def test_other_tables_are_not_taken_for_gluoncvs(make, old, new, reason):
     ],
 )
 def test_refuses_other_columns(nms, reason):
-    model, trace = ssd(nms), Trace()
-    assert apply_rules(model, (ChooseBoxes(),), trace) is model
+    model = ssd(nms)
+    result, trace = apply_rules(model, (ChooseBoxes(),))
+    assert result is model
     assert reasons(trace, "nms_of_chosen_boxes") == [reason]
-    result = run_pass(DETECTION, model, trace)  # its rows are chosen whole
+    result, trace = run_pass(DETECTION, model)  # its rows are chosen whole
     assert trace.fired("nms_of_chosen_rows") == 1
     assert_identical(model, result, fed("ssd", _ties))
 
@@ -414,6 +419,6 @@ def test_refuses_other_columns(nms, reason):
 def test_a_taken_name_is_avoided():
     lines = ('nms_best = Reshape(data) shape="(0, -1, 6)"', f"nms = _contrib_box_nms(nms_best) {NMS}")
     model = Model(graph(*lines, *OUTPUTS))
-    result = run_pass(DETECTION, model)
+    result = rewritten(DETECTION, model)
     assert result.graph["nms_best0"].op == "topk"
     assert_identical(model, result, fed("rows", _ties))

@@ -10,12 +10,13 @@ import pytest
 from graphs import CHANNELS, CONV1, build, conv, fc, feeds, op_names, quantized, run, without_pairs
 from helpers import assert_close, kernel_params
 
+from mxq.backends.mxnet.exact import exact
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Ref
 from mxq.host import machine
 from mxq.numerics import sqnr_db
-from mxq.passes.exact import exact, on_grid
 from mxq.pipeline import Quantized
+from mxq.weights.grid import on_grid
 
 pytestmark = pytest.mark.kernels
 

@@ -7,7 +7,21 @@ import sys
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, fc, feeds, op_names, quantized, reasons, run
+from graphs import (
+    CONV1,
+    GOLDENS,
+    RELU,
+    assert_same_outputs,
+    build,
+    conv,
+    fc,
+    feeds,
+    op_names,
+    quantized,
+    reasons,
+    rewritten,
+    run,
+)
 from helpers import SATURATES, assert_golden
 
 from mxq import pipeline
@@ -17,7 +31,7 @@ from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes.fix_shape import fix_shape, with_shapes
-from mxq.rewrite import Trace
+from mxq.rewrite import run_pass
 from mxq.runtime import MxnetRunner, write_pair
 
 pytestmark = pytest.mark.kernels
@@ -30,15 +44,18 @@ HEAD = (*BODY, POOL, fc("f", "p"), "return f")
 CUT = 's = slice_like(u, data) axes="(2, 3)"'
 
 
-def fixed(model: Model, trace: Trace | None = None) -> Model:
-    return fix_shape(with_shapes(model, {"": SHAPE}), MxnetRunner(), trace or Trace())
+FIX = fix_shape(MxnetRunner())
+
+
+def fixed(model: Model) -> Model:
+    return rewritten(FIX, with_shapes(model, {"": SHAPE}))
 
 
 def test_structure_and_numbers(update_goldens):
     lines = (*BODY, 'u = UpSampling(x) scale="2" sample_type="nearest" num_args="1"', CUT,
              conv("b", "s"), POOL.replace("x", "b"), fc("f", "p"), "return f")  # fmt: skip
-    model, trace = build(*lines), Trace()
-    result = fixed(model, trace)
+    model = build(*lines)
+    result, trace = run_pass(FIX, with_shapes(model, {"": SHAPE}))
     assert (trace.fired("fixed_average"), trace.fired("fixed_slice")) == (1, 1)
     assert_golden(write_text(result.graph), GOLDENS / "fix_shape.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
@@ -141,8 +158,9 @@ NOT_DONE = {
 @pytest.mark.parametrize("name", NOT_DONE)
 def test_not_done(name):
     lines, reason = NOT_DONE[name]
-    model, trace = with_shapes(build(*lines), {"": SHAPE}), Trace()
-    assert fix_shape(model, MxnetRunner(), trace) is model
+    model = with_shapes(build(*lines), {"": SHAPE})
+    result, trace = run_pass(FIX, model)
+    assert result is model
     found = reasons(trace, "fixed_average")
     assert any(reason in each for each in found) if reason else not found
 

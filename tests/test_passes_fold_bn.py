@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import CONV3, GOLDENS, SHAPE, assert_same_outputs, bn, build, conv, fc, op_names, reasons
+from graphs import CONV3, GOLDENS, SHAPE, assert_same_outputs, bn, build, conv, fc, op_names, reasons, rewritten
 from helpers import assert_close, assert_golden
 
 from mxq.graph.ir import Model
@@ -12,15 +12,15 @@ from mxq.graph.serde import write_text
 from mxq.passes import fold_bn
 from mxq.passes.fold_bn import FOLD_BN, fold
 from mxq.passes.simplify import SIMPLIFY
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """Folding changes the order of float32 operations; values are of unit size."""
 GLOBAL = 'eps="1e-05" fix_gamma="False" use_global_stats="True"'
 
 
-def folded(model: Model, trace: Trace | None = None) -> Model:
-    return run_pass(FOLD_BN, model, trace)
+def folded(model: Model) -> Model:
+    return rewritten(FOLD_BN, model)
 
 
 def test_structure(update_goldens):
@@ -33,8 +33,7 @@ def test_structure(update_goldens):
         bn("b3", "f", GLOBAL),
         "return b3",
     )
-    trace = Trace()
-    result = folded(model, trace)
+    result, trace = run_pass(FOLD_BN, model)
     assert trace.fired("fold_bn") == 3
     assert_golden(write_text(result.graph), GOLDENS / "fold_bn.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
@@ -61,8 +60,8 @@ def variant(name: str) -> Model:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_numbers(name):
-    model, trace = variant(name), Trace()
-    result = folded(model, trace)
+    model = variant(name)
+    result, trace = run_pass(FOLD_BN, model)
     assert trace.fired("fold_bn") == 1
     assert "BatchNorm" not in op_names(result)
     assert result.graph["b"].origins == ("c", "b")
@@ -71,7 +70,7 @@ def test_numbers(name):
 
 def test_training_mode_batch_norm_folds_after_simplify():
     model = build(conv("c", "data"), bn("b", "c"), "return b")
-    assert_same_outputs(model, folded(run_pass(SIMPLIFY, model)), **CLOSE)
+    assert_same_outputs(model, folded(rewritten(SIMPLIFY, model)), **CLOSE)
 
 
 def test_formula_in_double():
@@ -179,17 +178,19 @@ REFUSED = {
 def test_refuses(name):
     lines, reason = REFUSED[name]
     shapes = {"v_weight": (8, 8, 3, 3), "data": SHAPE} if name == "computed weight" else {}
-    model, trace = build(*lines, **shapes), Trace()
-    assert folded(model, trace) is model
+    model = build(*lines, **shapes)
+    result, trace = run_pass(FOLD_BN, model)
+    assert result is model
     assert reasons(trace, "fold_bn") == [reason]
 
 
 def test_refuses_another_layout():
     line = conv("c", "data", CONV3 + ' layout="NHWC"')
-    made, trace = build(conv("c", "data"), bn("b", "c", GLOBAL), "return b"), Trace()
+    made = build(conv("c", "data"), bn("b", "c", GLOBAL), "return b")
     other = build(conv("c", "data"), "return c").graph["c"].with_attrs(layout="NHWC")
     model = made.with_graph(made.graph.replace({"c": (other,)}))
-    assert folded(model, trace) is model
+    result, trace = run_pass(FOLD_BN, model)
+    assert result is model
     assert reasons(trace, "fold_bn") == ["the convolution has layout NHWC, its channels are not axis 1"]
     assert "NHWC" in line
 
@@ -204,6 +205,6 @@ def test_a_taken_bias_name_is_avoided():
 def test_shared_statistics_may_be_folded():
     second = "b2 = BatchNorm(c2, b_gamma, b_beta, b_moving_mean, b_moving_var) " + GLOBAL
     model = build(conv("c", "data"), bn("b", "c", GLOBAL), conv("c2", "b"), second, "return b2")
-    trace = Trace()
-    assert_same_outputs(model, folded(model, trace), **CLOSE)
+    result, trace = run_pass(FOLD_BN, model)
+    assert_same_outputs(model, result, **CLOSE)
     assert trace.fired("fold_bn") == 2

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import CONV1, CONV3, GOLDENS, RELU, SHAPE, assert_same_outputs, build, conv, graph, refusals
+from graphs import CONV1, CONV3, GOLDENS, RELU, SHAPE, assert_same_outputs, build, conv, graph, refusals, rewritten
 from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes.fold_scale import FOLD_SCALE
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PARAMETERS = {"s": (1, 8, 1, 1), "anchors": (1, 1, 9, 9)}
@@ -28,19 +28,19 @@ def made(*lines: str, **shapes: tuple[int, ...]) -> Model:
 
 def test_structure_and_numbers(update_goldens):
     """gluoncv's NormScale: two predictors and the anchors read it."""
-    model, trace = made(*SCALE, conv("p", "z"), conv("q", "z", CONV1, bias=False), CUT, "return p, q, a"), Trace()
-    result = run_pass(FOLD_SCALE, model, trace)
+    model = made(*SCALE, conv("p", "z"), conv("q", "z", CONV1, bias=False), CUT, "return p, q, a")
+    result, trace = run_pass(FOLD_SCALE, model)
     assert trace.fired("fold_channel_scale") == 1
     assert_golden(write_text(result.graph), GOLDENS / "fold_scale.txt", update=update_goldens)
     assert "s" not in result.args
     assert_same_outputs(model, result, **CLOSE)
-    assert run_pass(FOLD_SCALE, result) is result
+    assert rewritten(FOLD_SCALE, result) is result
 
 
 @pytest.mark.parametrize("groups", ["2", "8"])
 def test_groups(groups):
     model = made(*SCALE, conv("p", "z", f'{CONV3} num_group="{groups}"'), "return p")
-    result = run_pass(FOLD_SCALE, model)
+    result = rewritten(FOLD_SCALE, model)
     assert "z" not in result.graph
     assert_same_outputs(model, result, **CLOSE)
 
@@ -50,7 +50,7 @@ def test_groups(groups):
 )
 def test_other_forms(product):
     model = made(*NORM, product, conv("p", "z"), "return p, n")
-    result = run_pass(FOLD_SCALE, model)
+    result = rewritten(FOLD_SCALE, model)
     assert "z" not in result.graph
     assert_same_outputs(model, result, **CLOSE)
 
@@ -81,15 +81,15 @@ def test_refused(name):
 @pytest.mark.parametrize("shape", [(1, 8, 6, 6), (1, 1, 6, 6), (2, 8, 1, 1)])
 def test_not_a_factor_of_channels(shape):
     model = made(*SCALE, conv("p", "z"), "return p", s=shape)
-    assert run_pass(FOLD_SCALE, model) is model
+    assert rewritten(FOLD_SCALE, model) is model
 
 
 def test_computed_factor():
     """Squeeze-and-excitation multiplies by what it computes."""
     model = made(*NORM, "g = broadcast_add(s, s)", "z = broadcast_mul(n, g)", conv("p", "z"), "return p")
-    assert run_pass(FOLD_SCALE, model) is model
+    assert rewritten(FOLD_SCALE, model) is model
 
 
 def test_without_a_convolution():
     model = made(*SCALE, "t = Activation(z) " + RELU, "return t")
-    assert run_pass(FOLD_SCALE, model) is model
+    assert rewritten(FOLD_SCALE, model) is model

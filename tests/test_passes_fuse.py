@@ -6,16 +6,38 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CONV3, GOLDENS, RELU, assert_same_outputs, bn, build, conv, fc, feeds, graph, op_names, reasons, run
+from graphs import (
+    CONV3,
+    GOLDENS,
+    RELU,
+    assert_same_outputs,
+    bn,
+    build,
+    conv,
+    fc,
+    feeds,
+    graph,
+    op_names,
+    reasons,
+    rewritten,
+    run,
+)
 from helpers import assert_golden
 
-from mxq.backends import MXNET_191, Need
+from mxq.backends import BackendSpec, Need
+from mxq.backends.mxnet import MXNET_191
 from mxq.errors import GraphError
 from mxq.graph.ir import Graph, Model, Ref
 from mxq.graph.serde import write_text
-from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, fuse
-from mxq.rewrite import Trace, run_pass
+from mxq.passes.fuse import fuse, fuse_float, fuse_int8
+from mxq.rewrite import run_pass
 
+
+def fused(model: Model, spec: BackendSpec, *, int8: bool) -> Model:
+    return fuse(model, spec, int8=int8)[0]
+
+
+FUSE_FLOAT, FUSE_INT8 = fuse_float(MXNET_191), fuse_int8(MXNET_191)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """The fused kernels sum in another order; values are of unit size."""
 CONV, FC = "_sg_mkldnn_conv", "_sg_mkldnn_fully_connected"
@@ -90,10 +112,9 @@ def test_after_a_sum(act, in_float, why_not_int8):
 @pytest.mark.parametrize("act", dict(row[:2] for row in AFTER_CONV))
 def test_before_a_sum(act, int8):
     """Only leaky ReLU: after ReLU an s8 sum would be less than what two u8 summands give."""
-    trace = Trace()
     after = ("a = " + ACTS[act].format("c"), "s = elemwise_add(data, a)", "z = sin(s)", "return z")
     model = build(conv("c", "data"), *after)
-    result = fuse(model, int8=int8, trace=trace)
+    result, trace = fuse(model, MXNET_191, int8=int8)
     assert trace.fired("fuse_conv_act_add") == int(act == "leaky")
     if act == "leaky":
         assert op_names(result) == [CONV, "sin"]
@@ -104,8 +125,7 @@ def test_before_a_sum(act, int8):
 
 def check(model: Model, rule: str, fused_op: str, in_float: bool, why_not_int8: str) -> None:
     for int8, fires, reason in ((False, in_float, "no post-op"), (True, not why_not_int8, why_not_int8)):
-        trace = Trace()
-        result = fuse(model, int8=int8, trace=trace)
+        result, trace = fuse(model, MXNET_191, int8=int8)
         assert trace.fired(rule) == int(fires)
         assert op_names(result)[0] == fused_op  # without the post-op, where that may not come along
         assert len(op_names(result)) == (2 if fires else 3)
@@ -148,13 +168,13 @@ STRUCTURES = {
 def test_structure(name, update_goldens):
     rule, lines = STRUCTURES[name]
     shapes = {"x": (2, 8, 6, 6)} if name == "names" else {"data": (2, 8, 6, 6)}
-    model, trace = build(*lines, **shapes), Trace()
-    result = run_pass(FUSE_INT8, model, trace)
+    model = build(*lines, **shapes)
+    result, trace = run_pass(FUSE_INT8, model)
     assert trace.fired(rule) == 1
     assert sum(e.fired for e in trace.events) == 1
     assert_golden(write_text(result.graph), GOLDENS / f"fuse_{name}.txt", update=update_goldens)
     assert_same_outputs(model, result, feeds(**shapes), **CLOSE)
-    assert run_pass(FUSE_INT8, result) is result
+    assert rewritten(FUSE_INT8, result) is result
 
 
 def test_a_residual_network_fuses_greedily():
@@ -169,8 +189,7 @@ def test_a_residual_network_fuses_greedily():
         fc("d", "f"),
         "return d",
     )
-    trace = Trace()
-    result = fuse(model, int8=True, trace=trace)
+    result, trace = fuse(model, MXNET_191, int8=True)
     assert op_names(result) == [CONV, CONV, CONV, "Flatten", FC]
     assert [trace.fired(f"fuse_conv{s}") for s in ("_add_act", "_act", "_add", "")] == [1, 1, 0, 1]
     assert result.graph["r2"].origins in (("c2", "s", "r2"), ("c3", "s", "r2"))
@@ -181,7 +200,7 @@ def test_a_layer_that_two_sums_could_take_goes_into_one():
     model = build(
         conv("c", "data"), conv("d", "data"), "s = elemwise_add(c, d)", "t = elemwise_add(s, data)", "return t"
     )
-    assert_same_outputs(model, fuse(model, int8=True), **CLOSE)
+    assert_same_outputs(model, fused(model, MXNET_191, int8=True), **CLOSE)
 
 
 # ---- what must be noticed ------------------------------------------------------------------------------------
@@ -189,7 +208,7 @@ def test_a_layer_that_two_sums_could_take_goes_into_one():
 
 def tampered(model: Model, change) -> Model:
     """The fused model with ``change`` applied to its fused nodes."""
-    result = fuse(model, int8=False)
+    result = fused(model, MXNET_191, int8=False)
     return result.with_graph(
         result.graph.replace({n.name: (change(n),) for n in result.graph.operators if n.op in (CONV, FC)})
     )
@@ -233,7 +252,7 @@ def test_wrong_fusions_are_noticed(name):
     )
     other = ("other = exp(data)", conv("o", "other"), "z = sin(o)")
     model = build(*other, *lines[:-1], lines[-1] + ", z")
-    good = fuse(model, int8=False)
+    good = fused(model, MXNET_191, int8=False)
     assert_same_outputs(model, good, **CLOSE)
     target = lines[-1].split()[-1]
     wrong = tampered(model, lambda n: change(n) if n.name == target else n)
@@ -296,8 +315,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name, int8):
     rule, lines, reason = REFUSED[name]
-    model, trace = build(*lines), Trace()
-    result = fuse(model, int8=int8, trace=trace)
+    model = build(*lines)
+    result, trace = fuse(model, MXNET_191, int8=int8)
     assert trace.fired(rule) == 0
     assert any(found.startswith(reason) for found in reasons(trace, rule))
     assert_same_outputs(model, result, **CLOSE)
@@ -305,8 +324,9 @@ def test_refuses(name, int8):
 
 @pytest.mark.parametrize("layout", ["NHWC", "NDHWC"])
 def test_another_layout(layout):
-    model, trace = Model(graph(conv("c", "data", f'{CONV3} layout="{layout}"'), "return c")), Trace()
-    assert fuse(model, int8=True, trace=trace) is model
+    model = Model(graph(conv("c", "data", f'{CONV3} layout="{layout}"'), "return c"))
+    result, trace = fuse(model, MXNET_191, int8=True)
+    assert result is model
     assert reasons(trace, "fuse_conv") == [f"layout is '{layout}'; the int8 kernel takes 'None' or 'NCHW' or 'NCDHW'"]
 
 
@@ -314,17 +334,17 @@ def test_an_int8_network_is_refused():
     model = Model(graph('q = _sg_mkldnn_conv(data, w) quantized="true"', "return q"))
     for step in (FUSE_FLOAT, FUSE_INT8):
         with pytest.raises(GraphError, match="requires 'a float network', but 'q'"):
-            run_pass(step, model)
+            rewritten(step, model)
 
 
 def test_no_sum_after_a_fully_connected_layer():
     model = build(fc("f", "data"), fc("g", "data"), "s = elemwise_add(f, g)", "return s")
-    assert op_names(fuse(model, int8=False)) == [FC, FC, "elemwise_add"]
+    assert op_names(fused(model, MXNET_191, int8=False)) == [FC, FC, "elemwise_add"]
 
 
 def test_batch_norm_stays_outside():
     model = build(conv("c", "data"), bn("b", "c"), "a = Activation(b) " + RELU, "return a")
-    assert op_names(fuse(model, int8=False)) == [CONV, "BatchNorm", "Activation"]
+    assert op_names(fused(model, MXNET_191, int8=False)) == [CONV, "BatchNorm", "Activation"]
 
 
 class TestNeeds:
@@ -355,7 +375,7 @@ class TestNeeds:
 
 def test_several_readers_of_the_fused_result():
     model = build(conv("c", "data"), "a = Activation(c) " + RELU, "x = exp(a)", "y = sin(a)", "return x, y, a")
-    result = fuse(model, int8=True)
+    result = fused(model, MXNET_191, int8=True)
     assert op_names(result)[0] == CONV
     assert_same_outputs(model, result, **CLOSE)
     assert all(np.isfinite(a).all() for a in run(result))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, RELU, assert_same_outputs, bn, build, conv, fc, feeds
+from graphs import CHANNELS, CONV1, RELU, assert_same_outputs, bn, build, conv, decided, fc, feeds
 
 from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.passes.limit_saturation import guard
-from mxq.passes.pair_channels import pair_channels, weight_codes
+from mxq.passes.pair_channels import PAIR_CHANNELS, weight_codes
 from mxq.passes.partition import partition, with_carried
 from mxq.pipeline import Calibrated, Prepared
+from mxq.quant import QuantizedNetwork
 from mxq.quant.thresholds import Range, Threshold, Thresholds
-from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
 from mxq.saturation.kernels import at_risk
@@ -42,13 +43,24 @@ def large(model: Model, *names: str) -> Model:
     return replace(model, args=args)
 
 
+def of(prepared: Prepared, model: Model) -> QuantizedNetwork:
+    """``model`` under a plan, without ranges."""
+    return QuantizedNetwork(model, prepared.plan, Thresholds(), {}, ())
+
+
+def guarded(prepared: Prepared, thresholds: Thresholds, samples: Mapping[str, np.ndarray], target: str = "avx2"):
+    """Ranges and records of a planned network."""
+    network = decided(prepared, thresholds, target=target).after(guard(prepared.backend.spec, samples))
+    return network.thresholds, network.saturation
+
+
 def planned(*lines: str, dangerous: tuple[str, ...] = ("z",)) -> Prepared:
     return pipeline.plan(large(build(*lines), *dangerous), CONFIG)
 
 
 def paired(*lines: str, dangerous: tuple[str, ...] = ("z",)) -> tuple[Prepared, Model]:
     prepared = planned(*lines, dangerous=dangerous)
-    return prepared, pair_channels(prepared.fused, prepared.plan)
+    return prepared, of(prepared, prepared.fused).after(PAIR_CHANNELS).fused
 
 
 def cost(model: Model, weight: str) -> float:
@@ -158,7 +170,7 @@ class TestPairChannels:
 
     def test_a_second_time_changes_nothing(self):
         prepared, found = paired(*CHAIN)
-        assert pair_channels(found, prepared.plan) is found
+        assert of(prepared, found).after(PAIR_CHANNELS).fused is found
 
     def test_layers_can_still_be_compared(self):
         prepared = planned(*CHAIN)
@@ -174,25 +186,24 @@ class TestPairChannels:
 class TestGuard:
     def guarded(self, prepared: Prepared, top: float = 4.0, target: str = "avx2", given: object = True, **changed):
         table = {str(r): Threshold(Range(0 if r.name == "r" else -top, top), "naive") for r in prepared.plan.observe}
-        samples = None
+        samples = {}
         if given is not None:
             rng = np.random.default_rng(0)
             samples = {"z": np.clip(top * rng.uniform(0.5, 1.2, (200, CHANNELS, 9)), 0, top).astype(np.float32)}
-        config, trace = replace(CONFIG, **changed), Trace()
-        thresholds = Thresholds(table)
-        found = guard(prepared.fused, prepared.plan, thresholds, config, target, trace, samples)
-        return (thresholds, trace, *found)
+        thresholds, asked = Thresholds(table), replace(prepared, config=replace(prepared.config, **changed))
+        network = decided(asked, thresholds, target=target).after(guard(prepared.backend.spec, samples))
+        return thresholds, network.trace.events, network.fused, network.thresholds, network.saturation
 
     def test_large_values_widen_the_range(self):
         prepared = planned(*CHAIN)
-        before, trace, model, thresholds, records = self.guarded(prepared)
+        before, events, model, thresholds, records = self.guarded(prepared)
         assert model is prepared.fused
         assert thresholds.range("r").max > 1.15 * before.range("r").max
         assert "widened" in thresholds["r"].note
         assert records["z"].remedy == "range"
         assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
         assert (records["z"].kernel, records["z"].supposed) == ("pairs", False)
-        assert [e.node for e in trace.events] == ["z"]
+        assert [e.node for e in events] == ["z"]
         assert "a" not in records  # reads s8, whose kernel halves its weights
 
     @pytest.mark.parametrize(("more", "factor"), [((), 1.15), (('m = Activation(p) act_type="tanh"',), 1.0)])
@@ -205,9 +216,7 @@ class TestGuard:
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4.0, 4.0), "naive") for r in prepared.plan.observe}
         values = np.random.default_rng(0).uniform(2, 4, (200, CHANNELS, 9)).astype(np.float32)
         samples = {"z": values}
-        _, thresholds, records = guard(
-            prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
-        )
+        thresholds, records = guarded(prepared, Thresholds(table), samples)
         assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
         assert thresholds.range("r").max == 4 if factor == 1 else thresholds.range("r").max > 4 * factor
 
@@ -218,17 +227,14 @@ class TestGuard:
         factors = []
         for times in (1, 10):
             samples = {"z": np.tile(rows, (times, 1, 1))}
-            given = (prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2")
-            factors.append(guard(*given, samples=samples)[2]["z"].factor)
+            factors.append(guarded(prepared, Thresholds(table), samples)[1]["z"].factor)
         assert factors[0] > factors[1]
 
     def test_a_range_that_somebody_fixed_stays(self):
         prepared = planned(*CHAIN)
         table = {str(r): Threshold(Range(0 if r.name == "r" else -4, 4), "fixed") for r in prepared.plan.observe}
         samples = {"z": np.full((200, CHANNELS, 9), 4, np.float32)}
-        _, thresholds, records = guard(
-            prepared.fused, prepared.plan, Thresholds(table), CONFIG, "avx2", samples=samples
-        )
+        thresholds, records = guarded(prepared, Thresholds(table), samples)
         assert thresholds.range("r") == Range(0, 4)
         assert records["z"].factor == 1
 
@@ -289,10 +295,10 @@ class TestGuard:
 
     def test_nothing_to_do(self):
         prepared = planned(*CHAIN)
-        before, trace, model, thresholds, records = self.guarded(prepared, target="avx512_vnni")
+        before, events, model, thresholds, records = self.guarded(prepared, target="avx512_vnni")
         assert model is prepared.fused
         assert thresholds is before
-        assert (records, trace.events) == ({}, [])
+        assert (records, events) == ({}, ())
 
     def test_ranges_found_at_run_time_stay(self):
         prepared = planned(*CHAIN)
@@ -312,13 +318,11 @@ class TestGuard:
         prepared = pipeline.plan(replace(model, args={"z_weight": weight}), CONFIG)
         table = Thresholds({"data": Threshold(Range(-1.0, 1.0), "fixed")})
         values = np.random.default_rng(0).uniform(-1, 1, (1000, 2, 1)).astype(np.float32)
-        given = (prepared.fused, prepared.plan, table, CONFIG, "avx2")
-        record = guard(*given, samples={"z": values})[2]["z"]
+        record = guarded(prepared, table, {"z": values})[1]["z"]
         assert record.remedy == "float"
         assert record.noise > 2e-3 > 10 * record.noise_with_vnni
         prepared = pipeline.plan(replace(model, args={"z_weight": weight * np.float32([1, 0.1])}), CONFIG)
-        given = (prepared.fused, *given[1:])
-        apart = guard(*given, samples={"z": values})[2]["z"]
+        apart = guarded(prepared, table, {"z": values})[1]["z"]
         assert apart.remedy in ("none", "pairs")
         assert apart.noise < 2e-3
 
@@ -334,7 +338,7 @@ class TestGuard:
         prepared = pipeline.plan(replace(model, args={"z_weight": weight}), CONFIG)
         table = Thresholds({"data": Threshold(Range(-1.0, 1.0), "fixed")})
         values = np.random.default_rng(0).uniform(-size, size, (1000, 2, 1)).astype(np.float32)
-        record = guard(prepared.fused, prepared.plan, table, CONFIG, "avx2", samples={"z": values})[2]["z"]
+        record = guarded(prepared, table, {"z": values})[1]["z"]
         added = record.noise - record.noise_with_vnni
         assert (record.remedy == "float") == is_float
         assert added > 4e-4
@@ -465,7 +469,7 @@ class TestFloat:
         )
         prepared = pipeline.plan(graph, CONFIG)
         thresholds = pipeline.calibrate(prepared, feeds()["data"], MxnetRunner(), progress=False).thresholds
-        plan = partition(prepared.fused, CONFIG, kept={"r": "why not"})
+        plan = partition(prepared.fused, CONFIG, prepared.backend.spec, kept={"r": "why not"})
         assert plan["r"].reason == "why not"
         assert not plan["p"].int8
         assert "p" not in thresholds

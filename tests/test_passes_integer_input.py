@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxq import pipeline, quant
+from mxq.backends.mxnet import integer_input
 from mxq.config import QuantConfig
 from mxq.data.integers import IntegerTransform
 from mxq.data.preprocess import Preprocess
@@ -20,7 +21,7 @@ from mxq.errors import ConfigError, FormatError, GraphError, QuantizeError
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
-from mxq.passes import integer_input
+from mxq.passes import fed_codes
 from mxq.quant import QParams
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.verification.stored import Counterparts
@@ -51,7 +52,7 @@ def made(model: Model, dtype: str, preprocess: dict[str, Any] | None = None, **o
 
 
 def fired(done: pipeline.Quantized) -> list[str]:
-    return [e.rule for e in done.prepared.trace.events if e.step == "integer_input"]
+    return [e.rule for e in done.trace.events if e.step == "integer_input"]
 
 
 # ---- codes ---------------------------------------------------------------------------------------------------
@@ -223,16 +224,17 @@ class TestPixelsInFloat:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("_affine", lambda s: (s.scale / np.asarray(s.std), np.asarray(s.mean) / np.asarray(s.std))),
-        ("_affine", lambda s: (s.scale / np.asarray(s.std)[::-1], -np.asarray(s.mean) / np.asarray(s.std))),
-        ("_affine", lambda s: (1.03 * s.scale / np.asarray(s.std), -np.asarray(s.mean) / np.asarray(s.std))),
+        ("affine", lambda s: (s.scale / np.asarray(s.std), np.asarray(s.mean) / np.asarray(s.std))),
+        ("affine", lambda s: (s.scale / np.asarray(s.std)[::-1], -np.asarray(s.mean) / np.asarray(s.std))),
+        ("affine", lambda s: (1.03 * s.scale / np.asarray(s.std), -np.asarray(s.mean) / np.asarray(s.std))),
         ("PIXEL_TOP", 250.0),
     ],
 )
 def test_wrong_normalisations_are_noticed(name, wrong, monkeypatch):
     settings_ = {"mean": [90.0, 120.0, 150.0], "std": [40.0, 60.0, 80.0]}
-    monkeypatch.setattr(integer_input, name, wrong)
-    monkeypatch.setattr(integer_input, "_check_span", lambda *_: None)
+    for module in (fed_codes, integer_input):
+        monkeypatch.setattr(module, name, wrong)
+    monkeypatch.setattr(fed_codes, "_check_span", lambda *_: None)
     done = made(small(), "uint8", settings_)
     record = done.report.tensors["data_normalize"]
     wanted = kernel_params(max(-record.min, record.max), "int8").quantize(floats(settings_)).astype(int)

@@ -18,6 +18,7 @@ from graphs import (
     op_names,
     quantized,
     refusals,
+    rewritten,
     run,
 )
 from helpers import assert_golden
@@ -26,7 +27,7 @@ from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes.conv1x1_to_dense import POOLED_DENSE
 from mxq.passes.shapes import image_channels, is_pooled
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 POOL = 'p = Pooling(c) global_pool="True" pool_type="avg" kernel="(1, 1)"'
@@ -42,25 +43,25 @@ SQUEEZE = (
 
 
 def test_squeeze_and_excitation(update_goldens):
-    model, trace = build(*SQUEEZE, "return y"), Trace()
-    result = run_pass(POOLED_DENSE, model, trace)
+    model = build(*SQUEEZE, "return y")
+    result, trace = run_pass(POOLED_DENSE, model)
     assert [trace.fired(r) for r in ("pooled_dense", "activate_before_reshape", "flatten_column")] == [2, 2, 1]
     layers = ["FullyConnected", "Activation"]
     assert op_names(result) == ["Convolution", "Pooling", *layers, *layers, "Reshape", "broadcast_mul"]
     assert_golden(write_text(result.graph), GOLDENS / "pooled_dense.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
-    assert run_pass(POOLED_DENSE, result) is result
+    assert rewritten(POOLED_DENSE, result) is result
 
 
 def test_the_names_of_the_original_layers_stay_known():
-    result = run_pass(POOLED_DENSE, build(*SQUEEZE, "return y"))
+    result = rewritten(POOLED_DENSE, build(*SQUEEZE, "return y"))
     origins = {n.op + str(n.origins) for n in result.graph.operators}
     assert {"FullyConnected('s',)", "FullyConnected('e',)"} <= origins
 
 
 def test_a_result_that_is_an_output_keeps_its_name_and_shape():
     model = build(*SQUEEZE[:3], "return s")
-    result = run_pass(POOLED_DENSE, model)
+    result = rewritten(POOLED_DENSE, model)
     assert op_names(result)[-2:] == ["FullyConnected", "Reshape"]
     assert run(result)[0].shape == (2, 4, 1, 1)
     assert_same_outputs(model, result, **CLOSE)
@@ -84,7 +85,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_is_not_about(name):
     model = Model(graph(*REFUSED[name]), {"s_weight": np.zeros((8, 8, 1, 1), np.float32)})
-    assert run_pass(POOLED_DENSE, model) is model
+    assert rewritten(POOLED_DENSE, model) is model
 
 
 def test_a_shared_weight_is_refused():
@@ -95,7 +96,7 @@ def test_a_shared_weight_is_refused():
 
 def test_a_transposed_weight_is_noticed():
     model = build(conv("c", "data"), POOL, conv("s", "p", CONV1), "return s")
-    result = run_pass(POOLED_DENSE, model)
+    result = rewritten(POOLED_DENSE, model)
     wrong = replace(result, args={**result.args, "s_weight": result.args["s_weight"].T})
     with pytest.raises(AssertionError, match="Not equal"):
         assert_same_outputs(model, wrong, **CLOSE)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import CONV1, CONV3, RELU, build, conv, feeds, quantized, run
+from graphs import CONV1, CONV3, RELU, build, conv, feeds, quantized, rewritten, run
 from helpers import assert_close
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mxq import pipeline
+from mxq.backends.mxnet import MXNET_191
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model
 from mxq.graph.serde import read_symbol, write_symbol
 from mxq.numerics import sqnr_db
 from mxq.passes.fold_bn import FOLD_BN
-from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8
+from mxq.passes.fuse import fuse_float, fuse_int8
 from mxq.passes.simplify import SIMPLIFY
-from mxq.rewrite import run_pass
 
 QUICK = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 NORM = 'eps="1e-05" fix_gamma="{}" use_global_stats="{}"'
@@ -77,11 +77,11 @@ def assert_keeps_outputs(model: Model, result: Model) -> None:
 @QUICK
 def test_passes_keep_outputs_and_settle(lines):
     model = build(*lines)
-    for last in (FUSE_FLOAT, FUSE_INT8):
+    for last in (fuse_float(MXNET_191), fuse_int8(MXNET_191)):
         result = model
         for step in (SIMPLIFY, FOLD_BN, last):
-            result = run_pass(step, result)
-            assert run_pass(step, result) is result
+            result = rewritten(step, result)
+            assert rewritten(step, result) is result
         assert_keeps_outputs(model, result)
         assert read_symbol(write_symbol(result.graph)) == result.graph
 

@@ -15,6 +15,7 @@ from graphs import (
     bn,
     build,
     conv,
+    decided,
     fc,
     feeds,
     graph,
@@ -27,13 +28,14 @@ from helpers import assert_close, assert_golden
 
 from mxq import pipeline
 from mxq.artifacts.record import find, tensor_of
+from mxq.backends.mxnet.lower import int8_graph
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.graph.ir import Model, Ref
 from mxq.graph.serde import read_symbol, write_symbol, write_text
 from mxq.numerics import sqnr_db
-from mxq.passes.assignment import assign
-from mxq.passes.quantize import quantize_graph
+from mxq.passes.assignment import check_requests
+from mxq.quant import QuantizedNetwork
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.runtime import MxnetRunner, to_symbol
 from mxq.verification.taps import corresponding
@@ -51,7 +53,13 @@ def written(model: Model, ranges: dict[str, tuple[float, float]], **options):
     config = QuantConfig(**options)
     prepared = pipeline.plan(model, config)
     table = Thresholds({k: Threshold(Range(*v), "fixed") for k, v in ranges.items()})
-    return quantize_graph(assign(prepared.fused, prepared.plan, table, config))
+    return int8_graph(checked(prepared, table), prepared.backend.spec)
+
+
+def checked(prepared: pipeline.Prepared, table: Thresholds) -> QuantizedNetwork:
+    network = decided(prepared, table)
+    check_requests(network, prepared.backend.spec)
+    return network
 
 
 def conv_relu() -> Model:

@@ -14,6 +14,7 @@ from graphs import (
     bn,
     build,
     conv,
+    decided,
     feeds,
     numbers,
     op_names,
@@ -24,13 +25,13 @@ from graphs import (
 from helpers import SATURATES, TARGETS, assert_close, assert_golden, has_vnni
 
 from mxq import pipeline
+from mxq.backends.mxnet import lower
+from mxq.backends.mxnet.exact import exact
 from mxq.graph.ir import Model, Ref
 from mxq.graph.serde import write_text
 from mxq.host import machine
 from mxq.numerics import sqnr_db
-from mxq.passes import quantize, rectify
-from mxq.passes.assignment import assign
-from mxq.passes.exact import exact
+from mxq.quant.records import saturating
 from mxq.runtime import MxnetRunner
 from mxq.verification import verify
 
@@ -101,8 +102,7 @@ def test_codes():
 def test_better_than_apart(bias, seed, target, monkeypatch):
     model = build(*HEAD, conv("c", "r", CONV1, bias=bias), "return c", seed=seed, data=(4, CHANNELS, 9, 9))
     (wanted,), (better,) = run(model, DATA), numbers(quantized(model, DATA, target=target).model, target, DATA)
-    for module in ("assignment", "partition"):  # the package has a function `partition`, too
-        monkeypatch.setattr(sys.modules[f"mxq.passes.{module}"], "rectified", lambda *_: {})
+    monkeypatch.setattr(sys.modules["mxq.passes.partition"], "rectified", lambda *_: {})  # it is a function's name, too
     made = quantized(model, DATA, target=target)
     assert "_contrib_quantized_act" in op_names(made.model)
     (worse,) = numbers(made.model, target, DATA)
@@ -122,10 +122,8 @@ def test_halved_weights_have_halved_sums():
     model = dense()
     prepared = pipeline.plan(model, quantized(model, DATA).prepared.config)
     thresholds = pipeline.calibrate(prepared, DATA["data"], MxnetRunner(), progress=False).thresholds
-    made = {
-        kind: quantize.quantize_graph(assign(prepared.fused, prepared.plan, thresholds, prepared.config), exact=kind)[0]
-        for kind in (True, False)
-    }
+    targets = {True: "avx512_vnni", False: "avx2"}
+    made = {k: prepared.backend.lower(decided(prepared, thresholds, target=t)).model for k, t in targets.items()}
     weight = prepared.fused.args["c_weight"]
     scale = (np.float32(127.5) / np.abs(weight).max(axis=(1, 2, 3)))[:, None]
     offset = made[True].graph["quantized_r"].note.offset
@@ -229,8 +227,8 @@ def test_a_shared_beta():
 def test_wrong_offsets_are_noticed(factor, monkeypatch):
     model = dense()
     (wanted,), (right,) = run(model, DATA), run(quantized(model, DATA).model, DATA)
-    good = quantize.with_bias
-    monkeypatch.setattr("mxq.passes.quantize.with_bias", lambda m, n, offset: good(m, n, factor * offset))
+    good = lower.with_bias
+    monkeypatch.setattr("mxq.backends.mxnet.lower.with_bias", lambda m, n, offset: good(m, n, factor * offset))
     (wrong,) = run(quantized(model, DATA).model, DATA)
     assert sqnr_db(wanted, wrong) < sqnr_db(wanted, right) - 2
-    assert rectify.written(255.5)[1] == -128
+    assert saturating(255.5)[1] == -128

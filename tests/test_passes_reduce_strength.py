@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, graph, op_names, reasons
+from graphs import GOLDENS, RELU, applied, assert_same_outputs, build, conv, graph, op_names, reasons, rewritten
 from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION, REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
-from mxq.rewrite import Trace, apply_rules, run_pass
+from mxq.rewrite import apply_rules
 
 ROUNDED = {"rtol": 2e-6, "atol": 1e-6}
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -62,8 +62,8 @@ def made(name: str) -> Model:
 @pytest.mark.parametrize("name", CASES)
 def test_fires_and_keeps_the_numbers(name, update_goldens):
     _, ops, close = CASES[name]
-    model, trace = made(name), Trace()
-    result = apply_rules(model, (RULES[name],), trace)
+    model = made(name)
+    result, trace = apply_rules(model, (RULES[name],))
     assert trace.fired(name) == 1
     assert op_names(result) == ops
     assert_golden(write_text(result.graph), GOLDENS / f"reduce_{name}.txt", update=update_goldens)
@@ -76,14 +76,14 @@ def test_every_rule_is_tested():
 
 def test_a_hard_swish_needs_two_operators():
     model = build(*SIGMOID, 's = _mul_scalar(k) scalar="0.16666667"', "y = elemwise_mul(data, s)", "return y")
-    result = run_pass(REDUCE_STRENGTH, model)
+    result = rewritten(REDUCE_STRENGTH, model)
     assert op_names(result) == ["hard_sigmoid", "elemwise_mul"]
     assert_same_outputs(model, result, **ROUNDED)
 
 
 def test_repeats_become_a_deconvolution():
     model = made("repeat_as_upsampling")
-    result = run_pass(REDUCE_STRENGTH, model)
+    result = rewritten(REDUCE_STRENGTH, model)
     assert op_names(result) == ["Convolution", "Deconvolution"]
     assert_same_outputs(model, result, **EXACT)
 
@@ -91,7 +91,7 @@ def test_repeats_become_a_deconvolution():
 @pytest.mark.parametrize("step", [REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT])
 def test_nothing_to_do_returns_the_same_object(step):
     model = build(conv("c", "data"), "r = Activation(c) " + RELU, "return r")
-    assert run_pass(step, model) is model
+    assert rewritten(step, model) is model
 
 
 REFUSED = [
@@ -140,8 +140,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("rule", "lines", "reason"), REFUSED)
 def test_refuses(rule, lines, reason):
-    model, trace = Model(graph(*lines), {"a_gamma": np.ones(8, np.float32)}), Trace()
-    assert apply_rules(model, (RULES[rule],), trace) is model
+    model = Model(graph(*lines), {"a_gamma": np.ones(8, np.float32)})
+    result, trace = apply_rules(model, (RULES[rule],))
+    assert result is model
     assert reasons(trace, rule) == [reason]
 
 
@@ -153,10 +154,11 @@ def test_refuses(rule, lines, reason):
     ],
 )
 def test_slopes_that_break_the_identity(rule, slope, reason):
-    model, trace = made(rule), Trace()
+    model = made(rule)
     slopes = np.array([slope, *([0.5] * 7)], np.float32)
     model = Model(model.graph, {**model.args, "a_gamma": slopes}, model.auxs)
-    assert apply_rules(model, (RULES[rule],), trace) is model
+    result, trace = apply_rules(model, (RULES[rule],))
+    assert result is model
     assert reasons(trace, rule) == [reason]
 
 
@@ -175,7 +177,7 @@ class TestTeeth:
     )
     def test_another_attribute(self, name, attrs):
         model = made(name)
-        result = apply_rules(model, (RULES[name],))
+        result = applied(model, (RULES[name],))
         root = result.graph["y"]
         args = dict(result.args)
         if name == "upsampling_as_deconvolution":  # as many weights as without groups
@@ -186,7 +188,7 @@ class TestTeeth:
 
     def test_slopes_in_another_order(self):
         model = made("prelu_as_maximum")
-        result = apply_rules(model, (RULES["prelu_as_maximum"],))
+        result = applied(model, (RULES["prelu_as_maximum"],))
         args = {**result.args, "a_slopes": result.args["a_slopes"][:, ::-1]}
         with pytest.raises(AssertionError, match="Not equal"):
             assert_same_outputs(model, replace(result, args=args), **EXACT)
@@ -202,4 +204,4 @@ class TestTeeth:
 )
 def test_what_else_reads_a_concat_or_joins_along_another_axis(lines):
     model = build(*lines)
-    assert run_pass(REDUCE_STRENGTH, model) is model
+    assert rewritten(REDUCE_STRENGTH, model) is model

@@ -97,6 +97,6 @@ class TestReport:
     def test_also_where_a_summand_is_shifted(self) -> None:
         lines = (conv("a", "data"), 'x = Dropout(a) p="0.5"', conv("b", "data"), "s = elemwise_add(b, x)")
         made = quantized(build(*lines, "r = Activation(s) " + RELU, "return r"))
-        assert made.prepared.trace.fired("shift_summand")
+        assert made.trace.fired("shift_summand")
         assert [d.node for d in made.report.plan.removed] == ["x"]
         assert np.isfinite(made.report.tensors["quantized_r"].max)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from graphs import CONV1, CONV3, RELU, bn, build, conv, fc, feeds, op_names, quantized, run
 
+from mxq.backends.mxnet.run_time import least_range
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
-from mxq.passes.run_time import least_range
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
 
 HEAD = (conv("c", "data"), "r = Activation(c) " + RELU)

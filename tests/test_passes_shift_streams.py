@@ -7,18 +7,18 @@ from functools import partial
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, CONV3, RELU, assert_same_outputs, build, conv, fc, feeds, run
+from graphs import CHANNELS, CONV1, CONV3, RELU, assert_same_outputs, build, conv, decided, fc, feeds, run
 from helpers import SATURATES
 
 from mxq import pipeline
+from mxq.backends.mxnet.exact import exact
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
-from mxq.passes.exact import exact
-from mxq.passes.overrides import LayerChoices
 from mxq.passes.shift_streams import shift_streams
+from mxq.quant import NetworkPass, QuantizedNetwork
 from mxq.quant.thresholds import Thresholds
-from mxq.rewrite import Trace
+from mxq.rewrite import NO_EVENTS
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
 from mxq.verification import verify
@@ -51,9 +51,9 @@ def planned(*lines: str, **options) -> tuple[pipeline.Prepared, pipeline.Calibra
     return prepared, pipeline.calibrate(prepared, feeds(data=SHAPE)["data"], MxnetRunner(), progress=False)
 
 
-def shifted(prepared: pipeline.Prepared, thresholds: Thresholds, trace: Trace | None = None):
-    choices = LayerChoices.of(prepared.fused.graph, prepared.config)
-    return shift_streams(prepared.fused, prepared.plan, thresholds, choices, trace)
+def shifted(prepared: pipeline.Prepared, thresholds: Thresholds, **given) -> QuantizedNetwork:
+    network = decided(prepared, thresholds, given.pop("model", None))
+    return network.after(shift_streams(prepared.backend.spec, **given))
 
 
 def streams(model: Model) -> set[str]:
@@ -62,10 +62,10 @@ def streams(model: Model) -> set[str]:
 
 def test_a_stream_is_shifted_as_a_whole_and_float_stays():
     prepared, calibrated = planned(*BLOCKS)
-    trace = Trace()
-    model, plan, thresholds = shifted(prepared, calibrated.thresholds, trace)
+    network = shifted(prepared, calibrated.thresholds)
+    model, plan, thresholds = network.fused, network.plan, network.thresholds
     assert streams(model) == {"b_shifted", "s_shifted", "t_shifted"}
-    assert {e.node for e in trace.events} == {"b", "s", "t"}
+    assert {e.node for e in network.trace.events} == {"b", "s", "t"}
     assert_same_outputs(prepared.fused, model, feeds(data=SHAPE), rtol=1e-4, atol=1e-4)
     for name in "bst":
         old, new = calibrated.thresholds.range(name), thresholds.range(f"{name}_shifted")
@@ -73,7 +73,7 @@ def test_a_stream_is_shifted_as_a_whole_and_float_stays():
         assert plan[f"{name}_shifted"].int8
         assert name not in plan
     assert {str(r) for r in plan.observe} == set(thresholds)
-    assert shift_streams(model, plan, thresholds)[0] is model
+    assert network.after(shift_streams(prepared.backend.spec)).fused is network.fused
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_a_stream_is_shifted_as_a_whole_and_float_stays():
 )
 def test_what_is_left_signed(lines):
     prepared, calibrated = planned(*lines)
-    assert shifted(prepared, calibrated.thresholds)[0] is prepared.fused
+    assert shifted(prepared, calibrated.thresholds).fused is prepared.fused
 
 
 @pytest.mark.parametrize("asked", [{"b": {"threshold": (-3.0, 3.0)}}, {"s": {"dtype": "int8"}}])
 def test_what_somebody_asked_for(asked):
     prepared, calibrated = planned(*BLOCKS, overrides=asked)
-    assert shifted(prepared, calibrated.thresholds)[0] is prepared.fused
+    assert shifted(prepared, calibrated.thresholds).fused is prepared.fused
 
 
 def test_a_shared_weight_is_not_changed():
     both = (f'{name} = Convolution({data}, w) no_bias="True" {CONV1}' for name, data in ("cb", "ec"))
     prepared, calibrated = planned(*BLOCKS[:2], conv("b", "ra"), *both, "return e")
-    assert shifted(prepared, calibrated.thresholds)[0] is prepared.fused
+    assert shifted(prepared, calibrated.thresholds).fused is prepared.fused
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,9 @@ def made() -> dict[str, pipeline.Quantized]:
         prepared, calibrated = planned(*BLOCKS, target=target)
         with pytest.MonkeyPatch.context() as patch:
             if name == "signed":
-                patch.setattr("mxq.pipeline.shift_streams", lambda *given: given[:3])
+                patch.setattr(
+                    "mxq.pipeline.shift_streams", lambda *_: NetworkPass("none", lambda network: (network, NO_EVENTS))
+                )
             found[name] = pipeline.quantize(prepared, calibrated, runner=MxnetRunner(), data=[data])
     return found
 
@@ -136,8 +138,8 @@ def test_weights_that_no_order_parts_stay_signed(alike):
     even = np.random.default_rng(0).uniform(0.9, 1, weight.shape).astype(np.float32)
     model = replace(prepared.fused, args={**prepared.fused.args, "c_weight": even if alike else weight})
     look = partial(sampled, MxnetRunner(), model, feeds=[feeds(data=SHAPE)])
-    found, _, _ = shift_streams(model, prepared.plan, calibrated.thresholds, look=look)
-    assert streams(found) == (set() if alike else {"b_shifted"})
+    found = shifted(prepared, calibrated.thresholds, model=model, look=look)
+    assert streams(found.fused) == (set() if alike else {"b_shifted"})
 
 
 def test_less_noise(made):
@@ -160,7 +162,7 @@ def test_layers_can_still_be_compared(made):
 
 def test_the_offset_is_in_the_biases():
     prepared, calibrated = planned(*BLOCKS)
-    model, _, _ = shifted(prepared, calibrated.thresholds)
+    model = shifted(prepared, calibrated.thresholds).fused
     low = {n: -calibrated.thresholds.range(n).min for n in "bst"}
     before = prepared.fused.args
     wanted = {
@@ -182,6 +184,6 @@ def test_a_wrong_offset_is_seen(monkeypatch):
     """The tests above have teeth."""
     prepared, calibrated = planned(*BLOCKS)
     lower = {n: replace(t, range=t.range.times(0.5)) for n, t in calibrated.thresholds.items()}
-    model, _, _ = shifted(prepared, Thresholds(lower))
+    model = shifted(prepared, Thresholds(lower)).fused
     with pytest.raises(AssertionError):
         assert_same_outputs(prepared.fused, model, feeds(data=SHAPE), rtol=1e-4, atol=1e-4)

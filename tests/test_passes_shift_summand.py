@@ -6,7 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, build, conv, feeds, numbers, quantized, reasons, run
+from graphs import (
+    CONV1,
+    GOLDENS,
+    RELU,
+    assert_same_outputs,
+    build,
+    conv,
+    decided,
+    feeds,
+    numbers,
+    quantized,
+    reasons,
+    run,
+)
 from helpers import TARGETS, assert_close, assert_golden, has_vnni
 
 from mxq import pipeline
@@ -15,12 +28,9 @@ from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes import shift_summand
-from mxq.passes.assignment import assign
-from mxq.passes.overrides import LayerChoices
-from mxq.passes.quantize import quantize_graph
 from mxq.passes.shift_summand import shift_summands
+from mxq.quant import QuantizedNetwork
 from mxq.quant.thresholds import Range
-from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 
 pytestmark = pytest.mark.kernels
@@ -47,17 +57,22 @@ def calibrated(model: Model, **options):
     return prepared, found.thresholds
 
 
-def shifted(model: Model, trace: Trace | None = None, **options):
+def shifted(model: Model, **options):
+    """The prepared network, its thresholds, and what is decided of it once it is shifted."""
     prepared, thresholds = calibrated(model, **options)
-    choices = LayerChoices.of(prepared.fused.graph, prepared.config)
-    return prepared, thresholds, shift_summands(prepared.fused, prepared.plan, thresholds, choices, trace)
+    return prepared, thresholds, decided(prepared, thresholds).after(shift_summands(prepared.backend.spec))
+
+
+def refusals(network: QuantizedNetwork) -> list[str]:
+    return reasons(network.trace, "shift_summand")
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_structure_and_numbers(bias, update_goldens):
-    model, trace = block(bias=bias), Trace()
-    prepared, thresholds, (result, plan, ranges) = shifted(model, trace)
-    assert trace.fired("shift_summand") == 1
+    model = block(bias=bias)
+    prepared, thresholds, network = shifted(model)
+    result, plan, ranges = network.fused, network.plan, network.thresholds
+    assert sum(e.fired for e in network.trace.events) == 1
     name = f"shift_summand_{'bias' if bias else 'no_bias'}.txt"
     assert_golden(write_text(result.graph), GOLDENS / name, update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
@@ -71,15 +86,15 @@ def test_structure_and_numbers(bias, update_goldens):
 
 
 def test_no_second_application():
-    _, _, (result, plan, ranges) = shifted(block())
-    assert shift_summands(result, plan, ranges)[0] is result
+    prepared, _, network = shifted(block())
+    assert network.after(shift_summands(prepared.backend.spec)).fused is network.fused
 
 
 def test_the_offset_is_in_the_biases():
-    prepared, thresholds, (result, *_) = shifted(block())
+    prepared, thresholds, network = shifted(block())
     offset = -thresholds.range("y").min
     for name, sign in (("y_bias", 1), ("c_bias", -1)):
-        assert_close(result.args[name], prepared.fused.args[name] + sign * offset, rtol=1e-6, atol=1e-6)
+        assert_close(network.fused.args[name], prepared.fused.args[name] + sign * offset, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -94,7 +109,7 @@ def test_int8_gains_over_half_the_range(seed, target):
     )
     model = build(*lines, seed=seed)
     prepared, thresholds = calibrated(model)
-    without, _ = quantize_graph(assign(prepared.fused, prepared.plan, thresholds, prepared.config))
+    without = prepared.backend.lower(decided(prepared, thresholds)).model
     made = quantized(model, target=target).model
     (wanted,), (better,), (worse,) = run(model), numbers(made, target), numbers(without, target)
     gain = 0.5 if has_vnni(target) else 0.2  # of weights with even codes there is more noise that stays
@@ -120,7 +135,7 @@ def wrong_offset(factor):
 def test_wrong_offsets_are_noticed(factor, monkeypatch):
     monkeypatch.setattr(shift_summand, "with_bias", wrong_offset(factor))
     model = block()
-    _, _, (result, *_) = shifted(model)
+    result = shifted(model)[2].fused
     with pytest.raises(AssertionError, match="Not equal"):
         assert_same_outputs(model, result, **CLOSE)
 
@@ -173,34 +188,32 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name):
     lines, reason = REFUSED[name]
-    model, trace = build(*lines), Trace()
-    prepared, thresholds, (result, plan, ranges) = shifted(model, trace)
-    assert result is prepared.fused
-    assert plan is prepared.plan
-    assert ranges is thresholds
-    assert reason in reasons(trace, "shift_summand")
+    model = build(*lines)
+    prepared, thresholds, network = shifted(model)
+    assert network.fused is prepared.fused
+    assert network.plan is prepared.plan
+    assert network.thresholds is thresholds
+    assert reason in refusals(network)
     assert sqnr_db(run(model)[0], run(quantized(model).model)[0]) > 30
 
 
 def test_refuses_what_was_asked_to_be_int8():
-    trace = Trace()
-    prepared, _, (result, *_) = shifted(block(), trace, overrides={"y": {"dtype": "int8"}})
-    assert result is prepared.fused
-    assert reasons(trace, "shift_summand") == ["its summand 'y' was asked to be int8"]
+    prepared, _, network = shifted(block(), overrides={"y": {"dtype": "int8"}})
+    assert network.fused is prepared.fused
+    assert refusals(network) == ["its summand 'y' was asked to be int8"]
 
 
 def test_refuses_what_stays_in_float():
-    prepared, _, (result, *_) = shifted(block(), exclude_layers="y")
-    assert result is prepared.fused
+    prepared, _, network = shifted(block(), exclude_layers="y")
+    assert network.fused is prepared.fused
 
 
 def test_refuses_what_is_never_negative():
-    trace = Trace()
     prepared, thresholds = calibrated(block())
     table = {**thresholds, "y": replace(thresholds["y"], range=Range(0.0, 1.0))}
-    result, *_ = shift_summands(prepared.fused, prepared.plan, type(thresholds)(table), trace=trace)
-    assert result is prepared.fused
-    assert reasons(trace, "shift_summand") == ["its summand 'y' is never negative"]
+    network = decided(prepared, type(thresholds)(table)).after(shift_summands(prepared.backend.spec))
+    assert network.fused is prepared.fused
+    assert refusals(network) == ["its summand 'y' is never negative"]
 
 
 def test_two_blocks_in_a_row():
@@ -215,16 +228,15 @@ def test_two_blocks_in_a_row():
         "r2 = Activation(s2) " + RELU,
         "return r2",
     )
-    trace = Trace()
-    _, _, (result, *_) = shifted(model, trace)
-    assert trace.fired("shift_summand") == 2
-    assert_same_outputs(model, result, **CLOSE)
+    network = shifted(model)[2]
+    assert sum(e.fired for e in network.trace.events) == 2
+    assert_same_outputs(model, network.fused, **CLOSE)
     assert sqnr_db(run(model)[0], run(quantized(model).model)[0]) > 30
 
 
 def test_beyond_the_calibrated_range_it_clips():
     """The one difference: what would be lower than the calibrated minimum is taken for it."""
     model = block()
-    _, _, (result, *_) = shifted(model)
+    result = shifted(model)[2].fused
     far = {"data": 3 * feeds()["data"]}
     assert np.abs(run(model, far)[0] - run(result, far)[0]).max() > 1e-3

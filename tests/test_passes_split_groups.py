@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, feeds, op_names, quantized, refusals, run
+from graphs import GOLDENS, RELU, assert_same_outputs, build, conv, feeds, op_names, quantized, refusals, rewritten, run
 from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes.split_groups import SPLIT_GROUPS, block_diagonal
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SHAPE = (2, 16, 6, 6)
@@ -34,15 +34,15 @@ def made(*lines: str) -> Model:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_fires_and_keeps_the_numbers(bias, update_goldens):
-    model, trace = made(*block(bias=bias), "return z"), Trace()
-    result = run_pass(SPLIT_GROUPS, model, trace)
+    model = made(*block(bias=bias), "return z")
+    result, trace = run_pass(SPLIT_GROUPS, model)
     assert trace.fired("split_groups") == 1
     part = ["Convolution", "Activation"] * 2
     assert op_names(result) == [*part, *part, "Concat", "Convolution"]
     if bias:
         assert_golden(write_text(result.graph), GOLDENS / "split_groups.txt", update=update_goldens)
     assert_same_outputs(model, result, feeds(data=SHAPE), **CLOSE)
-    assert run_pass(SPLIT_GROUPS, result) is result
+    assert rewritten(SPLIT_GROUPS, result) is result
 
 
 def test_all_of_it_is_int8_and_close():
@@ -77,8 +77,9 @@ def test_refuses(reason):
 
 @pytest.mark.parametrize("groups", [1, 64])
 def test_is_not_about_dense_and_depthwise_convolutions(groups):
-    model, trace = made(*block(64, groups), "return z"), Trace()
-    assert run_pass(SPLIT_GROUPS, model, trace) is model
+    model = made(*block(64, groups), "return z")
+    result, trace = run_pass(SPLIT_GROUPS, model)
+    assert result is model
     assert not trace.events
 
 
@@ -90,7 +91,7 @@ def test_block_diagonal():
 
 def test_groups_in_another_order_are_noticed():
     model = made(*block(), "return z")
-    result = run_pass(SPLIT_GROUPS, model)
+    result = rewritten(SPLIT_GROUPS, model)
     wrong = replace(result, args={**result.args, "g_weight_part0": result.args["g_weight_part1"]})
     with pytest.raises(AssertionError, match="Not equal"):
         assert_same_outputs(model, wrong, feeds(data=SHAPE), **CLOSE)

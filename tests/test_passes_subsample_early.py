@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, bn, build, conv, feeds, quantized, refusals, run
+from graphs import (
+    CONV1,
+    GOLDENS,
+    RELU,
+    assert_same_outputs,
+    bn,
+    build,
+    conv,
+    feeds,
+    quantized,
+    refusals,
+    rewritten,
+    run,
+)
 from helpers import assert_golden
 
 from mxq import pipeline
@@ -13,7 +26,7 @@ from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
 from mxq.passes import subsample_early
 from mxq.passes.subsample_early import SUBSAMPLE_EARLY, move_strides
-from mxq.rewrite import Trace, run_pass
+from mxq.rewrite import run_pass
 from mxq.runtime import MxnetRunner
 from mxq.verification import verify
 
@@ -38,26 +51,30 @@ def strides(model: Model) -> dict[str, tuple[int, ...]]:
     return {n.name: n.ints("stride") for n in model.graph.operators if n.op in ("Convolution", "Pooling")}
 
 
+def moved(model: Model) -> Model:
+    return move_strides(model)[0]
+
+
 def test_structure_and_numbers(update_goldens):
-    model, trace = build(*BLOCK, *NEXT, "return c, d"), Trace()
-    result = run_pass(SUBSAMPLE_EARLY, model, trace)
+    model = build(*BLOCK, *NEXT, "return c, d")
+    result, trace = run_pass(SUBSAMPLE_EARLY, model)
     assert [e.node for e in trace.events if e.rule == "move_strides"] == ["a", "ra", "b", "s", "r"]
     assert [n.name for n in result.graph.operators if n.note.stride != (1, 1)] == ["a", "ra", "b", "s", "r"]
     assert_golden(write_text(result.graph), GOLDENS / "subsample_early.txt", update=update_goldens)
-    assert run_pass(SUBSAMPLE_EARLY, result) is result
+    assert rewritten(SUBSAMPLE_EARLY, result) is result
     for height, width in ((6, 6), (7, 9), (1, 2), (8, 5)):
         assert_same_outputs(model, result, feeds(data=(2, 8, height, width)), **CLOSE)
 
 
 def test_less_is_computed():
-    result = move_strides(build(*BLOCK, *NEXT, "return c, d"))
+    result = moved(build(*BLOCK, *NEXT, "return c, d"))
     assert strides(result) == {"a": (2, 2), "b": (), "p_every_2x2": (2, 2), "c": (1, 1), "d": (1, 1)}
 
 
 def test_strides_add_up():
     lines = (conv("a", "data"), conv("b", "a", S2), conv("c", "b", CONV1 + ' stride="(2, 3)"'), "return c")
     model = build(*lines)
-    result = move_strides(model)
+    result = moved(model)
     assert strides(result) == {"a": (4, 6), "b": (1, 1), "c": (1, 1)}
     assert result.graph["a"].note.stride == (4, 6)
     assert result.graph["b"].note.stride == (2, 3)
@@ -67,7 +84,7 @@ def test_strides_add_up():
 def test_strided_and_dilated_makers():
     attrs = 'kernel="(3, 2)" num_filter="8" pad="(2, 1)" stride="(2, 1)" dilate="(2, 1)"'
     model = build(conv("a", "data", attrs), conv("c", "a", S2), "return c")
-    result = move_strides(model)
+    result = moved(model)
     assert strides(result) == {"a": (4, 2), "c": (1, 1)}
     for side in (5, 6, 7, 8, 9):
         assert_same_outputs(model, result, feeds(data=(1, 8, side, side + 3)), **CLOSE)
@@ -82,7 +99,7 @@ def test_operators_with_parameters():
         "return c",
     )
     model = build(*lines)
-    result = move_strides(model)
+    result = moved(model)
     assert strides(result) == {"a": (2, 2), "c": (1, 1)}
     assert_same_outputs(model, result, **CLOSE)
 
@@ -97,7 +114,7 @@ def test_one_pooling_serves_all_who_read_alike():
         "return c",
     )
     model = build(*lines)
-    result = move_strides(model)
+    result = moved(model)
     assert [n.name for n in result.graph.operators if n.op == "Pooling"] == ["p_every_2x2"]
     assert_same_outputs(model, result, **CLOSE)
 
@@ -119,12 +136,12 @@ STAYS = {
 def test_what_stays(why):
     lines = STAYS[why]
     model = build(*lines)
-    assert run_pass(SUBSAMPLE_EARLY, model) is model
+    assert rewritten(SUBSAMPLE_EARLY, model) is model
 
 
 def test_what_goes_up_to_where_all_is_read():
     lines = (*BLOCK, conv("e", "ra", CONV1), *NEXT, "return c, d, e")
-    result = move_strides(build(*lines))
+    result = moved(build(*lines))
     assert strides(result)["a"] == ()
     assert strides(result)["b"] == (2, 2)
 
@@ -134,7 +151,7 @@ def test_wrong_strides_are_noticed(wrong, monkeypatch):
     monkeypatch.setattr(subsample_early, "_over", lambda a, _: wrong if a == (2, 2) else a)
     model = build(*BLOCK, *NEXT, "return c, d")
     with pytest.raises(Exception, match=r"Incompatible attr|shape"):
-        assert_same_outputs(model, move_strides(model), **CLOSE)
+        assert_same_outputs(model, moved(model), **CLOSE)
 
 
 # ---- average pooling ----
@@ -142,8 +159,8 @@ def test_wrong_strides_are_noticed(wrong, monkeypatch):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_pool_first(bias, update_goldens):
-    model, trace = build(conv("c", "data", CONV1, bias=bias), "p = Pooling(c) " + POOL2, "return p"), Trace()
-    result = run_pass(SUBSAMPLE_EARLY, model, trace)
+    model = build(conv("c", "data", CONV1, bias=bias), "p = Pooling(c) " + POOL2, "return p")
+    result, trace = run_pass(SUBSAMPLE_EARLY, model)
     assert trace.fired("pool_first") == 1
     if bias:
         assert_golden(write_text(result.graph), GOLDENS / "pool_first.txt", update=update_goldens)
@@ -161,7 +178,7 @@ def test_pool_first(bias, update_goldens):
 )
 def test_other_averages(attrs):
     model = build(conv("c", "data", CONV1), "p = Pooling(c) " + attrs, "return p")
-    result = run_pass(SUBSAMPLE_EARLY, model)
+    result = rewritten(SUBSAMPLE_EARLY, model)
     assert [n.op for n in result.graph.operators] == ["Pooling", "Convolution"]
     for side in (6, 7):
         assert_same_outputs(model, result, feeds(data=(2, 8, side, 5)), **CLOSE)
@@ -191,7 +208,7 @@ def test_a_convolution_that_is_read_elsewhere_stays():
 
 def test_a_wrong_average_is_noticed(monkeypatch):
     model = build(conv("c", "data", CONV1), "p = Pooling(c) " + POOL2, "return p")
-    result = run_pass(SUBSAMPLE_EARLY, model)
+    result = rewritten(SUBSAMPLE_EARLY, model)
     changes = {"p_first": (result.graph["p_first"].with_attrs(pool_type="max"),)}
     wrong = result.with_graph(result.graph.replace(changes))
     with pytest.raises(AssertionError, match="Not equal"):
@@ -248,14 +265,14 @@ def test_elementwise_inputs_of_other_outputs_have_names_of_their_own():
         "return c, a",
     )
     model = build(*lines)
-    result = move_strides(model)
+    result = moved(model)
     assert sorted(n.name for n in result.graph.operators if n.op == "Pooling") == ["x1_every_2x2", "x_every_2x2"]
     for wanted, got in zip(run(model), run(result), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_strides_multiply_with_those_that_moved_before():
-    first = move_strides(build(conv("a", "data"), conv("c", "a", S2), "return c"))
+    first = moved(build(conv("a", "data"), conv("c", "a", S2), "return c"))
     assert first.graph["a"].note.stride == (2, 2)
     changed = first.with_graph(first.graph.replace({"c": (first.graph["c"].with_attrs(stride="(2, 3)"),)}))
-    assert move_strides(changed).graph["a"].note.stride == (4, 6)
+    assert moved(changed).graph["a"].note.stride == (4, 6)

@@ -21,7 +21,6 @@ from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError
 from mxq.graph.ir import Model
 from mxq.pipeline import Calibrated, fingerprint
 from mxq.quant.thresholds import Range, Threshold, Thresholds
-from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 
 RESIDUAL = (
@@ -61,7 +60,7 @@ def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
 class TestPrepare:
     def test_folds_and_keeps_the_outputs(self) -> None:
         model = residual()
-        prepared = pipeline.prepare(model)
+        prepared, _ = pipeline.prepare(model)
         assert "BatchNorm" in op_names(model)
         assert "BatchNorm" not in op_names(prepared)
         assert not prepared.auxs
@@ -77,12 +76,11 @@ class TestPrepare:
             np.testing.assert_array_equal(model.param(name), value)
 
     def test_a_second_time_changes_nothing(self) -> None:
-        once = pipeline.prepare(residual())
-        assert pipeline.prepare(once) is once
+        once, _ = pipeline.prepare(residual())
+        assert pipeline.prepare(once)[0] is once
 
     def test_records_what_fired(self) -> None:
-        trace = Trace()
-        pipeline.prepare(residual(), trace)
+        _, trace = pipeline.prepare(residual())
         assert {e["pass"] for e in trace.to_json() if e["fired"]} >= {"fold_bn"}
 
     @pytest.mark.parametrize("step", [pipeline.prepare, pipeline.fuse_float, planned])
@@ -127,7 +125,7 @@ class TestOnAnyNetwork:
     @given(networks())
     def test_float_steps_keep_the_outputs(self, model: Model) -> None:
         wanted = run(model)
-        for step in (pipeline.prepare, pipeline.fuse_float, lambda m: planned(m).fused):
+        for step in (lambda m: pipeline.prepare(m)[0], pipeline.fuse_float, lambda m: planned(m).fused):
             for found, value in zip(run(step(model)), wanted, strict=True):
                 assert_close(found, value, rtol=1e-4, atol=1e-4 * float(np.abs(value).max() + 1))
 

@@ -17,8 +17,8 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 from mxnet.contrib import quantization as contrib
 
+from mxq.backends.mxnet.exact import exact
 from mxq.graph.ir import Model, toposort
-from mxq.passes.exact import exact
 from mxq.runtime import MxnetRunner, from_symbol, load_model, to_arrays, to_symbol
 
 pytestmark = pytest.mark.data

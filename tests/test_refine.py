@@ -16,12 +16,12 @@ import mxnet as mx
 
 from mxq import pipeline, refine
 from mxq.artifacts import record
+from mxq.backends.mxnet.exact import exact
 from mxq.calibration.collect import collect
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import DataError, RuntimeFailure
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes.exact import exact
 from mxq.pipeline import Quantized
 from mxq.refine import EXAMPLES, NO_DATA, Looked
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
@@ -377,11 +377,11 @@ class TestFallback:
         columns = model.args["fc0_weight"].copy()
         columns[:, :36] /= 80
         model = replace(model, args={**model.args, "conv2_weight": weight, "fc0_weight": columns})
-        assert any(e.rule == "equalize" for e in made(model).prepared.trace.events)
+        assert any(e.rule == "equalize" for e in made(model).trace.events)
         done = made(model, runner=Tired())
         assert done.warnings == (f"{NO_DATA}: out of memory",)
         assert self.same_weights(done, made(model, effort="fast"))
-        assert not any(e.rule == "equalize" for e in done.prepared.trace.events)
+        assert not any(e.rule == "equalize" for e in done.trace.events)
 
     def test_no_data(self) -> None:
         done = made(build(*NET), data=None)

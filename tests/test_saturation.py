@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import VERSION, build, feed_graph
+from graphs import VERSION, build, decided, feed_graph
 from helpers import fresh_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,10 +183,8 @@ def sqnr_for(target: str) -> float:
     ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False)
     layers = [n for n in prepared.fused.graph.operators if n.name in prepared.plan.quantized]
     samples = sampled(MxnetRunner(), prepared.fused, layers, [{"data": data}])
-    fused, thresholds, _ = guard(
-        prepared.fused, prepared.plan, ranges.thresholds, config, target, prepared.trace, samples
-    )
-    found = pipeline.quantize(replace(prepared, fused=fused), replace(ranges, thresholds=thresholds))
+    network = decided(prepared, ranges.thresholds, target=target).after(guard(prepared.backend.spec, samples))
+    found = pipeline.quantize(replace(prepared, fused=network.fused), replace(ranges, thresholds=network.thresholds))
     wanted, got = (MxnetRunner().compile(m)({"data": data})[0] for m in (model, found.model))
     return sqnr_db(wanted, got)
 

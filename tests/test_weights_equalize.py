@@ -11,10 +11,10 @@ from graphs import CHANNELS, CONV3, bn, build, conv, fc, feeds, run
 from helpers import SATURATES, assert_close
 
 from mxq import pipeline
+from mxq.backends.mxnet.exact import exact
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
-from mxq.passes.exact import exact
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.refine import FOR_SCALES, Looked, equalized
 from mxq.rewrite import Trace
@@ -365,7 +365,7 @@ class TestLastAxis:
         prepared = pipeline.plan(self.net(*self.LINES), QuantConfig(target="avx512_vnni", num_calib_examples="100%"))
         ranges = pipeline.calibrate(prepared, self.X, runner, progress=False)
         done = pipeline.quantize(prepared, ranges, runner=runner, data=fed)
-        assert any(e.rule == "equalize" for e in done.prepared.trace.events)
+        assert any(e.rule == "equalize" for e in done.trace.events)
         made = exact(done.model) if SATURATES else done.model
         layers = verify(runner, prepared.fused, made, fed, layers=True).layers
         assert {layer.name for layer in layers} >= {"relu0", "fc1"}
@@ -537,13 +537,12 @@ class TestRefined:
     def looked(self, model: Model, data: np.ndarray) -> tuple[pipeline.Prepared, Thresholds, Model, Thresholds, Trace]:
         prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", target="avx512_vnni"))
         ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False).thresholds
-        trace = Trace()
         looked = Looked.at(MxnetRunner(), prepared.fused, [{"data": data}], prepared.config)
-        return prepared, ranges, *equalized(looked, prepared.fused, ranges, trace), trace
+        return prepared, ranges, *equalized(looked, prepared.fused, ranges)
 
     def test_the_trace_names_the_tensors(self) -> None:
         *_, trace = self.looked(net("plain"), X)
-        assert [(e.rule, e.node) for e in trace.events if e.rule == "equalize"] == [("equalize", "relu0")]
+        assert [(e.rule, e.node) for e in trace.events] == [("equalize", "relu0")]
 
     def test_a_range_of_more_data_than_is_looked_at_stays_as_wide(self) -> None:
         """Examples beyond the first that scales come from were calibrated on, and count."""

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from graphs import build, conv, quantized, run
+from graphs import build, conv, decided, quantized, run
 from helpers import assert_close, kernel_params
 
-from mxq.passes.assignment import assign
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
 from mxq.saturation.kernels import Kernel
@@ -194,7 +193,7 @@ class TestCode:
         done = quantized(model, effort="fast", target="avx512_vnni")
         spans = {name: t.range for name, t in done.thresholds.items()}
         prepared = done.prepared
-        codes = codes_of(assign(prepared.fused, prepared.plan, done.thresholds, prepared.config), spans)
+        codes = codes_of(decided(prepared, done.thresholds), spans)
         assert {str(r): c.dtype for r, c in codes.items()} == {"data": "int8", "r0": "uint8", "c1": "int8"}
         out = next(c for r, c in codes.items() if r.name == "c1")
         got = run(done.model)[0]  # on the grid of its code

@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, bn, build, conv, fc, run
+from graphs import CHANNELS, CONV1, bn, build, conv, decided, fc, run
 from helpers import assert_close
 
 from mxq import pipeline
+from mxq.backends.mxnet.exact import exact
 from mxq.config import QuantConfig
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes.assignment import assign
 from mxq.passes.biases import add_biases
-from mxq.passes.exact import exact, on_grid
-from mxq.passes.quantize import quantize_graph
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.runtime import MxnetRunner
+from mxq.weights.grid import on_grid
 from mxq.weights.live import Live, Schedule, alone, ancestors, peak_bytes
 from mxq.weights.walk import Setting, Walked, walk
 
@@ -68,15 +67,15 @@ class Case:
         ranges = pipeline.calibrate(prepared, DATA, MxnetRunner(), progress=False)
         return Case(prepared, add_biases(prepared.fused, prepared.plan), ranges.thresholds)
 
-    def walked(self, runner: Any = None, feed: Any = None, **changes: Any) -> Walked:
-        plan, config = self.prepared.plan, self.prepared.config
-        setting = Setting(assign(self.model, plan, self.thresholds, config), self.thresholds, config.methods)
+    def walked(self, runner: Any = None, feed: Any = None, target: str = "avx512_vnni", **changes: Any) -> Walked:
+        network = decided(self.prepared, self.thresholds, self.model, target=target)
+        setting = Setting(network, self.prepared.backend.spec, self.prepared.config.methods)
         given = [{"data": DATA[:20]}, {"data": DATA[20:]}] if feed is None else feed
         return walk(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
 
     def int8(self, found: Walked | None = None) -> Model:
-        model, thresholds = (self.model, self.thresholds) if found is None else (found.model, found.thresholds)
-        return exact(quantize_graph(assign(model, self.prepared.plan, thresholds, self.prepared.config))[0])
+        network = decided(self.prepared, self.thresholds, self.model) if found is None else found.network
+        return exact(self.prepared.backend.lower(network).model)
 
 
 def sqnr(model: Model, other: Model, data: np.ndarray = HELD_OUT) -> float:
@@ -136,7 +135,7 @@ def test_weights_are_written_for_the_kernels_grid() -> None:
     assert set(found.weights) == {n.name for n in case.model.graph.operators if n.op.startswith("_sg_")}
     for name, record in found.weights.items():
         node = case.model.graph[name]
-        weight, before = (m.args[node.inputs[1].name] for m in (found.model, case.model))
+        weight, before = (m.args[node.inputs[1].name] for m in (found.network.fused, case.model))
         assert weight.shape == before.shape
         assert weight.dtype == np.float32
         rows = weight.reshape(len(weight), -1)
@@ -155,15 +154,15 @@ def test_weights_are_written_for_the_kernels_grid() -> None:
 
 def test_halved_codes_where_kernels_of_s8_have_no_vnni() -> None:
     case = Case.of(build(conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "return conv1"))
-    found = case.walked(exact=False)
+    found = case.walked(target="avx2")
     for name, span in (("relu0", 63.75), ("conv1", 127.5)):  # data is s8, relu0 u8
-        weight = found.model.args[case.model.graph[name].inputs[1].name].reshape(CHANNELS, -1)
+        weight = found.network.fused.args[case.model.graph[name].inputs[1].name].reshape(CHANNELS, -1)
         codes = weight / (np.abs(weight).max(axis=1, keepdims=True) / span)
         inner = np.abs(codes) < span - 0.6
         assert np.abs(codes - np.rint(codes))[inner].max() < 1e-2
     whole = case.walked()
     name = case.model.graph["relu0"].inputs[1].name
-    assert not np.array_equal(whole.model.args[name], found.model.args[name])
+    assert not np.array_equal(whole.network.fused.args[name], found.network.fused.args[name])
 
 
 def test_shared_weights_are_left_alone() -> None:
@@ -177,15 +176,15 @@ def test_shared_weights_are_left_alone() -> None:
     assert found.weights["again"].rounding == "nearest"
     assert found.lost == {}
     for name in ("conv1_weight", "conv1_bias"):
-        np.testing.assert_array_equal(found.model.args[name], case.model.args[name])
-    assert not np.array_equal(found.model.args["conv2_weight"], case.model.args["conv2_weight"])
+        np.testing.assert_array_equal(found.network.fused.args[name], case.model.args[name])
+    assert not np.array_equal(found.network.fused.args["conv2_weight"], case.model.args["conv2_weight"])
 
 
 def test_float_layers_are_left_alone() -> None:
     case = Case.of(build(*RESIDUAL), exclude_layers=("fc0",))
     found = case.walked()
     assert "fc0" not in found.weights
-    np.testing.assert_array_equal(found.model.args["fc0_weight"], case.model.args["fc0_weight"])
+    np.testing.assert_array_equal(found.network.fused.args["fc0_weight"], case.model.args["fc0_weight"])
 
 
 class TestRanges:
@@ -201,7 +200,7 @@ class TestRanges:
 
     def test_of_too_wide_ones_all_are_narrowed(self) -> None:
         case, found = self.widened("naive")
-        for name, threshold in found.thresholds.items():
+        for name, threshold in found.network.thresholds.items():
             before = case.thresholds[name].range
             assert threshold.range.absmax <= 0.61 * before.absmax
             assert threshold.range.min * before.max == pytest.approx(threshold.range.max * before.min)
@@ -209,13 +208,13 @@ class TestRanges:
 
     def test_fixed_ones_are_not(self) -> None:
         case, found = self.widened("fixed")
-        assert found.thresholds == case.thresholds
+        assert found.network.thresholds == case.thresholds
 
     def test_none_is_where_the_tensor_alone_decides(self) -> None:
         case = Case.of(build(*RESIDUAL), range_choice="tensor")
         table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
         wide = replace(case, thresholds=Thresholds(table))
-        assert wide.walked().thresholds == wide.thresholds
+        assert wide.walked().network.thresholds == wide.thresholds
 
     def test_what_a_concat_joins_keeps_its_range(self) -> None:
         """Such ranges were aligned, so that it only copies; also where a pooling lies between."""
@@ -233,7 +232,7 @@ class TestRanges:
         assert "cat" in case.prepared.plan.quantized
         table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
         wide = replace(case, thresholds=Thresholds(table))
-        found = wide.walked().thresholds
+        found = wide.walked().network.thresholds
         assert found["relu1"] == wide.thresholds["relu1"]
         assert found["relu0"] == wide.thresholds["relu0"]
         assert found["data"] != wide.thresholds["data"]
@@ -243,9 +242,9 @@ def test_it_is_repeatable_and_the_given_model_stays() -> None:
     case = Case.of(build(*RESIDUAL))
     before = {k: v.copy() for k, v in case.model.args.items()}
     one, other = case.walked(), case.walked()
-    for name, value in one.model.args.items():
-        np.testing.assert_array_equal(value, other.model.args[name])
-    assert one.thresholds == other.thresholds
+    for name, value in one.network.fused.args.items():
+        np.testing.assert_array_equal(value, other.network.fused.args[name])
+    assert one.network.thresholds == other.network.thresholds
     assert all(np.array_equal(case.model.args[k], v) for k, v in before.items())
 
 

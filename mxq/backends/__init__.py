@@ -1,30 +1,49 @@
-"""What a backend's kernels can do, as rows of a table."""
+"""Backends: what kernels can do, as rows of a table, what their files ask for, and how a quantized network is written.
 
-from mxq.backends.onednn import (
-    MXNET_191,
-    RUN_TIME,
-    code_places,
-    layer_of,
-    ranges_read,
-    result_of,
-    summand_of,
-    summand_place,
-    the_layer_of,
-)
+`get` gives a backend by name, `default` the one for settings; `register` adds another.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mxq.backends.layers import layer_of, result_of, summand_of, summand_place, the_layer_of
+from mxq.backends.protocol import Backend, Lowered
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
+from mxq.registry import Registry
 
 __all__ = [
-    "MXNET_191",
-    "RUN_TIME",
+    "BACKENDS",
+    "Backend",
     "BackendSpec",
+    "Lowered",
     "Need",
     "OpSpec",
     "PostOp",
-    "code_places",
+    "default",
+    "get",
     "layer_of",
-    "ranges_read",
+    "names",
+    "register",
     "result_of",
     "summand_of",
     "summand_place",
     "the_layer_of",
 ]
+
+BACKENDS: Final = Registry[Backend](
+    "backend",
+    "mxq.backends",
+    Backend,
+    {
+        "mxnet": "mxq.backends.mxnet:MXNET",
+        "mxnet_run_time": "mxq.backends.mxnet:MXNET_RUN_TIME",
+        "simulate": "mxq.backends.simulate:SIMULATED_MXNET",
+    },
+)
+get, names, register = BACKENDS.get, BACKENDS.names, BACKENDS.register
+
+
+def default(*, at_run_time: bool = False) -> Backend:
+    """The backend where none is named: stock MXNet, whose kernels differ where ranges are found ``at_run_time``."""
+    return get("mxnet_run_time" if at_run_time else "mxnet")

@@ -1,4 +1,4 @@
-"""Simulate: what a `QuantizedModel` computes, in float operators, whatever its specs; on any CPU.
+"""Simulate: what a `QuantizedNetwork` computes, in float operators, whatever its specs; on any CPU.
 
 Before:  x -> conv (int8: reads u8, writes s8) -> y
 After:   x -> fake(u8) -> conv (its weight on its grid) -> fake(s8) -> y
@@ -16,50 +16,75 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from mxq.backends import Backend, BackendSpec, Lowered, get
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Node, Ref, toposort
-from mxq.quant import INT8, MXNET, UINT8, QParams, QuantizedModel
+from mxq.quant import INT8, MXNET, UINT8, QParams, QuantizedNetwork
 
 MAGIC: Final = 1.5 * 2.0**23
 """Added to a float32 below 2^22 and taken away, it leaves the nearest integer, of two the even one."""
 
 
-def simulate(quantized: QuantizedModel) -> Model:
-    """A float network that computes what ``quantized`` does.
+def simulate(network: QuantizedNetwork) -> Model:
+    """A float network that computes what ``network`` does.
 
-    Its outputs, and the tensors that operators write as codes, have the names that they have in ``quantized.fused``.
+    Its outputs, and the tensors that operators write as codes, have the names that they have in ``network.fused``.
 
     Raises:
         QuantizeError: ranges are found at run time, or a tensor has a scale for each channel.
     """
-    return _Simulator(quantized).model
+    return _Simulator(network).model
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """The backend that writes, of a network for kernels ``of`` another, a float network that computes the same.
+
+    Its input is float, whatever that other one's is fed.
+    """
+
+    name: str
+    of: Backend
+
+    @property
+    def spec(self) -> BackendSpec:
+        """The other one's table."""
+        return self.of.spec
+
+    def constrain(self, network: QuantizedNetwork) -> QuantizedNetwork:
+        """What the other one asks for."""
+        return self.of.constrain(network)
+
+    def lower(self, network: QuantizedNetwork) -> Lowered:
+        """See `simulate`."""
+        return Lowered(simulate(network))
 
 
 @dataclass
 class _Simulator:
-    quantized: QuantizedModel
+    network: QuantizedNetwork
     nodes: dict[str, Node] = field(default_factory=dict)
     faked: dict[tuple[Ref, str], Ref] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:
-        fused, operations = self.quantized.fused, self.quantized.operations
+        fused, operations = self.network.fused, self.network.operations
         for node in fused.graph:
             if node.name in operations:
                 self._operation(node)
             else:
                 self.nodes[node.name] = node
-        weights = self.quantized.weights
+        weights = self.network.weights
         args: dict[str, Array] = {name: params.fake(fused.args[name]) for name, params in weights.items()}
         return fused.with_graph(toposort(self.nodes.values(), fused.graph.heads, fused.graph.attrs), args)
 
     def _operation(self, node: Node) -> None:
-        operation = self.quantized.operations[node.name]
-        reader = self.quantized.fused.graph[operation.norm] if operation.norm else node
+        operation = self.network.operations[node.name]
+        reader = self.network.fused.graph[operation.norm] if operation.norm else node
         places = operation.reads
-        inputs = tuple(self._read(ref, places[i].dtype) if i in places else ref for i, ref in enumerate(reader.inputs))
-        if operation.halves and places[0].dtype == "uint8":
-            inputs = (self._halved(inputs[0], self.quantized.stored_as(reader.inputs[0], "uint8")), *inputs[1:])
+        inputs = tuple(self._read(ref, places[i]) if i in places else ref for i, ref in enumerate(reader.inputs))
+        if operation.halves and places[0] == "uint8":
+            inputs = (self._halved(inputs[0], self.network.stored_as(reader.inputs[0], "uint8")), *inputs[1:])
         if operation.norm:
             self.nodes[reader.name] = replace(reader, inputs=inputs)
             inputs = node.inputs
@@ -68,16 +93,16 @@ class _Simulator:
             return
         plain = replace(node, name=self._unused(f"{node.name}_exact"), inputs=inputs, label="")
         self.nodes[plain.name] = plain
-        self._fake(plain.out, self.quantized.made_as(node.out), operation.writes.offset, node)
+        self._fake(plain.out, self.network.made_as(node.out), self.network.made[node.out].offset, node)
 
     def _read(self, ref: Ref, dtype: str) -> Ref:
         """What an operator finds that reads ``ref`` in that type."""
-        made = self.quantized.made.get(ref)
+        made = self.network.made.get(ref)
         if made is not None and made.dtype == dtype:
             return ref
         if (ref, dtype) not in self.faked:
             name = self._unused(f"{ref.name}_{ref.output}_{dtype}")
-            params = self.quantized.read_as(ref, dtype)
+            params = self.network.read_as(ref, dtype)
             self._fake(ref, params, 0.0, Node(name, ""))
             self.faked[ref, dtype] = Ref(name)
         return self.faked[ref, dtype]
@@ -104,7 +129,7 @@ class _Simulator:
             ref = Ref(name)
 
     def _unused(self, name: str) -> str:
-        return self.quantized.fused.graph.unused(name, self.nodes)
+        return self.network.fused.graph.unused(name, self.nodes)
 
 
 def _fake_steps(params: QParams, offset: float) -> Iterator[tuple[str, dict[str, str]]]:
@@ -121,3 +146,6 @@ def _fake_steps(params: QParams, offset: float) -> Iterator[tuple[str, dict[str,
     yield "_div_scalar", {"scalar": repr(scale)}
     if offset:
         yield "_minus_scalar", {"scalar": repr(offset)}
+
+
+SIMULATED_MXNET: Final[Backend] = Simulated("simulate", get("mxnet"))

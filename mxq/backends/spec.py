@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mxq.errors import QuantizeError
-from mxq.graph.ir import Node
-from mxq.quant import INT8, UINT8, WEIGHT, QuantizedModel, QuantSpec
+from mxq.graph.ir import Model, Node
+from mxq.quant import INT8, UINT8, WEIGHT, QuantizedNetwork, QuantSpec
 
 Role = Literal["compute", "carry"]
 """A "compute" op is worth int8 by itself; a "carry" op is int8 only between others, to save conversions."""
@@ -117,6 +117,7 @@ class OpSpec:
         float_output: the kernel writes float itself where that is asked for (``enable_float_output``).
         kept: attributes of the operator that the subgraph op repeats.
         full_only: why mode "smart" leaves it in float; empty where it does not.
+        absorbs: activations (``act_type``) that it does by saturation of its codes, see `mxq.passes.rectify`.
         with_sum: an elemwise_add may be fused before the post-op, or after one that may come before a sum.
         post_ops: what may be fused after.
     """
@@ -136,6 +137,7 @@ class OpSpec:
     float_output: bool = False
     kept: tuple[str, ...] = ()
     full_only: str = ""
+    absorbs: tuple[str, ...] = ()
     with_sum: bool = False
     post_ops: tuple[PostOp, ...] = ()
 
@@ -155,14 +157,25 @@ class OpSpec:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """All int8 operators of a backend, why well-known others have none, and what its files can hold."""
+    """The capability table of a backend.
+
+    Attributes:
+        name: of the backend, in messages.
+        ops: its int8 operators.
+        no_kernel: op type -> why a well-known one has no int8 form.
+        holds: the kinds of codes that its files can hold.
+        float_ops: rows of operators whose float kernels take post-ops; empty where those are ``ops``.
+        refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
+    """
 
     name: str
     ops: tuple[OpSpec, ...]
     no_kernel: Mapping[str, str] = field(default_factory=dict)
     holds: tuple[QuantSpec, ...] = (INT8, UINT8, WEIGHT)
+    float_ops: tuple[OpSpec, ...] = ()
+    refuses: Callable[[Model, Node], str] | None = None
 
-    def check(self, quantized: QuantizedModel) -> None:
+    def check(self, quantized: QuantizedNetwork) -> None:
         """Whether the backend can hold all that is stored.
 
         Raises:
@@ -172,9 +185,18 @@ class BackendSpec:
             if spec not in self.holds:
                 raise QuantizeError(f"{what} is {spec}; {self.name} holds {' or '.join(map(str, self.holds))}")
 
+    @property
+    def for_float(self) -> BackendSpec:
+        """The table of the float kernels."""
+        return replace(self, ops=self.float_ops, float_ops=()) if self.float_ops else self
+
     def find(self, op: str) -> OpSpec | None:
         """The row of a float or fused op type."""
         return next((s for s in self.ops if op in (s.float_op, s.fused_op)), None)
+
+    def refusal(self, model: Model, layer: Node) -> str:
+        """What ``refuses`` says, if anything does."""
+        return self.refuses(model, layer) if self.refuses is not None else ""
 
     def why_not(self, op: str) -> str:
         """Why ``op`` has no int8 form."""

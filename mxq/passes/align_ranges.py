@@ -21,8 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 
-from mxq.backends import MXNET_191, BackendSpec
+from mxq.backends import BackendSpec
 from mxq.graph.ir import Graph, Ref
+from mxq.quant import NetworkPass, QuantizedNetwork
 from mxq.quant.plan import Plan
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.rewrite import Event, Trace
@@ -33,15 +34,17 @@ SHARED = 2**0.5
 this has as much as the two it stands for: to the tensor's own step, and again to one no finer."""
 
 
-def align_ranges(
-    graph: Graph, plan: Plan, thresholds: Thresholds, trace: Trace | None = None, backend: BackendSpec = MXNET_191
-) -> Thresholds:
-    """Thresholds in which all that a Concat joins has one range; those of other tensors are as they were."""
-    table = dict(thresholds)
+def align_ranges(spec: BackendSpec) -> NetworkPass:
+    """Gives all that a Concat joins one range; other tensors keep theirs, and types are to be assigned."""
+    return NetworkPass(NAME, lambda network: _aligned(network, spec))
+
+
+def _aligned(network: QuantizedNetwork, spec: BackendSpec) -> tuple[QuantizedNetwork, Trace]:
+    graph, plan, table, events = network.fused.graph, network.plan, dict(network.thresholds), list[Event]()
     for node in reversed(graph.operators):  # the last of nested ones first: it holds the others' inputs
         if node.op != "Concat" or node.name not in plan.quantized:
             continue
-        sources = dict(s for ref in node.inputs for s in _sources(graph, ref, plan, backend))
+        sources = dict(s for ref in node.inputs for s in _sources(graph, ref, plan, spec))
         if len(sources) < 2 or any(str(r) not in table for r in sources):
             continue
         union = reduce(Range.union, (table[str(r)].range for r in sources))
@@ -51,9 +54,8 @@ def align_ranges(
                 low, high = found.range.min, found.range.max
                 note = f"from [{low:.6g}, {high:.6g}], to be what {node.name!r} joins it with"
                 table[str(ref)] = found.ranged(union, note)
-                if trace is not None:
-                    trace.events.append(Event(NAME, NAME, ref.name))
-    return Thresholds(table)
+                events.append(Event(NAME, NAME, ref.name))
+    return (network.with_thresholds(Thresholds(table)) if events else network), Trace(tuple(events))
 
 
 def _is_near(own: Range, union: Range) -> bool:
@@ -62,14 +64,14 @@ def _is_near(own: Range, union: Range) -> bool:
 
 
 def _sources(
-    graph: Graph, ref: Ref, plan: Plan, backend: BackendSpec, *, alone: bool = True
+    graph: Graph, ref: Ref, plan: Plan, spec: BackendSpec, *, alone: bool = True
 ) -> Iterator[tuple[Ref, bool]]:
     """The calibrated tensors whose ranges make that of ``ref``, each with whether nothing else reads it."""
     node = graph[ref.name]
     alone = alone and len(graph.consumers[ref.name]) == 1 and ref.name not in graph.head_names
-    spec = backend.find(node.op) if node.name in plan.quantized else None
-    if spec is None or spec.calibrated or spec.s8_only:
+    row = spec.find(node.op) if node.name in plan.quantized else None
+    if row is None or row.calibrated or row.s8_only:
         yield ref, alone
         return
     for inner in node.inputs:
-        yield from _sources(graph, inner, plan, backend, alone=alone)
+        yield from _sources(graph, inner, plan, spec, alone=alone)

@@ -60,8 +60,8 @@ class PoolLast:
         return Rewrite({pool.name: (), conv.name: (first, window, last)}, args=args)
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (PoolLast(),), trace, "pool_last")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (PoolLast(),), "pool_last")
 
 
 POOL_LAST = Pass("pool_last", _run, requires=(FLOAT,), ensures=(FLOAT,))

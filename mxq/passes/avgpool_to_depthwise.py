@@ -136,8 +136,8 @@ def never_negative(graph: Graph, ref: Ref) -> bool:
     return True
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (WindowAverage(),), trace, "averages")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (WindowAverage(),), "averages")
 
 
 AVERAGES = Pass("averages", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -14,6 +14,7 @@ import numpy as np
 
 from mxq.backends import layer_of, the_layer_of
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.quant import Operation, QuantizedNetwork
 from mxq.quant.plan import Plan
 
 
@@ -54,3 +55,18 @@ def add_biases(model: Model, plan: Plan) -> Model:
             changes[node.name], new = with_bias(model, node, 0.0)
             args |= new
     return model.with_graph(model.graph.replace(changes), args) if changes else model
+
+
+def with_biases(network: QuantizedNetwork) -> QuantizedNetwork:
+    """`add_biases` to a network whose types are assigned."""
+    before, fused = network.fused.graph, add_biases(network.fused, network.plan)
+    if fused is network.fused:
+        return network
+    longer = {n.name for n in fused.graph.operators if n.name in before and len(n.inputs) > len(before[n.name].inputs)}
+    operations = {name: _moved(op) if name in longer else op for name, op in network.operations.items()}
+    return replace(network, fused=fused, operations=operations)
+
+
+def _moved(operation: Operation) -> Operation:
+    """An operation with a bias at place 2, where a summand was."""
+    return replace(operation, reads={place + (place > 1): dtype for place, dtype in operation.reads.items()})

@@ -15,36 +15,39 @@ Where the user says that there is one size, `mxq.passes.fix_shape` goes before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Runner, toposort
 from mxq.graph.traits import traits_of
-from mxq.rewrite import Event, Trace
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import Event, Pass, Trace
 
 STEP, RULE = "constants", "fold_constant"
 LARGEST = 2**26
 """Bytes up to which a result is kept: a small parameter tiled to a large one is quicker made than read from a file."""
 
 
-def fold_constants(model: Model, runner: Runner, trace: Trace | None = None) -> Model:
-    """Computes once what every batch would compute again; the same object where there is nothing.
+def fold_constants(runner: Runner) -> Pass:
+    """Computes once what every batch would compute again.
 
     Args:
-        model: a float network.
         runner: computes the values.
-        trace: receives what was folded, and why not.
     """
-    trace = trace if trace is not None else Trace()
+    return Pass(STEP, lambda model: _folded(model, runner), requires=(FLOAT,), ensures=(FLOAT,))
+
+
+def _folded(model: Model, runner: Runner) -> tuple[Model, Trace]:
     found = _constants(model)
     wanted = [n for n in found.values() if n.inputs and _is_read_outside(model.graph, n, found)]
-    values = dict(_values(model, runner, wanted, trace))
+    values, refusals = _values(model, runner, wanted)
+    refused = [Event(STEP, RULE, name, reason) for name, reason in refusals.items() if reason]
+    trace = Trace((*refused, *(Event(STEP, RULE, name) for name in values)))
     if not values:
-        return model
-    trace.events += [Event(STEP, RULE, name) for name in values]
+        return model, trace
     changes = {name: (_parameter(model.graph[name], value),) for name, value in values.items()}
-    return model.with_graph(model.graph.replace(changes), values)
+    return model.with_graph(model.graph.replace(changes), values), trace
 
 
 def _parameter(node: Node, value: Array) -> Node:
@@ -73,16 +76,16 @@ def _is_read_outside(graph: Graph, node: Node, inside: Mapping[str, Node]) -> bo
     return node.name in graph.head_names or any(c.name not in inside for c in graph.consumers[node.name])
 
 
-def _values(model: Model, runner: Runner, wanted: Sequence[Node], trace: Trace) -> Iterator[tuple[str, Array]]:
-    """The results that may be kept, by name."""
+def _values(model: Model, runner: Runner, wanted: Sequence[Node]) -> tuple[dict[str, Array], dict[str, str]]:
+    """The results that may be kept, by name, and why others may not."""
     refusals = {node.name: _use_refusal(model.graph, node) for node in wanted}
     kept = [node for node in wanted if not refusals[node.name]]
+    made = dict[str, Array]()
     if kept:
         part = model.with_graph(toposort(model.graph.nodes, [n.out for n in kept], model.graph.attrs))
         made = {node.name: np.array(value) for node, value in zip(kept, runner.compile(part)({}), strict=True)}
         refusals |= {name: _value_refusal(value) for name, value in made.items()}
-        yield from ((name, value) for name, value in made.items() if not refusals[name])
-    trace.events += [Event(STEP, RULE, name, reason) for name, reason in refusals.items() if reason]
+    return {name: value for name, value in made.items() if not refusals[name]}, refusals
 
 
 def _use_refusal(graph: Graph, node: Node) -> str:

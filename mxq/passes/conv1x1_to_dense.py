@@ -95,9 +95,9 @@ class FlattenColumn:
         return Rewrite({reader.name: (replace(reader, inputs=(match.refs["x"], *reader.inputs[1:])),)})
 
 
-def _run(model: Model, trace: Trace) -> Model:
+def _run(model: Model) -> tuple[Model, Trace]:
     rules = (PooledConvolution(), ActivateBeforeReshape(), FlattenColumn())
-    return apply_rules(model, rules, trace, "pooled_dense")
+    return apply_rules(model, rules, "pooled_dense")
 
 
 POOLED_DENSE = Pass("pooled_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))

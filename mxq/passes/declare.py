@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mxq.graph.ir import Array, Model, Node
+from mxq.rewrite import NO_EVENTS, Pass, Trace
 
 SHAPE, DTYPE = "__shape__", "__dtype__"
 """Attributes of a variable that MXNet's inference starts from."""
@@ -28,14 +29,14 @@ TYPE_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
 """How `DTYPE` calls a type (``TypeFlag``, mshadow's ``base.h``)."""
 
 
-def declare(model: Model) -> Model:
+def _run(model: Model) -> tuple[Model, Trace]:
     """``model`` with shape and type at each of its parameters; the same object where all are there."""
     changes = {}
     for node in model.graph.variables:
         value = model.param(node.name)
         if value is not None and (declared := _declared(node, value)) != node:
             changes[node.name] = (declared,)
-    return model.with_graph(model.graph.replace(changes)) if changes else model
+    return (model.with_graph(model.graph.replace(changes)) if changes else model), NO_EVENTS
 
 
 def _declared(node: Node, value: Array) -> Node:
@@ -44,3 +45,6 @@ def _declared(node: Node, value: Array) -> Node:
     if flag is not None and (flag != TYPE_FLAGS["float32"] or DTYPE in node.attrs):
         attrs[DTYPE] = flag
     return node.with_attrs(**attrs)
+
+
+DECLARE = Pass("declare", _run)

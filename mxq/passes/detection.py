@@ -172,8 +172,8 @@ def _is_chosen(graph: Graph, ref: Ref) -> bool:
 RULES: tuple[Rule, ...] = (ChooseBoxes(), ChooseRows())
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, RULES, trace, "detection")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, RULES, "detection")
 
 
 DETECTION = Pass("detection", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -25,7 +25,8 @@ from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Graph, Model, Node, Ref, Runner, origins
 from mxq.passes.avgpool_to_depthwise import averaging, refusal
 from mxq.passes.shapes import is_global_pooling
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.passes.simplify import FLOAT
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 
 Sizes = Mapping[Ref, tuple[int, ...]]
 """Tensor -> its shape at batch 1."""
@@ -51,20 +52,19 @@ def with_shapes(model: Model, shapes: Mapping[str, Shape]) -> Model:
     return model.with_graph(model.graph.replace(nodes))
 
 
-def fix_shape(model: Model, runner: Runner, trace: Trace) -> Model:
-    """Uses the shapes that the inputs of ``model`` say they have; the same object where that changes nothing.
+def fix_shape(runner: Runner) -> Pass:
+    """Uses the shapes that the inputs of a model, from `with_shapes`, say they have.
 
     Args:
-        model: a float network, from `with_shapes`.
-        runner: runs it once.
-        trace: receives what was changed, and why not.
-
-    Raises:
-        RuntimeFailure: the network does not take these shapes.
+        runner: runs it once; it raises RuntimeFailure where the network does not take these shapes.
     """
-    sizes = _sizes(model, runner)
-    rules: tuple[Rule, ...] = (FixedAverage(sizes), FixedSlice(sizes))
-    return apply_rules(model, rules, trace, "fix_shape")
+
+    def run(model: Model) -> tuple[Model, Trace]:
+        sizes = _sizes(model, runner)
+        rules: tuple[Rule, ...] = (FixedAverage(sizes), FixedSlice(sizes))
+        return apply_rules(model, rules, "fix_shape")
+
+    return Pass("fix_shape", run, requires=(FLOAT,), ensures=(FLOAT,))
 
 
 def _sizes(model: Model, runner: Runner) -> Sizes:

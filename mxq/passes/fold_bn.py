@@ -147,8 +147,8 @@ def _shared(model: Model, names: Iterable[str], layer: Node) -> tuple[str, str] 
     return None
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (FoldBatchNorm(),), trace, "fold_bn")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (FoldBatchNorm(),), "fold_bn")
 
 
 FOLD_BN = Pass("fold_bn", _run, requires=(FLOAT,), ensures=(FLOAT,))

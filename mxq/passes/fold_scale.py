@@ -105,8 +105,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, RULES, trace, "fold_scale")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, RULES, "fold_scale")
 
 
 FOLD_SCALE = Pass("fold_scale", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -11,7 +11,7 @@ Before:  x -> _contrib_interleaved_matmul_selfatt_qk | _contrib_interleaved_matm
 After:   x -> _sg_mkldnn_selfatt_qk | _sg_mkldnn_selfatt_valatt -> z
 
 Conditions: results inside are read by nothing else; the convolution has 2 or 3 spatial axes in NCHW; the
-post-op is one the kernel computes right (rows of `mxq.backends.onednn`, which differ for float and int8).
+post-op is one the kernel computes right (rows of a `BackendSpec`, which differ for float and int8).
 The fused node takes the name of its last member, so readers and thresholds keep the tensor's name, and the sum
 operand comes last among its inputs, as ``ConnectSubgraphInputs`` in ``mkldnn_conv_property.h`` demands.
 
@@ -21,17 +21,17 @@ that is 1x1, MXNet ends in "We can't generate TBlob for MKLDNN data" (``SgMKLDNN
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from mxq.backends import MXNET_191, RUN_TIME, BackendSpec, OpSpec, the_layer_of
-from mxq.backends.onednn import CONVOLUTION, FULLY_CONNECTED
+from mxq.backends import BackendSpec, OpSpec, the_layer_of
+from mxq.backends.layers import CONVOLUTION, FULLY_CONNECTED
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, exhaust_each
 from mxq.rewrite.rule import single_consumer
 
 _SUM = "elemwise_add"
@@ -88,7 +88,7 @@ def _note(match: Match) -> Annotation:
 
 
 def _flags(spec: OpSpec, match: Match) -> dict[str, str]:
-    if spec.float_op == CONVOLUTION.float_op:
+    if spec.float_op == CONVOLUTION:
         after = "with_postsum_act" if "sum" in match.nodes else "with_act"
         flags = {"early": "with_act", "sum": "with_sum", "act": after}
         return {flag: "true" for member, flag in flags.items() if member in match.nodes}
@@ -169,24 +169,33 @@ class FlattenBetween:
         return Rewrite({layer.name: (flat, replace(layer, inputs=(flat.out, *layer.inputs[1:])))})
 
 
-def fuse(model: Model, *, int8: bool, backend: BackendSpec = MXNET_191, trace: Trace | None = None) -> Model:
-    """Fuses for the float kernels or, with ``int8``, for the int8 ones."""
-    for rule in _rules(backend, int8=int8):
-        # Each rule is exhausted before a shorter one starts, or the short one would take the head of a long chain.
-        model = apply_rules(model, (rule,), trace, "fuse")
-    return apply_rules(model, (FlattenBetween(FULLY_CONNECTED.fused_op, CONVOLUTION.fused_op),), trace, "fuse")
+def fuse(model: Model, spec: BackendSpec, *, int8: bool) -> tuple[Model, Trace]:
+    """Fuses for the float kernels of a table or, with ``int8``, for its int8 ones."""
+    # Each rule is exhausted before a shorter one starts, or the short one would take the head of a long chain.
+    return exhaust_each(model, (*_rules(spec, int8=int8), *_flattens(spec.for_float)), "fuse")
 
 
-def _pass(name: str, backend: BackendSpec | None) -> Pass:
-    """For the int8 kernels of ``backend``, if any, and what they do not take for the float ones."""
+def _flattens(spec: BackendSpec) -> Iterator[Rule]:
+    dense, conv = spec.find(FULLY_CONNECTED), spec.find(CONVOLUTION)
+    if dense is not None and conv is not None:
+        yield FlattenBetween(dense.fused_op, conv.fused_op)
 
-    def run(model: Model, trace: Trace) -> Model:
-        fused = model if backend is None else fuse(model, int8=True, backend=backend, trace=trace)
-        return fuse(fused, int8=False, trace=trace)
 
+def fuse_float(spec: BackendSpec) -> Pass:
+    """For the float kernels of a backend."""
+    return _pass("fuse_float", lambda model: fuse(model, spec.for_float, int8=False))
+
+
+def fuse_int8(spec: BackendSpec) -> Pass:
+    """For the int8 kernels of a backend, and what they do not take for the float ones."""
+
+    def run(model: Model) -> tuple[Model, Trace]:
+        model, int8 = fuse(model, spec, int8=True)
+        model, rest = fuse(model, spec.for_float, int8=False)
+        return model, int8 + rest
+
+    return _pass("fuse_int8", run)
+
+
+def _pass(name: str, run: Callable[[Model], tuple[Model, Trace]]) -> Pass:
     return Pass(name, run, requires=(FLOAT,), ensures=(FLOAT,))
-
-
-FUSE_FLOAT = _pass("fuse_float", None)
-FUSE_INT8 = _pass("fuse_int8", MXNET_191)
-FUSE_RUN_TIME = _pass("fuse_run_time", RUN_TIME)

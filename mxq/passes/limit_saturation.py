@@ -23,22 +23,19 @@ worst that can be costs more than saturation does (see `mxq.saturation.remedies`
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
-from mxq.backends import MXNET_191, layer_of, result_of
-from mxq.config import QuantConfig
+from mxq.backends import BackendSpec, layer_of, result_of
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.host.machine import VNNI
-from mxq.passes.assignment import assign
 from mxq.passes.pair_channels import weight_codes
-from mxq.passes.partition import NONE
-from mxq.quant import BY_DTYPE, MXNET, WEIGHT, QParams, QuantizedModel
-from mxq.quant.plan import Plan, SaturationRecord, TensorRecord
+from mxq.quant import BY_DTYPE, MXNET, WEIGHT, NetworkPass, QParams, QuantizedNetwork
+from mxq.quant.plan import SaturationRecord, TensorRecord
 from mxq.quant.thresholds import Thresholds
-from mxq.rewrite import Event, Trace
+from mxq.rewrite import NO_EVENTS, Event, Trace
 from mxq.saturation.kernels import Kernel, kernel_of, summed
 from mxq.saturation.limits import FEW, MARGIN
 from mxq.saturation.remedies import Remedy, factors, limited, remedy, supposed, widened
@@ -128,53 +125,61 @@ class _Layer:
 
 
 def guard(
-    model: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    config: QuantConfig,
-    target: str,
-    trace: Trace | None = None,
-    samples: Mapping[str, Array] | None = None,
+    spec: BackendSpec,
+    samples: Mapping[str, Array] = MappingProxyType({}),
     before: Model | None = None,
     int8: Collection[str] = (),
-) -> tuple[Model, Thresholds, dict[str, SaturationRecord]]:
-    """Applies the cheapest remedy to every layer.
+) -> NetworkPass:
+    """Applies the cheapest remedy to every layer; for a target with VNNI there is nothing to do.
+
+    It changes weights and ranges, and ``saturation`` has a record for each layer that can saturate. The remedy is
+    "float" where none of the others leaves a decent layer (`DECENT`): that is the caller's to do.
 
     Args:
-        model: fused, float, as it goes to `assign`.
-        plan: says which layers are int8.
-        thresholds: a range for every tensor in ``plan.observe``.
-        config: types of activations.
-        target: of `mxq.host.machine.TARGETS`; with VNNI nothing is done.
-        trace: receives the layers that changed.
-        samples: of layers of ``model``, by name, from `mxq.saturation.activity`.
-        before: ``model`` with weights as they were before they were rounded for their outputs.
+        spec: what kernels there are.
+        samples: of layers, by name, from `mxq.saturation.activity`.
+        before: the float network with weights as they were before they were rounded for their outputs.
         int8: names of layers that stay int8, however poor they are.
-
-    Returns:
-        The model and thresholds, the same where nothing is to be done, and a record for each layer that can saturate.
-        The remedy is "float" where none of the others leaves a decent layer (`DECENT`): that is the caller's to do.
     """
-    if target == VNNI:
-        return model, thresholds, {}
-    layers = list(_layers(model, before or model, plan, thresholds, config, samples or {}))
-    wider = {} if config.calib_mode == NONE else _factors(model, plan, thresholds, layers)
-    args, table, records = dict[str, Array](), dict(thresholds), dict[str, SaturationRecord]()
-    for ref, factor in wider.items():
+    return NetworkPass(NAME, lambda network: _Guard(spec, samples, before or network.fused, int8).run(network))
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """The arguments of `guard`."""
+
+    spec: BackendSpec
+    samples: Mapping[str, Array]
+    before: Model
+    int8: Collection[str]
+
+    def run(self, network: QuantizedNetwork) -> tuple[QuantizedNetwork, Trace]:
+        if network.exact:
+            return network, NO_EVENTS
+        layers = list(_layers(network, self.before, self.samples))
+        ranges = _Ranges(network, self.spec)
+        wider = {} if network.at_run_time else ranges.factors(layers)
+        args, records = dict[str, Array](), dict[str, SaturationRecord]()
+        for layer in layers:
+            factor = wider.get(ranges.of(layer.data), 1.0)
+            record, weight = _guarded(layer, network.fused, factor, stays=layer.node.name in self.int8)
+            if layer.kernel == "halved" and record.remedy != FLOAT:
+                continue
+            args |= {layer.node.inputs[1].name: weight} if record.limited else {}
+            records[layer.node.name] = record
+        events = (Event(NAME, record.remedy, name) for name, record in records.items() if record.remedy != "none")
+        found = _widened(network, wider).with_weights(args)
+        return replace(found, saturation=records), Trace(tuple(events))
+
+
+def _widened(network: QuantizedNetwork, factors: Mapping[Ref, float]) -> QuantizedNetwork:
+    """``network`` with wider ranges of some tensors."""
+    table = dict(network.thresholds)
+    for ref, factor in factors.items():
         found = table[str(ref)]
         note = f"widened {factor:.3g} times: without VNNI sums of its products would saturate"
         table[str(ref)] = found.ranged(found.range.times(factor), note)
-    for layer in layers:
-        factor = wider.get(_ranged(model, plan, layer.data), 1.0)
-        record, weight = _guarded(layer, model, factor, stays=layer.node.name in int8)
-        if layer.kernel == "halved" and record.remedy != FLOAT:
-            continue
-        args |= {layer.node.inputs[1].name: weight} if record.limited else {}
-        records[layer.node.name] = record
-        if trace is not None and record.remedy != "none":
-            trace.events.append(Event(NAME, record.remedy, layer.node.name))
-    same = Thresholds(table) if wider else thresholds
-    return (model.with_graph(model.graph, args) if args else model), same, records
+    return network.with_thresholds(Thresholds(table)) if factors else network
 
 
 def _guarded(layer: _Layer, model: Model, factor: float, *, stays: bool) -> tuple[SaturationRecord, Array]:
@@ -198,30 +203,22 @@ def _is_poor(noise: float, with_vnni: float) -> bool:
     return noise - with_vnni > DECENT and noise > 2 * with_vnni
 
 
-def kernels(quantized: QuantizedModel) -> dict[str, tuple[Kernel, TensorRecord]]:
+def kernels(network: QuantizedNetwork) -> dict[str, tuple[Kernel, TensorRecord]]:
     """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is stored."""
     found = {}
-    for name, operation in quantized.operations.items():
-        node = quantized.fused.graph[name]
-        layer, record = layer_of(node), operation.reads.get(0)
-        if layer is not None and record is not None:
+    for name in network.operations:
+        layer = layer_of(network.fused.graph[name])
+        if layer is not None and (record := network.layer_input(name)) is not None:
             depthwise = int(layer.number("num_group", 1)) > 1
-            found[node.name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
+            found[name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
     return found
 
 
-def _layers(
-    model: Model,
-    before: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    config: QuantConfig,
-    samples: Mapping[str, Array],
-) -> Iterable[_Layer]:
+def _layers(network: QuantizedNetwork, before: Model, samples: Mapping[str, Array]) -> Iterable[_Layer]:
     """The int8 layers whose kernels saturate and, where there are samples, those that halve weights."""
-    for name, (kernel, record) in kernels(assign(model, plan, thresholds, config)).items():
+    for name, (kernel, record) in kernels(network).items():
         if kernel in ("pairs", "shifted") or (kernel == "halved" and name in samples):
-            yield _layer(model, before, model.graph[name], kernel, record, samples.get(name))
+            yield _layer(network.fused, before, network.fused.graph[name], kernel, record, samples.get(name))
 
 
 def _layer(
@@ -256,47 +253,57 @@ def _bound(model: Model, ref: Ref) -> float:
     return last.number("a_max", np.inf) if last.op == "clip" else np.inf
 
 
-def _factors(model: Model, plan: Plan, thresholds: Thresholds, layers: list[_Layer]) -> dict[Ref, float]:
-    """The tensors whose ranges are to be widened -> how much."""
-    found = {}
-    for read in dict.fromkeys(layer.data for layer in layers):
-        readers, ref = [layer for layer in layers if layer.data == read], _ranged(model, plan, read)
-        kinds = [layer.remedy for layer in readers]
-        least = sum(k.cost / layer.energy for k, layer in zip(kinds, readers, strict=True))
-        if least == 0 or not (_alone(model, read, readers) and _widens(model, plan, thresholds, ref)):
-            continue
-        for factor in max((factors(layer.kernel) for layer in readers), key=len):
-            if _bound(model, ref) < thresholds.range(str(ref)).max * factor:
+@dataclass(frozen=True)
+class _Ranges:
+    """The ranges that tensors of a network are coded in, and which may be wider; ``spec`` says who has one."""
+
+    network: QuantizedNetwork
+    spec: BackendSpec
+
+    @property
+    def model(self) -> Model:
+        return self.network.fused
+
+    def factors(self, layers: list[_Layer]) -> dict[Ref, float]:
+        """The tensors whose ranges are to be widened -> how much."""
+        found = {}
+        for read in dict.fromkeys(layer.data for layer in layers):
+            readers, ref = [layer for layer in layers if layer.data == read], self.of(read)
+            kinds = [layer.remedy for layer in readers]
+            least = sum(k.cost / layer.energy for k, layer in zip(kinds, readers, strict=True))
+            if least == 0 or not (_alone(self.model, read, readers) and self._widens(ref)):
+                continue
+            for factor in max((factors(layer.kernel) for layer in readers), key=len):
+                if _bound(self.model, ref) < self.network.thresholds.range(str(ref)).max * factor:
+                    break
+                cost = sum(layer.at(factor).cost / layer.energy for layer in readers)
+                if cost < least:
+                    least, found[ref] = cost, factor
+        return found
+
+    def of(self, ref: Ref) -> Ref:
+        """The tensor whose range ``ref`` has: itself, or what int8 operators, read by nobody else, carry to it."""
+        graph = self.model.graph
+        while not self._has_range(ref):
+            data = graph[ref.name].inputs
+            if len(data) != 1 or len(graph.consumers[data[0].name]) > 1 or data[0] in graph.heads:
                 break
-            cost = sum(layer.at(factor).cost / layer.energy for layer in readers)
-            if cost < least:
-                least, found[ref] = cost, factor
-    return found
+            ref = data[0]
+        return ref
 
+    def _has_range(self, ref: Ref) -> bool:
+        """Whether ``ref`` is coded in a range of its own."""
+        row = self.spec.find(self.model.graph[ref.name].op)
+        return ref.name not in self.network.plan.quantized or (row is not None and row.calibrated)
 
-def _ranged(model: Model, plan: Plan, ref: Ref) -> Ref:
-    """The tensor whose range ``ref`` has: itself, or what int8 operators, read by nobody else, carry to it."""
-    while not _has_range(model, plan, ref):
-        data = model.graph[ref.name].inputs
-        if len(data) != 1 or len(model.graph.consumers[data[0].name]) > 1 or data[0] in model.graph.heads:
-            break
-        ref = data[0]
-    return ref
-
-
-def _has_range(model: Model, plan: Plan, ref: Ref) -> bool:
-    """Whether ``ref`` is coded in a range of its own."""
-    spec = MXNET_191.find(model.graph[ref.name].op)
-    return ref.name not in plan.quantized or (spec is not None and spec.calibrated)
+    def _widens(self, ref: Ref) -> bool:
+        """Whether the range of ``ref`` may be another."""
+        found = self.network.thresholds.get(str(ref))
+        free = found is not None and not found.is_fixed
+        return free and self._has_range(ref) and ref not in self.model.graph.heads
 
 
 def _alone(model: Model, ref: Ref, readers: list[_Layer]) -> bool:
     """Whether ``readers`` are all that reads ``ref``; a layer may also add to its result what it reads."""
     names = {n.name for n in model.graph.consumers[ref.name]}
     return names == {r.node.name for r in readers} and all(ref not in r.node.inputs[1:] for r in readers)
-
-
-def _widens(model: Model, plan: Plan, thresholds: Thresholds, ref: Ref) -> bool:
-    """Whether the range of ``ref`` may be another."""
-    free = str(ref) in thresholds and not thresholds[str(ref)].is_fixed
-    return free and _has_range(model, plan, ref) and ref not in model.graph.heads

@@ -9,19 +9,19 @@ stage                 the network
 ===================== =============================================================================================
 ``"simplified"``      as inference means it; constants are computed after it
 ``"prepared"``        BatchNorm and factors folded, slow operators replaced; one input shape is made use of after it
-``"fused"``           layers are what int8 kernels take at once, for ranges from calibration
-``"fused_run_time"``  the same, for ranges at run time
+``"fused"``           layers are what int8 kernels take at once
 ``"fused_float"``     layers are what float kernels take at once
 ===================== =============================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
+from mxq.backends import BackendSpec
 from mxq.errors import ConfigError, one_of
 from mxq.logs import LOG
 from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
@@ -30,7 +30,7 @@ from mxq.passes.conv1x1_to_dense import POOLED_DENSE
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
-from mxq.passes.fuse import FUSE_FLOAT, FUSE_INT8, FUSE_RUN_TIME
+from mxq.passes.fuse import fuse_float, fuse_int8
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
 from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.simplify import SIMPLIFY
@@ -39,15 +39,26 @@ from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 from mxq.registry import Registry
 from mxq.rewrite import Pass
 
-Stage: TypeAlias = Literal["simplified", "prepared", "fused", "fused_run_time", "fused_float"]
+Stage: TypeAlias = Literal["simplified", "prepared", "fused", "fused_float"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class ForKernels:
+    """A pass that differs by what kernels there are: ``of`` a backend's table, it is made."""
+
+    name: str
+    of: Callable[[BackendSpec], Pass]
+
+
+Step = TypeVar("Step", Pass, ForKernels)
 
 
 @dataclass(frozen=True)
 class Placed:
     """A pass and its place: last in ``stages``, or wherever the pass named ``after`` stands, after that."""
 
-    step: Pass
+    step: Pass | ForKernels
     stages: tuple[Stage, ...] = ()
     after: str = ""
 
@@ -64,6 +75,10 @@ class Placed:
     def name(self) -> str:
         return self.step.name
 
+    def made(self, spec: BackendSpec) -> Pass:
+        """The pass for the kernels of ``spec``."""
+        return self.step.of(spec) if isinstance(self.step, ForKernels) else self.step
+
 
 PASSES: Final = Registry[Placed]("pass", "mxq.passes", Placed)
 """All passes, in order within their stages."""
@@ -79,16 +94,15 @@ for _each in (
     Placed(SUBSAMPLE_EARLY, ("prepared",)),
     Placed(POOLED_DENSE, ("prepared",)),
     Placed(AVERAGES, ("prepared",)),
-    Placed(SPLIT_GROUPS, ("fused", "fused_run_time")),
-    Placed(FUSE_INT8, ("fused",)),
-    Placed(FUSE_RUN_TIME, ("fused_run_time",)),
-    Placed(FUSE_FLOAT, ("fused_float",)),
-    Placed(REDUCE_WHAT_IS_LEFT, ("fused", "fused_run_time", "fused_float")),
+    Placed(SPLIT_GROUPS, ("fused",)),
+    Placed(ForKernels("fuse_int8", fuse_int8), ("fused",)),
+    Placed(ForKernels("fuse_float", fuse_float), ("fused_float",)),
+    Placed(REDUCE_WHAT_IS_LEFT, ("fused", "fused_float")),
 ):
     PASSES.register(_each)
 
 
-def register(step: Pass, *stages: Stage, after: str = "") -> Pass:
+def register(step: Step, *stages: Stage, after: str = "") -> Step:
     """Makes ``step`` run for every network from now on: last in ``stages``, or after the pass of that name.
 
     Raises:
@@ -100,13 +114,13 @@ def register(step: Pass, *stages: Stage, after: str = "") -> Pass:
     return step
 
 
-def steps(stage: Stage) -> Iterator[Pass]:
-    """The passes of ``stage``, in order."""
+def steps(stage: Stage, spec: BackendSpec) -> Iterator[Pass]:
+    """The passes of ``stage``, in order, for the kernels of ``spec``."""
     known = PASSES.values()
     followers = {row.name: [other for other in known if other.after == row.name] for row in known}
     for row in known:
         if stage in row.stages:
-            yield from (found.step for found in _with_followers(row, followers))
+            yield from (found.made(spec) for found in _with_followers(row, followers))
         elif row.after and not _is_reached(row, {other.name: other for other in known}):
             _warn(row.name, row.after)
 

@@ -20,16 +20,16 @@ own weights' energy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mxq.backends import layer_of
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
-from mxq.quant import MXNET, WEIGHT
+from mxq.quant import MXNET, WEIGHT, NetworkPass, QuantizedNetwork
 from mxq.quant.plan import Plan
-from mxq.rewrite import Event, Trace
+from mxq.rewrite import NO_EVENTS, Event, Trace
 from mxq.saturation.pairing import conflicts, cost_of, matching
 
 NAME = "pair_channels"
@@ -53,28 +53,27 @@ class _Group:
         self.free &= other.free
 
 
-def pair_channels(model: Model, plan: Plan, trace: Trace | None = None) -> Model:
-    """The same network with its inner channels in an order that saturates least.
+def _paired(network: QuantizedNetwork) -> tuple[QuantizedNetwork, Trace]:
+    """The same network with permuted parameters, so that its inner channels have an order that saturates least.
 
-    Args:
-        model: fused, float.
-        plan: says which layers are int8.
-        trace: receives the layers whose channels move.
-
-    Returns:
-        A model with permuted parameters; the `Annotation.order` of each node whose result has its channels in
-        another order says where each of them was: ``new = old[:, order]``. The same model where no order is better.
+    The `Annotation.order` of each node whose result has its channels in another order says where each of them was:
+    ``new = old[:, order]``.
     """
+    model, events = network.fused, list[Event]()
     args, nodes = dict(model.args), dict[str, Sequence[Node]]()
     for group in _groups(model):
-        order = _order(group, args, plan)
+        order = _order(group, args, network.plan)
         if order is None:
             continue
         _permute(group, args, order)
         nodes |= {ref.name: (_ordered(model.graph[ref.name], order),) for ref in group.tensors}
-        if trace is not None:
-            trace.events += [Event(NAME, NAME, node.name) for node in group.makers]
-    return Model(model.graph.replace(nodes), args, model.auxs) if nodes else model
+        events += [Event(NAME, NAME, node.name) for node in group.makers]
+    if not nodes:
+        return network, NO_EVENTS
+    return replace(network, fused=Model(model.graph.replace(nodes), args, model.auxs)), Trace(tuple(events))
+
+
+PAIR_CHANNELS = NetworkPass(NAME, _paired)
 
 
 def _ordered(node: Node, order: Array) -> Node:

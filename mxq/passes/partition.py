@@ -13,20 +13,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec, layer_of, summand_place
+from mxq.backends import BackendSpec, OpSpec, layer_of, summand_place
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.traits import OWN_NAME
-from mxq.passes import run_time
 from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
 from mxq.quant.plan import Decision, Plan
 from mxq.quant.thresholds import Range, Thresholds
-from mxq.rewrite import Trace
+from mxq.rewrite import NO_EVENTS, Trace
 
 NONE = "none"
 """The ``calib_mode`` in which ranges are found at run time."""
@@ -35,8 +34,8 @@ NONE = "none"
 def partition(
     model: Model,
     config: QuantConfig,
-    backend: BackendSpec = MXNET_191,
-    trace: Trace | None = None,
+    backend: BackendSpec,
+    trace: Trace = NO_EVENTS,
     source: Graph | None = None,
     kept: Mapping[str, str] | None = None,
 ) -> Plan:
@@ -80,8 +79,8 @@ def partition(
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
     }
-    merged = rectified(model, specs.keys() - reasons.keys())
-    why |= {relu: f"{why[relu]}, by saturation in {norm.name!r}" for relu, norm in merged.items()}
+    absorbed = rectified(model, specs.keys() - reasons.keys(), backend)
+    why |= {relu: f"{why[relu]}, by saturation in {norm!r}" for relu, norm in absorbed.items()}
     decisions = tuple(
         Decision(
             node=node.name,
@@ -93,8 +92,8 @@ def partition(
         for node in graph.operators
     )
     ranged = {n: specs[n] for n in specs if n not in reasons or n in stem}  # so that statistics serve any effort
-    observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged, merged))
-    return Plan(decisions, observe)
+    observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged, absorbed))
+    return Plan(decisions, observe, absorbed=absorbed)
 
 
 def chain(node: Node) -> str:
@@ -226,20 +225,20 @@ def _no_match(field: str, selector: Selector, candidates: Iterable[str]) -> str:
 
 
 def _refusal(
-    model: Model, node: Node, spec: OpSpec | None, config: QuantConfig, backend: BackendSpec, trace: Trace | None
+    model: Model, node: Node, spec: OpSpec | None, config: QuantConfig, backend: BackendSpec, trace: Trace
 ) -> str:
     if spec is None:
         return backend.why_not(node.op)
     if spec.fused_op and node.op != spec.fused_op:
-        refused = [e.reason for e in (trace.refusals(node.name) if trace else ())]
+        refused = [e.reason for e in trace.refusals(node.name)]
         return spec.broken_need(node) or (refused[-1] if refused else f"{node.op} could not be fused for its kernel")
     broken = spec.broken_need(layer_of(node) or node)  # of a fused one the layer inside; the float kernels take more
     if broken:
         return broken
     if spec.role == "compute" and model.param(node.inputs[1].name) is None:
         return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
-    if config.calib_mode == NONE and spec.role == "compute":
-        return run_time.refusal(model, node)
+    if spec.role == "compute" and (why := backend.refusal(model, node)):
+        return why
     return _sign_refusal(model.graph, node, spec) or (spec.full_only if config.quantize_mode == "smart" else "")
 
 
@@ -344,13 +343,13 @@ def _carried(graph: Graph, ref: Ref, thresholds: Thresholds) -> list[Ref]:
     return found
 
 
-def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[str]) -> Iterable[Ref]:
+def _observed(graph: Graph, quantized: Mapping[str, OpSpec], absorbed: Collection[str]) -> Iterable[Ref]:
     """Float tensors whose range the int8 graph needs: what is quantized, and what calibrated kernels write.
 
     Args:
         graph: fused.
         quantized: the rows of what becomes int8.
-        merged: the ReLUs that their BatchNorms do.
+        absorbed: the ReLUs that their BatchNorms do.
     """
     found: dict[Ref, None] = {}
     for node in graph.operators:
@@ -362,6 +361,6 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec], merged: Collection[
                 found[node.inputs[i]] = None
         if spec.calibrated and (not spec.float_output or _read_as_int8(graph, node, quantized)):
             found[node.out] = None
-        if node.name in merged:  # and its BatchNorm's own, for where a reader is float
+        if node.name in absorbed:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None
     return found

@@ -10,7 +10,7 @@ below zero saturates at code -128, which then means zero: one operator less and 
 Conditions: BatchNorm and ReLU become int8, nothing else reads between them, and beta is BatchNorm's alone. What reads
 the ReLU is int8 convolutions without padding (which would be zeros, in this code c), most of them 1x1, each with a bias
 that is its own or none; poolings without padding may lie between, as they keep the offset.
-Formula: step s = max(z) / 255.5, as of u8 (`mxq.quant.MXNET`); c = 128 s; codes q = z / s - 128; and
+Formula (`mxq.quant.records`): step s = max(z) / 255.5, as of u8; c = 128 s; codes q = z / s - 128; and
 sum_i w_i z_i + b = sum_i w_i (s q_i) + b + c sum_i w_i, w as the kernel rounds it.
 """
 
@@ -18,35 +18,36 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mxq.backends import layer_of
+from mxq.backends import BackendSpec, layer_of
 from mxq.graph.ir import Model, Node, Ref
 from mxq.passes.biases import has_bias
 from mxq.passes.shapes import is_global_pooling, pads
-from mxq.quant import INT8, MXNET, UINT8
-from mxq.quant.thresholds import Range
 
-NORM, RELU = "BatchNorm", "Activation"
+RELU = "Activation"
 
 
-def rectified(model: Model, quantized: Collection[str]) -> dict[str, Node]:
-    """Of each ReLU that is done by saturation, the BatchNorm that does it.
+def rectified(model: Model, quantized: Collection[str], spec: BackendSpec) -> dict[str, str]:
+    """Of each ReLU that is done by saturation, the BatchNorm that does it, by name.
 
     Args:
         model: fused, float.
         quantized: names of the nodes that become int8.
+        spec: says whose codes may saturate so (`OpSpec.absorbs`).
     """
     found = {}
     for node in model.graph.operators:
-        if node.op == RELU and node.attrs.get("act_type") == "relu" and node.name in quantized:
+        if node.op == RELU and node.name in quantized:
             norm = model.graph[node.inputs[0].name]
-            if norm.name in quantized and _alone(model, norm, node) and _stands_offset(model, node, quantized):
-                found[node.name] = norm
+            row = spec.find(norm.op)
+            absorbed = row is not None and node.attrs.get("act_type") in row.absorbs and norm.name in quantized
+            if absorbed and _alone(model, norm, node) and _stands_offset(model, node, quantized):
+                found[node.name] = norm.name
     return found
 
 
 def _alone(model: Model, norm: Node, relu: Node) -> bool:
-    """Whether ``norm`` is a BatchNorm that serves ``relu`` alone, its beta too."""
-    if norm.op != NORM or relu.inputs[0].output or norm.name in model.graph.head_names:
+    """Whether ``norm``, a BatchNorm, serves ``relu`` alone, its beta too."""
+    if relu.inputs[0].output or norm.name in model.graph.head_names:
         return False
     return model.graph.consumers[norm.name] == (relu,) and model.is_own(norm.inputs[2].name)
 
@@ -69,9 +70,3 @@ def _reads_offset(model: Model, reader: Node, ref: Ref, quantized: Collection[st
     if layer is None or layer.op != "Convolution" or pads(layer):
         return False
     return not has_bias(reader) or model.is_own(reader.inputs[2].name)
-
-
-def written(top: float) -> tuple[Range, float]:
-    """The range to write for a rectified tensor of values up to ``top``, and its offset -c, in activation units."""
-    half = top * MXNET.top(INT8) / MXNET.top(UINT8)
-    return Range(-half, half), INT8.lowest * half / MXNET.top(INT8)

@@ -34,7 +34,7 @@ from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, origins
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, exhaust_each
 from mxq.rewrite.rule import exchanged, single_consumer
 
 _SCALED = ("_div_scalar", "_mul_scalar")
@@ -273,12 +273,7 @@ AFTER_FUSION = (ClipAsMinimum(), DivideAsMultiply(), PReLUAsMaximum())
 
 
 def _pass(name: str, rules: tuple[Rule, ...]) -> Pass:
-    def run(model: Model, trace: Trace) -> Model:
-        for rule in rules:
-            model = apply_rules(model, (rule,), trace, name)
-        return model
-
-    return Pass(name, run, requires=(FLOAT,), ensures=(FLOAT,))
+    return Pass(name, lambda model: exhaust_each(model, rules, name), requires=(FLOAT,), ensures=(FLOAT,))
 
 
 REDUCE_STRENGTH = _pass("reduce_strength", BEFORE_FUSION)

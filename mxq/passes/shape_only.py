@@ -104,8 +104,8 @@ def _predictor(graph: Graph, like: Ref) -> Node | None:
     return None
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (SkipElementwise(), LikePredictor()), trace, "shape_only")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (SkipElementwise(), LikePredictor()), "shape_only")
 
 
 SHAPE_ONLY = Pass("shape_only", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -26,27 +26,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from mxq.backends import layer_of, summand_of, the_layer_of
-from mxq.backends.onednn import CONVOLUTION
+from mxq.backends import BackendSpec, OpSpec, layer_of, summand_of, the_layer_of
+from mxq.backends.layers import CONVOLUTION
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.passes.assignment import assigned_anew
 from mxq.passes.biases import has_bias, with_bias
-from mxq.passes.overrides import LayerChoices
 from mxq.passes.pair_channels import weight_codes
 from mxq.passes.shapes import pads
 from mxq.passes.shift_summand import shifted, with_relu
-from mxq.quant import INT8, MXNET, UINT8, WEIGHT
-from mxq.quant.plan import Plan
-from mxq.quant.thresholds import Thresholds
-from mxq.rewrite import Event, Trace
+from mxq.quant import INT8, MXNET, UINT8, WEIGHT, NetworkPass, QuantizedNetwork
+from mxq.rewrite import NO_EVENTS, Event, Trace
 from mxq.saturation.limits import FEEDBACK, Exposed
 from mxq.saturation.pairing import conflicts, matching
 
 NAME = "shift_streams"
 _TINY = 1e-30
+Look: TypeAlias = Callable[[Sequence[Node]], Mapping[str, Array]]
+"""Gives samples of what layers read, as `mxq.saturation.activity` does."""
 _FLAGS = ("with_act", "with_postsum_act")
 
 
@@ -55,18 +56,18 @@ class _Streams:
     """Which tensors of a network can be shifted.
 
     Attributes:
-        model: fused, float.
-        plan: says which layers are int8.
-        thresholds: ranges before.
-        choices: what the user asks for.
+        network: before.
+        conv: the row of convolutions.
         look: gives samples of what layers read.
     """
 
-    model: Model
-    plan: Plan
-    thresholds: Thresholds
-    choices: LayerChoices
-    look: Callable[[Sequence[Node]], Mapping[str, Array]] | None
+    network: QuantizedNetwork
+    conv: OpSpec
+    look: Look | None
+
+    @property
+    def model(self) -> Model:
+        return self.network.fused
 
     def offsets(self) -> dict[str, float]:
         """Name of each tensor that is shifted -> by how much."""
@@ -81,11 +82,11 @@ class _Streams:
         every = dict.fromkeys(streams[name] for name in made)  # in graph order, in which samples are drawn
         free = [s for s in every if s <= set(made) and all(self._is_free(n, s) for n in s)]
         free = [s for s, readers in self._readers(free).items() if self._helps(readers)]
-        return {name: -self.thresholds.range(name).min for name in made if streams[name] in free}
+        return {name: -self.network.thresholds.range(name).min for name in made if streams[name] in free}
 
     def _writes(self, node: Node) -> bool:
         """Whether a tensor is an int8 convolution's without activation, or a sum with one."""
-        if node.op != CONVOLUTION.fused_op or node.name not in self.plan.quantized:
+        if node.op != self.conv.fused_op or node.name not in self.network.plan.quantized:
             return False
         return not any(map(node.flag, _FLAGS)) and self._is_own(node)
 
@@ -95,10 +96,10 @@ class _Streams:
 
     def _is_free(self, name: str, stream: frozenset[str]) -> bool:
         """Whether the tensor ``name`` may be shifted as far as its range and its readers go."""
-        threshold = self.thresholds.get(name)
+        threshold = self.network.thresholds.get(name)
         if threshold is None or threshold.range.min >= 0 or threshold.is_fixed:
             return False
-        if self.choices.dtype(name) == "int8" or name in self.model.graph.head_names:
+        if self.network.requests.of(name) == "int8" or name in self.model.graph.head_names:
             return False
         return all(self._reads(node, Ref(name), stream) for node in self.model.graph.consumers[name])
 
@@ -110,7 +111,7 @@ class _Streams:
         if [r for r in node.inputs if r == ref] == summed:
             return bool(summed)
         layer = layer_of(node)
-        if layer is None or node.name not in self.plan.quantized or node.inputs.count(ref) != 1 + len(summed):
+        if layer is None or node.name not in self.network.plan.quantized or node.inputs.count(ref) != 1 + len(summed):
             return False
         dense = int(layer.number("num_group", 1)) == 1 and not pads(layer)
         return dense and node.inputs[0] == ref and self._is_own(node)
@@ -119,7 +120,7 @@ class _Streams:
         """The convolutions that read tensors of each stream, where there are any, with samples of what they read."""
         consumers = self.model.graph.consumers
         nodes = {s: [n for name in sorted(s) for n in consumers[name] if n.inputs[0].name == name] for s in streams}
-        convs = {s: [n for n in found if the_layer_of(n).op == CONVOLUTION.float_op] for s, found in nodes.items()}
+        convs = {s: [n for n in found if the_layer_of(n).op == CONVOLUTION] for s, found in nodes.items()}
         every = [n for found in convs.values() for n in found]
         samples = self.look(every) if self.look is not None and every else {}
         return {s: {n.name: samples.get(n.name) for n in found} for s, found in convs.items() if found}
@@ -132,7 +133,7 @@ class _Streams:
     def _noises(self, reader: str, seen: Array) -> tuple[float, float]:
         """(1) of a layer that reads a tensor as u8, and as s8."""
         node = self.model.graph[reader]
-        weight, span = self.model.args[node.inputs[1].name], self.thresholds.range(str(node.inputs[0]))
+        weight, span = self.model.args[node.inputs[1].name], self.network.thresholds.range(str(node.inputs[0]))
         rows = weight.reshape(len(weight), -1)
         made = seen.reshape(len(seen), -1) @ rows.T
         energy = max(float(made.var(axis=0).sum()), _TINY)
@@ -146,40 +147,30 @@ class _Streams:
         return (u8 + rounding + saturated) / energy, (s8 + 4 * rounding) / energy
 
 
-def shift_streams(
-    model: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    choices: LayerChoices | None = None,
-    trace: Trace | None = None,
-    look: Callable[[Sequence[Node]], Mapping[str, Array]] | None = None,
-) -> tuple[Model, Plan, Thresholds]:
-    """Shifts all that it can where that helps, but not tensors for which ``choices`` asks for int8.
+def shift_streams(spec: BackendSpec, look: Look | None = None) -> NetworkPass:
+    """Shifts all that it can where that helps; a shifted tensor has a name and range of its own, and is u8.
 
     Args:
-        model: fused, float.
-        plan: says which layers are int8.
-        thresholds: a range for every tensor in ``plan.observe``.
-        choices: what the user asks for.
-        trace: receives the tensors that are shifted.
-        look: gives samples of what layers read, as `mxq.saturation.activity` does; without, shifting is held to help.
-
-    Returns:
-        The model, and ``plan`` and ``thresholds`` for it (a shifted tensor has a name and range of its own).
+        spec: what kernels there are.
+        look: without it, shifting is held to help.
     """
-    offsets = _Streams(model, plan, thresholds, choices or LayerChoices(), look).offsets()
+    return NetworkPass(NAME, lambda network: _moved(network, spec, look))
+
+
+def _moved(network: QuantizedNetwork, spec: BackendSpec, look: Look | None) -> tuple[QuantizedNetwork, Trace]:
+    conv = spec.find(CONVOLUTION)
+    offsets = _Streams(network, conv, look).offsets() if conv is not None else {}
     if not offsets:
-        return model, plan, thresholds
-    changes, args = dict[str, tuple[Node, ...]](), dict[str, Array]()
+        return network, NO_EVENTS
+    model, changes, args = network.fused, dict[str, tuple[Node, ...]](), dict[str, Array]()
     for node in model.graph.operators:
         if node.name in offsets or any(r.name in offsets for r in node.inputs):
             changes[node.name], new = _shifted(model, node, offsets)
             args |= new
-    if trace is not None:
-        trace.events += [Event(NAME, NAME, name) for name in offsets]
-    found = model.with_graph(model.graph.replace(changes), args)
+    fused = model.with_graph(model.graph.replace(changes), args)
     why = "so that it is u8, whose readers have all codes for their weights"
-    return found, *shifted(plan, thresholds, offsets, why)
+    found = assigned_anew(shifted(network, fused, offsets, why), spec)
+    return found, Trace(tuple(Event(NAME, NAME, name) for name in offsets))
 
 
 def _shifted(model: Model, node: Node, offsets: Mapping[str, float]) -> tuple[tuple[Node, ...], dict[str, Array]]:

@@ -17,17 +17,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mxq.backends import result_of, summand_of, summand_place
-from mxq.backends.onednn import CONVOLUTION
+from mxq.backends import BackendSpec, OpSpec, result_of, summand_of, summand_place
+from mxq.backends.layers import CONVOLUTION
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Graph, Model, Node
 from mxq.passes.biases import has_bias, with_bias
-from mxq.passes.overrides import LayerChoices
-from mxq.quant.plan import Plan
+from mxq.quant import NetworkPass, QuantizedNetwork
 from mxq.quant.thresholds import Range, Thresholds
-from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_EVENTS, NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
 
-_CONV = CONVOLUTION.fused_op
+NAME = "shift_summand"
 _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
 
 
@@ -35,18 +34,20 @@ _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
 class ShiftSummand:
     """See the module."""
 
-    plan: Plan
-    thresholds: Thresholds
-    choices: LayerChoices
-    name: str = "shift_summand"
-    pattern: Op = Op((_CONV,), bind="reader")
+    network: QuantizedNetwork
+    conv: OpSpec
+    name: str = NAME
+
+    @property
+    def pattern(self) -> Op:
+        return Op((self.conv.fused_op,), bind="reader")
 
     def check(self, model: Model, match: Match) -> Reject | None:
         reader = match["reader"]
         summand = summand_of(reader)
-        if reader.name not in self.plan.quantized or summand is None:
+        if reader.name not in self.network.plan.quantized or summand is None:
             return NOT_MEANT
-        row = CONVOLUTION.post_op(result_of(reader))
+        row = self.conv.post_op(result_of(reader))
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))
         operand = model.graph[summand.name]
@@ -58,15 +59,15 @@ class ShiftSummand:
 
     def _operand_refusal(self, model: Model, reader: Node, operand: Node) -> Reject | None:
         name = operand.name
-        if operand.op != _CONV or name not in self.plan.quantized:
+        if operand.op != self.conv.fused_op or name not in self.network.plan.quantized:
             return Reject(f"its summand {name!r} is not an int8 convolution", (name,))
         shared = model.graph.consumers[name] != (reader,) or name in model.graph.head_names
         conditions = (
             (any(operand.flag(f) for f in _NOT_LINEAR), "has a sum or post-op of its own"),
             (shared, "is read elsewhere too"),
             ([r.name for r in reader.inputs].count(name) > 1, "is its data too"),
-            (self.choices.dtype(name) == "int8", "was asked to be int8"),
-            (self.thresholds.range(name).min >= 0, "is never negative"),
+            (self.network.requests.of(name) == "int8", "was asked to be int8"),
+            (self.network.thresholds.range(name).min >= 0, "is never negative"),
         )
         return next((Reject(f"its summand {name!r} {why}", (name,)) for broken, why in conditions if broken), None)
 
@@ -76,7 +77,7 @@ class ShiftSummand:
         if place is None:
             raise ValueError("build is called where check found a summand")
         operand = model.graph[reader.inputs[place].name]
-        offset = -self.thresholds.range(operand.name).min
+        offset = -self.network.thresholds.range(operand.name).min
         raised, bias_up = with_bias(model, with_relu(operand, offset), offset)
         moved = replace(reader, inputs=tuple(raised[-1].out if i == place else r for i, r in enumerate(reader.inputs)))
         lowered, bias_down = with_bias(model, moved, -offset)
@@ -102,41 +103,43 @@ def with_relu(conv: Node, offset: float) -> Node:
     return made.standing_for(conv).noted(unshifted=conv.name, offset=offset)
 
 
-def shifted(plan: Plan, thresholds: Thresholds, names: Iterable[str], why: str) -> tuple[Plan, Thresholds]:
-    """Plan and ranges of a network in which the tensors ``names`` are shifted until none of their values is negative.
+def shifted(network: QuantizedNetwork, fused: Model, names: Iterable[str], why: str) -> QuantizedNetwork:
+    """The decisions on a network in which tensors are shifted until none of their values is negative; types are not.
 
     Args:
-        plan, thresholds: of the network before.
+        network: before.
+        fused: its float network after.
         names: of the convolutions that make the tensors; `SHIFTED` is appended to them.
         why: ends the note of their ranges.
     """
-    new = {name: name + SHIFTED for name in names}
+    new, plan = {name: name + SHIFTED for name in names}, network.plan
     decisions = tuple(replace(d, node=new.get(d.node, d.node)) for d in plan.decisions)
     observe = tuple(replace(r, name=new.get(r.name, r.name)) for r in plan.observe)
-    table = dict(thresholds)
+    table = dict(network.thresholds)
     for old, name in new.items():
         found = table.pop(old)
         span = Range(0.0, found.range.max - found.range.min)
         note = f"shifted up by {-found.range.min:.6g}, {why}"
         table[name] = replace(found.unobserved(), range=span, note=note)
-    return replace(plan, decisions=decisions, observe=observe), Thresholds(table)
+    return replace(
+        network,
+        fused=fused,
+        plan=replace(plan, decisions=decisions, observe=observe),
+        thresholds=Thresholds(table),
+        requests=network.requests.renamed(new),
+    )
 
 
-def shift_summands(
-    model: Model,
-    plan: Plan,
-    thresholds: Thresholds,
-    choices: LayerChoices | None = None,
-    trace: Trace | None = None,
-) -> tuple[Model, Plan, Thresholds]:
-    """Applies the rule wherever it fits, but not to layers for which ``choices`` asks for int8.
+def shift_summands(spec: BackendSpec) -> NetworkPass:
+    """Applies the rule wherever it fits; a shifted tensor has a name and range of its own. Types are to be assigned."""
+    return NetworkPass(NAME, lambda network: _shifted(network, spec))
 
-    Returns:
-        The model, and ``plan`` and ``thresholds`` for it (a shifted tensor has a name and range of its own).
-    """
-    rule = ShiftSummand(plan, thresholds, choices or LayerChoices())
-    result = apply_rules(model, (rule,), trace, "shift_summand")
-    if result is model:
-        return model, plan, thresholds
-    new = [n.note.unshifted for n in result.graph if n.name not in model.graph and n.note.unshifted]
-    return result, *shifted(plan, thresholds, new, "so that it is u8 like the sum it goes into")
+
+def _shifted(network: QuantizedNetwork, spec: BackendSpec) -> tuple[QuantizedNetwork, Trace]:
+    conv = spec.find(CONVOLUTION)
+    if conv is None:
+        return network, NO_EVENTS
+    fused, trace = apply_rules(network.fused, (ShiftSummand(network, conv),), NAME)
+    known = network.fused.graph
+    new = [n.note.unshifted for n in fused.graph if n.name not in known and n.note.unshifted]
+    return shifted(network, fused, new, "so that it is u8 like the sum it goes into") if new else network, trace

@@ -130,12 +130,13 @@ def _is_float(model: Model) -> Reject | None:
 FLOAT = Contract("a float network", _is_float)
 
 
-def _run(model: Model, trace: Trace) -> Model:
+def _run(model: Model) -> tuple[Model, Trace]:
     rules = (OwnName(), DropIdentity(), UseGlobalStats(), ExplicitGamma(), AsActivation())
-    model = apply_rules(model, rules, trace, "simplify")
+    model, trace = apply_rules(model, rules, "simplify")
     if not any(node.op in RENAMED for node in model.graph.operators):
-        return model
-    return apply_rules(model, (OfOneShape(shapes_of(model)),), trace, "simplify")
+        return model, trace
+    model, more = apply_rules(model, (OfOneShape(shapes_of(model)),), "simplify")
+    return model, trace + more
 
 
 SIMPLIFY = Pass("simplify", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -3,7 +3,7 @@
 Before:  x -> Convolution -> relu -> Convolution(num_group=g) -> relu -> y
 After:   x -> Convolution_i -> relu -> Convolution_i -> relu  (each i: a part of the channels)  -> Concat -> y
 
-The stock int8 convolution scales a grouped weight by the wrong channels' maxima (see `mxq.backends.onednn`), and with
+The stock int8 convolution scales a grouped weight by the wrong channels' maxima (`mxq.backends.mxnet.table`), and with
 fewer channels a group than a vector holds neither kernel of oneDNN is quick: it multiplies matrices of 4 columns. Here
 several groups become one dense convolution with zeros between them. The layer before is split alike, so nothing is
 sliced. ResNeXt's first stage (128 channels in 32 groups, 56x56) takes 9.5 ms instead of 16.1 on two AVX2 cores,
@@ -126,8 +126,8 @@ def block_diagonal(weight: Array, groups: int) -> Array:
     return dense.reshape(outputs, groups * inputs, *kernel)
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return apply_rules(model, (SplitGroups(),), trace, "split_groups")
+def _run(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (SplitGroups(),), "split_groups")
 
 
 SPLIT_GROUPS = Pass("split_groups", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -28,7 +28,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref, origins
 from mxq.graph.traits import traits_of
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_EVENTS, NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
 
 NAME = "subsample_early"
@@ -184,25 +184,26 @@ def _marked(node: Node, stride: Stride) -> Node:
     return node.noted(stride=_times(stride, node.note.stride))
 
 
-def move_strides(model: Model, trace: Trace | None = None) -> Model:
+def move_strides(model: Model) -> tuple[Model, Trace]:
     """Moves strides of 1x1 convolutions towards the input, with the event "move_strides" for each tensor that shrinks.
 
     Returns:
-        The rewritten model; the same object where nothing moves.
+        The rewritten model, the same object where nothing moves; and the events.
     """
     demand = _demand(model.graph)
     if not demand.table:
-        return model
+        return model, NO_EVENTS
     maker = _Maker(demand)
     changes = {node.name: tuple(maker.nodes(node)) for node in model.graph.operators}
-    if trace is not None:
-        trace.events.extend(Event(NAME, "move_strides", name) for name in reversed(demand.table))
     changed = {name: nodes for name, nodes in changes.items() if nodes != (model.graph[name],)}
-    return model.with_graph(model.graph.replace(changed))
+    moved = Trace(tuple(Event(NAME, "move_strides", name) for name in reversed(demand.table)))
+    return model.with_graph(model.graph.replace(changed)), moved
 
 
-def _run(model: Model, trace: Trace) -> Model:
-    return move_strides(apply_rules(model, (PoolFirst(),), trace, NAME), trace)
+def _run(model: Model) -> tuple[Model, Trace]:
+    model, pooled = apply_rules(model, (PoolFirst(),), NAME)
+    model, moved = move_strides(model)
+    return model, pooled + moved
 
 
 SUBSAMPLE_EARLY = Pass(NAME, _run, requires=(FLOAT,), ensures=(FLOAT,))

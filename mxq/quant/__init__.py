@@ -5,8 +5,9 @@ MXNet's kernels; many papers call its reciprocal, the step, the scale. Rounding 
 even one.
 """
 
-from mxq.quant.model import WEIGHT, Operation, QuantizedModel
+from mxq.quant.model import WEIGHT, NetworkPass, QuantizedNetwork, Requests
 from mxq.quant.qparams import QParams
+from mxq.quant.records import Operation
 from mxq.quant.scheme import AFFINE, MXNET, SYMMETRIC, Scheme, scheme_of
 from mxq.quant.spec import ANY8, BY_DTYPE, INT8, UINT8, QuantSpec
 
@@ -19,10 +20,12 @@ __all__ = [
     "SYMMETRIC",
     "UINT8",
     "WEIGHT",
+    "NetworkPass",
     "Operation",
     "QParams",
     "QuantSpec",
-    "QuantizedModel",
+    "QuantizedNetwork",
+    "Requests",
     "Scheme",
     "scheme_of",
 ]

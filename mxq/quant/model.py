@@ -1,19 +1,23 @@
-"""`QuantizedModel`: all that is decided of a quantized network before anything of it is written."""
+"""`QuantizedNetwork`: all that is decided of a quantized network before anything of it is written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from mxq.errors import QuantizeError
-from mxq.graph.ir import Model, Ref
-from mxq.quant.plan import Plan, TensorRecord
+from mxq.graph.ir import Array, Model, Ref
+from mxq.host.machine import VNNI
+from mxq.quant.plan import InputRecord, Plan, SaturationRecord, TensorRecord
 from mxq.quant.qparams import QParams
+from mxq.quant.records import Operation, Records
 from mxq.quant.scheme import MXNET, scheme_of
-from mxq.quant.spec import INT8, UINT8, QuantSpec
+from mxq.quant.spec import BY_DTYPE, QuantSpec
+from mxq.quant.thresholds import Thresholds
+from mxq.rewrite import NO_EVENTS, Step, Trace, run_passes
 
 WEIGHT: Final = QuantSpec(axis=0)
 """Of weights (O, ...) in MXNet's kernels: a scale for each output channel."""
@@ -22,52 +26,103 @@ HALVED: Final = QuantSpec(bits=7, signed=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """An operator that reads codes.
+class Requests:
+    """The types that users ask for: of tensors, by the names of their nodes, and of all others that are quantized."""
 
-    Attributes:
-        reads: place of an input -> how that is stored when it is read.
-        writes: how its result is stored, or would be read where it writes float.
-        writes_float: whether its kernel writes float itself.
-        halves: whether its kernel takes half of the u8 codes that it reads, as s8.
-        passes_on: whether it has nothing to do: its result is stored as what it reads.
-        norm: the BatchNorm that does its work with its own; empty where there is none.
-    """
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    default: str = "auto"
 
-    reads: Mapping[int, TensorRecord]
-    writes: TensorRecord
-    writes_float: bool = False
-    halves: bool = False
-    passes_on: bool = False
-    norm: str = ""
+    def of(self, node: str) -> str:
+        """The type asked for what ``node`` makes; empty where nothing was."""
+        return self.dtypes.get(node, "")
+
+    def renamed(self, names: Mapping[str, str]) -> Requests:
+        """The same where nodes have new names."""
+        return replace(self, dtypes={names.get(node, node): dtype for node, dtype in self.dtypes.items()})
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
-    """A network in which some operators read and write codes.
+class QuantizedNetwork:
+    """A network in which some operators read and write codes. Types are decided once; ranges follow ``thresholds``.
 
     Attributes:
         fused: the float network, its weights those that are to become codes.
         plan: which of its operators are int8.
-        operations: of each of these, by name.
-        made: tensors that an int8 operator writes as codes -> how they are stored.
-        quantized: (tensor, type) -> how a tensor that exists in float, or in another type, is stored for readers.
+        thresholds: the range of every tensor in ``plan.observe``.
+        operations: of each int8 operator, by name, in graph order.
+        conversions: what is quantized, or converted from another type, for readers, and to which type.
+        requests: what users ask of types.
+        target: the CPU that it is for, one of `mxq.host.machine.TARGETS`.
+        input: what it is to be fed; None for float.
         at_run_time: whether ranges are found while the network runs; then records have none.
         activation, weight: the kind of codes, where they are not those of MXNet's kernels, which records name.
+        saturation: name of each layer that was guarded against it -> what was done.
+        trace: what was done on the way.
     """
 
     fused: Model
     plan: Plan
+    thresholds: Thresholds
     operations: Mapping[str, Operation]
-    made: Mapping[Ref, TensorRecord]
-    quantized: Mapping[tuple[Ref, str], TensorRecord]
+    conversions: tuple[tuple[Ref, str], ...]
+    requests: Requests = field(default_factory=Requests)
+    target: str = VNNI
+    input: InputRecord | None = None
     at_run_time: bool = False
     activation: QuantSpec | None = None
     weight: QuantSpec | None = None
+    saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
+    trace: Trace = NO_EVENTS
 
     def __post_init__(self) -> None:
-        for name in ("operations", "made", "quantized"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        object.__setattr__(self, "operations", MappingProxyType(dict(self.operations)))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the target's kernels add products exactly; others halve the weights of layers that read s8."""
+        return self.target == VNNI
+
+    # ---- changed ----
+
+    def with_weights(self, args: Mapping[str, Array]) -> QuantizedNetwork:
+        """With new values of some parameters; the same object where there are none."""
+        return replace(self, fused=self.fused.with_graph(self.fused.graph, args)) if args else self
+
+    def with_thresholds(self, thresholds: Thresholds) -> QuantizedNetwork:
+        """With other ranges, each of the sign that it had: types stay."""
+        return self if thresholds is self.thresholds else replace(self, thresholds=thresholds)
+
+    def after(self, *steps: Step[QuantizedNetwork]) -> QuantizedNetwork:
+        """What steps make of it, one after the other; its trace has what they did."""
+        found, trace = run_passes(steps, self)
+        return replace(found, trace=self.trace + trace)
+
+    # ---- read ----
+
+    @cached_property
+    def _records(self) -> Records:
+        graph, at_run_time = self.fused.graph, self.at_run_time
+        return Records.of(graph, self.operations, self.conversions, self.thresholds, at_run_time=at_run_time)
+
+    @property
+    def made(self) -> Mapping[Ref, TensorRecord]:
+        """Tensors that an int8 operator makes as codes -> how they are stored."""
+        return self._records.made
+
+    @property
+    def quantized(self) -> Mapping[tuple[Ref, str], TensorRecord]:
+        """(tensor, type) -> how a tensor that exists in float, or in another type, is stored for readers."""
+        return self._records.quantized
+
+    def read(self, ref: Ref, dtype: str) -> TensorRecord:
+        """How those that read ``ref`` as a type find it stored."""
+        made = self.made.get(ref)
+        return made if made is not None and made.dtype == dtype else self.quantized[ref, dtype]
+
+    def layer_input(self, layer: str) -> TensorRecord | None:
+        """How the data of an int8 layer is stored; None where it reads none."""
+        dtype = self.operations[layer].reads.get(0)
+        return None if dtype is None else self.read(self.fused.graph[layer].inputs[0], dtype)
 
     def stored(self, ref: Ref) -> TensorRecord | None:
         """How int8 operators find ``ref``: as one makes it or, where none does, as it is quantized first; or None."""
@@ -94,11 +149,11 @@ class QuantizedModel:
     @property
     def specs(self) -> Iterator[tuple[str, QuantSpec]]:
         """What is stored, in words, and as what: tensors, then weights."""
-        kinds = {"int8": INT8, "uint8": UINT8}
         for ref in self.refs:
             if record := self.stored(ref):
                 low = 0.0 if record.dtype == "uint8" or record.offset else -1.0
-                yield f"tensor {str(ref)!r}", self.activation.settled(low) if self.activation else kinds[record.dtype]
+                spec = BY_DTYPE[record.dtype] if self.activation is None else self.activation.settled(low)
+                yield f"tensor {str(ref)!r}", spec
         for name in self._read_weights:
             yield f"weight {name!r}", self.weight or WEIGHT
 
@@ -108,8 +163,7 @@ class QuantizedModel:
 
     def stored_as(self, ref: Ref, dtype: str) -> QParams:
         """The parameters by which readers of a type find ``ref``, whether it is made so or quantized for them."""
-        made = self.made.get(ref)
-        return self.made_as(ref) if made is not None and made.dtype == dtype else self.read_as(ref, dtype)
+        return self._params(ref, self.read(ref, dtype))
 
     def read_as(self, ref: Ref, dtype: str) -> QParams:
         """The parameters by which ``ref`` is quantized for readers of a type."""
@@ -123,7 +177,7 @@ class QuantizedModel:
             if record.offset:
                 low, high = 0.0, record.max - record.offset
             return scheme_of(self.activation).params(self.activation, low, high)
-        spec, size = {"int8": INT8, "uint8": UINT8}[record.dtype], max(abs(record.min), abs(record.max))
+        spec, size = BY_DTYPE[record.dtype], max(abs(record.min), abs(record.max))
         params = MXNET.params(spec, -size if spec.signed else 0.0, size)
         return params if record.widened == 1 else QParams(HALVED, params.scale)
 
@@ -140,7 +194,7 @@ class QuantizedModel:
             if node.subgraphs and len(node.inputs) > 1 and node.inputs[1].name in self.fused.args:
                 yield node.inputs[1].name
 
-    def respecified(self, activation: QuantSpec, weight: QuantSpec) -> QuantizedModel:
+    def respecified(self, activation: QuantSpec, weight: QuantSpec) -> QuantizedNetwork:
         """The same decisions and ranges with codes of another kind, such as fewer bits; no MXNet kernel has them.
 
         Args:
@@ -153,3 +207,7 @@ class QuantizedModel:
         if activation.axis is not None:
             raise QuantizeError(f"activations are {activation}; allowed: one scale for a tensor")
         return replace(self, activation=activation, weight=weight)
+
+
+NetworkPass: TypeAlias = Step[QuantizedNetwork]
+"""A step that changes what is decided of a network: its ranges, types, weights or layers."""

@@ -31,12 +31,14 @@ class Decision:
 class Plan:
     """Decisions in graph order, and the tensors of the fused float graph that calibration must observe.
 
-    ``removed`` is about operators of the network as it was given that passes took out.
+    ``removed`` is about operators of the network as it was given that passes took out. ``absorbed`` names the int8
+    operators that others do with their own work, and which: each ReLU that a BatchNorm does (`mxq.passes.rectify`).
     """
 
     decisions: tuple[Decision, ...] = ()
     observe: tuple[Ref, ...] = ()
     removed: tuple[Decision, ...] = ()
+    absorbed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def quantized(self) -> frozenset[str]:

@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
+from mxq.numerics import LARGEST
 from mxq.quant.qparams import Array, QParams
 from mxq.quant.spec import QuantSpec
 
 Reals: TypeAlias = NDArray[np.floating[Any]]
-
-LARGEST: Final = float(np.finfo(np.float32).max)
-"""The largest float32."""
 
 ZERO_RANGE_SCALE: Final = float(2**31 - 1)
 """The scale of an empty range: INT_MAX, as of ``GetQuantizeScale``, where a division would give infinity. `quantize_v2`

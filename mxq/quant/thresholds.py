@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mxq.errors import CalibrationError, FormatError
 from mxq.formats.documents import Count, converted, parse_json
-from mxq.quant.scheme import LARGEST
+from mxq.numerics import LARGEST
 from mxq.text import Shown
 
 FORMAT = "mxq-thresholds/1"

@@ -1,11 +1,23 @@
 """The rewrite engine: patterns as data, rules that say why they refuse, passes with contracts, and a trace."""
 
-from mxq.rewrite.driver import Contract, Event, Pass, Trace, apply_rules, run_pass
+from mxq.rewrite.driver import (
+    NO_EVENTS,
+    Contract,
+    Event,
+    Pass,
+    Step,
+    Trace,
+    apply_rules,
+    exhaust_each,
+    run_pass,
+    run_passes,
+)
 from mxq.rewrite.pattern import Any_, Match, Op, Pattern, match
 from mxq.rewrite.rule import NOT_MEANT, Reject, Rewrite, Rule
 
 __all__ = [
     "NOT_MEANT",
+    "NO_EVENTS",
     "Any_",
     "Contract",
     "Event",
@@ -16,8 +28,11 @@ __all__ = [
     "Reject",
     "Rewrite",
     "Rule",
+    "Step",
     "Trace",
     "apply_rules",
+    "exhaust_each",
     "match",
     "run_pass",
+    "run_passes",
 ]

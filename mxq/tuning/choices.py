@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from mxq.backends import MXNET_191
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
 from mxq.graph.ir import Ref
 from mxq.passes.partition import data_inputs
 from mxq.pipeline import Prepared
-from mxq.quant.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ def layers(prepared: Prepared) -> tuple[Layer, ...]:
     graph = prepared.fused.graph
     found = []
     for decision in prepared.plan.decisions:
-        spec = MXNET_191.find(graph[decision.node].op)
+        spec = prepared.backend.spec.find(graph[decision.node].op)
         if decision.int8 and spec is not None and spec.role == "compute":
             found.append(Layer(decision.node, decision.op))
     return tuple(found)
@@ -77,12 +75,12 @@ def observing_more(prepared: Prepared) -> Prepared:
     if not prepared.plan.observe:  # ranges at run time
         return prepared
     wanted = dict.fromkeys((*prepared.plan.observe, *_around(prepared)))
-    return replace(prepared, plan=Plan(prepared.plan.decisions, tuple(wanted)))
+    return replace(prepared, plan=replace(prepared.plan, observe=tuple(wanted), removed=()))
 
 
 def _around(prepared: Prepared) -> Iterator[Ref]:
     for node in prepared.fused.graph.operators:
-        spec = MXNET_191.find(node.op)
+        spec = prepared.backend.spec.find(node.op)
         if node.name in prepared.plan.quantized and spec is not None:
             yield from (node.inputs[i] for i in data_inputs(node, spec))
             yield node.out

@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Final
 
-from mxq.backends import MXNET_191
+from mxq.backends import layer_of
 from mxq.data.feed import Feed, examples_in
 from mxq.graph.ir import Array, Model, Node, Ref, Runner
 from mxq.host import machine
@@ -88,11 +88,10 @@ class CostModel:
                 yield ref
 
     def _work(self, node: Node) -> Work:
-        spec = MXNET_191.find(node.op)
         written = self.elements.get(node.out, 0)
         read = sum(self.elements.get(ref, 0) for ref in node.inputs)
         params = [p for ref in node.inputs if (p := self.model.param(ref.name)) is not None]
-        macs = written * prod(params[0].shape[1:]) if spec is not None and spec.role == "compute" and params else 0
+        macs = written * prod(params[0].shape[1:]) if layer_of(node) is not None and params else 0
         return Work(macs, read, written, sum(p.size for p in params))
 
 

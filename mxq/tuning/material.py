@@ -13,7 +13,6 @@ from mxq.data.feed import Feed
 from mxq.graph.ir import Runner
 from mxq.passes.partition import partition
 from mxq.pipeline import Prepared, Quantized
-from mxq.rewrite import Trace
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,6 @@ def make(material: Material, config: QuantConfig) -> Quantized:
 
 
 def planned(prepared: Prepared, config: QuantConfig) -> Prepared:
-    """The plan of other settings for the same network, with a trace of its own."""
-    trace = Trace(list(prepared.trace.events))
-    return replace(prepared, plan=partition(prepared.fused, config, trace=trace), config=config, trace=trace)
+    """The plan of other settings for the same network."""
+    found = partition(prepared.fused, config, prepared.backend.spec, prepared.trace)
+    return replace(prepared, plan=found, config=config)

@@ -15,10 +15,11 @@ import numpy as np
 
 from mxq import numerics
 from mxq.backends import layer_of
+from mxq.backends.mxnet.written import QUANTIZE, dtype_of, is_coded, is_int8, plain_name, recodes, tensor_name
 from mxq.graph.ir import Array, Model, Node
 from mxq.quant.plan import Report, TensorRecord, WeightRecord
 from mxq.verification.agreement import json_number
-from mxq.verification.stored import QUANTIZE, channels_of, dtype_of, is_coded, is_int8, plain_name, recodes, tensor_name
+from mxq.verification.stored import channels_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from mxq.backends import MXNET_191, code_places, ranges_read, result_of, summand_of
+from mxq.backends import summand_of
+from mxq.backends.mxnet.written import QUANTIZE, dtype_of, is_coded, ranges_read, recodes, tensor_name
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
 from mxq.quant import BY_DTYPE, INT8, MXNET, UINT8, QParams
 
-QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
 LEVELS: Final = UINT8.highest + 1
 _ALL = (1, 1)
 _INT32 = 2**31 - 1
@@ -209,11 +209,6 @@ def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float,
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale
 
 
-def recodes(node: Node) -> bool:
-    """Whether ``node`` only codes, decodes or recodes a tensor."""
-    return traits_of(node).recodes
-
-
 def _carries_scale(node: Node) -> bool:
     """Whether what ``node`` makes is scaled as what it reads."""
     return traits_of(node).carries_scale or recodes(node)
@@ -226,45 +221,6 @@ def _noted(
     while not says(node.note) and passes(node):
         node = graph[node.inputs[0].name]
     return node.note
-
-
-def tensor_name(node: Node) -> str:
-    """The name of the float tensor whose codes ``node`` gives; its own where it gives no codes, or quantizes."""
-    return node.note.tensor or node.name
-
-
-def plain_name(node: Node) -> str:
-    """The name that the tensor had in the network as it was given, which is not shifted."""
-    return node.note.unshifted or tensor_name(node)
-
-
-def is_int8(node: Node) -> bool:
-    """Whether a node of an int8 network computes on codes; what only codes or decodes does not."""
-    return traits_of(node).reads_codes and not recodes(node)
-
-
-def is_coded(node: Node) -> bool:
-    """Whether a node of an int8 network gives codes with their range: values, minimum, maximum."""
-    return traits_of(node).writes_codes
-
-
-def dtype_of(graph: Graph, ref: Ref) -> str:
-    """The type of a tensor of an int8 network, as its nodes declare it."""
-    node = graph[ref.name]
-    if node.is_variable:
-        return node.input_dtype
-    if not is_coded(node):
-        return "float32"
-    if node.op in (QUANTIZE, REQUANTIZE):
-        return node.attrs.get("out_type", "int8")
-    spec = next((s for s in MXNET_191.ops if s.int8_op == node.op), None)
-    if spec is None or spec.output == "int8":
-        return "int8"
-    if spec.output == "post_op":
-        row = spec.post_op(result_of(node))
-        return "uint8" if row is not None and row.unsigned else "int8"
-    types = {dtype_of(graph, node.inputs[place]) for place in code_places(node)}
-    return "int8" if "int8" in types else "uint8"
 
 
 def _top(graph: Graph, node: Node) -> int:

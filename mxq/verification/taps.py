@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from mxq.backends.mxnet.written import DEQUANTIZE, QUANTIZE, REQUANTIZE, is_coded, is_int8
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
-from mxq.verification.stored import DEQUANTIZE, QUANTIZE, REQUANTIZE, Counterparts, Held, is_coded, is_int8
+from mxq.verification.stored import Counterparts, Held
 
 FED: Final = "input"
 """The op of a tap that is an input of integers."""

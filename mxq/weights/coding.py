@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq.graph.ir import Array, Ref
-from mxq.quant import BY_DTYPE, MXNET, UINT8, QParams, QuantizedModel, QuantSpec
+from mxq.quant import BY_DTYPE, MXNET, UINT8, QParams, QuantizedNetwork, QuantSpec
 from mxq.quant.model import HALVED
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
@@ -33,7 +33,7 @@ class Code:
 
     @staticmethod
     def of(record: TensorRecord, calibrated: Range) -> Code:
-        """From what `mxq.passes.quantize` wrote for a tensor of that calibrated range."""
+        """From the record of a tensor of that calibrated range."""
         if record.offset:
             return Code(record.dtype, rectified=True)
         top = record.max if record.max is not None else calibrated.max
@@ -66,12 +66,12 @@ def code_all(batches: Batches, code: Code, span: Range) -> list[Array]:
     return [code.coded(b, span) for b in batches]
 
 
-def codes_of(quantized: QuantizedModel, spans: Mapping[str, Range]) -> dict[Ref, Code]:
+def codes_of(network: QuantizedNetwork, spans: Mapping[str, Range]) -> dict[Ref, Code]:
     """The code of every calibrated tensor.
 
     Args:
-        quantized: says how tensors are stored.
+        network: says how tensors are stored.
         spans: tensor -> its calibrated range.
     """
-    records = {ref: quantized.stored(ref) for ref in quantized.refs if str(ref) in spans}
+    records = {ref: network.stored(ref) for ref in network.refs if str(ref) in spans}
     return {ref: Code.of(record, spans[str(ref)]) for ref, record in records.items() if record is not None}

@@ -17,7 +17,7 @@ import numpy as np
 
 from mxq.errors import ConfigError
 from mxq.graph.ir import Array
-from mxq.quant import MXNET, WEIGHT, QuantSpec, Scheme
+from mxq.quant import MXNET, WEIGHT, QParams, QuantSpec, Scheme
 from mxq.saturation.kernels import Kernel
 
 _DEAD = 1e-30
@@ -177,3 +177,14 @@ def values(codes: Array, step: Array) -> Array:
     """What codes stand for: (G, O, K) float64."""
     found: Array = codes * step[:, :, None]
     return found
+
+
+def on_grid(weight: Array, *, halved: bool = False) -> Array:
+    """The values that the kernels' codes of a weight (O, ...) stand for, per output channel: float32.
+
+    Args:
+        weight: as it is written.
+        halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.saturation.kernels`).
+    """
+    params = MXNET.covering(WEIGHT, weight)
+    return (QParams(WEIGHT, params.scale / 2) if halved else params).fake(weight)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mxq.backends import MXNET_191, OpSpec, the_layer_of
+from mxq.backends import OpSpec, the_layer_of
 from mxq.graph.ir import Model, Node, Ref, Runner
-from mxq.quant.plan import Plan
 from mxq.weights.live import alone
 from mxq.weights.ranges import Reader
 
 
 @dataclass(frozen=True)
 class Readers:
-    """Of the tensors of a fused float ``model``, whose operators ``plan`` makes int8 in part."""
+    """Of the tensors of a fused float ``model``; ``row`` gives a node's in the backend's table where it is int8."""
 
     runner: Runner
     model: Model
-    plan: Plan
+    row: Callable[[Node], OpSpec | None]
 
     def of(self, ref: Ref) -> list[Reader]:
         """The linear part of each operator that reads ``ref``; none where one wants a range that others have."""
         found: list[Reader] = []
         for node in self.model.graph.consumers[ref.name]:
-            spec = self._spec(node)
+            spec = self.row(node)
             if ref not in node.inputs:
                 continue
             if spec is None:
@@ -37,13 +37,9 @@ class Readers:
                 found.append(lambda x: x)
         return found
 
-    def _spec(self, node: Node) -> OpSpec | None:
-        """The row of ``node`` where it is int8."""
-        return MXNET_191.find(node.op) if node.name in self.plan.quantized else None
-
     def _joined(self, node: Node) -> bool:
         """Whether ``node`` is a Concat, or what it carries goes into one: its inputs share a range."""
-        spec = self._spec(node)
+        spec = self.row(node)
         if spec is None or spec.role == "compute" or spec.calibrated:
             return False
         return node.op == "Concat" or any(map(self._joined, self.model.graph.consumers[node.name]))

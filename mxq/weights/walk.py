@@ -20,13 +20,13 @@ from functools import partial, reduce
 import numpy as np
 from tqdm import tqdm
 
-from mxq.backends import MXNET_191, OpSpec, layer_of, result_of, summand_of, the_layer_of
+from mxq.backends import BackendSpec, OpSpec, layer_of, result_of, summand_of, the_layer_of
 from mxq.calibration.patches import Geometry, choose_places, inputs_at
 from mxq.data.feed import examples_in
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Model, Node, Ref, Runner
-from mxq.quant import QuantizedModel
-from mxq.quant.plan import Plan, WeightRecord
+from mxq.quant import QuantizedNetwork
+from mxq.quant.plan import WeightRecord
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.saturation.kernels import Kernel, kernel_of
 from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
@@ -45,43 +45,49 @@ class Setting:
     """What a walk is through.
 
     Attributes:
-        quantized: what is decided of it; in its float network every int8 layer has a bias.
-        thresholds: of the tensors in ``plan.observe``.
+        network: what is decided of it; in its float network every int8 layer has a bias.
+        spec: what kernels there are.
         methods: what to do.
-        exact: whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes.
         places: factor on `layer.LEAST_PLACES`.
         sweeps: how often rounding goes over all weights of a layer again.
     """
 
-    quantized: QuantizedModel
-    thresholds: Thresholds
+    network: QuantizedNetwork
+    spec: BackendSpec
     methods: Methods
-    exact: bool = True
     places: int = 1
     sweeps: int = 0
 
     @property
     def model(self) -> Model:
         """The fused float network."""
-        return self.quantized.fused
+        return self.network.fused
 
     @property
-    def plan(self) -> Plan:
-        """Which of its operators are int8."""
-        return self.quantized.plan
+    def thresholds(self) -> Thresholds:
+        """Its calibrated ranges."""
+        return self.network.thresholds
+
+    @property
+    def exact(self) -> bool:
+        """Whether the target's kernels add products exactly; otherwise those of s8 tensors have half the codes."""
+        return self.network.exact
+
+    def row(self, node: Node) -> OpSpec | None:
+        """The table's row of ``node`` where it is int8."""
+        return self.spec.find(node.op) if node.name in self.network.plan.quantized else None
 
 
 @dataclass(frozen=True)
 class Walked:
-    """What a walk gives: the ``model`` with new parameters, its ``thresholds``, and a record for each layer.
+    """What a walk gives: the ``network`` with new parameters and ranges, and a record for each layer.
 
     Attributes:
         apart: operators that do not run alone, and why; what follows them was chosen for what they are in float.
         lost: layers that were not looked at because nothing gives what they read, and why.
     """
 
-    model: Model
-    thresholds: Thresholds
+    network: QuantizedNetwork
     weights: Mapping[str, WeightRecord]
     apart: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +103,7 @@ def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]],
         progress: whether to show a bar, which stays silent where stderr is no terminal.
     """
     model = setting.model
-    schedule = Schedule.of(ancestors(model.graph, setting.plan.quantized))
+    schedule = Schedule.of(ancestors(model.graph, setting.network.plan.quantized))
     state = _Walk.of(runner, setting, feeds)
     for ref in list(state.float.held):
         state.choose_range(ref, state.float.held[ref])
@@ -107,8 +113,8 @@ def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]],
             for live in (state.float, state.int8):
                 live.forget(schedule.done(node))
     apart = {name: why for name, why in state.float.apart.items() if state.reads_data(model.graph[name])}
-    written = model.with_graph(model.graph, state.written)
-    return Walked(written, state.thresholds(), state.records, apart, state.lost)
+    network = setting.network.with_weights(state.written).with_thresholds(state.thresholds())
+    return Walked(network, state.records, apart, state.lost)
 
 
 @dataclass
@@ -142,14 +148,14 @@ class _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
         exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
         count = sum(map(examples_in, feeds))
-        return _Walk(runner, setting, spans, codes_of(setting.quantized, spans), exact, noisy, count)
+        return _Walk(runner, setting, spans, codes_of(setting.network, spans), exact, noisy, count)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
         """Computes ``node`` in both networks; where it is an int8 layer, changes it before.
 
         Where it does not run alone, both have what the float network makes.
         """
-        spec, model = self._spec(node), self.setting.model
+        spec, model = self.setting.row(node), self.setting.model
         values = self._improve(node) if spec is not None and spec.role == "compute" else {}
         found = self.float.step(model, node, outputs)
         self.float.held |= found
@@ -170,7 +176,7 @@ class _Walk:
         threshold = self.setting.thresholds.get(str(ref))
         if self.setting.methods.range_choice != "layer" or threshold is None or ref not in self.codes:
             return
-        readers = Readers(self.runner, self.setting.model, self.setting.plan).of(ref)
+        readers = Readers(self.runner, self.setting.model, self.setting.row).of(ref)
         if not readers or threshold.is_fixed:
             return
         with suppress(RuntimeFailure):
@@ -186,10 +192,10 @@ class _Walk:
 
     def _as_written(self, node: Node, ref: Ref, value: Batches) -> Batches:
         """What an int8 operator makes, as its kernel rounds it: in its range, or in that of what it carries."""
-        quantized = self.setting.quantized
-        if node.name in quantized.operations and quantized.operations[node.name].passes_on:
+        network = self.setting.network
+        if node.name in network.operations and network.operations[node.name].passes_on:
             return value
-        record = quantized.stored(ref)
+        record = network.stored(ref)
         if ref not in self.codes and record is not None:
             known = [self.carried[r] if r in self.carried else self.spans.get(str(r)) for r in self._data(node)]
             spans = [s for s in known if s is not None]
@@ -198,16 +204,12 @@ class _Walk:
                 return code_all(value, Code(record.dtype, rectified=bool(record.offset)), span)
         return code_all(value, self.codes[ref], self.spans[str(ref)]) if ref in self.codes else value
 
-    def _spec(self, node: Node) -> OpSpec | None:
-        """The row of ``node`` where it is int8."""
-        return MXNET_191.find(node.op) if node.name in self.setting.plan.quantized else None
-
     def _data(self, node: Node) -> list[Ref]:
         return [r for r in node.inputs if self.setting.model.param(r.name) is None]
 
     def _coded(self, ref: Ref) -> Batches:
         """What an int8 operator reads of a tensor of the quantized network."""
-        if ref.name in self.setting.plan.quantized or ref not in self.codes:
+        if ref.name in self.setting.network.plan.quantized or ref not in self.codes:
             return self.int8.held[ref]
         return code_all(self.int8.held[ref], self.codes[ref], self.spans[str(ref)])
 
@@ -250,7 +252,7 @@ class _Walk:
         """The layers that read ``ref`` and may saturate."""
         model, found = self.setting.model, list[Exposed | None]()
         for node in () if self.setting.exact else model.graph.consumers[ref.name]:
-            layer, spec = layer_of(node), self._spec(node)
+            layer, spec = layer_of(node), self.setting.row(node)
             if spec is None or layer is None or node.inputs[0] != ref:
                 continue
             geometry, weight = Geometry.of(layer), model.args[node.inputs[1].name]
@@ -282,7 +284,7 @@ class _Walk:
         """The type of an int8 operator's input."""
         if ref in self.codes:
             return self.codes[ref].dtype
-        record = self.setting.quantized.stored(ref)
+        record = self.setting.network.stored(ref)
         return "int8" if record is None else record.dtype
 
 

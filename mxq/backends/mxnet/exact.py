@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mxq.backends import MXNET_191, ranges_read, summand_of
+from mxq.backends import summand_of
+from mxq.backends.mxnet.table import MXNET_191
+from mxq.backends.mxnet.written import dtype_of, ranges_read, tensor_name
 from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
-from mxq.graph.ir import Array, Graph, Model, Node, toposort
-from mxq.quant import INT8, MXNET, UINT8, WEIGHT, QParams
-from mxq.verification.stored import dtype_of, tensor_name
+from mxq.graph.ir import Graph, Model, Node, toposort
+from mxq.quant import INT8, MXNET, UINT8
+from mxq.weights.grid import on_grid
 
 _GONE = ("quantized", "min_calib_range", "max_calib_range", "enable_float_output", "channel_wise_quantize")
 _RANGE = ("min_calib_range", "max_calib_range")
@@ -49,17 +51,6 @@ def exact(model: Model, *, halved: bool = False) -> Model:
         even = halved and spec.float_op == "Convolution" and dtype_of(model.graph, node.inputs[0]) == "int8"
         args[weight] = on_grid(model.args[weight], halved=even)
     return model.with_graph(toposort(nodes.values(), model.graph.heads, model.graph.attrs), args)
-
-
-def on_grid(weight: Array, *, halved: bool = False) -> Array:
-    """The values that the kernels' codes of a weight (O, ...) stand for, per output channel: float32.
-
-    Args:
-        weight: as it is written.
-        halved: of a kernel that reads s8 without VNNI, which has even codes alone (`mxq.saturation.kernels`).
-    """
-    params = MXNET.covering(WEIGHT, weight)
-    return (QParams(WEIGHT, params.scale / 2) if halved else params).fake(weight)
 
 
 def _in_float(graph: Graph, node: Node) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Quantize: the fused float graph becomes the int8 graph that stock MXNet runs.
+"""Lower: a quantized network becomes the int8 graph that stock MXNet runs.
 
 Before:  x -> _sg_mkldnn_conv -> y -> softmax
 After:   x -> _contrib_quantize_v2 -> _sg_mkldnn_conv(quantized, ranges) -> _contrib_dequantize -> softmax
@@ -7,10 +7,10 @@ An int8 node is named ``quantized_<name>`` (with zeros after it where the networ
 (values, minimum, maximum); where a float reader or the network's output needs the tensor, a dequantize node takes the
 float tensor's own name, so float readers, output names and thresholds stay as they were. Ranges go into
 ``min_calib_range``/``max_calib_range``; scales follow from them in the kernels (`mxq.quant.MXNET`). What is stored as
-what, `mxq.passes.assignment` decides; nothing is decided here.
+what, `mxq.passes.assignment` and `mxq.quant.records` decide; nothing is decided here.
 
-* Ranges found at run time may leave no room for a bias: see `mxq.passes.run_time`.
-* conv + sum has no clip in int8. It is written as ReLU, with the range that `assign` gives: u8 saturates at its end.
+* Ranges found at run time may leave no room for a bias: see `mxq.backends.mxnet.run_time`.
+* conv + sum has no clip in int8. It is written as ReLU, with the range that records give: u8 saturates at its end.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mxq.backends import MXNET_191, BackendSpec, OpSpec
-from mxq.backends.onednn import FULLY_CONNECTED
+from mxq.backends import BackendSpec, OpSpec
+from mxq.backends.layers import FULLY_CONNECTED
+from mxq.backends.mxnet.run_time import least_range, widened
 from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.annotation_text import MADE, REMADE
 from mxq.graph.ir import Array, Graph, Model, Node, Ref, origins, toposort
 from mxq.passes.biases import with_bias
-from mxq.passes.exact import on_grid
-from mxq.passes.run_time import least_range, widened
-from mxq.quant.model import Operation, QuantizedModel
+from mxq.quant import Operation, QuantizedNetwork
 from mxq.quant.plan import TensorRecord, Tensors
+from mxq.weights.grid import on_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,12 @@ class Coded:
         return Coded(Ref(node), Ref(node, 1), Ref(node, 2), record)
 
 
-def quantize_graph(
-    quantized: QuantizedModel, backend: BackendSpec = MXNET_191, *, exact: bool = True
-) -> tuple[Model, Tensors]:
+def int8_graph(network: QuantizedNetwork, spec: BackendSpec) -> tuple[Model, Tensors]:
     """Builds the int8 model.
 
     Args:
-        quantized: from `mxq.passes.assignment`.
-        backend: whose kernels there are.
-        exact: whether the target's kernels add products exactly; otherwise they halve the weights of s8 tensors.
+        network: what is decided.
+        spec: what kernels there are.
 
     Returns:
         The int8 model, and how each of its int8 tensors is coded.
@@ -64,9 +61,9 @@ def quantize_graph(
     Raises:
         QuantizeError: something is stored as the backend cannot hold it.
     """
-    backend.check(quantized)
-    model, operations = quantized.fused, quantized.operations
-    builder = _Builder(quantized, backend, exact)
+    spec.check(network)
+    model, operations = network.fused, network.operations
+    builder = _Builder(network, spec)
     absorbed = {operation.norm for operation in operations.values()}
     for node in model.graph:
         if node.name in operations:
@@ -81,9 +78,8 @@ def quantize_graph(
 
 @dataclass
 class _Builder:
-    quantized: QuantizedModel
-    backend: BackendSpec
-    exact: bool
+    network: QuantizedNetwork
+    spec: BackendSpec
     args: dict[str, Array] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     coded: dict[Ref, Coded] = field(default_factory=dict)
@@ -92,7 +88,7 @@ class _Builder:
 
     @property
     def model(self) -> Model:
-        return self.quantized.fused
+        return self.network.fused
 
     @property
     def tensors(self) -> Tensors:
@@ -113,17 +109,17 @@ class _Builder:
             inputs, label = (tensor.values, tensor.min, tensor.max), self.model.graph[ref.name].label
             self.nodes[ref.name] = Node(ref.name, "_contrib_dequantize", {}, inputs, label=label)
 
-    def as_int8(self, ref: Ref, record: TensorRecord) -> Coded:
-        """The codes of tensor ``ref``, stored as ``record`` says: those that an operator made, or a quantizer's."""
-        if ref in self.coded and self.coded[ref].record.dtype == record.dtype:
+    def as_int8(self, ref: Ref, dtype: str) -> Coded:
+        """The codes of tensor ``ref`` in a type: those that an operator made, or a quantizer's."""
+        if ref in self.coded and self.coded[ref].record.dtype == dtype:
             return self.coded[ref]
         self.as_float(ref)
-        for (read, dtype), stored in self.quantized.quantized.items():
-            if read == ref and (read, dtype) not in self.quantizers:
-                self.quantizers[read, dtype] = self._quantizer(read, stored)
-            if (read, dtype) == (ref, record.dtype):
+        for (read, other), stored in self.network.quantized.items():
+            if read == ref and (read, other) not in self.quantizers:
+                self.quantizers[read, other] = self._quantizer(read, stored)
+            if (read, other) == (ref, dtype):
                 break
-        return self.quantizers[ref, record.dtype]
+        return self.quantizers[ref, dtype]
 
     def _quantizer(self, ref: Ref, record: TensorRecord) -> Coded:
         name = f"{ref.name}_{ref.output}_quantize" if ref.output else f"{ref.name}_quantize"
@@ -146,36 +142,37 @@ class _Builder:
         if operation.norm:
             self._rectify(node, operation)
             return
-        spec = self._spec(node)
-        tensors = {i: self.as_int8(node.inputs[i], record) for i, record in operation.reads.items()}
+        spec = self._row(node)
+        tensors = {i: self.as_int8(node.inputs[i], dtype) for i, dtype in operation.reads.items()}
         if operation.passes_on:
             self.coded[node.out] = tensors[0]
             return
         if spec.role == "compute" and tensors[0].record.offset:
             node = self._without_offset(node, tensors[0].record)
-        if spec.role == "compute" and self.quantized.at_run_time:
+        if spec.role == "compute" and self.network.at_run_time:
             tensors[0] = self._with_room_for_bias(node, tensors[0])
         inputs = tuple(tensors[i].values if i in tensors else ref for i, ref in enumerate(node.inputs))
         ranges = tuple(r for i in tensors for r in (tensors[i].min, tensors[i].max))
         self._add(node, spec, (*inputs, *ranges), operation)
 
-    def _spec(self, node: Node) -> OpSpec:
-        spec = self.backend.find(node.op)
-        if spec is None:
-            raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.backend.name}")
-        return spec
+    def _row(self, node: Node) -> OpSpec:
+        row = self.spec.find(node.op)
+        if row is None:
+            raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.spec.name}")
+        return row
 
     def _rectify(self, relu: Node, operation: Operation) -> None:
         """A BatchNorm that does what the ReLU after it would; see `mxq.passes.rectify`."""
         norm = self.model.graph[operation.norm]
         data, beta = self.as_int8(norm.inputs[0], operation.reads[0]), norm.inputs[2].name
-        self.args[beta] = (self.model.args[beta].astype(np.float64) + operation.writes.offset).astype(np.float32)
+        offset = self.network.made[relu.out].offset
+        self.args[beta] = (self.model.args[beta].astype(np.float64) + offset).astype(np.float32)
         both = replace(norm, name=relu.name, label=relu.label).standing_for(norm, relu)
-        self._add(both, self._spec(norm), (data.values, *norm.inputs[1:], data.min, data.max), operation)
+        self._add(both, self._row(norm), (data.values, *norm.inputs[1:], data.min, data.max), operation)
 
     def _without_offset(self, conv: Node, data: TensorRecord) -> Node:
         """A convolution whose bias takes back what was added to the tensor that it reads."""
-        weight = on_grid(self.model.args[conv.inputs[1].name], halved=data.dtype == "int8" and not self.exact)
+        weight = on_grid(self.model.args[conv.inputs[1].name], halved=data.dtype == "int8" and not self.network.exact)
         sums = weight.reshape(len(weight), -1).sum(axis=1, dtype=np.float64)
         nodes, values = with_bias(self.model, conv, -data.offset * sums)
         self.args |= values
@@ -192,14 +189,14 @@ class _Builder:
         return replace(data, max=node.out)
 
     def _add(self, node: Node, spec: OpSpec, inputs: tuple[Ref, ...], operation: Operation) -> None:
-        record = operation.writes
         if operation.writes_float:
             self.nodes[node.name] = self._int8_node(node, spec, node.name, inputs, {"enable_float_output": "True"})
             return
+        record = self.network.made[node.out]
         name, ranges = self.unused(MADE + node.name), _range_attrs(record) if spec.calibrated else {}
         made = replace(self._int8_node(node, spec, name, inputs, ranges), label="")
         self.nodes[name] = made.noted(tensor=node.name, offset=record.offset or made.note.offset)
-        at_run_time = spec.calibrated and self.quantized.at_run_time
+        at_run_time = spec.calibrated and self.network.at_run_time
         coded = self._requantize(node, name, record) if at_run_time else Coded.of(name, record)
         self.coded[node.out] = coded
         self.records[coded.values.name] = record
@@ -208,7 +205,7 @@ class _Builder:
         self, node: Node, spec: OpSpec, name: str, inputs: tuple[Ref, ...], attrs: Mapping[str, str]
     ) -> Node:
         fused = {"quantized": "true"} if spec.fused_op else {}
-        if spec.float_op == FULLY_CONNECTED.float_op:
+        if spec.float_op == FULLY_CONNECTED:
             fused["channel_wise_quantize"] = "True"
         everything, note = {**node.attrs, **fused, **attrs}, replace(node.note, origins=origins(node))
         made = replace(node, name=name, op=spec.int8_op, attrs=everything, inputs=inputs, note=note)

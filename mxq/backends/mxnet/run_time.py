@@ -22,11 +22,12 @@ from typing import Final
 
 import numpy as np
 
-from mxq.backends.onednn import NO_RANGES
 from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.passes.biases import has_bias
 from mxq.quant import BY_DTYPE, INT8, MXNET, UINT8, WEIGHT
 
+NO_RANGES: Final = "(calib_mode is 'none')"
+"""Ends each reason for which an operator is not int8 where ranges are found at run time."""
 _ALL: Final = 0.98 * 2**31
 """Of 32 bits, what is used: ``_contrib_requantize`` negates its result where a sum reaches the very end of them."""
 _HALF: Final = 2.0**30

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mxq.backends.mxnet import run_time
+from mxq.backends.mxnet.run_time import NO_RANGES
 from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
-from mxq.errors import GraphError
-from mxq.graph.ir import Node, Ref
-from mxq.graph.traits import traits_of
 
 _LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
 
@@ -178,6 +177,7 @@ MXNET_191 = BackendSpec(
                 Need("fix_gamma", ("False", "0"), default="True", why="it multiplies by gamma whatever fix_gamma says"),
             ),
             halves_u8=True,
+            absorbs=("relu",),
             output="int8",
             calibrated=True,
         ),
@@ -193,8 +193,6 @@ MXNET_191 = BackendSpec(
     },
 )
 
-NO_RANGES = "(calib_mode is 'none')"
-"""Ends each reason for which an operator is not int8 where ranges are found at run time."""
 _KEEPS_FIRST = f"the int8 fully connected kernel keeps the range of the first batch that it sees {NO_RANGES}"
 _SUM_OVERFLOWS = f"without calibrated ranges the int8 sum may leave 32 bits, and comes out negated {NO_RANGES}"
 
@@ -218,68 +216,10 @@ RUN_TIME = BackendSpec(
         },
         "BatchNorm": f"the int8 kernel of BatchNorm needs calibrated ranges {NO_RANGES}",
     },
+    float_ops=MXNET_191.ops,
+    refuses=run_time.refusal,
 )
 """`MXNET_191` where ranges are found at run time: what is right then (``tests/test_passes_run_time.py``).
 
 A sum that a convolution adds has no row: it is scaled to the units of the products, which may leave 32 bits too.
 """
-
-_LAYERS = tuple(spec.float_op for spec in MXNET_191.ops if spec.role == "compute")
-
-
-def layer_of(node: Node) -> Node | None:
-    """The convolution or fully connected layer that ``node`` is, or that a fused one holds; None for others."""
-    inside = node.subgraphs[0].operators if node.subgraphs else (node,)
-    return next((n for n in inside if n.op in _LAYERS), None)
-
-
-def the_layer_of(node: Node) -> Node:
-    """`layer_of` a node that has one.
-
-    Raises:
-        GraphError: it has none.
-    """
-    layer = layer_of(node)
-    if layer is None:
-        raise GraphError(f"{node.name!r} ({node.op}) holds no layer; allowed: {', '.join(_LAYERS)}, fused or not")
-    return layer
-
-
-def result_of(node: Node) -> Node:
-    """The operator whose result ``node`` gives: of a fused one the last inside it, of another the operator itself."""
-    inside = node.subgraphs[0] if node.subgraphs else None
-    return node if inside is None else inside[inside.heads[0].name]
-
-
-def summand_place(node: Node) -> int | None:
-    """Which input a fused layer + sum, float or int8, adds to what its layer makes; None for others.
-
-    It is the last of what a float one reads; in int8 the bounds of two ranges follow, of its data and of the summand.
-    """
-    if not node.flag("with_sum"):
-        return None
-    return len(node.inputs) - 1 - (4 if node.flag("quantized") else 0)
-
-
-def summand_of(node: Node) -> Ref | None:
-    """The tensor at `summand_place`."""
-    place = summand_place(node)
-    return None if place is None else node.inputs[place]
-
-
-def ranges_read(node: Node) -> dict[int, tuple[Ref, Ref]]:
-    """Of each input of codes of an int8 operator, by its place: the minimum and the maximum of its range."""
-    places = code_places(node)
-    bounds = node.inputs[len(node.inputs) - 2 * len(places) :]
-    return {place: (bounds[2 * i], bounds[2 * i + 1]) for i, place in enumerate(places)}
-
-
-def code_places(node: Node) -> tuple[int, ...]:
-    """The places of an int8 operator's inputs of codes: its data and, of a layer + sum, the summand."""
-    if not traits_of(node).reads_codes:
-        return ()
-    spec = next((spec for spec in MXNET_191.ops if spec.int8_op == node.op), None)
-    if spec is None:
-        return (0,) if traits_of(node).recodes else ()
-    summed = summand_place(node)
-    return (*(spec.data_inputs or range(int(node.number("num_args", 1)))), *(() if summed is None else (summed,)))

@@ -31,158 +31,44 @@ by operation as `Preprocess` does, and "int8" is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mxq import quant
-from mxq.config import LayerConfig, QuantConfig
+from mxq.backends.protocol import Lowered
 from mxq.data.preprocess import Preprocess
-from mxq.errors import ConfigError, GraphError, QuantizeError
+from mxq.errors import GraphError, QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.annotation_text import CENTRED, NORMALIZE, NORMALIZED
 from mxq.graph.ir import INPUT_TYPES, VARIABLE, Array, Graph, Model, Node, Ref, toposort
-from mxq.passes.overrides import LayerChoices
+from mxq.passes.fed_codes import INT8, PIXEL_TOP, UINT8, affine, factor, preprocess_of
 from mxq.quant import MXNET
 from mxq.quant.plan import InputRecord, TensorRecord
-from mxq.quant.thresholds import FIXED, Range, Threshold, Thresholds
-from mxq.rewrite import Trace
-from mxq.rewrite.driver import Event
+from mxq.quant.thresholds import Range
+from mxq.rewrite import Event, Trace
 
-INT8, UINT8, FLOAT32 = "int8", "uint8", "float32"
-CODES, PIXELS = "codes", "pixels"
 _FLAGS = {dtype: flag for flag, dtype in INPUT_TYPES.items()}
-PIXEL_TOP = MXNET.top(quant.UINT8)
-"""The maximum of a u8 range in which a code is a pixel."""
+_FLOAT32 = "float32"
 _QUANTIZE = "_contrib_quantize_v2"
 _STEP = "integer_input"
-_SLACK = 0.02
-"""How far calibration data may lie outside of what pixels can become, as a share of that."""
-_LEAST = 0.02
-"""What share of it they must fill."""
 
 
-def check_input(model: Model, config: QuantConfig) -> None:
-    """Refuses, before anything runs, what `integer_input` could not do.
-
-    Raises:
-        ConfigError: pixels were asked for without ``preprocess``, or that is not allowed.
-        QuantizeError: the network has several inputs.
-    """
-    settings = preprocess_of(config)
-    if config.input_dtype == FLOAT32:
-        return
-    if len(model.inputs) != 1:
-        raise QuantizeError(
-            f"input_dtype is {config.input_dtype!r}, but the network has {len(model.inputs)} inputs "
-            f"({', '.join(model.inputs)}); allowed: a network with one, or 'float32'"
-        )
-    if config.input_dtype == UINT8 and settings is None:
-        raise ConfigError(
-            "input_dtype is 'uint8', but preprocess is missing: how a pixel becomes the network's input; allowed: "
-            "{'mean': [...], 'std': [...], 'scale': 1.0} or a Preprocess, or input_dtype 'int8'"
-        )
-
-
-def preprocess_of(config: QuantConfig) -> Preprocess | None:
-    """The settings that ``config`` holds.
-
-    Raises:
-        FormatError: an unknown field.
-        ConfigError: a field has a value that is not allowed.
-    """
-    return None if config.preprocess is None else Preprocess.from_json(config.preprocess)
-
-
-def choose_codes(model: Model, thresholds: Thresholds, config: QuantConfig) -> tuple[Thresholds, QuantConfig]:
-    """Settings for `quantize_graph` with which the input is coded as it will be fed.
-
-    Args:
-        model: the fused float model.
-        thresholds: of its tensors.
-        config: the user's settings.
-
-    Raises:
-        ConfigError: the settings contradict each other, or ``preprocess`` the data that was calibrated on.
-    """
-    if config.input_dtype == FLOAT32:
-        return thresholds, config
-    name, settings = model.inputs[0], preprocess_of(config)
-    asked = LayerChoices.of(model.graph, config).dtype(name)
-    if config.input_dtype == INT8 and asked == UINT8:
-        raise ConfigError(f"input_dtype is 'int8', but overrides say that {name!r} is 'uint8'; allowed: one of them")
-    if name not in thresholds:
-        return thresholds, config
-    if settings is not None:
-        _check_span(name, thresholds[name], settings)
-    if config.input_dtype == INT8:
-        return thresholds, _with_dtype(config, name, INT8)
-    factor = None if settings is None else _factor(settings)
-    if factor is None or (asked or config.quantized_dtype) == INT8:
-        return thresholds, config
-    whole = Threshold(Range(0.0, PIXEL_TOP * factor), FIXED, source="input_dtype", note="its codes are the pixels")
-    return Thresholds({**thresholds, name: whole}), _with_dtype(config, name, UINT8)
-
-
-def integer_input(
-    model: Model, tensors: Mapping[str, TensorRecord], config: QuantConfig, trace: Trace | None = None
-) -> tuple[Model, Mapping[str, TensorRecord], InputRecord | None]:
-    """Gives the int8 ``model`` the input that ``config`` asks for.
-
-    Args:
-        model: from `quantize_graph`, with the settings of `choose_codes`.
-        tensors: how its int8 tensors are coded.
-        config: the user's settings.
-        trace: told what fired.
-
-    Returns:
-        The model, ``tensors`` for it, and what to feed it; the arguments and None for "float32".
+def with_integer_input(lowered: Lowered, asked: InputRecord | None) -> Lowered:
+    """Gives an int8 network the input that is ``asked`` for, coded as `mxq.passes.fed_codes` has it.
 
     Raises:
         QuantizeError: codes were asked for, but no int8 layer reads the input.
         GraphError: a name that is needed is taken.
     """
-    if config.input_dtype == FLOAT32:
-        return model, tensors, None
-    door = _Door(model, config, trace if trace is not None else Trace())
-    settings = preprocess_of(config)
-    made = door.codes() if config.input_dtype == INT8 or settings is None else door.pixels(settings)
-    gone = {n.name for n in model.graph.operators} - {n.name for n in made.graph.operators}
-    kept = {k: v for k, v in tensors.items() if k not in gone}
-    return made, {**door.records, **kept}, door.input
-
-
-def _check_span(name: str, found: Threshold, settings: Preprocess) -> None:
-    """What was calibrated on can be what ``settings`` make of pixels: the mistake is to forget the settings."""
-    a, b = _affine(settings)
-    low, high = float(b.min()), float((255 * a + b).max())
-    seen, span = found.observed, high - low
-    if seen is None:
-        return
-    inside = seen.min >= low - _SLACK * span and seen.max <= high + _SLACK * span
-    if not inside or seen.max - seen.min < _LEAST * span:
-        raise ConfigError(
-            f"preprocess takes pixels to {low:.6g} .. {high:.6g}, but the data that {name!r} was calibrated on is in "
-            f"{seen.min:.6g} .. {seen.max:.6g}; give the preprocess that this data was made with"
-        )
-
-
-def _affine(settings: Preprocess) -> tuple[Array, Array]:
-    """``a`` and ``b`` of x = a_c * p + b_c, each (C,) float64."""
-    mean, std = np.asarray(settings.mean, np.float64), np.asarray(settings.std, np.float64)
-    return settings.scale / std, (0.0 - mean) / std  # 0, not -0, where there is no mean
-
-
-def _factor(settings: Preprocess) -> float | None:
-    """The number that takes every pixel to the input; None where more is needed."""
-    a, b = _affine(settings)
-    return float(a[0]) if np.all(b == 0) and np.all(a == a[0]) else None
-
-
-def _with_dtype(config: QuantConfig, name: str, dtype: str) -> QuantConfig:
-    others = {k: v for k, v in config.overrides.items() if k != name}
-    mine = replace(config.overrides.get(name, LayerConfig()), dtype=dtype)
-    return replace(config, overrides={**others, name: mine})
+    if asked is None:
+        return lowered
+    door = _Door(lowered.model, asked)
+    settings = preprocess_of(asked)
+    made = door.codes() if asked.dtype == INT8 or settings is None else door.pixels(settings)
+    gone = {n.name for n in lowered.model.graph.operators} - {n.name for n in made.graph.operators}
+    kept = {k: v for k, v in lowered.tensors.items() if k not in gone}
+    return Lowered(made, {**door.records, **kept}, door.input, lowered.trace + Trace(tuple(door.events)))
 
 
 @dataclass
@@ -190,13 +76,13 @@ class _Door:
     """The int8 model's only input, and what becomes of it."""
 
     model: Model
-    config: QuantConfig
-    trace: Trace
+    input: InputRecord
+    records: dict[str, TensorRecord] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.name = self.model.inputs[0]
-        self.records: dict[str, TensorRecord] = {}
-        self.input = InputRecord(self.name, UINT8, PIXELS, preprocess=self.config.preprocess)
+    @property
+    def name(self) -> str:
+        return self.input.name
 
     def codes(self) -> Model:
         """The codes that the quantize node would make are fed."""
@@ -210,13 +96,13 @@ class _Door:
                 "allowed: 'uint8' with preprocess, or 'float32'"
             )
         scale = MXNET.params(quant.INT8, _range(found).min, _range(found).max).scale
-        self.input = InputRecord(self.name, INT8, CODES, float(scale), self.config.preprocess)
+        self.input = replace(self.input, scale=float(scale))
         return self._take_codes(found, INT8)
 
     def pixels(self, settings: Preprocess) -> Model:
         """Pixels are fed: they are codes already, or a convolution makes the codes, or float operators the input."""
-        found, factor = self._quantizer(UINT8), _factor(settings)
-        if found is not None and factor is not None and _range(found).max == float(np.float32(PIXEL_TOP * factor)):
+        found, times = self._quantizer(UINT8), factor(settings)
+        if found is not None and times is not None and _range(found).max == float(np.float32(PIXEL_TOP * times)):
             return self._take_codes(found, UINT8)
         found = found or self._quantizer(INT8)
         if found is None or settings.layout != "NCHW":
@@ -237,7 +123,7 @@ class _Door:
         return self._coded("take_codes", quantize, (), coded, args, dtype)
 
     def _normalize(self, quantize: Node, settings: Preprocess) -> Model:
-        name, (a, b) = self.name + NORMALIZE, _affine(settings)
+        name, (a, b) = self.name + NORMALIZE, affine(settings)
         dtype, low, high = quantize.attrs["out_type"], f"{self.name}_min", f"{self.name}_max"
         weight = np.diag(a * (MXNET.top(quant.INT8) / quant.INT8.highest)).astype(np.float32)
         args = {
@@ -261,7 +147,7 @@ class _Door:
         name = self.name
         shape = (1, -1, 1, 1) if settings.layout == "NCHW" else (1, 1, 1, -1)
         args = {f"{name}_{k}": np.asarray(getattr(settings, k), np.float32).reshape(shape) for k in ("mean", "std")}
-        cast = Node(f"{name}_cast", "Cast", {"dtype": FLOAT32}, (Ref(name),))
+        cast = Node(f"{name}_cast", "Cast", {"dtype": _FLOAT32}, (Ref(name),))
         scaled = Node(f"{name}_scaled", "_mul_scalar", {"scalar": repr(float(settings.scale))}, (cast.out,))
         centred = Node(name + CENTRED, "broadcast_sub", {}, (scaled.out, Ref(f"{name}_mean")))
         divided = Node(name + NORMALIZED, "broadcast_div", {}, (centred.out, Ref(f"{name}_std")))
@@ -297,12 +183,12 @@ class _Door:
         added = (*nodes, *(Node(k, VARIABLE) for k in args))
         taken = [n.name for n in added if n.name in graph]
         if taken:
-            raise GraphError(f"input_dtype {self.config.input_dtype!r} needs the name {taken[0]!r}, but a node has it")
+            raise GraphError(f"input_dtype {self.input.dtype!r} needs the name {taken[0]!r}, but a node has it")
         others = (n for n in graph if n.name not in (self.name, dropped))
         rewired = (replace(n, inputs=tuple(moved.get(r, r) for r in n.inputs)) for n in others)
         heads = tuple(moved.get(h, h) for h in graph.heads)
         fed = graph[self.name].with_attrs(__dtype__=_FLAGS[dtype])
-        self.trace.events.append(Event(_STEP, rule, self.name))
+        self.events.append(Event(_STEP, rule, self.name))
         return self.model.with_graph(toposort((fed, *added, *rewired), heads, graph.attrs), args)
 
 
