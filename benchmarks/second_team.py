@@ -3,8 +3,8 @@
     python benchmarks/second_team.py [NET] [--repeats 5]
 
 Each figure is of a fresh process that imports MXNet alone; processes take turns. "copied" has made one ``mx.nd.array``
-of 602,112 values first, in its own thread (see `mxq.host.machine.keep_one_team`); "one team" has too, with the variable
-set.
+of 602,112 values first, in its own thread (see `mxq.host.machine.disable_parallel_copy`); "one team" has too, with the
+variable set.
 """
 
 from __future__ import annotations

@@ -54,11 +54,11 @@ class QuantizedModel(tuple[Any, dict[str, Any], dict[str, Any]]):
         return result
 
 
-def _then_one_team(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def _releasing_threads(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``function``, which runs networks and reads what they give, and then leaves OpenMP's threads to MXNet's engine.
 
     With those that it starts in this thread ResNet-50 takes half as long again at batch 1, see
-    `mxq.host.machine.keep_one_team`.
+    `mxq.host.machine.disable_parallel_copy`.
     """
 
     @wraps(function)
@@ -66,12 +66,12 @@ def _then_one_team(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         finally:
-            threads.end_own_team()
+            threads.release_openmp_threads()
 
     return wrapped
 
 
-@_then_one_team
+@_releasing_threads
 def quantize_net(
     net: runtime.Net = None,
     calib_data: object = None,
@@ -128,7 +128,7 @@ def quantize_net(
     return runtime.reported_block(quantized.model, quantized.report)
 
 
-@_then_one_team
+@_releasing_threads
 def quantize_model(
     sym: Any,
     arg_params: Mapping[str, Any],
@@ -173,7 +173,7 @@ def quantize_model(
     return QuantizedModel.of(_quantize(model, given, _config(config, options, logger), ctx, logger))
 
 
-@_then_one_team
+@_releasing_threads
 def calibrate(
     net: runtime.Net,
     calib_data: object = None,
@@ -206,7 +206,7 @@ def calibrate(
     return workflow.calibrate(net, given, _config(config, options), logger=_heard(logger)).thresholds
 
 
-@_then_one_team
+@_releasing_threads
 def evaluate(
     net: runtime.Net,
     data: object,
@@ -243,7 +243,7 @@ def evaluate(
     return workflow.evaluate(net, measured, given, batch_size=batch_size, client=client, logger=_heard(logger))
 
 
-@_then_one_team
+@_releasing_threads
 def inspect(
     net: runtime.Net,
     *,
@@ -271,7 +271,7 @@ def inspect(
     return workflow.inspect(net, _config(config, options, logger), epoch=epoch, logger=_heard(logger))
 
 
-@_then_one_team
+@_releasing_threads
 def explain(
     net: runtime.Net,
     node: str,
@@ -299,7 +299,7 @@ def explain(
     return record.explained(found.report, node)
 
 
-@_then_one_team
+@_releasing_threads
 def verify(
     float_net: runtime.Net,
     int8_net: runtime.Net,
@@ -346,7 +346,7 @@ def verify(
     )
 
 
-@_then_one_team
+@_releasing_threads
 def compare(
     a: runtime.Net,
     b: runtime.Net,
@@ -462,7 +462,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:
     report = None
     if record.recorded(target):
         report = record.read(target)
-        unfit = machine.misfit(report.target, machine.detect())
+        unfit = machine.target_mismatch(report.target, machine.detect())
         if unfit:
             LOG.warning("%s: %s", target, unfit)
     block = runtime.read_block(target, epoch)
@@ -470,7 +470,7 @@ def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:
     return block
 
 
-@_then_one_team
+@_releasing_threads
 def sensitivity(
     net: runtime.Net,
     calib_data: object,
@@ -513,7 +513,7 @@ def sensitivity(
     return workflow.sensitivity(net, given, asked, measured, mode=mode, workdir=workdir, logger=_heard(logger))
 
 
-@_then_one_team
+@_releasing_threads
 def tune(
     net: runtime.Net,
     calib_data: object,

@@ -22,7 +22,7 @@ from types import MappingProxyType, ModuleType
 import numpy as np
 
 from mxq.errors import ConfigError, MxqError
-from mxq.host.machine import check_omp_num_threads, keep_one_team
+from mxq.host.machine import check_omp_num_threads, disable_parallel_copy
 from mxq.logs import LOG
 
 NUMPY_ALIASES = MappingProxyType(
@@ -59,7 +59,7 @@ def prepare() -> None:
     check_environment(np.__version__, has_mxnet="mxnet" in sys.modules or importlib.util.find_spec("mxnet") is not None)
     restore_numpy_aliases(np)
     provide_distutils()
-    keep_one_team(os.environ)
+    disable_parallel_copy(os.environ)
 
 
 def check_environment(numpy_version: str, *, has_mxnet: bool) -> None:

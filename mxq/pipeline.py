@@ -46,7 +46,7 @@ from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.refine import (
-    Looked,
+    CalibrationSubset,
     activations,
     analytic,
     equalized,
@@ -57,7 +57,7 @@ from mxq.refine import (
     without_data,
 )
 from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
-from mxq.weights.clip import Asked, clip_weights
+from mxq.weights.clip import WeightObserverRequest, clip_weights
 
 
 @dataclass(frozen=True)
@@ -421,7 +421,7 @@ def _built(
     if not looks_again(config) or runner is None or data is None:
         return _fitted(prepared, calibrated), (f"{blind}: there is no calibration data",) if needed else ()
     try:
-        built = _fitted(prepared, calibrated, Looked.at(runner, prepared.fused, data, config))
+        built = _fitted(prepared, calibrated, CalibrationSubset.at(runner, prepared.fused, data, config))
     except RuntimeFailure as error:
         return _fitted(prepared, calibrated), (f"{blind}: {error}",) if needed else ()
     return built, built.warnings
@@ -437,7 +437,7 @@ def target_of(config: QuantConfig) -> str:
     return machine.resolve_target(config.target, machine.detect())
 
 
-def _fitted(prepared: Prepared, calibrated: Calibrated, looked: Looked | None = None) -> _Built:
+def _fitted(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """What `_chosen` gives, with layers in float that would be poor ones in int8."""
     kept, records = dict[str, str](), dict[str, SaturationRecord]()
     built = _chosen(prepared, calibrated.thresholds, looked)
@@ -470,7 +470,7 @@ def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
     return frozenset(n.name for n in shifted.operators if (n.note.unshifted or n.name) in found)
 
 
-def _chosen(prepared: Prepared, thresholds: Thresholds, looked: Looked | None = None) -> _Built:
+def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
     config, spec = prepared.config, prepared.backend.spec
     aligned = _aligned(prepared, thresholds, looked)
@@ -508,7 +508,7 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
     return {**clipped, **weights, **both}
 
 
-def _aligned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None) -> QuantizedNetwork:
+def _aligned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None) -> QuantizedNetwork:
     """What tensors have to have in common, and the signs and order of channels that the target's kernels need.
 
     Args:
@@ -526,7 +526,7 @@ def _aligned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None) 
     return network if network.exact else network.after(PAIR_CHANNELS)
 
 
-def _assigned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None) -> QuantizedNetwork:
+def _assigned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None) -> QuantizedNetwork:
     """The types that kernels and settings ask for, of channels scaled by what is ``looked`` at."""
     config, fused, trace = prepared.config, prepared.fused, NO_EVENTS
     requests = requested(prepared.choices, config)
@@ -545,7 +545,7 @@ def _assigned(prepared: Prepared, thresholds: Thresholds, looked: Looked | None)
     )
 
 
-def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:
+def _asked_of_weights(prepared: Prepared) -> dict[str, WeightObserverRequest]:
     """What is to look at the weight of each int8 layer."""
     config, choices, table = prepared.config, prepared.choices, prepared.backend.spec
     found = {}
@@ -555,7 +555,7 @@ def _asked_of_weights(prepared: Prepared) -> dict[str, Asked]:
             names = (node.name, node.inputs[1].name)  # an override may name the layer or its weight
             chosen = next(filter(None, map(choices.weight_calib_mode, names)), config.weight_calib_mode)
             sources = (choices.source(name, "weight_calib_mode") for name in names)
-            found[node.name] = Asked(chosen, next(filter(None, sources), "weight_calib_mode"))
+            found[node.name] = WeightObserverRequest(chosen, next(filter(None, sources), "weight_calib_mode"))
     return found
 
 

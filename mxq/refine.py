@@ -35,7 +35,7 @@ from mxq.weights.grid import grid_of, on_grid
 from mxq.weights.layer import Layer, choose
 from mxq.weights.live import peak_bytes
 from mxq.weights.methods import BiasMethod, Methods
-from mxq.weights.walk import Setting, Walked, record_of, walk
+from mxq.weights.walk import LayerwiseConfig, Walked, record_of, walk
 
 BLIND: Final = "without a look at calibration data"
 NO_DATA: Final = f"weights are rounded to the nearest code, {BLIND}"
@@ -54,7 +54,7 @@ MEMORY: Final = 3 << 30
 
 
 @dataclass(frozen=True)
-class Looked:
+class CalibrationSubset:
     """Calibration data to look at again: ``feeds``, the ``runner`` for it, and whether a batch may be ``cut``."""
 
     runner: Runner
@@ -62,7 +62,7 @@ class Looked:
     cut: bool = True
 
     @staticmethod
-    def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> Looked:
+    def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> CalibrationSubset:
         """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`.
 
         Of a network whose batches cannot be cut, whole batches, at least one.
@@ -71,15 +71,15 @@ class Looked:
         chosen = _taken(data, asked)
         first = next(chosen, None)
         if first is None:
-            return Looked(runner, [])
+            return CalibrationSubset(runner, [])
         whole = first if examples_in(first) > 1 else next(iter(data))
         cut, single = can_be_cut(runner, model, whole), examples_in(whole) == 1
         cost = _Cost.of(runner, model, taken(first, slice(1)) if cut or single else next(iter(data)))
         most = min(asked, max(1, cost.room(first)))
         if not cut and not single:
-            return Looked(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
+            return CalibrationSubset(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
         kept = chain((first,), chosen) if most == asked else _taken(data, most)
-        return Looked(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
+        return CalibrationSubset(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
 
     def some(self, examples: int) -> list[Feed]:
         """The first so many examples, or the batches that hold them."""
@@ -145,13 +145,13 @@ def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Ite
             return
 
 
-def activations(looked: Looked, network: QuantizedNetwork) -> dict[str, Array]:
+def activations(looked: CalibrationSubset, network: QuantizedNetwork) -> dict[str, Array]:
     """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
     model, int8 = network.fused, network.plan.quantized
     return samples_of(looked, model, [n for n in model.graph.operators if n.name in int8 and _is_dense(n)])
 
 
-def samples_of(looked: Looked, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
+def samples_of(looked: CalibrationSubset, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
     """Samples of what ``nodes`` read, layers without groups, by name."""
     return sampled(looked.runner, model, nodes, looked.pieces(AT_ONCE))
 
@@ -161,17 +161,19 @@ def _is_dense(node: Node) -> bool:
     return layer is not None and int(layer.number("num_group", 1)) == 1
 
 
-def equalized(looked: Looked, model: Model, thresholds: Thresholds) -> tuple[Model, Thresholds, Trace]:
+def equalized(looked: CalibrationSubset, model: Model, thresholds: Thresholds) -> tuple[Model, Thresholds, Trace]:
     """The network with channels scaled, and which; see `mxq.weights.equalize`."""
     seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
     model, thresholds, names = equalize(model, thresholds, seen)
     return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in names))
 
 
-def refined(looked: Looked, network: QuantizedNetwork, spec: BackendSpec, config: QuantConfig) -> Walked:
+def refined(looked: CalibrationSubset, network: QuantizedNetwork, spec: BackendSpec, config: QuantConfig) -> Walked:
     """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`."""
     places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
-    return walk(looked.runner, Setting(with_biases(network), spec, config.methods, places, sweeps), looked.feeds)
+    return walk(
+        looked.runner, LayerwiseConfig(with_biases(network), spec, config.methods, places, sweeps), looked.feeds
+    )
 
 
 def rounded(network: QuantizedNetwork, config: QuantConfig) -> tuple[QuantizedNetwork, dict[str, WeightRecord]]:

@@ -8,6 +8,6 @@
 """
 
 from mxq.host.cores import launch_lines, plan, split, usable_cores
-from mxq.host.openmp import end_own_team, use, use_physical_cores
+from mxq.host.openmp import release_openmp_threads, use, use_physical_cores
 
-__all__ = ["end_own_team", "launch_lines", "plan", "split", "usable_cores", "use", "use_physical_cores"]
+__all__ = ["launch_lines", "plan", "release_openmp_threads", "split", "usable_cores", "use", "use_physical_cores"]

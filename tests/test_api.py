@@ -920,7 +920,7 @@ def test_to_symbol_of_a_model_is_accepted_as_a_tuple() -> None:
 def test_the_callers_own_threads_end_with_the_call(monkeypatch, fails):
     """They take time from MXNet's engine, in which the network runs next."""
     ended = []
-    monkeypatch.setattr(mxq.threads, "end_own_team", lambda: ended.append(True))
+    monkeypatch.setattr(mxq.threads, "release_openmp_threads", lambda: ended.append(True))
     if fails:
         with pytest.raises(mxq.MxqError):
             mxq.quantize_net(small(), X, calib_mode="of nobody")

@@ -215,14 +215,14 @@ class TestQuantize:
     ) -> None:
         monkeypatch.setitem(refine.EXAMPLES, "default", 4)
         seen = []
-        at = refine.Looked.at
+        at = refine.CalibrationSubset.at
 
         def spied(*args: Any) -> Any:
             looked = at(*args)
             seen.extend(looked.feeds)
             return looked
 
-        monkeypatch.setattr(refine.Looked, "at", staticmethod(spied))
+        monkeypatch.setattr(refine.CalibrationSubset, "at", staticmethod(spied))
         common = ("quantize", nets / "tiny", "--data", nets / "pictures", *PICTURES, "--out", tmp_path / "q")
         run(*common, "--num-calib-examples", "8")
         source = open_source(nets / "pictures", ("data",), Preprocess(mean=[127], std=[60], crop=[SIDE, SIDE]))

@@ -19,7 +19,7 @@ import pytest
 
 from mxq import observers
 from mxq.calibration.collect import Checkpoint, collect
-from mxq.calibration.statistics import Statistics, Stretch
+from mxq.calibration.statistics import DataSegment, Statistics
 from mxq.config import Budget
 from mxq.data.feeding import feeds
 from mxq.errors import CalibrationError, DataError, FormatError, GraphError, RuntimeFailure
@@ -251,7 +251,7 @@ def uninterrupted() -> dict[str, Any]:
     found = bits(collect(NumpyRunner(), model(), numbered(), TABLE, progress=False))
     (stretch,) = found["stretches"]
     assert (stretch.name, stretch.batches, stretch.examples, stretch.complete) == ("", LAST, 48, True)
-    return {**found, "stretches": (Stretch("train", stretch.first, 48, LAST, complete=True),), "network": NETWORK}
+    return {**found, "stretches": (DataSegment("train", stretch.first, 48, LAST, complete=True),), "network": NETWORK}
 
 
 def test_a_checkpoint_changes_no_bit_and_ends_complete(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
@@ -454,7 +454,7 @@ def test_merged_statistics_are_no_checkpoint(tmp_path: Path) -> None:
         collect(NumpyRunner(), model(), numbered(x), TABLE, progress=False, checkpoint=kept(tmp_path / name, data=name))
         for name, x in (("train", MANY[:24]), ("val", MANY[24:]))
     ]
-    parts[0].merge(Statistics(parts[1].states, (Stretch("val", "x", 1, 1, complete=False),), NETWORK)).save(file)
+    parts[0].merge(Statistics(parts[1].states, (DataSegment("val", "x", 1, 1, complete=False),), NETWORK)).save(file)
     with pytest.raises(
         CalibrationError, match=r"s\.npz holds statistics of 'train', 'val', this run is on 'train'; give another"
     ):

@@ -246,10 +246,10 @@ def test_apply_threads_leaves_the_users_choice() -> None:
 
 def test_copies_start_no_second_team_unless_the_user_says_so() -> None:
     environ: dict[str, str] = {}
-    machine.keep_one_team(environ)
+    machine.disable_parallel_copy(environ)
     assert environ == {"MXNET_CPU_PARALLEL_SIZE": "2147483647"}
     chosen = {"MXNET_CPU_PARALLEL_SIZE": "5000"}
-    machine.keep_one_team(chosen)
+    machine.disable_parallel_copy(chosen)
     assert chosen == {"MXNET_CPU_PARALLEL_SIZE": "5000"}
 
 
@@ -291,9 +291,9 @@ def test_native_is_this_machine() -> None:
 
 def test_only_a_network_for_vnni_is_wrong_elsewhere() -> None:
     with_vnni, without = described(), described(flags=C5_FLAGS)
-    assert "quantize it with target='avx512'" in machine.misfit("avx512_vnni", without)
+    assert "quantize it with target='avx512'" in machine.target_mismatch("avx512_vnni", without)
     fits = [("avx512_vnni", with_vnni), ("avx2", with_vnni), ("avx2", without), ("", without)]
-    assert [machine.misfit(*pair) for pair in fits] == ["", "", "", ""]
+    assert [machine.target_mismatch(*pair) for pair in fits] == ["", "", "", ""]
 
 
 @pytest.mark.parametrize("flags", ["avx512f avx512bw avx512vl avx512dq avx512_vnni avx2", C5_FLAGS, "avx2", "sse4_1"])

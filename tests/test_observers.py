@@ -22,12 +22,12 @@ from mxq.observers import (
     AutoParams,
     EntropyObserver,
     EntropyParams,
-    Extent,
     FixedObserver,
     FixedParams,
     HistogramState,
     MeanStdObserver,
     MeanStdParams,
+    MinMax,
     MovingObserver,
     MovingParams,
     MovingState,
@@ -208,7 +208,7 @@ def test_states_are_frozen() -> None:
     with pytest.raises(ValueError, match="read-only"):
         state.counts[0] = 1
     with pytest.raises(FrozenInstanceError):
-        state.extent = Extent()
+        state.extent = MinMax()
     with pytest.raises(FrozenInstanceError):
         state.extent.count = 3
     with pytest.raises(ValueError, match="read-only"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mxq.errors import DataError, FormatError
-from mxq.observers import EntropyObserver, Extent, HistogramState, kernels
+from mxq.observers import EntropyObserver, HistogramState, MinMax, kernels
 from mxq.observers.histogram import HALF, MIN_EXPONENT
 from mxq.quant import UINT8
 
@@ -93,7 +93,7 @@ def test_no_nan_goes_unseen_between_the_extremes(sign: int, payload: int, others
     codes[place] = sign + payload
     assert np.isnan(kernels.extremes(codes.view(np.float32))).any()
     with pytest.raises(DataError, match=r"^1 of 10 values are not finite \(1 NaN, 0 Inf\)$"):
-        Extent().update(codes.view(np.float32))
+        MinMax().update(codes.view(np.float32))
 
 
 # ------------------------------------------------------------------------------------------------ count
@@ -201,10 +201,10 @@ LARGE = np.random.default_rng(3).standard_normal(5 * kernels.PIECE + 17).astype(
 
 def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [LARGE, 100 * LARGE[::-1].copy(), LARGE[:5]]
-    found, extent = fold(many), Extent().update(LARGE)
+    found, extent = fold(many), MinMax().update(LARGE)
     monkeypatch.setattr(kernels, "_pool", lambda: (None, 1))
     assert bits(found) == bits(fold(many))
-    assert extent == Extent().update(LARGE) == Extent(LARGE.size, float(LARGE.min()), float(LARGE.max()))
+    assert extent == MinMax().update(LARGE) == MinMax(LARGE.size, float(LARGE.min()), float(LARGE.max()))
 
 
 @pytest.mark.parametrize("place", [0, kernels.PIECE, LARGE.size // 2, LARGE.size - 1])
@@ -214,7 +214,7 @@ def test_what_is_not_finite_is_found_in_any_piece(threads: int, value: float, pl
     x[place] = value
     nans, infinite = int(math.isnan(value)), int(math.isinf(value))
     message = rf"^1 of {x.size} values are not finite \({nans} NaN, {infinite} Inf\)$"
-    for empty in (Extent(), HistogramState()):
+    for empty in (MinMax(), HistogramState()):
         with pytest.raises(DataError, match=message):
             empty.update(x)
 
@@ -345,7 +345,7 @@ def test_arrays_hold_all_of_a_state(data: list[Any]) -> None:
     state = fold(data)
     assert bits(HistogramState.from_arrays(state.to_arrays())) == bits(state)
     assert not HistogramState.from_arrays(state.to_arrays()).counts.flags.writeable
-    assert Extent.from_arrays(state.extent.to_arrays()) == state.extent
+    assert MinMax.from_arrays(state.extent.to_arrays()) == state.extent
 
 
 def changed(**values: Any) -> dict[str, np.ndarray]:
@@ -371,7 +371,7 @@ def test_arrays_of_no_state_are_refused(case: str) -> None:
 
 def test_a_negative_number_of_values_is_refused() -> None:
     with pytest.raises(FormatError, match=r"^statistics are damaged: -1 values between 0\.0 and 1\.0$"):
-        Extent.from_arrays({"count": np.array(-1), "bounds": np.float32([0, 1])})
+        MinMax.from_arrays({"count": np.array(-1), "bounds": np.float32([0, 1])})
 
 
 # ------------------------------------------------------------------------------------------------ reading it

@@ -26,7 +26,7 @@ from helpers import TARGETS, assert_golden, has_vnni
 from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
-from mxq.passes.avgpool_to_depthwise import AVERAGES, never_negative
+from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE, never_negative
 from mxq.rewrite import run_pass
 
 pytestmark = pytest.mark.kernels
@@ -44,11 +44,11 @@ def sized(*lines: str) -> Model:
 
 def test_structure_and_numbers(update_goldens):
     model = sized(*HEAD)
-    result, trace = run_pass(AVERAGES, model)
+    result, trace = run_pass(AVGPOOL_TO_DEPTHWISE, model)
     assert trace.fired("window_average") == 1
     assert_golden(write_text(result.graph), GOLDENS / "averages.txt", update=update_goldens)
     assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
-    assert rewritten(AVERAGES, result) is result
+    assert rewritten(AVGPOOL_TO_DEPTHWISE, result) is result
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_structure_and_numbers(update_goldens):
 def test_other_windows(pool, body):
     """After a tensor with negative values there is no ReLU."""
     model = sized(*body, pool, fc("f", "p"), "return f")
-    result = rewritten(AVERAGES, model)
+    result = rewritten(AVGPOOL_TO_DEPTHWISE, model)
     assert op_names(result).count("Activation") == 2 * (len(body) - 1)
     assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
 
@@ -110,19 +110,19 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     lines, reason = REFUSED[name]
-    assert any(reason in found for found in refusals(AVERAGES, sized(*lines), "window_average"))
+    assert any(reason in found for found in refusals(AVGPOOL_TO_DEPTHWISE, sized(*lines), "window_average"))
 
 
 @pytest.mark.parametrize(
     "pool", [POOL.replace("avg", "max"), POOL.replace("(7, 7)", "(4, 4)"), POOL + ' global_pool="True"']
 )
 def test_not_meant(pool):
-    assert not refusals(AVERAGES, sized(*BODY, pool, fc("f", "p"), "return f"), "window_average")
+    assert not refusals(AVGPOOL_TO_DEPTHWISE, sized(*BODY, pool, fc("f", "p"), "return f"), "window_average")
 
 
 def test_without_parameters():
     """What it needs to know is in the graph."""
-    found = rewritten(AVERAGES, Model(graph(*HEAD)))
+    found = rewritten(AVGPOOL_TO_DEPTHWISE, Model(graph(*HEAD)))
     assert list(found.args) == ["p_window"]
 
 

@@ -24,7 +24,7 @@ from graphs import (
 )
 from helpers import assert_golden
 
-from mxq.backends import BackendSpec, Need
+from mxq.backends import BackendSpec, Requirement
 from mxq.backends.mxnet import MXNET_191
 from mxq.errors import GraphError
 from mxq.graph.ir import Graph, Model, Ref
@@ -351,21 +351,21 @@ class TestNeeds:
     node = graph(conv("c", "data", 'kernel="(3, 3)" num_filter="8" num_group="2"'), "return c")["c"]
 
     def test_the_first_that_is_broken(self):
-        needs = (Need("stride", ("(1, 1)",), default="(1, 1)"), Need("num_group", ("1",)))
+        needs = (Requirement("stride", ("(1, 1)",), default="(1, 1)"), Requirement("num_group", ("1",)))
         spec = replace(MXNET_191.ops[0], needs=needs)
         assert spec.broken_need(self.node) == "num_group is '2'; the int8 kernel takes '1'"
 
     def test_the_value_of_another_attribute(self):
-        need = Need("num_group", ("1",), same_as="num_filter", why="because")
-        assert need.broken_by(self.node) == "num_group is '2'; the int8 kernel takes '1' or '8' (because)"
-        assert need.broken_by(self.node.with_attrs(num_group="8")) == ""
-        assert need.broken_by(self.node.with_attrs(num_filter="2")) == ""
+        need = Requirement("num_group", ("1",), same_as="num_filter", why="because")
+        assert need.violation(self.node) == "num_group is '2'; the int8 kernel takes '1' or '8' (because)"
+        assert need.violation(self.node.with_attrs(num_group="8")) == ""
+        assert need.violation(self.node.with_attrs(num_filter="2")) == ""
 
     def test_only_when(self):
-        need = Need("num_group", ("1",), when={"no_bias": ("True",), "layout": ("", "NCHW")})
-        assert need.broken_by(self.node) == ""
-        assert need.broken_by(self.node.with_attrs(no_bias="True"))
-        assert need.broken_by(self.node.with_attrs(no_bias="True", layout="NHWC")) == ""
+        need = Requirement("num_group", ("1",), when={"no_bias": ("True",), "layout": ("", "NCHW")})
+        assert need.violation(self.node) == ""
+        assert need.violation(self.node.with_attrs(no_bias="True"))
+        assert need.violation(self.node.with_attrs(no_bias="True", layout="NHWC")) == ""
 
     def test_unknown_operators_say_so(self):
         assert MXNET_191.find("no_such_op") is None

@@ -9,7 +9,7 @@ from mxq import pipeline
 from mxq.config import LayerConfig, QuantConfig
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Graph, Model, Node
-from mxq.passes.overrides import LayerChoices, Setting, views
+from mxq.passes.overrides import Chosen, LayerChoices, views
 
 
 def fused() -> Graph:
@@ -98,8 +98,8 @@ class TestValues:
     def test_later_patterns_win_field_by_field(self):
         found = chosen(**{"*": {"dtype": "int8", "calib_mode": "mse"}, "out": {"dtype": "uint8"}})
         assert found.table["out"] == {
-            "dtype": Setting("uint8", "overrides 'out'"),
-            "calib_mode": Setting("mse", "overrides '*'"),
+            "dtype": Chosen("uint8", "overrides 'out'"),
+            "calib_mode": Chosen("mse", "overrides '*'"),
         }
         assert found.dtype("data") == "int8"
         assert chosen(**{"out": {"dtype": "uint8"}, "*": {"dtype": "int8"}}).dtype("out") == "int8"
@@ -123,7 +123,7 @@ class TestValues:
         assert {found.source("out", other) for other in others} == {""}
 
     def test_false_is_a_setting(self):
-        assert chosen(out={"quantize": False}).table["out"] == {"quantize": Setting(False, "overrides 'out'")}
+        assert chosen(out={"quantize": False}).table["out"] == {"quantize": Chosen(False, "overrides 'out'")}
 
     def test_a_list_is_a_threshold_too(self):
         assert chosen(out={"threshold": [-1, 2]}).threshold("out") == (-1.0, 2.0)

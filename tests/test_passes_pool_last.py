@@ -22,7 +22,7 @@ from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
-from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
+from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.rewrite import run_pass
 from mxq.runtime import MxnetRunner
 from mxq.verification import verify
@@ -40,11 +40,11 @@ IN_A_NETWORK = (
 def test_structure_and_numbers(update_goldens):
     """A pooled branch of Inception; the padding is averaged, too, and has no bias."""
     model = build(*BRANCH)
-    result, trace = run_pass(POOL_LAST, model)
+    result, trace = run_pass(AVGPOOL_AFTER_CONV1X1, model)
     assert trace.fired("pool_last") == 1
     assert_golden(write_text(result.graph), GOLDENS / "pool_last.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
-    assert rewritten(POOL_LAST, result) is result
+    assert rewritten(AVGPOOL_AFTER_CONV1X1, result) is result
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_structure_and_numbers(update_goldens):
 @pytest.mark.parametrize("bias", [False, True])
 def test_other_averages(pool, bias):
     model = build(pool, conv("c", "p", FEWER, bias=bias), "return c")
-    result = rewritten(POOL_LAST, model)
+    result = rewritten(AVGPOOL_AFTER_CONV1X1, model)
     assert op_names(result) == ["Convolution", "Convolution"]
     assert_same_outputs(model, result, **CLOSE)
 
@@ -81,11 +81,11 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     lines, reason = REFUSED[name]
-    assert any(reason in found for found in refusals(POOL_LAST, build(*lines), "pool_last"))
+    assert any(reason in found for found in refusals(AVGPOOL_AFTER_CONV1X1, build(*lines), "pool_last"))
 
 
 def test_a_weight_that_is_fed():
-    assert refusals(POOL_LAST, Model(graph(*BRANCH)), "pool_last") == ["the weight of 'c' is no parameter"]
+    assert refusals(AVGPOOL_AFTER_CONV1X1, Model(graph(*BRANCH)), "pool_last") == ["the weight of 'c' is no parameter"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_weight_that_is_fed():
     ],
 )
 def test_not_meant(lines):
-    assert not refusals(POOL_LAST, build(*lines, "return c"), "pool_last")
+    assert not refusals(AVGPOOL_AFTER_CONV1X1, build(*lines, "return c"), "pool_last")
 
 
 def test_verify_compares_what_both_networks_make():

@@ -25,7 +25,7 @@ from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
-from mxq.passes.conv1x1_to_dense import POOLED_DENSE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
 from mxq.passes.shapes import image_channels, is_pooled
 from mxq.rewrite import run_pass
 
@@ -44,24 +44,24 @@ SQUEEZE = (
 
 def test_squeeze_and_excitation(update_goldens):
     model = build(*SQUEEZE, "return y")
-    result, trace = run_pass(POOLED_DENSE, model)
+    result, trace = run_pass(CONV1X1_TO_DENSE, model)
     assert [trace.fired(r) for r in ("pooled_dense", "activate_before_reshape", "flatten_column")] == [2, 2, 1]
     layers = ["FullyConnected", "Activation"]
     assert op_names(result) == ["Convolution", "Pooling", *layers, *layers, "Reshape", "broadcast_mul"]
     assert_golden(write_text(result.graph), GOLDENS / "pooled_dense.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
-    assert rewritten(POOLED_DENSE, result) is result
+    assert rewritten(CONV1X1_TO_DENSE, result) is result
 
 
 def test_the_names_of_the_original_layers_stay_known():
-    result = rewritten(POOLED_DENSE, build(*SQUEEZE, "return y"))
+    result = rewritten(CONV1X1_TO_DENSE, build(*SQUEEZE, "return y"))
     origins = {n.op + str(n.origins) for n in result.graph.operators}
     assert {"FullyConnected('s',)", "FullyConnected('e',)"} <= origins
 
 
 def test_a_result_that_is_an_output_keeps_its_name_and_shape():
     model = build(*SQUEEZE[:3], "return s")
-    result = rewritten(POOLED_DENSE, model)
+    result = rewritten(CONV1X1_TO_DENSE, model)
     assert op_names(result)[-2:] == ["FullyConnected", "Reshape"]
     assert run(result)[0].shape == (2, 4, 1, 1)
     assert_same_outputs(model, result, **CLOSE)
@@ -85,18 +85,18 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_is_not_about(name):
     model = Model(graph(*REFUSED[name]), {"s_weight": np.zeros((8, 8, 1, 1), np.float32)})
-    assert rewritten(POOLED_DENSE, model) is model
+    assert rewritten(CONV1X1_TO_DENSE, model) is model
 
 
 def test_a_shared_weight_is_refused():
     lines = (conv("c", "data"), POOL, conv("s", "p", CONV1), "t = exp(s_weight)", "return s, t")
-    found = refusals(POOLED_DENSE, build(*lines), "pooled_dense")
+    found = refusals(CONV1X1_TO_DENSE, build(*lines), "pooled_dense")
     assert found == ["the weight 's_weight' is not a parameter of this layer alone"]
 
 
 def test_a_transposed_weight_is_noticed():
     model = build(conv("c", "data"), POOL, conv("s", "p", CONV1), "return s")
-    result = rewritten(POOLED_DENSE, model)
+    result = rewritten(CONV1X1_TO_DENSE, model)
     wrong = replace(result, args={**result.args, "s_weight": result.args["s_weight"].T})
     with pytest.raises(AssertionError, match="Not equal"):
         assert_same_outputs(model, wrong, **CLOSE)

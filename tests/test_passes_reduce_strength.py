@@ -11,7 +11,7 @@ from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
-from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION, REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION, REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION
 from mxq.rewrite import apply_rules
 
 ROUNDED = {"rtol": 2e-6, "atol": 1e-6}
@@ -88,7 +88,7 @@ def test_repeats_become_a_deconvolution():
     assert_same_outputs(model, result, **EXACT)
 
 
-@pytest.mark.parametrize("step", [REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT])
+@pytest.mark.parametrize("step", [REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION])
 def test_nothing_to_do_returns_the_same_object(step):
     model = build(conv("c", "data"), "r = Activation(c) " + RELU, "return r")
     assert rewritten(step, model) is model

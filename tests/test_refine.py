@@ -23,7 +23,7 @@ from mxq.errors import DataError, RuntimeFailure
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.pipeline import Quantized
-from mxq.refine import EXAMPLES, NO_DATA, Looked
+from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
 from mxq.weights.live import peak_bytes
 
@@ -77,7 +77,7 @@ class TestLookedAt:
                 yield {"data": np.full((self.size, *SHAPE[1:]), i, np.float32)}
 
     def looked(self, batches: Any, effort: str = "default") -> list[int]:
-        found = Looked.at(MxnetRunner(), build(*NET), batches, QuantConfig(effort=effort))
+        found = CalibrationSubset.at(MxnetRunner(), build(*NET), batches, QuantConfig(effort=effort))
         return [len(f["data"]) for f in found.feeds]
 
     @pytest.mark.parametrize("effort", EXAMPLES)
@@ -97,7 +97,7 @@ class TestLookedAt:
         assert self.looked(self.Batches(5, 3)) == [5, 5, 5]
 
     def test_the_first_examples_in_order(self) -> None:
-        found = Looked.at(MxnetRunner(), build(*NET), self.Batches(40), QuantConfig())
+        found = CalibrationSubset.at(MxnetRunner(), build(*NET), self.Batches(40), QuantConfig())
         assert [f["data"].flat[0] for f in found.feeds] == [0, 1]
 
     @pytest.mark.parametrize(("room", "sizes"), [(10, [4, 4, 2]), (3, [3]), (0, [1])])
@@ -226,7 +226,7 @@ class TestSizes:
         rng = np.random.default_rng(0)
         feeds = [{"data": rng.standard_normal((t, n, 4)).astype(np.float32)} for t, n in ((9, 6), (4, 8), (13, 3))]
         model = build(*lines, data=(9, 6, 4))
-        looked = Looked.at(MxnetRunner(), model, feeds, QuantConfig(effort=effort))
+        looked = CalibrationSubset.at(MxnetRunner(), model, feeds, QuantConfig(effort=effort))
         assert not looked.cut
         assert [f["data"].shape for f in looked.feeds] == [f["data"].shape for f in feeds]
         assert [f["data"].shape for f in looked.pieces(2)] == [f["data"].shape for f in feeds]
@@ -287,7 +287,7 @@ class TestSizes:
         large = {"data": np.tile(DATA[:2], (1, 1, 4, 4))}
         one = peak_bytes(MxnetRunner(), model, {"data": DATA[:1]})
         monkeypatch.setattr(refine, "MEMORY", 2 * one * (2 + 16))
-        looked = Looked.at(MxnetRunner(), model, [small, large, small], QuantConfig())
+        looked = CalibrationSubset.at(MxnetRunner(), model, [small, large, small], QuantConfig())
         assert [f["data"].shape for f in looked.feeds] == [small["data"].shape, (1, CHANNELS, 24, 24)]
 
     @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -11,7 +11,7 @@ from mxq.errors import GraphError
 from mxq.graph.ir import Model
 from mxq.rewrite import (
     NO_EVENTS,
-    NOT_MEANT,
+    NO_MATCH,
     Any_,
     Contract,
     Event,
@@ -150,7 +150,7 @@ class TestApplyRules:
     def test_a_node_that_is_not_meant_leaves_no_trace(self):
         class Shy(Merge):
             def check(self, model, found):
-                return NOT_MEANT
+                return NO_MATCH
 
         model = Model(graph("a = log(data)", "b = exp(a)", "return b"))
         result, trace = apply_rules(model, (Shy(),))

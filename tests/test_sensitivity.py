@@ -31,7 +31,7 @@ from mxq.tuning.kept_data import Remembered, WithLabels
 from mxq.tuning.layer_sensitivity import BOTH, ONE_FLOAT, ONE_INT8, Subject, measured, noise, ordered
 from mxq.tuning.material import planned
 from mxq.tuning.replay import Divergence, Replaying
-from mxq.tuning.scoring import Against
+from mxq.tuning.scoring import FloatAgreement
 
 NET = (
     conv("conv0", "data", bias=False),
@@ -164,12 +164,12 @@ class TestData:
 
 class TestAgainst:
     def test_float_against_itself(self, net: Model) -> None:
-        found = Against(net, [{"data": X}], MxnetRunner()).measure(net)
+        found = FloatAgreement(net, [{"data": X}], MxnetRunner()).measure(net)
         assert found == {"sqnr": math.inf, "kl": 0.0, "agreement": 1.0}
 
     def test_float_runs_once(self, net: Model) -> None:
         runs = Runs()
-        judge = Against(net, [{"data": X[:10]}, {"data": X[10:]}], runs, answers=True)
+        judge = FloatAgreement(net, [{"data": X[:10]}, {"data": X[10:]}], runs, answers=True)
         other = Model(net.graph, dict(net.args), net.auxs)
         first = judge.measure(other)
         assert runs.count == 4
@@ -182,7 +182,7 @@ class TestAgainst:
 
         monkeypatch.setattr(replay, "MOST_BYTES", 10 * 10 * 4)  # a batch of ten examples, ten classes
         runs = Runs()
-        judge = Against(net, [{"data": X[:10]}, {"data": X[10:]}], runs)
+        judge = FloatAgreement(net, [{"data": X[:10]}, {"data": X[10:]}], runs)
         other = Model(net.graph, dict(net.args), net.auxs)
         assert judge.measure(other) == judge.measure(other)
         assert runs.count == 4 + 3
@@ -202,7 +202,7 @@ class TestAgainst:
 
     def test_outputs_of_other_kinds_have_no_divergence(self) -> None:
         model = build(conv("conv0", "data"), "return conv0")
-        found = Against(model, [{"data": X}], MxnetRunner()).measure(model)
+        found = FloatAgreement(model, [{"data": X}], MxnetRunner()).measure(model)
         assert found == {"sqnr": math.inf}
 
     def test_recall(self) -> None:
@@ -386,7 +386,7 @@ class TestSensitivity:
     def test_alone_in_float_is_as_excluded_by_hand(self, net: Model) -> None:
         found = mxq.sensitivity(net, X, mode="one-float", num_calib_examples="100%")
         by_hand = mxq.quantize_net(net, X, exclude_layers="conv2", effort="fast", num_calib_examples="100%")
-        numbers = Against(net, [{"data": X}], MxnetRunner()).measure(mxq_model(by_hand))
+        numbers = FloatAgreement(net, [{"data": X}], MxnetRunner()).measure(mxq_model(by_hand))
         (row,) = (row for row in found.layers if row.layer == "relu2")
         assert row.only_float == pytest.approx(numbers, rel=1e-6)
 

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from mxq import observers
 from mxq.calibration import statistics as module
-from mxq.calibration.statistics import Statistics, Stretch, merge
+from mxq.calibration.statistics import DataSegment, Statistics, merge
 from mxq.errors import CalibrationError, FormatError
 from mxq.observers import AutoObserver
 from mxq.observers.histogram import HistogramState
@@ -51,7 +51,7 @@ def collected(data: Any, name: str = "train", *, complete: bool = True, first: s
     """All of `TENSORS` have seen the same data."""
     states = {tensor: fold(spec, data) for tensor, spec in TENSORS.items()}
     begun = f"sha of {name}" if first is None else first
-    return Statistics(states, (Stretch(name, begun, 8 * len(data), len(data), complete),), NETWORK)
+    return Statistics(states, (DataSegment(name, begun, 8 * len(data), len(data), complete),), NETWORK)
 
 
 def bits(statistics: Statistics) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def test_what_is_right_inside(tmp_path: Path) -> None:
     """The cases above are wrong for their reasons alone."""
     for about, held in ((ABOUT, EXTENT), (of_kind("moving"), MOVING)):
         np.savez(tmp_path / "a.npz", about=np.array(json.dumps(about)), **held)
-        assert Statistics.load(tmp_path / "a.npz").states["a"].extent == observers.Extent(2, 0.0, 1.0)
+        assert Statistics.load(tmp_path / "a.npz").states["a"].extent == observers.MinMax(2, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -523,7 +523,7 @@ FROM_HISTOGRAMS = (
 @pytest.mark.parametrize("signed", [True, False])
 def test_one_saved_pass_serves_observers_that_come_later(tmp_path: Path, signed: bool) -> None:
     data = X if signed else np.abs(X)
-    Statistics({"a": fold("mse", data)}, (Stretch("d", "f", 12, 3, True),)).save(tmp_path / "a.npz")
+    Statistics({"a": fold("mse", data)}, (DataSegment("d", "f", 12, 3, True),)).save(tmp_path / "a.npz")
     saved = Statistics.load(tmp_path / "a.npz")
     before = bits(saved)
     for spec in FROM_HISTOGRAMS:

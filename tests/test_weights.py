@@ -17,7 +17,7 @@ from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.quant.plan import WeightRecord
 from mxq.runtime import MxnetRunner
-from mxq.weights.clip import Asked, channel_bounds, clip_weights
+from mxq.weights.clip import WeightObserverRequest, channel_bounds, clip_weights
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
 NET = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), fc("fc0", "conv1"), "return fc0")
@@ -68,7 +68,7 @@ def test_clips_to_the_bounds_and_records() -> None:
     model = pipeline.fuse_float(build(*NET))
     layer = next(n for n in model.graph.operators if n.op == "_sg_mkldnn_conv")
     name = layer.inputs[1].name
-    found, records = clip_weights(model, {layer.name: Asked("percentile:90", "overrides 'conv0'")})
+    found, records = clip_weights(model, {layer.name: WeightObserverRequest("percentile:90", "overrides 'conv0'")})
     before, after = model.args[name], found.args[name]
     bounds = channel_bounds(observers.get("percentile:90"), before)[:, None, None, None]
     np.testing.assert_array_equal(after, np.clip(before, -bounds, bounds))
@@ -78,8 +78,8 @@ def test_clips_to_the_bounds_and_records() -> None:
     assert 0.05 < share < 0.15
 
 
-@pytest.mark.parametrize("asked", [{}, {"conv0": Asked("naive", "weight_calib_mode")}])
-def test_nothing_asked_changes_nothing(asked: dict[str, Asked]) -> None:
+@pytest.mark.parametrize("asked", [{}, {"conv0": WeightObserverRequest("naive", "weight_calib_mode")}])
+def test_nothing_asked_changes_nothing(asked: dict[str, WeightObserverRequest]) -> None:
     model = build(*NET)
     found, records = clip_weights(model, asked)
     assert found is model

@@ -16,7 +16,7 @@ from mxq.config import QuantConfig
 from mxq.graph.ir import Model
 from mxq.numerics import sqnr_db
 from mxq.quant.thresholds import Range, Thresholds
-from mxq.refine import FOR_SCALES, Looked, equalized
+from mxq.refine import FOR_SCALES, CalibrationSubset, equalized
 from mxq.rewrite import Trace
 from mxq.runtime import MxnetRunner
 from mxq.verification import verify
@@ -537,7 +537,7 @@ class TestRefined:
     def looked(self, model: Model, data: np.ndarray) -> tuple[pipeline.Prepared, Thresholds, Model, Thresholds, Trace]:
         prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", target="avx512_vnni"))
         ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False).thresholds
-        looked = Looked.at(MxnetRunner(), prepared.fused, [{"data": data}], prepared.config)
+        looked = CalibrationSubset.at(MxnetRunner(), prepared.fused, [{"data": data}], prepared.config)
         return prepared, ranges, *equalized(looked, prepared.fused, ranges)
 
     def test_the_trace_names_the_tensors(self) -> None:

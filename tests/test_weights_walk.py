@@ -20,8 +20,8 @@ from mxq.passes.biases import add_biases
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.runtime import MxnetRunner
 from mxq.weights.grid import on_grid
-from mxq.weights.live import Live, Schedule, alone, ancestors, peak_bytes
-from mxq.weights.walk import Setting, Walked, walk
+from mxq.weights.live import LayerwiseExecutor, Schedule, alone, ancestors, peak_bytes
+from mxq.weights.walk import LayerwiseConfig, Walked, walk
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
 RESIDUAL = (
@@ -69,7 +69,7 @@ class Case:
 
     def walked(self, runner: Any = None, feed: Any = None, target: str = "avx512_vnni", **changes: Any) -> Walked:
         network = decided(self.prepared, self.thresholds, self.model, target=target)
-        setting = Setting(network, self.prepared.backend.spec, self.prepared.config.methods)
+        setting = LayerwiseConfig(network, self.prepared.backend.spec, self.prepared.config.methods)
         given = [{"data": DATA[:20]}, {"data": DATA[20:]}] if feed is None else feed
         return walk(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
 
@@ -267,7 +267,7 @@ class TestLive:
     NET = build(conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "sum = elemwise_add(conv1, relu0)", "return sum")
 
     def test_operators_one_after_the_other_are_the_network(self) -> None:
-        live = Live(MxnetRunner(), {Ref("data"): [DATA[:3], DATA[3:5]]})
+        live = LayerwiseExecutor(MxnetRunner(), {Ref("data"): [DATA[:3], DATA[3:5]]})
         for node in self.NET.graph.operators:
             live.held |= live.run(self.NET, node)
         wanted = [run(self.NET, {"data": d})[0] for d in (DATA[:3], DATA[3:5])]
@@ -276,7 +276,7 @@ class TestLive:
 
     def test_batches_of_one_size_are_not_overwritten(self) -> None:
         """An executable's arrays are valid until its next call."""
-        live = Live(MxnetRunner(), {Ref("data"): [DATA[:2], DATA[2:4]]})
+        live = LayerwiseExecutor(MxnetRunner(), {Ref("data"): [DATA[:2], DATA[2:4]]})
         node = self.NET.graph["conv0"]
         first, second = live.run(self.NET, node)[node.out]
         both = run(alone(self.NET, node), {"data__0": DATA[:4]})[0]
@@ -285,7 +285,7 @@ class TestLive:
     def test_all_outputs_of_an_operator(self) -> None:
         model = build('s = SliceChannel(data) num_outputs="2"', "t = elemwise_add(s:0, s:1)", "return t")
         node = model.graph["s"]
-        live = Live(MxnetRunner(), {Ref("data"): [DATA[:2]]})
+        live = LayerwiseExecutor(MxnetRunner(), {Ref("data"): [DATA[:2]]})
         assert Schedule.of(model.graph.operators).outputs(node) == (Ref("s", 0), Ref("s", 1))
         live.held |= live.run(model, node, (Ref("s", 0), Ref("s", 1)))
         assert_close(live.held[Ref("s", 1)][0], DATA[:2, CHANNELS // 2 :], rtol=0, atol=0)
@@ -312,7 +312,7 @@ class TestLive:
         renamed = build(layer.format("data__0", "w"), "return data__0", data=(3, 8))
         x = DATA[:3, :, 0, 0]
         for net in (model, renamed):
-            live = Live.of(MxnetRunner(), net, [{"data": x}])
+            live = LayerwiseExecutor.of(MxnetRunner(), net, [{"data": x}])
             (node,) = net.graph.operators
             (found,) = live.run(net, node)[node.out]
             assert_close(found, run(net, {"data": x})[0], rtol=1e-6, atol=1e-6)
@@ -338,7 +338,7 @@ class TestLive:
                 return super().compile(model, taps)
 
         feeds = [{"data": DATA[:3, :, 0, 0]}, {"data": DATA[3:5, :, 0, 0]}]
-        live = Live.of(Counting(), self.STATES, feeds)
+        live = LayerwiseExecutor.of(Counting(), self.STATES, feeds)
         for node in self.STATES.graph.operators:
             live.held |= live.step(self.STATES, node)
         assert [v.shape for v in live.held[Ref("z")]] == [(3, 8), (2, 8)]
@@ -355,7 +355,7 @@ class TestLive:
                     raise RuntimeFailure("not i")
                 return super().compile(model, taps)
 
-        live = Live.of(Refusing(), self.STATES, [{"data": DATA[:3, :, 0, 0]}])
+        live = LayerwiseExecutor.of(Refusing(), self.STATES, [{"data": DATA[:3, :, 0, 0]}])
         for node in self.STATES.graph.operators:
             live.held |= live.step(self.STATES, node)
         assert set(live.lost) == {Ref("i")}
@@ -364,6 +364,6 @@ class TestLive:
         assert set(live.apart) == {"z", "y", "s"}
 
     def test_forgets(self) -> None:
-        live = Live(MxnetRunner(), {Ref("a"): [DATA], Ref("a", 1): [DATA], Ref("b"): [DATA]})
+        live = LayerwiseExecutor(MxnetRunner(), {Ref("a"): [DATA], Ref("a", 1): [DATA], Ref("b"): [DATA]})
         live.forget(["a"])
         assert list(live.held) == [Ref("b")]

@@ -9,7 +9,7 @@ from typing import Final
 
 from mxq.backends.layers import layer_of, result_of, summand_of, summand_place, the_layer_of
 from mxq.backends.protocol import Backend, Lowered
-from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
+from mxq.backends.spec import BackendSpec, OpSpec, PostOp, Requirement
 from mxq.registry import Registry
 
 __all__ = [
@@ -17,9 +17,9 @@ __all__ = [
     "Backend",
     "BackendSpec",
     "Lowered",
-    "Need",
     "OpSpec",
     "PostOp",
+    "Requirement",
     "default",
     "get",
     "layer_of",

@@ -1,4 +1,4 @@
-"""The vocabulary of a capability table: `OpSpec`, its conditions (`Need`) and what fuses after it (`PostOp`)."""
+"""The vocabulary of a capability table: `OpSpec`, its conditions (`Requirement`) and what fuses after it (`PostOp`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OutputRule = Literal["post_op", "same", "int8", "widest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class Requirement:
     """A condition on an attribute: its value is among ``allowed``, or it is a tuple with one of ``ranks`` entries.
 
     Attributes:
@@ -41,7 +41,7 @@ class Need:
     why: str = ""
     int8_only: bool = False
 
-    def broken_by(self, node: Node) -> str:
+    def violation(self, node: Node) -> str:
         """Why ``node`` does not meet it; empty where it does."""
         if any(node.attrs.get(attr, "") not in values for attr, values in self.when.items()):
             return ""
@@ -127,7 +127,7 @@ class OpSpec:
     role: Role
     fused_op: str = ""
     data_inputs: tuple[int, ...] = (0,)
-    needs: tuple[Need, ...] = ()
+    needs: tuple[Requirement, ...] = ()
     output: OutputRule = "same"
     calibrated: bool = False
     s8_only: bool = False
@@ -144,7 +144,7 @@ class OpSpec:
     def broken_need(self, node: Node, *, int8: bool = True) -> str:
         """The first condition of the int8 (or float) kernel that ``node`` breaks, in words; empty where all hold."""
         needs = (need for need in self.needs if int8 or not need.int8_only)
-        return next((b for need in needs if (b := need.broken_by(node))), "")
+        return next((b for need in needs if (b := need.violation(node))), "")
 
     def reduces_exactly(self, node: Node) -> bool:
         """Whether ``exact`` holds for ``node``."""

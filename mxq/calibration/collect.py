@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from mxq.calibration.statistics import Statistics, Stretch
+from mxq.calibration.statistics import DataSegment, Statistics
 from mxq.data.feed import examples_in
 from mxq.data.feeding import Feeds
 from mxq.errors import CalibrationError, DataError, StorageError
@@ -178,7 +178,7 @@ class _Fold:
     inputs: tuple[Ref, ...]
     watched: Watched
     states: dict[Ref, Any]
-    stretch: Stretch
+    stretch: DataSegment
     network: Mapping[str, object]
 
     @staticmethod
@@ -195,7 +195,7 @@ class _Fold:
         inputs = tuple(ref for ref in observers if ref.name in model.inputs)
         made = [ref for ref in observers if ref.name not in model.inputs]
         states = {ref: start.states[str(ref)] if start else o.empty() for ref, o in observers.items()}
-        named = Stretch(name=checkpoint.data) if checkpoint else Stretch()
+        named = DataSegment(name=checkpoint.data) if checkpoint else DataSegment()
         return _Fold(
             observers=observers,
             inputs=inputs,
@@ -247,7 +247,7 @@ class _Fold:
         self.states, self.stretch = states, stretch  # both or, where an interrupt comes, neither
 
 
-def _check_first(stretch: Stretch, feed: Mapping[str, Array]) -> None:
+def _check_first(stretch: DataSegment, feed: Mapping[str, Array]) -> None:
     """Refuses data that does not begin as the one seen before."""
     first = _checksum(feed)
     if first != stretch.first:

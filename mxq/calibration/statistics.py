@@ -31,7 +31,7 @@ FORMAT: Final = "mxq-statistics/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class DataSegment:
     """Data that was seen, in one go or in several.
 
     Attributes:
@@ -59,7 +59,7 @@ class Statistics:
     """
 
     states: Mapping[str, State] = field(default_factory=dict)
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[DataSegment, ...] = ()
     network: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -235,7 +235,7 @@ class _About:
     format: str
     network: dict[str, Any]
     tensors: list[_Tensor]
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[DataSegment, ...]
 
 
 def _about(archive: Archive) -> _About:

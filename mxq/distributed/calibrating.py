@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mxq import observers as known
 from mxq import pipeline
 from mxq.calibration.collect import alone
-from mxq.calibration.statistics import Statistics, Stretch
+from mxq.calibration.statistics import DataSegment, Statistics
 from mxq.distributed.jobs import Run
 from mxq.distributed.partitions import Partitions
 from mxq.distributed.tasks import Collecting, Job, Seen, merged
@@ -162,7 +162,7 @@ class Total:
     network: Mapping[str, object]
     path: Path | None
     states: Mapping[str, Any]
-    stretches: dict[str, Stretch]
+    stretches: dict[str, DataSegment]
     due: float = 0.0
 
     @staticmethod
@@ -179,7 +179,7 @@ class Total:
             FormatError: it is no file of statistics.
         """
         states = {str(ref): observer.empty() for ref, observer in observers.items()}
-        total = Total(observers, network, path, states, {key: Stretch(key) for key in partitions.keys})
+        total = Total(observers, network, path, states, {key: DataSegment(key) for key in partitions.keys})
         if path is None:
             return total
         tidy(path.parent)

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from mxq import evaluation
 from mxq.calibration.collect import collect
-from mxq.calibration.statistics import Stretch
+from mxq.calibration.statistics import DataSegment
 from mxq.data.feeding import feeds
 from mxq.errors import DataError, MxqError, ReadError, of_surroundings
 from mxq.evaluation import ALL, Metric, Tally
@@ -28,7 +28,7 @@ class Task(Protocol[R_co]):
 class Seen:
     """The statistics of one partition, the ``stretch``: tensor -> state."""
 
-    stretch: Stretch
+    stretch: DataSegment
     states: dict[str, State]
 
 

@@ -19,7 +19,7 @@ class RouteKind(Enum):
     AVERAGED_PIXELS = "makes one pixel of what was averaged"
     SUBSAMPLING = "the pixels that are read, by pooling of one each"
     FLATTENED = "between a convolution and a fully connected layer, which MXNet's kernel does not read as it is"
-    POOLED_DENSE = "a fully connected layer for a 1x1 convolution over a pooled image, which MXNet's memory planning does not stand"  # noqa: E501
+    CONV1X1_TO_DENSE = "a fully connected layer for a 1x1 convolution over a pooled image, which MXNet's memory planning does not stand"  # noqa: E501
     DENSE_PART = "a dense part of a grouped convolution, whose int8 kernel scales weights by other channels' maxima"
     OTHER = ""
     """Of another release of mxq."""

@@ -66,8 +66,8 @@ def plan(instances: int = 1, threads: int | None = None, machine: Machine | None
 def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRAM) -> tuple[str, ...]:
     """A shell line for each of ``sets``: ``program`` on one thread per CPU, held on these.
 
-    It has one team of threads (`mxq.host.machine.keep_one_team`), and is held with ``taskset``, or where the machine
-    has several NUMA nodes with ``numactl``, which also keeps memory near.
+    It has one team of threads (`mxq.host.machine.disable_parallel_copy`), and is held with ``taskset``, or where the
+    machine has several NUMA nodes with ``numactl``, which also keeps memory near.
     """
     node_of = {cpu: core.node for core in machine.topology for cpu in core.cpus}
     numa = len(set(node_of.values())) > 1

@@ -169,7 +169,7 @@ def resolve_target(asked: str, machine: Machine) -> str:
     return machine.target if machine.target in TARGETS[:3] else "avx2"
 
 
-def misfit(target: str, machine: Machine) -> str:
+def target_mismatch(target: str, machine: Machine) -> str:
     """Why a network made for ``target`` may be wrong on ``machine``, one sentence; "" where it is not.
 
     A network made for a CPU without VNNI is right everywhere.
@@ -351,7 +351,7 @@ NEVER: Final = str(2**31 - 1)
 """The largest value that it can have: no copy is made with OpenMP."""
 
 
-def keep_one_team(environ: MutableMapping[str, str]) -> None:
+def disable_parallel_copy(environ: MutableMapping[str, str]) -> None:
     """Has MXNet copy arrays without OpenMP, unless the user has said otherwise; it reads that with its first copy.
 
     Operators run on OpenMP threads that the engine's worker started; ``mx.nd.array`` copies in the thread that calls
@@ -400,7 +400,7 @@ def _thread_advice(machine: Machine, environ: Mapping[str, str]) -> list[str]:
 
 def _network_advice(machine: Machine, made: str) -> list[str]:
     """Whether a network made for ``made`` should be made again for this CPU. All without VNNI add alike."""
-    if unfit := misfit(made, machine):
+    if unfit := target_mismatch(made, machine):
         return [f"the network: {unfit}"]
     if made in ("", VNNI) or machine.saturates:
         return []

@@ -66,7 +66,7 @@ def use(count: int | None = None, cores: Iterable[int] | None = None) -> int:
         pin(held)
     if "mxnet" in sys.modules:
         _set_in_engine(threads)
-        end_own_team()
+        release_openmp_threads()
         if not _after_fork:
             os.register_at_fork(after_in_parent=lambda: _set_in_engine(_after_fork[0]))
         _after_fork[:] = [threads]
@@ -174,10 +174,11 @@ def _set_in_engine(count: int) -> None:
         raise ConfigError(f"MXNet's engine did not take {count} threads within {PATIENCE:g} s; call it before mxnet")
 
 
-def end_own_team() -> None:
+def release_openmp_threads() -> None:
     """Ends the OpenMP threads of this thread, such as reading an output in oneDNN's layout or a large copy starts.
 
-    They slow the engine's down (see `mxq.host.machine.keep_one_team`), and come back where they are needed again.
+    They slow the engine's down (see `mxq.host.machine.disable_parallel_copy`), and come back where they are needed
+    again.
     """
     with suppress(OSError, AttributeError):  # another OpenMP, or libgomp before GCC 9
         ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(_PAUSE_HARD)

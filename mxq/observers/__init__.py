@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mxq.observers.auto import AutoObserver, AutoParams
-from mxq.observers.base import Arrays, Extent, Observer, State
+from mxq.observers.base import Arrays, MinMax, Observer, State
 from mxq.observers.entropy import EntropyObserver, EntropyParams
 from mxq.observers.fixed import FixedObserver, FixedParams
 from mxq.observers.histogram import HistogramObserver, HistogramState
 from mxq.observers.kernels import in_parallel
-from mxq.observers.minmax import ExtentObserver, NaiveObserver, NaiveParams
+from mxq.observers.minmax import MinMaxObserver, NaiveObserver, NaiveParams
 from mxq.observers.moments import MeanStdObserver, MeanStdParams, NormObserver, NormParams
 from mxq.observers.moving import MovingObserver, MovingParams, MovingState
 from mxq.observers.mse import MseObserver, MseParams
@@ -31,7 +31,7 @@ _ALL: Final[tuple[Observer[Any], ...]] = (
 for _observer in _ALL:
     register(_observer)
 
-STATES: Final[dict[str, Any]] = {state.kind: state for state in (Extent, HistogramState, MovingState)}
+STATES: Final[dict[str, Any]] = {state.kind: state for state in (MinMax, HistogramState, MovingState)}
 """Kind of state, as a file names it -> its class; see `state_class` for those of other packages."""
 
 
@@ -63,14 +63,14 @@ __all__ = [
     "AutoParams",
     "EntropyObserver",
     "EntropyParams",
-    "Extent",
-    "ExtentObserver",
     "FixedObserver",
     "FixedParams",
     "HistogramObserver",
     "HistogramState",
     "MeanStdObserver",
     "MeanStdParams",
+    "MinMax",
+    "MinMaxObserver",
     "MovingObserver",
     "MovingParams",
     "MovingState",

@@ -1,4 +1,4 @@
-"""The observer protocol, and `Extent`, the part of a state that all observers keep.
+"""The observer protocol, and `MinMax`, the part of a state that all observers keep.
 
 An observer is a pure fold over the batches of one tensor::
 
@@ -59,7 +59,7 @@ class State(Protocol):
         ...
 
     @property
-    def extent(self) -> Extent: ...
+    def extent(self) -> MinMax: ...
 
     def to_arrays(self) -> Arrays:
         """Everything in the state as arrays of numbers, for a file."""
@@ -171,7 +171,7 @@ class StateObserver:
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class MinMax:
     """How many values were seen and between which bounds (exact, in activation units)."""
 
     kind: ClassVar[str] = "extent"
@@ -181,7 +181,7 @@ class Extent:
     min: float = math.inf
     max: float = -math.inf
 
-    def update(self, x: Floats) -> Extent:
+    def update(self, x: Floats) -> MinMax:
         """The extent of these values and those of ``x`` ((n,) float32, contiguous).
 
         Raises:
@@ -192,14 +192,14 @@ class Extent:
         low, high = kernels.extremes(x)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise _not_finite(x)
-        return self.merge(Extent(x.size, low, high))
+        return self.merge(MinMax(x.size, low, high))
 
-    def merge(self, other: Extent) -> Extent:
+    def merge(self, other: MinMax) -> MinMax:
         """The extent of both."""
-        return Extent(self.count + other.count, min(self.min, other.min), max(self.max, other.max))
+        return MinMax(self.count + other.count, min(self.min, other.min), max(self.max, other.max))
 
     @property
-    def extent(self) -> Extent:
+    def extent(self) -> MinMax:
         return self
 
     @property
@@ -211,11 +211,11 @@ class Extent:
         return {"count": np.array(self.count, np.int64), "bounds": self.bounds}
 
     @staticmethod
-    def from_arrays(arrays: Arrays) -> Extent:
-        return Extent.from_bounds(int(arrays["count"]), arrays["bounds"])
+    def from_arrays(arrays: Arrays) -> MinMax:
+        return MinMax.from_bounds(int(arrays["count"]), arrays["bounds"])
 
     @staticmethod
-    def from_bounds(count: int, bounds: NDArray[Any]) -> Extent:
+    def from_bounds(count: int, bounds: NDArray[Any]) -> MinMax:
         """The extent of ``count`` values between ``bounds``, (2,) float32.
 
         Raises:
@@ -224,7 +224,7 @@ class Extent:
         low, high = (float(b) for b in bounds)
         if not 0 <= count <= MOST_VALUES or (count > 0 and not -math.inf < low <= high < math.inf):
             raise damaged(f"{count} values between {low} and {high}")
-        return Extent(count, low, high) if count else Extent()
+        return MinMax(count, low, high) if count else MinMax()
 
     @property
     def range(self) -> Range | None:

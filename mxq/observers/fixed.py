@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from mxq.errors import ConfigError
 from mxq.observers.base import State
-from mxq.observers.minmax import ExtentObserver
+from mxq.observers.minmax import MinMaxObserver
 from mxq.observers.registry import NeedsParams
 from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
@@ -31,7 +31,7 @@ class FixedParams:
 
 
 @dataclass(frozen=True)
-class FixedObserver(ExtentObserver, NeedsParams):
+class FixedObserver(MinMaxObserver, NeedsParams):
     """What is known beforehand: [0, 6] after ReLU6, [0, 1] after a sigmoid."""
 
     name: ClassVar[str] = "fixed"

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.observers import kernels
-from mxq.observers.base import MOST_VALUES, Arrays, Extent, Floats, Layout, StateObserver, damaged, flat
+from mxq.observers.base import MOST_VALUES, Arrays, Floats, Layout, MinMax, StateObserver, damaged, flat
 from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
@@ -59,11 +59,11 @@ class HistogramState:
 
     kind: ClassVar[str] = "histogram"
     layout: ClassVar[Layout] = MappingProxyType(
-        {"counts": ("int64", (2 * HALF + 1,)), "bounds": Extent.layout["bounds"]}
+        {"counts": ("int64", (2 * HALF + 1,)), "bounds": MinMax.layout["bounds"]}
     )
     statistic: ClassVar[str] = kind
     counts: Counts = field(default_factory=_no_counts)
-    extent: Extent = field(default_factory=Extent)
+    extent: MinMax = field(default_factory=MinMax)
 
     @property
     def exponent(self) -> int:
@@ -152,7 +152,7 @@ class HistogramState:
         if counts.shape != (2 * HALF + 1,) or counts.min() < 0 or counts.max() > MOST_VALUES // HALF:
             held = f", from {counts.min()} to {counts.max()}" if counts.size else ""
             raise damaged(f"counts of shape {counts.shape}{held}")
-        state = HistogramState(_frozen(counts), Extent.from_bounds(int(counts.sum()), bounds))
+        state = HistogramState(_frozen(counts), MinMax.from_bounds(int(counts.sum()), bounds))
         if beyond := int(counts.sum() - state.cropped().sum()):
             raise damaged(
                 f"{beyond:,} values beyond {state.extent.min} .. {state.extent.max}, its least and its largest"
@@ -203,7 +203,7 @@ class HistogramObserver(StateObserver, ABC):
 
         Args:
             state: of at least two different values.
-            spec: what codes are to be, settled for these values (`Extent.settled`).
+            spec: what codes are to be, settled for these values (`MinMax.settled`).
             scheme: how scales will follow from the range.
         """
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from numpy.typing import ArrayLike
 
-from mxq.observers.base import Extent, State, StateObserver, flat
+from mxq.observers.base import MinMax, State, StateObserver, flat
 from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
@@ -23,27 +23,27 @@ class NaiveParams:
 
 
 @dataclass(frozen=True)
-class ExtentObserver(StateObserver):
-    """An observer whose state is an `Extent`, which every other state holds too; a subclass writes `range`."""
+class MinMaxObserver(StateObserver):
+    """An observer whose state is a `MinMax`, which every other state holds too; a subclass writes `range`."""
 
     name: ClassVar[str]
-    statistic: ClassVar[str] = Extent.statistic
+    statistic: ClassVar[str] = MinMax.statistic
 
     def reads(self, statistic: str) -> bool:
         return True
 
-    def empty(self) -> Extent:
-        return Extent()
+    def empty(self) -> MinMax:
+        return MinMax()
 
-    def update(self, state: Extent, x: ArrayLike) -> Extent:
+    def update(self, state: MinMax, x: ArrayLike) -> MinMax:
         return state.update(flat(x))
 
-    def merge(self, a: Extent, b: Extent) -> Extent:
+    def merge(self, a: MinMax, b: MinMax) -> MinMax:
         return a.merge(b)
 
 
 @dataclass(frozen=True)
-class NaiveObserver(ExtentObserver):
+class NaiveObserver(MinMaxObserver):
     """Covers every value seen, so nothing of the calibration data saturates and outliers cost resolution.
 
     The range is the observed (min, max) as it is, for any spec: a non-negative tensor keeps its minimum >= 0, from

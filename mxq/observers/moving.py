@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxq.errors import ConfigError
-from mxq.observers.base import Arrays, Extent, Layout, StateObserver, damaged, flat
+from mxq.observers.base import Arrays, Layout, MinMax, StateObserver, damaged, flat
 from mxq.quant import MXNET, QuantSpec, Scheme
 from mxq.quant.thresholds import Range
 
@@ -33,13 +33,13 @@ class MovingState:
 
     kind: ClassVar[str] = "moving"
     layout: ClassVar[Layout] = MappingProxyType(
-        {"momentum": ("float64", ()), "batches": ("int64", ()), "averages": ("float64", (4,)), **Extent.layout}
+        {"momentum": ("float64", ()), "batches": ("int64", ()), "averages": ("float64", (4,)), **MinMax.layout}
     )
     momentum: float
     batches: int = 0
     first: Pair = (0.0, 0.0)
     sum: Pair = (0.0, 0.0)
-    extent: Extent = field(default_factory=Extent)
+    extent: MinMax = field(default_factory=MinMax)
 
     @property
     def statistic(self) -> str:
@@ -79,7 +79,7 @@ class MovingState:
         momentum, batches = float(arrays["momentum"]), int(arrays["batches"])
         if not (0 <= momentum < 1 and batches >= 0):
             raise damaged(f"moving averages of {batches} batches with momentum {momentum}")
-        return MovingState(momentum, batches, first, total, Extent.from_arrays(arrays))
+        return MovingState(momentum, batches, first, total, MinMax.from_arrays(arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class MovingObserver(StateObserver):
         return MovingState(self.params.momentum)
 
     def update(self, state: MovingState, x: ArrayLike) -> MovingState:
-        seen = Extent().update(flat(x))
+        seen = MinMax().update(flat(x))
         if not seen.count:
             return state
         weight = 1 - self.params.momentum

@@ -22,7 +22,7 @@ from mxq.graph.ir import Model, origins
 from mxq.passes.avgpool_to_depthwise import as_depthwise
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
 
 
@@ -36,9 +36,9 @@ class PoolLast:
     def check(self, model: Model, match: Match) -> Reject | None:
         pool, conv = match["pool"], match["conv"]
         if pool.attrs.get("pool_type") != "avg" or is_global_pooling(pool) or not is_pointwise(conv):
-            return NOT_MEANT
+            return NO_MATCH
         if not is_of_images(pool) or stride_of(pool) != (1, 1) or stride_of(conv) != (1, 1):
-            return NOT_MEANT
+            return NO_MATCH
         if pads(pool) and not pool.flag("count_include_pad", default=True):
             return Reject("at its edges the pooling averages fewer values", (pool.name,))
         weight = model.args.get(conv.inputs[1].name)
@@ -64,4 +64,4 @@ def _run(model: Model) -> tuple[Model, Trace]:
     return apply_rules(model, (PoolLast(),), "pool_last")
 
 
-POOL_LAST = Pass("pool_last", _run, requires=(FLOAT,), ensures=(FLOAT,))
+AVGPOOL_AFTER_CONV1X1 = Pass("pool_last", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -27,7 +27,7 @@ from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref, origins
 from mxq.graph.traits import traits_of
 from mxq.passes.shapes import image_channels, is_global_pooling, is_of_images, pads
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 LARGE = 25
 """Values in a window. Means of 2x2 or 3x3 take up much of the range."""
@@ -44,9 +44,9 @@ class WindowAverage:
     def check(self, model: Model, match: Match) -> Reject | None:
         pool, x = match.root, match.refs["x"]
         if pool.attrs.get("pool_type") != "avg" or is_global_pooling(pool) or not is_of_images(pool):
-            return NOT_MEANT
+            return NO_MATCH
         if np.prod(pool.ints("kernel")) < LARGE:
-            return NOT_MEANT
+            return NO_MATCH
         if pads(pool) and not pool.flag("count_include_pad", default=True):
             return Reject("at its edges the pooling averages fewer values", (pool.name,))
         if pool.attrs.get("pooling_convention", "valid") != "valid":
@@ -140,4 +140,4 @@ def _run(model: Model) -> tuple[Model, Trace]:
     return apply_rules(model, (WindowAverage(),), "averages")
 
 
-AVERAGES = Pass("averages", _run, requires=(FLOAT,), ensures=(FLOAT,))
+AVGPOOL_TO_DEPTHWISE = Pass("averages", _run, requires=(FLOAT,), ensures=(FLOAT,))

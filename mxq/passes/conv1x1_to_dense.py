@@ -25,7 +25,7 @@ from mxq.graph.ir import Model, Node, origins
 from mxq.graph.traits import Traits, operators, traits_of
 from mxq.passes.shapes import COLUMN, is_column, is_pointwise, is_pooled
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 
 
@@ -44,7 +44,7 @@ class PooledConvolution:
     def check(self, model: Model, match: Match) -> Reject | None:
         conv = match.root
         if not is_pointwise(conv) or not is_pooled(model.graph, match.refs["x"]):
-            return NOT_MEANT
+            return NO_MATCH
         weight = conv.inputs[1].name
         if not model.is_own(weight):
             return Reject(f"the weight {weight!r} is not a parameter of this layer alone", (conv.name,))
@@ -53,7 +53,7 @@ class PooledConvolution:
     def build(self, model: Model, match: Match) -> Rewrite:
         conv = match.root
         attrs = {"num_hidden": conv.attrs["num_filter"], "no_bias": conv.attrs.get("no_bias", "False")}
-        note = Annotation(origins(conv), (Route.of(RouteKind.POOLED_DENSE),))
+        note = Annotation(origins(conv), (Route.of(RouteKind.CONV1X1_TO_DENSE),))
         dense = Node(model.graph.unused(f"{conv.name}_dense"), "FullyConnected", attrs, conv.inputs, note=note)
         column = Node(conv.name, "Reshape", COLUMN, (dense.out,), label=conv.label)
         weight = conv.inputs[1].name
@@ -70,7 +70,7 @@ class ActivateBeforeReshape:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         meant = is_column(match["column"]) and _is_of_one_tensor(traits_of(match["act"]))
-        return single_consumer(model, match) if meant else NOT_MEANT
+        return single_consumer(model, match) if meant else NO_MATCH
 
     def build(self, model: Model, match: Match) -> Rewrite:
         act, column = match["act"], match["column"]
@@ -88,7 +88,7 @@ class FlattenColumn:
     pattern: Op = Op(("FullyConnected", "Flatten"), (Op(("Reshape",), (Any_("x"),), bind="column"),), bind="reader")
 
     def check(self, model: Model, match: Match) -> Reject | None:
-        return None if is_column(match["column"]) and match.root.flag("flatten", default=True) else NOT_MEANT
+        return None if is_column(match["column"]) and match.root.flag("flatten", default=True) else NO_MATCH
 
     def build(self, model: Model, match: Match) -> Rewrite:
         reader = match.root
@@ -100,4 +100,4 @@ def _run(model: Model) -> tuple[Model, Trace]:
     return apply_rules(model, rules, "pooled_dense")
 
 
-POOLED_DENSE = Pass("pooled_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))
+CONV1X1_TO_DENSE = Pass("pooled_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -30,7 +30,7 @@ from mxq.graph.traits import rank_of
 from mxq.passes.candidate_tables import OtherTable, Part, Table, find_table
 from mxq.passes.candidates import Chosen, Maker, choose, gather
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 
 FEW = 1000
 """Up to how many candidates choosing them first is quicker than sorting all; region proposals ask for 6000."""
@@ -48,7 +48,7 @@ class ChooseRows:
     def check(self, model: Model, match: Match) -> Reject | None:
         nms = match.root
         if _is_chosen(model.graph, nms.inputs[0]):
-            return NOT_MEANT
+            return NO_MATCH
         if (refusal := _refusal(model, nms)) is not None:
             return refusal
         if rank_of(model.graph, nms.inputs[0], model.args) != 3:
@@ -91,7 +91,7 @@ class ChooseBoxes:
     def check(self, model: Model, match: Match) -> Reject | None:
         nms = match.root
         if _is_chosen(model.graph, nms.inputs[0]):
-            return NOT_MEANT
+            return NO_MATCH
         try:
             table = find_table(model.graph, nms.inputs[0])
         except OtherTable as other:

@@ -26,7 +26,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref, Runner, origins
 from mxq.passes.avgpool_to_depthwise import averaging, refusal
 from mxq.passes.shapes import is_global_pooling
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 
 Sizes = Mapping[Ref, tuple[int, ...]]
 """Tensor -> its shape at batch 1."""
@@ -105,9 +105,9 @@ class FixedAverage:
     def check(self, model: Model, match: Match) -> Reject | None:
         pool = match.root
         if not is_global_pooling(pool) or pool.attrs.get("pool_type") != "avg":
-            return NOT_MEANT
+            return NO_MATCH
         if len(self.sizes[match.refs["x"]]) != 4:
-            return NOT_MEANT  # a sequence
+            return NO_MATCH  # a sequence
         return refusal(model, pool)
 
     def build(self, model: Model, match: Match) -> Rewrite:
@@ -139,7 +139,7 @@ class FixedSlice:
     def check(self, model: Model, match: Match) -> Reject | None:
         axes = match.root.ints("axes")
         if not axes or 0 in axes or min(axes) < 0 or match.root.name in model.graph.head_names:
-            return NOT_MEANT
+            return NO_MATCH
         return None
 
     def build(self, model: Model, match: Match) -> Rewrite:

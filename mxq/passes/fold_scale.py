@@ -22,7 +22,7 @@ from mxq.graph.ir import Array, Model, Node
 from mxq.passes.shape_only import reads_shape_alone
 from mxq.passes.shapes import image_channels, is_of_images
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, apply_rules
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FoldScale:
         readers = model.graph.consumers[product.name]
         convs = [reader for reader in readers if reader.op == "Convolution"]
         if not convs:
-            return NOT_MEANT
+            return NO_MATCH
         if product.name in model.graph.head_names:
             return Reject("it is an output of the network, whose values must stay", (product.name,))
         return self._factor_refusal(model, match) or next(
@@ -47,7 +47,7 @@ class FoldScale:
     def _factor_refusal(self, model: Model, match: Match) -> Reject | None:
         factor = _factor(model, match)
         if factor is None:
-            return NOT_MEANT
+            return NO_MATCH
         if factor.size > 1 and image_channels(model.graph, match.refs["x"]) != factor.size:
             return Reject(f"nothing shows that {str(match.refs['x'])!r} has {factor.size} channels", (match.root.name,))
         return None

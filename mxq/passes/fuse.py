@@ -31,7 +31,7 @@ from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref, origins
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, exhaust_each
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, exhaust_each
 from mxq.rewrite.rule import single_consumer
 
 _SUM = "elemwise_add"
@@ -160,7 +160,7 @@ class FlattenBetween:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         flattens = the_layer_of(match.root).flag("flatten", default=True)
-        return NOT_MEANT if not flattens or keeps_size(the_layer_of(match["conv"])) else None
+        return NO_MATCH if not flattens or keeps_size(the_layer_of(match["conv"])) else None
 
     def build(self, model: Model, match: Match) -> Rewrite:
         layer = match.root

@@ -24,14 +24,14 @@ from typing import Final, Literal, TypeAlias, TypeVar, get_args
 from mxq.backends import BackendSpec
 from mxq.errors import ConfigError, one_of
 from mxq.logs import LOG
-from mxq.passes.avgpool_after_conv1x1 import POOL_LAST
-from mxq.passes.avgpool_to_depthwise import AVERAGES
-from mxq.passes.conv1x1_to_dense import POOLED_DENSE
+from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
+from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import fuse_float, fuse_int8
-from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_WHAT_IS_LEFT
+from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION
 from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.simplify import SIMPLIFY
 from mxq.passes.split_groups import SPLIT_GROUPS
@@ -90,14 +90,14 @@ for _each in (
     Placed(FOLD_BN, ("prepared",)),
     Placed(FOLD_SCALE, ("prepared",)),
     Placed(REDUCE_STRENGTH, ("prepared",)),
-    Placed(POOL_LAST, ("prepared",)),
+    Placed(AVGPOOL_AFTER_CONV1X1, ("prepared",)),
     Placed(SUBSAMPLE_EARLY, ("prepared",)),
-    Placed(POOLED_DENSE, ("prepared",)),
-    Placed(AVERAGES, ("prepared",)),
+    Placed(CONV1X1_TO_DENSE, ("prepared",)),
+    Placed(AVGPOOL_TO_DEPTHWISE, ("prepared",)),
     Placed(SPLIT_GROUPS, ("fused",)),
     Placed(ForKernels("fuse_int8", fuse_int8), ("fused",)),
     Placed(ForKernels("fuse_float", fuse_float), ("fused_float",)),
-    Placed(REDUCE_WHAT_IS_LEFT, ("fused", "fused_float")),
+    Placed(REDUCE_STRENGTH_AFTER_FUSION, ("fused", "fused_float")),
 ):
     PASSES.register(_each)
 

@@ -10,7 +10,7 @@ from mxq.graph.ir import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Chosen:
     """The ``value`` of one field of a `LayerConfig`, and the ``source`` that set it: "overrides 'stage1_*'"."""
 
     value: object
@@ -24,12 +24,12 @@ class LayerChoices:
     ``calib_mode`` and ``threshold`` are two ways to say the same, so a later one of either replaces both.
     """
 
-    table: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
+    table: Mapping[str, Mapping[str, Chosen]] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: Graph, config: QuantConfig) -> LayerChoices:
         """Resolves ``config.overrides``; a pattern applies to a fused node through any of its members."""
-        table: dict[str, dict[str, Setting]] = {}
+        table: dict[str, dict[str, Chosen]] = {}
         for node in graph:
             seen = tuple(views(node))
             for pattern, layer in config.overrides.items():
@@ -73,12 +73,12 @@ def override_source(pattern: str) -> str:
     return f"overrides {pattern!r}"
 
 
-def _apply(layer: LayerConfig, source: str, settings: dict[str, Setting]) -> None:
+def _apply(layer: LayerConfig, source: str, settings: dict[str, Chosen]) -> None:
     values = {f.name: getattr(layer, f.name) for f in fields(LayerConfig)}
     if layer.calib_mode is not None or layer.threshold is not None:
         settings.pop("calib_mode", None)
         settings.pop("threshold", None)
-    settings.update({name: Setting(value, source) for name, value in values.items() if value is not None})
+    settings.update({name: Chosen(value, source) for name, value in values.items() if value is not None})
 
 
 def views(node: Node) -> Iterator[Node]:

@@ -67,10 +67,10 @@ def partition(
             specs[node.name] = spec
     stem: Mapping[str, str] = {}
     if config.quantize_mode == "smart":
-        reasons |= _lonely(graph, specs)
+        reasons |= _isolated_ops(graph, specs)
         left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
         if config.calib_mode != NONE:
-            reasons |= _coarse(graph, left)
+            reasons |= _head_average_pools(graph, left)
         if config.methods.stem == "float":
             stem = _stem(model, left)
             reasons |= stem
@@ -250,7 +250,7 @@ def _sign_refusal(graph: Graph, node: Node, spec: OpSpec) -> str:
     return ""
 
 
-def _coarse(graph: Graph, names: Iterable[str]) -> dict[str, str]:
+def _head_average_pools(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     """Global average poolings of heads: the int8 kernel keeps the range of what it averages, though means are small.
 
     Of ResNet-50's 256 codes 39 are left, which costs 1.4 dB of its outputs; float costs 1 % of the time. In
@@ -293,7 +293,7 @@ def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _lonely(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
+def _isolated_ops(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
     """Carry nodes that do not lie between two compute nodes, through carry nodes only; exact ones need one."""
     after: set[str] = set()
     before: set[str] = set()

@@ -34,7 +34,7 @@ from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, origins
 from mxq.passes.shapes import image_channels
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Rule, exhaust_each
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Rule, exhaust_each
 from mxq.rewrite.rule import exchanged, single_consumer
 
 _SCALED = ("_div_scalar", "_mul_scalar")
@@ -186,7 +186,7 @@ class PoolBeforePReLU:
     def check(self, model: Model, match: Match) -> Reject | None:
         slopes = _slopes(model, match["act"])
         if slopes is None or match["pool"].attrs.get("pool_type", "max") != "max":
-            return NOT_MEANT
+            return NO_MATCH
         if slopes.min() < 0:
             return Reject(f"a slope is {slopes.min():.3g}, so that the greatest value may change", (match.root.name,))
         return single_consumer(model, match)
@@ -206,7 +206,7 @@ class PReLUAsMaximum:
     def check(self, model: Model, match: Match) -> Reject | None:
         slopes = _slopes(model, match.root)
         if slopes is None:
-            return NOT_MEANT
+            return NO_MATCH
         if slopes.max() > 1:
             return Reject(f"a slope is {slopes.max():.3g}, above one", (match.root.name,))
         if image_channels(model.graph, match.refs["x"]) is None:
@@ -249,7 +249,7 @@ class JoinOnce:
     pattern: Op = Op(("Concat",))
 
     def check(self, model: Model, match: Match) -> Reject | None:
-        return None if _parts(model, match.root) else NOT_MEANT
+        return None if _parts(model, match.root) else NO_MATCH
 
     def build(self, model: Model, match: Match) -> Rewrite:
         outer, parts = match.root, _parts(model, match.root)
@@ -277,4 +277,4 @@ def _pass(name: str, rules: tuple[Rule, ...]) -> Pass:
 
 
 REDUCE_STRENGTH = _pass("reduce_strength", BEFORE_FUSION)
-REDUCE_WHAT_IS_LEFT = _pass("reduce_what_is_left", AFTER_FUSION)
+REDUCE_STRENGTH_AFTER_FUSION = _pass("reduce_what_is_left", AFTER_FUSION)

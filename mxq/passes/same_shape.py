@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 
 from mxq.graph.ir import Model, Node, Ref
 from mxq.graph.traits import Arithmetic, Operand, Traits, operators, traits_of
-from mxq.rewrite import NOT_MEANT, Match, Op, Reject, Rewrite
+from mxq.rewrite import NO_MATCH, Match, Op, Reject, Rewrite
 
 _NAMES: Final[Mapping[Arithmetic, str]] = {
     Arithmetic.ADD: "elemwise_add", Arithmetic.SUBTRACT: "elemwise_sub", Arithmetic.MULTIPLY: "elemwise_mul",
@@ -75,7 +75,7 @@ class OfOneShape:
         if len(node.inputs) == 1 and node.name not in model.graph.head_names:
             return None
         if len(node.inputs) != 2:
-            return NOT_MEANT
+            return NO_MATCH
         if traits_of(node).operand is Operand.BROADCAST and len({self.shapes[ref] for ref in node.inputs}) > 1:
             return Reject("nothing shows that both of its operands have one shape", (node.name,))
         return None

@@ -19,7 +19,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.traits import operators, traits_of
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class SkipElementwise:
     def check(self, model: Model, match: Match) -> Reject | None:
         made = _shape_source(model.graph, match.root)
         if made is None:
-            return NOT_MEANT
+            return NO_MATCH
         if made.name in model.graph.head_names or not all(
             reads_shape_alone(reader, made) for reader in model.graph.consumers[made.name]
         ):
-            return NOT_MEANT  # it is computed anyway
+            return NO_MATCH  # it is computed anyway
         return None
 
     def build(self, model: Model, match: Match) -> Rewrite:
@@ -79,7 +79,7 @@ class LikePredictor:
     def check(self, model: Model, match: Match) -> Reject | None:
         cut, like = match.root, match.refs["like"]
         if model.graph[like.name].op == "Convolution" or match.refs["data"] == like:
-            return NOT_MEANT
+            return NO_MATCH
         axes = cut.ints("axes")
         if not axes or not set(axes) <= {2, 3}:
             return Reject(f"it is cut along axes {axes or 'all'}, not height and width alone", (cut.name,))

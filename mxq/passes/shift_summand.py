@@ -24,7 +24,7 @@ from mxq.graph.ir import Graph, Model, Node
 from mxq.passes.biases import has_bias, with_bias
 from mxq.quant import NetworkPass, QuantizedNetwork
 from mxq.quant.thresholds import Range, Thresholds
-from mxq.rewrite import NO_EVENTS, NOT_MEANT, Match, Op, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_EVENTS, NO_MATCH, Match, Op, Reject, Rewrite, Trace, apply_rules
 
 NAME = "shift_summand"
 _NOT_LINEAR = ("with_sum", "with_act", "with_postsum_act")
@@ -46,7 +46,7 @@ class ShiftSummand:
         reader = match["reader"]
         summand = summand_of(reader)
         if reader.name not in self.network.plan.quantized or summand is None:
-            return NOT_MEANT
+            return NO_MATCH
         row = self.conv.post_op(result_of(reader))
         if row is None or not row.unsigned:
             return Reject("its result is s8, as its summand", (reader.name,))

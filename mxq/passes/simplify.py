@@ -21,7 +21,7 @@ from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Model
 from mxq.graph.traits import OWN_NAME, operators, traits_of
 from mxq.passes.same_shape import RENAMED, OfOneShape, shapes_of
-from mxq.rewrite import NOT_MEANT, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class UseGlobalStats:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         if match.root.flag("use_global_stats"):
-            return NOT_MEANT
+            return NO_MATCH
         if match.root.flag("output_mean_var"):
             return Reject("its batch mean and variance are outputs", (match.root.name,))
         return None
@@ -89,7 +89,7 @@ class ExplicitGamma:
         node = match.root
         gamma = node.inputs[1].name
         if not node.flag("fix_gamma", default=True):
-            return NOT_MEANT
+            return NO_MATCH
         if not model.is_own(gamma):
             return Reject(f"gamma {gamma!r} is not a parameter of this node alone", (node.name,))
         return None

@@ -23,7 +23,7 @@ import numpy as np
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NOT_MEANT, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
 
 VECTOR = 8
@@ -54,7 +54,7 @@ class SplitGroups:
         groups = int(grouped.number("num_group", 1))
         weight = model.args.get(grouped.inputs[1].name)
         if groups == 1 or weight is None or weight.ndim != 4 or weight.shape[1] == 1:
-            return NOT_MEANT
+            return NO_MATCH
         if weight.shape[1] >= VECTOR:
             return Reject(f"its groups of {weight.shape[1]} channels are as quick in float", (grouped.name,))
         if first.number("num_group", 1) != 1:

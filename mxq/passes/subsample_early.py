@@ -28,7 +28,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref, origins
 from mxq.graph.traits import traits_of
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
-from mxq.rewrite import NO_EVENTS, NOT_MEANT, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
+from mxq.rewrite import NO_EVENTS, NO_MATCH, Any_, Event, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import exchanged, single_consumer
 
 NAME = "subsample_early"
@@ -46,7 +46,7 @@ class PoolFirst:
     def check(self, model: Model, match: Match) -> Reject | None:
         conv, pool = match["conv"], match["pool"]
         if pool.attrs.get("pool_type") != "avg" or not is_pointwise(conv) or not _makes_fewer(pool):
-            return NOT_MEANT
+            return NO_MATCH
         if stride_of(conv) != ALL:
             return Reject(f"the convolution has stride {stride_of(conv)}", (conv.name,))
         if pads(pool) and pool.flag("count_include_pad", default=True):

@@ -13,11 +13,11 @@ from mxq.rewrite.driver import (
     run_passes,
 )
 from mxq.rewrite.pattern import Any_, Match, Op, Pattern, match
-from mxq.rewrite.rule import NOT_MEANT, Reject, Rewrite, Rule
+from mxq.rewrite.rule import NO_MATCH, Reject, Rewrite, Rule
 
 __all__ = [
-    "NOT_MEANT",
     "NO_EVENTS",
+    "NO_MATCH",
     "Any_",
     "Contract",
     "Event",

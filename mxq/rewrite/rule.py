@@ -18,7 +18,7 @@ class Reject:
     nodes: tuple[str, ...] = ()
 
 
-NOT_MEANT = Reject("")
+NO_MATCH = Reject("")
 """The pattern matched a node that the rule is not about; nothing to report."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Executable, Graph, Model, Ref, Watched
 from mxq.graph.traits import traits_of
-from mxq.host.openmp import end_own_team
+from mxq.host.openmp import release_openmp_threads
 from mxq.runtime.monitor import Monitor
 from mxq.runtime.mxnet import mx, mxnet_says, to_ndarray, to_symbol
 from mxq.runtime.sizes import Sizes
@@ -208,7 +208,7 @@ class Served:
         self._bound = _Bound(to_symbol(model.graph), model)
         self._outputs = self._bound.forward(feeds)
         _wait(self._outputs)
-        end_own_team()
+        release_openmp_threads()
 
     def __call__(self) -> None:
         self._outputs = self._bound.again()

@@ -77,7 +77,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Asked:
+class UserMetric:
     """The user's function of a network, as a Gluon block, to one number; more is better."""
 
     function: Callable[[Any], float]
@@ -101,7 +101,7 @@ class Asked:
         return {"score": score}
 
 
-class Against:
+class FloatAgreement:
     """Without labels: how far the outputs are from the float network's.
 
     That is their SQNR in dB (of class scores, less their mean), the KL divergence of the softmax in nats, and the share
@@ -166,23 +166,23 @@ def judge_of(
         runner: what runs a network.
         function: the user's own, of a network as a Gluon block.
         data, labels, metric, client, batch_size: see `mxq.distributed.evaluate`. The client serves partitions only.
-        answers: what counts without labels, see `Against`.
+        answers: what counts without labels, see `FloatAgreement`.
 
     Raises:
         ConfigError: labels or a metric without data.
     """
     if function is not None:
-        return Asked(function)
+        return UserMetric(function)
     if data is None:
         for name, given in (("metric", metric), ("labels", labels)):
             if given is not None:
                 raise ConfigError(f"{name} is given without the data that it belongs to; allowed: both, or neither")
-        return Against(reference, batches, runner, answers=answers)
+        return FloatAgreement(reference, batches, runner, answers=answers)
     data, inputs = listed(data), reference.arguments
     asked = metric is not None or labels is not None or isinstance(data, Partitions)
     if asked or has_labels(data, inputs, batch_size):
         return Labelled(data, inputs, runner, metric, labels, client, batch_size)
-    return Against(reference, feeds(data, inputs, ALL, batch_size=batch_size), runner, answers=answers)
+    return FloatAgreement(reference, feeds(data, inputs, ALL, batch_size=batch_size), runner, answers=answers)
 
 
 def name_of(thing: Any) -> str:

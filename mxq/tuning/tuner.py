@@ -33,7 +33,7 @@ from mxq.tuning.driver import CALIBRATION, FLOAT, Driver, Found, Made, seconds_i
 from mxq.tuning.journal import Journal, json_numbers, numbers_of
 from mxq.tuning.layer_sensitivity import ONE_INT8, Meter, Subject, noise, ordered
 from mxq.tuning.material import Material, make, planned
-from mxq.tuning.scoring import Against, Judge
+from mxq.tuning.scoring import FloatAgreement, Judge
 from mxq.tuning.search import Bar, Method, Settings, Space, Trial, strategy
 from mxq.tuning.tuned import Tuned
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
@@ -210,7 +210,7 @@ def _ranked(task: Task, base: Settings, journal: Journal) -> Mapping[str, float]
         shares={},
         config=config,
         make=lambda settings: make(m, settings).model,
-        measure=Against(m.prepared.source, m.data, m.runner).measure,
+        measure=FloatAgreement(m.prepared.source, m.data, m.runner).measure,
         float=m.prepared.source,
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from mxq.graph.ir import Array, Model, Ref, Runner
 from mxq.verification.agreement import Layer
 from mxq.verification.measures import Energy
-from mxq.verification.stored import LEVELS, Held, Reading
+from mxq.verification.stored import LEVELS, Reading, StoredTensor
 from mxq.verification.taps import Part, Tap, cut
 
 
@@ -91,7 +91,7 @@ class LayerTally:
         sources = {ref: i for i, ref in enumerate(self.float_refs)}
         shapes: dict[Ref, tuple[int, ...]] = {}
 
-        def read(held: Held) -> Reading:
+        def read(held: StoredTensor) -> Reading:
             return held.read([candidate(places[ref]) for ref in held.refs])
 
         for i, tap in enumerate(self.taps):

@@ -75,7 +75,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ChangedSetting:
     """A field of the records with two values; None where it is not set."""
 
     name: str
@@ -98,7 +98,7 @@ class Differences:
     decisions: tuple[Decided, ...]
     tensors: tuple[Coded, ...]
     weights: tuple[Weights, ...]
-    settings: tuple[Setting, ...]
+    settings: tuple[ChangedSetting, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _sqnr(first: Array | None, second: Array | None) -> float | None:
     return numerics.sqnr_db(first, second)
 
 
-def _settings(a: Report | None, b: Report | None) -> Iterator[Setting]:
+def _settings(a: Report | None, b: Report | None) -> Iterator[ChangedSetting]:
     if a is None or b is None:
         return
     tables = [{**r.config, **{f"{k} version": v for k, v in r.versions.items()}} for r in (a, b)]
@@ -251,7 +251,7 @@ def _settings(a: Report | None, b: Report | None) -> Iterator[Setting]:
     for name in _union(*tables):
         values = [table.get(name) for table in tables]
         if values[0] != values[1]:
-            yield Setting(name, *values)
+            yield ChangedSetting(name, *values)
 
 
 def _notes(sides: tuple[Side, Side]) -> Iterator[str]:

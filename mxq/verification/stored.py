@@ -29,7 +29,7 @@ _ROUNDS = 0.51
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredTensor:
     """Where the int8 network holds a tensor, and as what.
 
     Attributes:
@@ -83,7 +83,7 @@ class Held:
 class Reading:
     """A tensor of the int8 network in one batch: ``codes``, of which ``step`` make a unit; floats have ``step`` 1."""
 
-    held: Held
+    held: StoredTensor
     codes: Array
     step: float
 
@@ -148,18 +148,18 @@ class Counterparts:
                 return Ref(name, ref.output)
         return self.float_of(node.inputs[0]) if recodes(node) else self._door(node)
 
-    def held(self, ref: Ref) -> Held:
+    def held(self, ref: Ref) -> StoredTensor:
         """How the tensor ``ref`` is held."""
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
         offset = _noted(self.int8.graph, node, lambda note: note.offset).offset
         axis = _noted(self.int8.graph, node, lambda note: note.scale, _carries_scale).axis
         top, stride = _top(self.int8.graph, node), self._stride(node, ref)
-        return Held(self._refs(node, ref), order, scale, offset, top, stride, axis)
+        return StoredTensor(self._refs(node, ref), order, scale, offset, top, stride, axis)
 
-    def around(self, node: Node, own: Ref | None) -> dict[Ref, Held]:
+    def around(self, node: Node, own: Ref | None) -> dict[Ref, StoredTensor]:
         """The nearest tensors before ``node`` that the float network has, but for ``own``, and that are held whole."""
-        found: dict[Ref, Held] = {}
+        found: dict[Ref, StoredTensor] = {}
         seen: set[Ref] = set()
         pending = list(reversed(node.inputs))
         while pending:
@@ -203,7 +203,7 @@ class Counterparts:
 
 
 def channels_of(graph: Graph, node: Node) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """`Held.order` and `Held.scale` of what ``node`` of an int8 network makes."""
+    """`StoredTensor.order` and `StoredTensor.scale` of what ``node`` of an int8 network makes."""
     order = _noted(graph, node, lambda note: note.order).order
     scale = _noted(graph, node, lambda note: note.scale, _carries_scale).scale
     return order, tuple(scale[i] for i in np.argsort(order)) if order and scale else scale

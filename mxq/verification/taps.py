@@ -8,7 +8,7 @@ from typing import Final
 
 from mxq.backends.mxnet.written import DEQUANTIZE, QUANTIZE, REQUANTIZE, is_coded, is_int8
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
-from mxq.verification.stored import Counterparts, Held
+from mxq.verification.stored import Counterparts, StoredTensor
 
 FED: Final = "input"
 """The op of a tap that is an input of integers."""
@@ -29,8 +29,8 @@ class Tap:
     name: str
     op: str
     float: Ref
-    held: Held
-    reads: Mapping[Ref, Held] = field(default_factory=dict)
+    held: StoredTensor
+    reads: Mapping[Ref, StoredTensor] = field(default_factory=dict)
 
     @property
     def int8(self) -> tuple[Ref, ...]:

@@ -22,7 +22,7 @@ from mxq.quant.qparams import Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WeightObserverRequest:
     """The spec of an observer for one layer's weight, and what asked for it."""
 
     observer: str
@@ -50,7 +50,7 @@ def channel_bounds(observer: Observer[Any], weight: Array, spec: QuantSpec = WEI
     return np.minimum(np.array(observers.in_parallel(bound, rows), np.float32), largest)
 
 
-def clip_weights(model: Model, asked: dict[str, Asked]) -> tuple[Model, dict[str, WeightRecord]]:
+def clip_weights(model: Model, asked: dict[str, WeightObserverRequest]) -> tuple[Model, dict[str, WeightRecord]]:
     """Clips the weights of layers.
 
     Args:

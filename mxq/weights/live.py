@@ -58,7 +58,7 @@ def _slots(model: Model, node: Node) -> dict[Ref, str]:
 
 
 @dataclass
-class Live:
+class LayerwiseExecutor:
     """Tensors of a network under way.
 
     Attributes:
@@ -78,10 +78,10 @@ class Live:
     begun: dict[Ref, Batches] = field(default_factory=dict)
 
     @staticmethod
-    def of(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> Live:
+    def of(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]) -> LayerwiseExecutor:
         """Holding the inputs of ``model``."""
         held = {Ref(name): [np.asarray(feed[name]) for feed in feeds] for name in model.inputs}
-        return Live(runner, dict(held), feeds)
+        return LayerwiseExecutor(runner, dict(held), feeds)
 
     def step(self, model: Model, node: Node, outputs: Sequence[Ref] = ()) -> dict[Ref, Batches]:
         """The outputs of ``node`` as `run` gives them or, where it does not run alone, as the whole ``model`` does.
@@ -164,7 +164,7 @@ def passing(
     runner: Runner, model: Model, feeds: Sequence[Mapping[str, Array]]
 ) -> Iterator[tuple[Node, Mapping[Ref, Batches]]]:
     """Runs the network and gives each operator, once it has run, with all tensors that are held at that moment."""
-    live, schedule = Live.of(runner, model, feeds), Schedule.of(model.graph.operators)
+    live, schedule = LayerwiseExecutor.of(runner, model, feeds), Schedule.of(model.graph.operators)
     for node in schedule.nodes:
         live.held |= live.step(model, node, schedule.outputs(node))
         yield node, live.held

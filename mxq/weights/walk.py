@@ -33,7 +33,7 @@ from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import grid_of
-from mxq.weights.live import Batches, Live, Schedule, ancestors
+from mxq.weights.live import Batches, LayerwiseExecutor, Schedule, ancestors
 from mxq.weights.methods import Methods
 from mxq.weights.pieces import pieces
 from mxq.weights.ranges import narrowed, telling
@@ -41,7 +41,7 @@ from mxq.weights.readers import Readers
 
 
 @dataclass(frozen=True)
-class Setting:
+class LayerwiseConfig:
     """What a walk is through.
 
     Attributes:
@@ -93,7 +93,9 @@ class Walked:
     lost: Mapping[str, str] = field(default_factory=dict)
 
 
-def walk(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]], *, progress: bool = True) -> Walked:
+def walk(
+    runner: Runner, setting: LayerwiseConfig, feeds: Sequence[Mapping[str, Array]], *, progress: bool = True
+) -> Walked:
     """Goes through the network once.
 
     Args:
@@ -131,11 +133,11 @@ class _Walk:
     """
 
     runner: Runner
-    setting: Setting
+    setting: LayerwiseConfig
     spans: dict[str, Range]
     codes: Mapping[Ref, Code]
-    float: Live
-    int8: Live
+    float: LayerwiseExecutor
+    int8: LayerwiseExecutor
     examples: int
     written: dict[str, Array] = field(default_factory=dict)
     carried: dict[Ref, Range] = field(default_factory=dict)
@@ -144,9 +146,9 @@ class _Walk:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @staticmethod
-    def of(runner: Runner, setting: Setting, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
+    def of(runner: Runner, setting: LayerwiseConfig, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
         spans = {name: t.range for name, t in setting.thresholds.items()}
-        exact, noisy = (Live.of(runner, setting.model, feeds) for _ in range(2))
+        exact, noisy = (LayerwiseExecutor.of(runner, setting.model, feeds) for _ in range(2))
         count = sum(map(examples_in, feeds))
         return _Walk(runner, setting, spans, codes_of(setting.network, spans), exact, noisy, count)
 
@@ -161,7 +163,11 @@ class _Walk:
         self.float.held |= found
         if found and node.name not in self.float.apart:
             changed = Model(model.graph, {**model.args, **values}, model.auxs)
-            source = self.int8 if spec is None else Live(self.runner, {r: self._coded(r) for r in self._data(node)})
+            source = (
+                self.int8
+                if spec is None
+                else LayerwiseExecutor(self.runner, {r: self._coded(r) for r in self._data(node)})
+            )
             found = source.run(changed, node, outputs)
         for ref, value in found.items():
             self.choose_range(ref, value)

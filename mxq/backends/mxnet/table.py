@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from mxq.backends.mxnet import run_time
 from mxq.backends.mxnet.run_time import NO_RANGES
-from mxq.backends.spec import BackendSpec, Need, OpSpec, PostOp
+from mxq.backends.spec import BackendSpec, OpSpec, PostOp, Requirement
 
-_LAYOUT = Need("layout", ("None", "NCHW", "NCDHW"))
+_LAYOUT = Requirement("layout", ("None", "NCHW", "NCDHW"))
 
 _RELU = PostOp("Activation", {"act_type": ("relu",)}, unsigned=True)
 _OTHER_ACTIVATIONS = PostOp(
@@ -34,9 +34,9 @@ CONVOLUTION = OpSpec(
     role="compute",
     fused_op="_sg_mkldnn_conv",
     needs=(
-        Need("kernel", ranks=(2, 3)),
+        Requirement("kernel", ranks=(2, 3)),
         _LAYOUT,
-        Need(
+        Requirement(
             "num_group",
             ("1",),
             default="1",
@@ -122,10 +122,10 @@ POOLING = OpSpec(
     role="carry",
     exact={"pool_type": ("max", ""), "global_pool": ("False", "0", "")},
     needs=(
-        Need("kernel", ranks=(2, 3)),
-        Need("pool_type", ("max", "avg"), default="max"),
-        Need("pooling_convention", ("valid", "full"), default="valid"),
-        Need(
+        Requirement("kernel", ranks=(2, 3)),
+        Requirement("pool_type", ("max", "avg"), default="max"),
+        Requirement("pooling_convention", ("valid", "full"), default="valid"),
+        Requirement(
             "count_include_pad",
             ("False", "0"),
             default="True",
@@ -147,7 +147,9 @@ MXNET_191 = BackendSpec(
             int8_op="_contrib_quantized_concat",
             role="carry",
             data_inputs=(),
-            needs=(Need("dim", tuple("01234"), default="1", why="an axis counted from the end kills the process"),),
+            needs=(
+                Requirement("dim", tuple("01234"), default="1", why="an axis counted from the end kills the process"),
+            ),
             output="widest",
         ),
         OpSpec(
@@ -163,7 +165,7 @@ MXNET_191 = BackendSpec(
             float_op="Activation",
             int8_op="_contrib_quantized_act",
             role="carry",
-            needs=(Need("act_type", ("relu",)),),
+            needs=(Requirement("act_type", ("relu",)),),
             output="int8",
             s8_only=True,
         ),
@@ -172,9 +174,11 @@ MXNET_191 = BackendSpec(
             int8_op="_contrib_quantized_batch_norm",
             role="carry",
             needs=(
-                Need("axis", ("1",), default="1"),
-                Need("output_mean_var", ("False", "0"), default="False"),
-                Need("fix_gamma", ("False", "0"), default="True", why="it multiplies by gamma whatever fix_gamma says"),
+                Requirement("axis", ("1",), default="1"),
+                Requirement("output_mean_var", ("False", "0"), default="False"),
+                Requirement(
+                    "fix_gamma", ("False", "0"), default="True", why="it multiplies by gamma whatever fix_gamma says"
+                ),
             ),
             halves_u8=True,
             absorbs=("relu",),
