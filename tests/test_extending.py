@@ -26,6 +26,14 @@ net.initialize(mx.init.Xavier())
 loader = np.random.default_rng(0).normal(size=(40, 3, 9, 9)).astype(np.float32)
 """
 
+FLOAT = """
+net.hybridize()
+net(mx.nd.array(loader))
+net.export("net")
+from mxq.runtime import load_model
+float_model = load_model("net")
+"""
+
 
 def blocks(language: str) -> list[str]:
     return [text for found, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if found == language]
@@ -75,8 +83,16 @@ def test_the_page_by_calls(package: Path) -> None:
     weights = "print({w.rounding for w in qnet.mxq_report.weights.values()})\n"
     ranges = "print({t['observer'] for t in qnet.mxq_report.thresholds['tensors'].values()})\n"
     passes = "print([row['pass'] for row in qnet.mxq_report.trace])\n"
-    said = python(NET + "".join(f"{u}\n{p}" for u, p in zip(called, (ranges, weights, passes), strict=True)), package)
-    ranges, weights, passes = said.splitlines()
+    codes = "made = next(r for r in found.network.refs if r.name in prepared.plan.quantized)\n"
+    codes += "print(len(np.unique(runner.compile(found.model, [made])({'data': loader})[-1])))\n"
+    shown = (ranges, weights, passes, codes)
+    said = python(
+        f"import os; os.chdir({str(package)!r})\n{NET}{FLOAT}"
+        + "".join(f"{u}\n{p}" for u, p in zip(called, shown, strict=True)),
+        package,
+    )
+    ranges, weights, passes, codes = said.splitlines()
+    assert int(codes) <= 16
     assert ranges == "{'double_percentile:99.5,3.0'}"
     assert weights == "{'keep_sums'}"
     assert "'join_clips'" in passes
