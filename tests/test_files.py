@@ -349,14 +349,14 @@ class TestLocks:
         def parent() -> None:
             with locks.alone(tmp_path, ""):
                 if os.fork() == 0:
+                    os.write(answers[1], b"x")  # it runs: the lock is given up by now
                     os.close(asks[1])
                     os.read(asks[0], 1)  # until the test ends
                     os._exit(0)
-                os.write(answers[1], b"x")
+                os.read(answers[0], 1)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         assert in_child(parent) == -signal.SIGKILL
-        os.read(answers[0], 1)
         try:
             with locks.alone(tmp_path, ""):
                 pass
