@@ -59,11 +59,18 @@ def sums(name: str, target: str) -> dict[str, str]:
     block = made(name, target)
     with tempfile.TemporaryDirectory() as folder:
         symbol, params = mxq.save(block, Path(folder) / "net")[:2]
-        graph = json.loads(symbol.read_text())
-        for node in graph["nodes"]:
-            node.get("attrs", {}).pop("__init__", None)  # gluoncv writes addresses of objects there
+        graph = without_addresses(json.loads(symbol.read_text()))
         texts = {"symbol": json.dumps(graph, sort_keys=True).encode(), "params": params.read_bytes()}
         return {kind: hashlib.sha256(text).hexdigest() for kind, text in texts.items()}
+
+
+def without_addresses(graph: dict[str, Any]) -> dict[str, Any]:
+    """A symbol's document without ``__init__``, in which gluoncv writes addresses of objects; subgraphs too."""
+    for node in graph["nodes"]:
+        node.get("attrs", {}).pop("__init__", None)
+        for sub in node.get("subgraphs", ()):
+            without_addresses(sub)
+    return graph
 
 
 def apart(name: str, target: str) -> dict[str, str]:
