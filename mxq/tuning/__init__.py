@@ -6,7 +6,7 @@ every measurement into a journal at once: ended in any way and called again, the
 
 from __future__ import annotations
 
-from mxq.tuning import rendering as rendering  # (how results are shown is known from here on)
+from mxq.tuning import rendering as rendering  # its import makes these results printable
 from mxq.tuning.budget import Budget
 from mxq.tuning.choices import observing_more, wholly_int8
 from mxq.tuning.kept_data import Loaded, repeatable
