@@ -47,7 +47,7 @@ def use(count: int | None = None, cores: Iterable[int] | None = None) -> int:
     Args:
         count: how many threads. By default one for each of ``cores``; without them, what ``OMP_NUM_THREADS`` says, or
             one per physical core that the affinity and the cgroup's quota grant.
-        cores: logical CPUs, such as those that `mxq.host.cores` gives. All threads of this process, also those
+        cores: logical CPUs, such as those that `mxq.threads.plan` gives. All threads of this process, also those
             there are already, stay on them. By default they stay where they are.
 
     Returns:
