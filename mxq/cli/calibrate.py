@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show
@@ -25,10 +25,6 @@ from mxq.cli.options import (
 )
 from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
-from mxq.text import megabytes
-
-if TYPE_CHECKING:
-    from mxq.calibration.statistics import Statistics
 
 
 @command
@@ -70,11 +66,4 @@ def calibrate(
     if as_json:
         print_json({**found.thresholds.to_json(), "examples": found.statistics.examples, "warnings": found.warnings})
     else:
-        show(tables.calibration(found.thresholds), tables.facts(_data_rows(found.statistics, stats)))
-
-
-def _data_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:
-    rows = [("examples", f"{statistics.examples:,} in {statistics.batches:,} batches")]
-    if path is not None and path.is_file():
-        rows.append(("statistics", f"{path} ({megabytes(path.stat().st_size)}, {len(statistics.states)} tensors)"))
-    return rows
+        show(tables.calibration(found.thresholds), tables.facts(tables.statistics_rows(found.statistics, stats)))

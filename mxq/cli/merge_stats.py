@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from mxq.cli.app import command
-from mxq.cli.calibrate import _data_rows
 from mxq.cli.console import print_json, show
 from mxq.cli.options import Json, option
 from mxq.errors import ConfigError
@@ -44,4 +43,4 @@ def merge_stats(
     else:
         from mxq.report import tables
 
-        show(tables.facts(_data_rows(total, out)))
+        show(tables.facts(tables.statistics_rows(total, out)))

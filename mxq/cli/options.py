@@ -214,6 +214,17 @@ NumExamples = Annotated[
     int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
 ]
 DATA = "A folder of images (with labels.csv for accuracy), a .npy or an .npz file."
+CalibData = Annotated[Path, option(metavar="PATH", help=f"To calibrate on. {DATA}")]
+EvalData = Annotated[
+    Path | None,
+    option(
+        metavar="PATH",
+        help="To measure on; by default all of --data. Without labels, the float network's answers are what counts.",
+    ),
+]
+EvalExamples = Annotated[
+    int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
+]
 
 
 @dataclass(frozen=True)

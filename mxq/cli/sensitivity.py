@@ -11,9 +11,11 @@ from mxq.cli.app import INTERRUPTED, command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
-    DATA,
     BatchSize,
+    CalibData,
     Epoch,
+    EvalData,
+    EvalExamples,
     Json,
     Labels,
     Pictures,
@@ -25,27 +27,14 @@ from mxq.cli.options import (
 from mxq.data.feeding import BATCH
 from mxq.logs import LOG
 
-Data = Annotated[Path, option(metavar="PATH", help=f"To calibrate on. {DATA}")]
-
-EvalData = Annotated[
-    Path | None,
-    option(
-        metavar="PATH",
-        help="To measure on; by default all of --data. Without labels, the float network's answers are what counts.",
-    ),
-]
-Measured = Annotated[
-    int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
-]
-
 
 @command
 def sensitivity(
     prefix: Prefix,
-    data: Data,
+    data: CalibData,
     eval_data: EvalData = None,
     labels: Labels = None,
-    num_examples: Measured = None,
+    num_examples: EvalExamples = None,
     mode: Annotated[
         str,
         option(

@@ -13,7 +13,10 @@ from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     BatchSize,
+    CalibData,
     Epoch,
+    EvalData,
+    EvalExamples,
     Json,
     Labels,
     Pictures,
@@ -24,7 +27,6 @@ from mxq.cli.options import (
     option,
     prefix_of,
 )
-from mxq.cli.sensitivity import Data, EvalData, Measured
 from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 from mxq.logs import LOG
@@ -35,7 +37,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 @command
 def tune(
     prefix: Prefix,
-    data: Data,
+    data: CalibData,
     workdir: Annotated[
         Path,
         option(
@@ -46,7 +48,7 @@ def tune(
     ],
     eval_data: EvalData = None,
     labels: Labels = None,
-    num_examples: Measured = None,
+    num_examples: EvalExamples = None,
     max_drop: Annotated[
         float, option(min=0.0, metavar="SHARE", show=True, help="How much less than float: 0.005 is half a point.")
     ] = 0.005,

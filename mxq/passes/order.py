@@ -51,7 +51,7 @@ class ForKernels:
     of: Callable[[BackendSpec], Pass]
 
 
-Step = TypeVar("Step", Pass, ForKernels)
+P = TypeVar("P", Pass, ForKernels)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ for _each in (
     PASSES.register(_each)
 
 
-def register(step: Step, *stages: Stage, after: str = "") -> Step:
+def register(step: P, *stages: Stage, after: str = "") -> P:
     """Makes ``step`` run for every network from now on: last in ``stages``, or after the pass of that name.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -15,8 +16,10 @@ from rich.text import Text
 from mxq.artifacts.record import Explanation, tensor_of
 from mxq.bench.sweep_result import Row, Sweep
 from mxq.bench.timing import Benchmark
+from mxq.calibration.statistics import Statistics
 from mxq.quant.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.quant.thresholds import Thresholds
+from mxq.text import megabytes
 from mxq.verification import Layer, Output, Verification
 
 SHORT_OPS = {
@@ -65,6 +68,14 @@ def input_rows(report: Report) -> list[tuple[str, str]]:
     if fed.holds == "pixels":
         return [("input", f"{fed.name}: {fed.dtype} pixels, 0..255 ({how} is done inside)")]
     return [("input", f"{fed.name}: {fed.dtype} codes, rint({fed.scale:.6g} * x), {how}")]
+
+
+def statistics_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:
+    """Rows that say how much data statistics are of and, where they are kept in a file, how large that is."""
+    rows = [("examples", f"{statistics.examples:,} in {statistics.batches:,} batches")]
+    if path is not None and path.is_file():
+        rows.append(("statistics", f"{path} ({megabytes(path.stat().st_size)}, {len(statistics.states)} tensors)"))
+    return rows
 
 
 def decisions(report: Report) -> RenderableType:

@@ -84,7 +84,7 @@ def apply_rules(model: Model, rules: Sequence[Rule], step: str = "") -> tuple[Mo
 
 def exhaust_each(model: Model, rules: Iterable[Rule], step: str = "") -> tuple[Model, Trace]:
     """`apply_rules` with one rule after the other."""
-    trace = Trace()
+    trace = NO_EVENTS
     for rule in rules:
         model, found = apply_rules(model, (rule,), step)
         trace += found
@@ -163,7 +163,7 @@ def run_pass(step: Step[T], given: T) -> tuple[T, Trace]:
 
 def run_passes(steps: Iterable[Step[T]], given: T) -> tuple[T, Trace]:
     """Runs one step after the other."""
-    trace = Trace()
+    trace = NO_EVENTS
     for step in steps:
         given, found = run_pass(step, given)
         trace += found

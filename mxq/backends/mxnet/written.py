@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from mxq.backends.layers import result_of, summand_place
 from mxq.backends.mxnet.table import MXNET_191
 from mxq.backends.spec import OpSpec
@@ -11,7 +9,6 @@ from mxq.graph.ir import Graph, Node, Ref
 from mxq.graph.traits import traits_of
 
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"
-RECODING: Final = (QUANTIZE, DEQUANTIZE, REQUANTIZE)
 
 
 def tensor_name(node: Node) -> str:
