@@ -17,7 +17,7 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from graphs import SHAPE, bn, build, conv, fc, feeds, quantized
+from graphs import RESIDUAL, SHAPE, bn, build, conv, fc, feeds, quantized
 from helpers import WITHOUT_MXQ, assert_close
 
 from mxq import runtime
@@ -433,12 +433,7 @@ def has_distutils() -> bool:
 @pytest.mark.skipif(not has_distutils(), reason="without distutils MXNet cannot be imported but through mxq")
 def test_stock_mxnet_reads_the_pair_and_computes_the_same_bits(tmp_path: Path) -> None:
     model = build(
-        conv("conv0", "data"),
-        bn("bn0", "conv0"),
-        'relu0 = Activation(bn0) act_type="relu"',
-        conv("conv1", "relu0"),
-        "sum = elemwise_add(conv1, relu0)",
-        'relu1 = Activation(sum) act_type="relu"',
+        *RESIDUAL[:-2],
         'pool = Pooling(relu1) pool_type="avg" global_pool="True" kernel="(1, 1)"',
         fc("fc0", "pool"),
         "prob = softmax(fc0)",

@@ -22,7 +22,6 @@ def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
     """Settles the number of threads, then imports MXNet."""
     from mxq.host import machine
 
-    machine.check_omp_num_threads(os.environ)
     best = machine.recommended_threads(machine.detect())
     if "mxnet" not in sys.modules and machine.apply_threads(os.environ, best) and not quiet:
         LOG.info("OMP_NUM_THREADS=%s: one thread a core; set it yourself to choose another number", best)

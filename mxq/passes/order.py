@@ -116,12 +116,12 @@ def register(step: P, *stages: Stage, after: str = "") -> P:
 
 def steps(stage: Stage, spec: BackendSpec) -> Iterator[Pass]:
     """The passes of ``stage``, in order, for the kernels of ``spec``."""
-    known = PASSES.values()
-    followers = {row.name: [other for other in known if other.after == row.name] for row in known}
-    for row in known:
+    known = {row.name: row for row in PASSES.values()}
+    followers = {name: [other for other in known.values() if other.after == name] for name in known}
+    for row in known.values():
         if stage in row.stages:
             yield from (found.made(spec) for found in _with_followers(row, followers))
-        elif row.after and not _is_reached(row, {other.name: other for other in known}):
+        elif row.after and not _is_reached(row, known):
             _warn(row.name, row.after)
 
 
