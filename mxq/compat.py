@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from functools import total_ordering
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import MappingProxyType, ModuleType
 
 import numpy as np
@@ -110,8 +110,12 @@ def restore_numpy_aliases(module: ModuleType = np) -> tuple[str, ...]:
 
 
 def provide_distutils() -> None:
-    """Offers ``distutils.version`` where nothing else does: neither Python, until 3.11, nor setuptools."""
-    if importlib.util.find_spec("distutils") is None:
+    """Offers ``distutils.version`` where Python has none, from 3.12 on; that of setuptools goes first.
+
+    Only folders are searched: the finder of setuptools imports all of setuptools to answer.
+    """
+    there = any(isinstance(finder, DistutilsFinder) for finder in sys.meta_path)
+    if not there and PathFinder.find_spec("distutils") is None:
         sys.meta_path.append(DistutilsFinder())
 
 

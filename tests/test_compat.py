@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 import warnings
-from importlib.machinery import BuiltinImporter
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -120,19 +119,23 @@ def test_finder_offers_distutils_version_alone() -> None:
     assert module.LooseVersion is compat.LooseVersion
 
 
-def test_finder_is_added_once_and_only_where_nothing_else_has_distutils(monkeypatch: pytest.MonkeyPatch) -> None:
-    def added() -> int:
-        compat.provide_distutils()
-        return sum(isinstance(finder, compat.DistutilsFinder) for finder in sys.meta_path)
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
-        monkeypatch.delitem(sys.modules, name)
+@pytest.mark.parametrize("python_has_it", [True, False])
+def test_finder_is_added_once_and_only_where_python_has_no_distutils(
+    monkeypatch: pytest.MonkeyPatch, python_has_it: bool
+) -> None:
+    spec = ModuleSpec("distutils", None) if python_has_it else None
+    monkeypatch.setattr(PathFinder, "find_spec", lambda name: spec)
     others = [finder for finder in sys.meta_path if not isinstance(finder, compat.DistutilsFinder)]
     monkeypatch.setattr(sys, "meta_path", [*others])
-    if importlib.util.find_spec("distutils") is not None:
-        assert added() == 0
-    monkeypatch.setattr(sys, "meta_path", [BuiltinImporter])  # finds none
-    assert (added(), added()) == (1, 1)
+    for _ in range(2):
+        compat.provide_distutils()
+        added = [finder for finder in sys.meta_path if isinstance(finder, compat.DistutilsFinder)]
+        assert len(added) == (0 if python_has_it else 1)
+        assert sys.meta_path == [*others, *added]  # asked last
+
+
+def test_import_does_not_import_setuptools() -> None:
+    assert fresh_python("-c", "import sys, mxq; print('setuptools' in sys.modules)").stdout == "False\n"
 
 
 def fresh_python(*arguments: str) -> subprocess.CompletedProcess[str]:
