@@ -219,6 +219,6 @@ def analytic(method: BiasMethod, source: Model, before: Model, network: Quantize
     network, values = with_biases(network), {}
     for name, (kernel, _) in kernels(network).items():
         weight = network.fused.graph[name].inputs[1].name
-        halved = kernel == "halved" and not network.exact
+        halved = grid_of(kernel, exact=network.exact).halved
         values[weight] = partial(on_grid, network.fused.args[weight], halved=halved)
     return replace(network, fused=corrected(method, source, before, network.fused, values, network.plan))

@@ -21,6 +21,8 @@ from mxq.quant import MXNET, WEIGHT, QParams, QuantSpec, Scheme
 from mxq.saturation.kernels import Kernel
 
 _DEAD = 1e-30
+SHARES: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+"""Bounds of a channel that are tried, in shares of its largest weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,6 @@ HALVED: Final = Grid(halved=True)
 def grid_of(kernel: Kernel, *, exact: bool) -> Grid:
     """Of a kernel as `saturation` knows it, on a target that adds products exactly or not."""
     return HALVED if kernel == "halved" and not exact else FULL
-
-
-SHARES: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 
 
 def steps(weight: Array, importance: Array, grid: Grid) -> Array:
