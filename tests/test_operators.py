@@ -379,6 +379,31 @@ class TestSizes:
         else:
             assert run(model)[0].shape == (2, 8, 6, 6)
 
+    @pytest.mark.parametrize(
+        ("made", "codes"),
+        [("_np_min(data)", "(-3,)"), ("_np_min(data)", "(-2, -3)"), ('_npi_zeros() shape="(0, 3)"', "(0, -1)")],
+    )
+    def test_what_reshapes_read_among_operators_of_numpy(self, made: str, codes: str) -> None:
+        """MXNet's inference of shapes ends the process."""
+        model = Model(graph(f"a = {made}", f'y = Reshape(a) shape="{codes}"', "z = broadcast_add(data, y)", "return z"))
+        with pytest.raises(RuntimeFailure, match=r"'y' \(Reshape\) by .* reads a tensor of shape \["):
+            run(model)
+        fits = Model(graph("a = _np_copy(data)", 'y = Reshape(a) shape="(-3, -2)"', "return y"))
+        assert run(fits)[0].shape == (16, 6, 6)
+
+    def test_reshapes_within_a_loop_among_operators_of_numpy(self) -> None:
+        data = mx.sym.var("data")
+        made, _ = mx.sym.contrib.foreach(lambda x, s: (mx.sym.Reshape(x, shape=(-3,)), s), data, [mx.sym.zeros((1,))])
+        with mx.util.np_shape(active=True), pytest.raises(RuntimeFailure, match="holds a Reshape by code -1 or -3"):
+            run(runtime.from_symbol(made, {}, {}))
+
+    @pytest.mark.parametrize(("op", "attr", "code"), [("Reshape", "shape", -4), ("_npx_reshape", "newshape", -6)])
+    @pytest.mark.parametrize("sizes", ["0, -1", "-1, 0"])
+    def test_an_axis_split_by_0(self, op: str, attr: str, code: int, sizes: str) -> None:
+        net = graph(f'y = {op}(data) {attr}="({code}, {sizes})"', "return y")
+        with pytest.raises(FormatError, match=f"allowed: sizes above 0 behind {code}"):
+            check_graph(net, REGISTRY)
+
 
 # ---- subgraphs -----------------------------------------------------------------------------------------------
 

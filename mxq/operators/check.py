@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from mxq.errors import FormatError, GraphError, MxqError
 from mxq.graph.annotation_text import INPUT_SHAPE, attributes
 from mxq.graph.ir import Graph, Node, Ref
-from mxq.operators.limits import INT32, NEVER_NONE, PARTS, REQUIRED, Limit, is_sound, is_to_run, limit_of
+from mxq.operators.limits import INT32, NEVER_NONE, PARTS, REQUIRED, SPLITS, Limit, is_sound, is_to_run, limit_of
 from mxq.operators.signature import Ports, Registry, Signature, integers
 from mxq.operators.subgraphs import SUBGRAPHS, ports_of_subgraph
 
@@ -161,6 +161,16 @@ def _check_attributes(node: Node, signature: Signature) -> None:
         kind = signature.attributes.get(name)
         if kind is not None:
             _check_value(node, name, text, kind, limit_of(node.op, name))
+    _check_splits(node)
+
+
+def _check_splits(node: Node) -> None:
+    attr, split = SPLITS.get(node.op, ("shape", 0))
+    codes = node.ints(attr) if node.op in SPLITS else ()
+    if any(code == split and 0 in codes[i + 1 : i + 3] for i, code in enumerate(codes)):
+        raise FormatError(
+            f"node {node.name!r} ({node.op}): {attr} is {node.attrs[attr]!r}; allowed: sizes above 0 behind {split}"
+        )
 
 
 def _check_value(node: Node, name: str, text: str, kind: str, limit: Limit) -> None:

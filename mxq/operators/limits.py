@@ -61,6 +61,11 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 NEVER_NONE: Final = frozenset(("use_length",))
 """Attributes that may be "None" by their type, at which MXNet ends the process."""
 
+SPLITS: Final[Mapping[str, tuple[str, int]]] = MappingProxyType(
+    {"Reshape": ("shape", -4), "reshape": ("shape", -4), "_npx_reshape": ("newshape", -6)}
+)
+"""Operator -> the attribute, and the code in it that splits an axis by the two sizes behind it; 0 ends the process."""
+
 PARTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     dict.fromkeys(("_split_v2", "_npi_split", "_npi_hsplit", "_npi_dsplit"), ("indices", "sections"))
 )
@@ -86,6 +91,11 @@ def is_sound(op: str) -> bool:
 def is_to_run(op: str) -> bool:
     """Whether a network that is made to be run may have the operator ``op``: no gradient, optimizer's step or file."""
     return not _NOT_TO_RUN.fullmatch(op)
+
+
+def is_of_numpy(op: str) -> bool:
+    """Whether the operator ``op`` knows tensors without axes or values; MXNet goes by the same names."""
+    return op.startswith(("_np_", "_npi_", "_npx_"))
 
 
 def limit_of(op: str, attr: str) -> Limit:

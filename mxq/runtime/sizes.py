@@ -19,7 +19,8 @@ import numpy as np
 from mxq.errors import RuntimeFailure
 from mxq.formats.params import LARGEST
 from mxq.graph.ir import Graph, Node, Ref
-from mxq.graph.traits import Arithmetic, Operand, traits_of
+from mxq.graph.traits import OWN_NAME, Arithmetic, Operand, traits_of
+from mxq.operators.limits import is_of_numpy
 from mxq.runtime.mxnet import mx, to_symbol
 
 SMALL = 2**24
@@ -71,6 +72,9 @@ class Sizes:
         if not self._operators:
             return
         arrays = self._read(arrays)
+        if mx.util.is_np_shape() or any(is_of_numpy(node.op) for node in self._operators):
+            with mx.util.np_shape(active=True):  # elsewhere MXNet says () of what it does not know, too
+                self._check_reshapes({name: array.shape for name, array in arrays.items()})
         _, found, _ = self._symbol.infer_shape_partial(**{k: v.shape for k, v in arrays.items()})
         shapes = dict(zip(self._tensors, found, strict=True))
         for node in self._operators:
@@ -83,6 +87,29 @@ class Sizes:
         self._check_fits(shapes)
         if self._divisions:
             self._check_types(arrays)
+
+    def _check_reshapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """What each Reshape reads, before MXNet infers what it makes: that ends the process for what numpy alone has.
+
+        Code -3 of a tensor without axes reads beyond its shape; code -1 of one without values divides by 0
+        (``InferReshapeShape``).
+        """
+        for node in self._operators:
+            if any(_joins_or_infers(inner) for sub in node.subgraphs for inner in sub.operators):
+                raise RuntimeFailure(
+                    f"{node.name!r} ({node.op}) holds a Reshape by code -1 or -3, which MXNet does not check among "
+                    "numpy's operators; allowed: sizes, or npx.reshape"
+                )
+            if not _joins_or_infers(node):
+                continue
+            symbol = to_symbol(Graph(self._graph.nodes, node.inputs[:1], self._graph.attrs))
+            names = set(symbol.list_inputs())
+            _, (read,), _ = symbol.infer_shape_partial(**{k: shape for k, shape in shapes.items() if k in names})
+            if read == () or 0 in (read or ()):
+                raise RuntimeFailure(
+                    f"{node.name!r} (Reshape) by {node.attrs['shape']} reads a tensor of shape {list(read)}; "
+                    "allowed: one with axes and values"
+                )
 
     def _check_fits(self, shapes: Mapping[Ref, tuple[int, ...] | None]) -> None:
         """Where MXNet cannot tell what an operator makes from its inputs alone, these do not fit each other.
@@ -124,6 +151,11 @@ def _is_known(shape: tuple[int, ...] | None) -> bool:
     if mx.util.is_np_shape():
         return shape is not None and min(shape, default=0) >= 0
     return bool(shape) and min(shape or ()) > 0
+
+
+def _joins_or_infers(node: Node) -> bool:
+    """Whether it is a Reshape that joins axes, or infers a size."""
+    return OWN_NAME.get(node.op, node.op) == "Reshape" and not {-1, -3}.isdisjoint(node.ints("shape"))
 
 
 def _part(operator: int, place: int) -> str:
