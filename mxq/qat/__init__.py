@@ -1,4 +1,4 @@
-"""Training with quantization (QAT): a network that computes in float what its integers would, and learns to live with it.
+"""Training with quantization (QAT): a network computes in float what its integers would, and learns to live with it.
 
 `mxq.qat.algorithms` has the ways to fake-quantize a tensor, one page each.
 """
