@@ -83,7 +83,7 @@ class Algorithm(Protocol):
         """
 
     def deployed(self, site: Site, values: Floats, parameters: Mapping[str, Floats]) -> tuple[Floats, QParams]:
-        """A trained tensor without the algorithm: values (A, C, B), and how these are coded, which gives what `forward` does.
+        """A trained tensor without the algorithm: values (A, C, B), and how they are coded, as `forward` gives them.
 
         Values differ from ``values`` where the algorithm transforms them before it rounds. Those of an activation are
         not looked at.
