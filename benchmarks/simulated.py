@@ -25,13 +25,13 @@ from rich.table import Table
 
 from mxq import pipeline
 from mxq.backends import layer_of
-from mxq.backends.layers import CONVOLUTION
 from mxq.backends.mxnet.exact import exact
 from mxq.backends.mxnet.lower import int8_graph
 from mxq.backends.mxnet.table import MXNET_191
 from mxq.backends.simulate import simulate
 from mxq.config import QuantConfig
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, toposort
+from mxq.graph.layers import CONVOLUTION
 from mxq.host import machine
 from mxq.numerics import sqnr_db
 from mxq.passes.biases import has_bias

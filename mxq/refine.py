@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from mxq.backends import BackendSpec, layer_of, the_layer_of
+from mxq.backends import BackendSpec, groups_of, layer_of, the_layer_of
 from mxq.calibration.patches import Geometry
 from mxq.config import QuantConfig
 from mxq.data.feed import Feed, examples_in, taken
@@ -158,7 +158,7 @@ def samples_of(looked: CalibrationSubset, model: Model, nodes: Sequence[Node]) -
 
 def _is_dense(node: Node) -> bool:
     layer = layer_of(node)
-    return layer is not None and int(layer.number("num_group", 1)) == 1
+    return layer is not None and groups_of(layer) == 1
 
 
 def equalized(looked: CalibrationSubset, model: Model, thresholds: Thresholds) -> tuple[Model, Thresholds, Trace]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from mxq.backends.layers import layer_of, result_of, summand_of, summand_place, the_layer_of
 from mxq.backends.protocol import Backend, Lowered
 from mxq.backends.spec import BackendSpec, OpSpec, PostOp, Requirement
+from mxq.graph.layers import groups_of, layer_of, result_of, summand_of, summand_place, the_layer_of
 from mxq.registry import Registry
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Requirement",
     "default",
     "get",
+    "groups_of",
     "layer_of",
     "names",
     "register",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq.graph.ir import Array, Node
+from mxq.graph.layers import groups_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Geometry:
         kernel = layer.ints("kernel")
         ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
         return Geometry(
-            int(layer.number("num_group", 1)),
+            groups_of(layer),
             kernel,
             layer.ints("stride") or ones,
             layer.ints("dilate") or ones,

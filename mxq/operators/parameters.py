@@ -11,6 +11,7 @@ from typing import Final
 
 from mxq.errors import FormatError
 from mxq.graph.ir import Model, Node, Ref
+from mxq.graph.layers import groups_of
 from mxq.graph.traits import traits_of
 
 _CHANNELS = ("", "C", "C", "C", "C")
@@ -113,7 +114,7 @@ def _channels(model: Model, node: Node, given: list[int]) -> int | None:
 
 
 def _check_convolution(model: Model, node: Node, given: list[int]) -> None:
-    groups, filters = int(node.number("num_group", 1)), int(node.number("num_filter", 0))
+    groups, filters = groups_of(node), int(node.number("num_filter", 0))
     if filters % groups:
         raise FormatError(f"{node.name!r} ({node.op}): num_filter {filters} is no multiple of num_group {groups}")
     weight = model.param(node.inputs[1].name)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mxq.graph.ir import Array, Model, Node
+from mxq.graph.layers import groups_of
 from mxq.passes.shape_only import reads_shape_alone
 from mxq.passes.shapes import image_channels, is_of_images
 from mxq.passes.simplify import FLOAT
@@ -92,7 +93,7 @@ def scaled(weight: Array, factor: Array, conv: Node) -> Array:
     Returns:
         an array like ``weight``.
     """
-    groups = int(conv.number("num_group", 1))
+    groups = groups_of(conv)
     split = weight.reshape(groups, len(weight) // groups, *weight.shape[1:]).astype(np.float64)
     every = np.broadcast_to(factor, (groups * weight.shape[1],))
     made: Array = (split * every.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).astype(np.float32)

@@ -26,9 +26,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from mxq.backends import BackendSpec, OpSpec, the_layer_of
-from mxq.backends.layers import CONVOLUTION, FULLY_CONNECTED
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Graph, Model, Node, Ref, origins
+from mxq.graph.layers import CONVOLUTION, FULLY_CONNECTED
 from mxq.passes.shapes import keeps_size
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Rule, Trace, exhaust_each

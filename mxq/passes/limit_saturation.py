@@ -29,7 +29,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mxq.backends import BackendSpec, layer_of, result_of
+from mxq.backends import BackendSpec, groups_of, layer_of, result_of
 from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.passes.pair_channels import weight_codes
 from mxq.quant import BY_DTYPE, MXNET, WEIGHT, NetworkPass, QParams, QuantizedNetwork
@@ -209,7 +209,7 @@ def kernels(network: QuantizedNetwork) -> dict[str, tuple[Kernel, TensorRecord]]
     for name in network.operations:
         layer = layer_of(network.fused.graph[name])
         if layer is not None and (record := network.layer_input(name)) is not None:
-            depthwise = int(layer.number("num_group", 1)) > 1
+            depthwise = groups_of(layer) > 1
             found[name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
     return found
 

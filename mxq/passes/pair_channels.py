@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mxq.backends import layer_of
+from mxq.backends import groups_of, layer_of
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
 from mxq.quant import MXNET, WEIGHT, NetworkPass, QuantizedNetwork
@@ -138,7 +138,7 @@ def _kind(model: Model, node: Node) -> str:
         return ""
     if len(own) != (1 if layer.flag("no_bias") else 2) or any(len(model.graph.consumers[r.name]) > 1 for r in own):
         return ""
-    groups = int(layer.number("num_group", 1))
+    groups = groups_of(layer)
     if groups == 1:
         spatial = layer.op == "FullyConnected" and not layer.flag("flatten", True)
         return "" if spatial or layer.attrs.get("layout", "None") not in ("None", "NCHW", "NCDHW") else "dense"

@@ -6,6 +6,7 @@ Rules that need a number of channels or a spatial size of 1x1 ask here; both fol
 from __future__ import annotations
 
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.layers import groups_of
 from mxq.graph.traits import traits_of
 
 _LAYERS = ("Convolution", "Deconvolution")
@@ -113,14 +114,12 @@ def is_pooled(graph: Graph, ref: Ref) -> bool:
 
 def is_pointwise(conv: Node) -> bool:
     """Whether a convolution is a 1x1 one without padding or groups."""
-    return (
-        conv.ints("kernel") == (1, 1) and not pads(conv) and conv.attrs.get("num_group", "1") == "1" and _is_nchw(conv)
-    )
+    return conv.ints("kernel") == (1, 1) and not pads(conv) and groups_of(conv) == 1 and _is_nchw(conv)
 
 
 def is_depthwise(conv: Node) -> bool:
     """Whether a convolution has as many groups as outputs."""
-    groups = conv.number("num_group", 1)
+    groups = groups_of(conv)
     return groups > 1 and groups == conv.number("num_filter", 0)
 
 

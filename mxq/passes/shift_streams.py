@@ -30,10 +30,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mxq.backends import BackendSpec, OpSpec, layer_of, summand_of, the_layer_of
-from mxq.backends.layers import CONVOLUTION
+from mxq.backends import BackendSpec, OpSpec, groups_of, layer_of, summand_of, the_layer_of
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.graph.layers import CONVOLUTION
 from mxq.passes.assignment import assigned_anew
 from mxq.passes.biases import has_bias, with_bias
 from mxq.passes.pair_channels import weight_codes
@@ -113,7 +113,7 @@ class _Streams:
         layer = layer_of(node)
         if layer is None or node.name not in self.network.plan.quantized or node.inputs.count(ref) != 1 + len(summed):
             return False
-        dense = int(layer.number("num_group", 1)) == 1 and not pads(layer)
+        dense = groups_of(layer) == 1 and not pads(layer)
         return dense and node.inputs[0] == ref and self._is_own(node)
 
     def _readers(self, streams: Iterable[frozenset[str]]) -> dict[frozenset[str], dict[str, Array | None]]:

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mxq.backends import BackendSpec, OpSpec, result_of, summand_of, summand_place
-from mxq.backends.layers import CONVOLUTION
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Graph, Model, Node
+from mxq.graph.layers import CONVOLUTION
 from mxq.passes.biases import has_bias, with_bias
 from mxq.quant import NetworkPass, QuantizedNetwork
 from mxq.quant.thresholds import Range, Thresholds

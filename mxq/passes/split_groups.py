@@ -22,6 +22,7 @@ import numpy as np
 
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref
+from mxq.graph.layers import groups_of
 from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 from mxq.rewrite.rule import single_consumer
@@ -51,13 +52,13 @@ class SplitGroups:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         first, grouped = match["first"], match["grouped"]
-        groups = int(grouped.number("num_group", 1))
+        groups = groups_of(grouped)
         weight = model.args.get(grouped.inputs[1].name)
         if groups == 1 or weight is None or weight.ndim != 4 or weight.shape[1] == 1:
             return NO_MATCH
         if weight.shape[1] >= VECTOR:
             return Reject(f"its groups of {weight.shape[1]} channels are as quick in float", (grouped.name,))
-        if first.number("num_group", 1) != 1:
+        if groups_of(first) != 1:
             return Reject(f"the layer before, {first.name!r}, has groups too", (grouped.name,))
         if groups % _groups_of_part(weight):
             return Reject(f"{groups} groups cannot be shared out evenly", (grouped.name,))
@@ -70,7 +71,7 @@ class SplitGroups:
         nodes: list[Node] = []
         args: dict[str, Array] = {}
         ends = []
-        for i in range(int(grouped.number("num_group", 1)) // each):
+        for i in range(groups_of(grouped) // each):
             rows = slice(i * inside, (i + 1) * inside)
             a, made = _part(model, first, i, first.inputs[0], rows)
             relu = _named(replace(between, inputs=(a[-1].out,)), i)
@@ -92,7 +93,7 @@ def _groups_of_part(weight: Array) -> int:
 
 def _outputs(model: Model, grouped: Node, each: int) -> int:
     """Output channels of a part."""
-    return each * model.args[grouped.inputs[1].name].shape[0] // int(grouped.number("num_group", 1))
+    return each * model.args[grouped.inputs[1].name].shape[0] // groups_of(grouped)
 
 
 def _shared(model: Model, conv: Node) -> Reject | None:

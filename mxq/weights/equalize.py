@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mxq.backends import the_layer_of
+from mxq.backends import groups_of, the_layer_of
 from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.quant import INT8, MXNET, UINT8, WEIGHT
 from mxq.quant.thresholds import Range, Threshold, Thresholds
@@ -141,7 +141,7 @@ def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -
         return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
     layer = the_layer_of(reader)
     weight = model.args[reader.inputs[1].name]
-    if int(layer.number("num_group", 1)) > 1:
+    if groups_of(layer) > 1:
         squares = (weight.reshape(len(weight), -1).astype(np.float64) ** 2).sum(axis=1)
         rounding = 0.0
     else:
@@ -200,7 +200,7 @@ def _divided(weight: Array, s: Array, reader: Node) -> Array:
     Args:
         weight: (O, C, ...) or (O, C * positions) of a dense layer, (C, ...) of a depthwise one and of BatchNorm.
     """
-    if is_norm(reader) or int(the_layer_of(reader).number("num_group", 1)) > 1:
+    if is_norm(reader) or groups_of(the_layer_of(reader)) > 1:
         return _times(weight, 1 / s)
     found = np.empty(weight.shape, np.float32)
     for rows in pieces(len(weight), weight[0].size):

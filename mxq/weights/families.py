@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mxq.backends import layer_of, summand_of
+from mxq.backends import groups_of, layer_of, summand_of
 from mxq.graph.ir import Model, Node
 from mxq.graph.traits import traits_of
 
@@ -108,7 +108,7 @@ def _refusal(model: Model, node: Node, layer: Node) -> str:
         return f"a parameter of {node.name!r} is shared"
     if is_norm(layer):
         return _unusual(layer)
-    groups = int(layer.number("num_group", 1))
+    groups = groups_of(layer)
     if groups > 1 and not (model.args[own[0]].shape[1] == 1 and groups == len(model.args[own[0]])):
         return f"{node.name!r} is a grouped convolution"
     return "" if layer.is_channels_first else f"{node.name!r} has layout {layer.attrs['layout']}"

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mxq.backends import BackendSpec, OpSpec
-from mxq.backends.layers import FULLY_CONNECTED
 from mxq.backends.mxnet.run_time import least_range, widened
 from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.annotation_text import MADE, REMADE
 from mxq.graph.ir import Array, Graph, Model, Node, Ref, origins, toposort
+from mxq.graph.layers import FULLY_CONNECTED
 from mxq.passes.biases import with_bias
 from mxq.quant import Operation, QuantizedNetwork
 from mxq.quant.plan import TensorRecord, Tensors

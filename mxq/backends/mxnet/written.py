@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mxq.backends.layers import result_of, summand_place
 from mxq.backends.mxnet.table import MXNET_191
 from mxq.backends.spec import OpSpec
 from mxq.graph.ir import Graph, Node, Ref
+from mxq.graph.layers import result_of, summand_place
 from mxq.graph.traits import traits_of
 
 QUANTIZE, DEQUANTIZE, REQUANTIZE = "_contrib_quantize_v2", "_contrib_dequantize", "_contrib_requantize"

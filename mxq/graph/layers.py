@@ -30,6 +30,11 @@ def the_layer_of(node: Node) -> Node:
     return layer
 
 
+def groups_of(layer: Node) -> int:
+    """In how many groups of channels, each read by its own filters, ``layer`` works; 1 for a fully connected one."""
+    return int(layer.number("num_group", 1))
+
+
 def result_of(node: Node) -> Node:
     """The operator whose result ``node`` gives: of a fused one the last inside it, of another the operator itself."""
     inside = node.subgraphs[0] if node.subgraphs else None
