@@ -47,6 +47,12 @@ class TestNode:
     def test_tuples(self, text, wanted):
         assert Node("n", "op", {"k": text}).ints("k") == wanted
 
+    @pytest.mark.parametrize("text", ["1" * 400, "nan", "-inf", "two"])
+    def test_an_integer_that_is_none(self, text):
+        with pytest.raises(GraphError, match=r"node .n. .*: axis is .*; allowed: a"):
+            Node("n", "BatchNorm", {"axis": text}).integer("axis", 1)
+        assert Node("n", "BatchNorm", {"axis": "-1"}).integer("axis", 1) == -1
+
     def test_missing_tuple_and_number(self):
         assert Node("n", "op").ints("k") == ()
         assert Node("n", "op").number("k", 0.5) == 0.5

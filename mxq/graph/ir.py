@@ -99,6 +99,17 @@ class Node:
         except ValueError:
             raise self._unreadable(attr, "a number") from None
 
+    def integer(self, attr: str, default: int) -> int:
+        """An integer attribute.
+
+        Raises:
+            GraphError: it is none.
+        """
+        try:
+            return int(self.number(attr, default))
+        except (ValueError, OverflowError):  # of nan, and of inf
+            raise self._unreadable(attr, "an integer") from None
+
     def ints(self, attr: str) -> tuple[int, ...]:
         """A tuple attribute such as "(3, 3)"; empty where it is missing.
 

@@ -32,7 +32,7 @@ def the_layer_of(node: Node) -> Node:
 
 def groups_of(layer: Node) -> int:
     """In how many groups of channels, each read by its own filters, ``layer`` works; 1 for a fully connected one."""
-    return int(layer.number("num_group", 1))
+    return layer.integer("num_group", 1)
 
 
 def result_of(node: Node) -> Node:

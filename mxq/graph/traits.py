@@ -401,7 +401,7 @@ def _dropout(node: Node, row: Traits) -> Traits:
 
 
 def _of_axis(node: Node, row: Traits) -> Traits:
-    return replace(row, channel_axis=int(node.number("axis", row.channel_axis or 1)))
+    return replace(row, channel_axis=node.integer("axis", row.channel_axis or 1))
 
 
 def _pooling(node: Node, row: Traits) -> Traits:

@@ -83,7 +83,7 @@ def _dimensions(node: Node, words: str, free: int | None) -> Iterator[int | None
             yield from node.ints(word[1:])
         else:
             attr, _, divisor = word.partition("/")
-            yield int(node.number(attr, 0)) // max(int(node.number(divisor, 1)) if divisor else 1, 1)
+            yield node.integer(attr, 0) // max(node.integer(divisor, 1) if divisor else 1, 1)
 
 
 def _misfit(node: Node, ref: Ref, shape: tuple[int, ...], wanted: list[int | None]) -> FormatError:
@@ -103,7 +103,7 @@ def _channels(model: Model, node: Node, given: list[int]) -> int | None:
         return None
     if node.op in _CONVOLUTIONS:
         _check_convolution(model, node, given)
-        return int(node.number("num_filter", 0))
+        return node.integer("num_filter", 0)
     if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
         return sum(given) if len(given) == len(node.inputs) else None
     if given and (traits_of(node).keeps_shape or traits_of(node).per_channel):
@@ -114,7 +114,7 @@ def _channels(model: Model, node: Node, given: list[int]) -> int | None:
 
 
 def _check_convolution(model: Model, node: Node, given: list[int]) -> None:
-    groups, filters = groups_of(node), int(node.number("num_filter", 0))
+    groups, filters = groups_of(node), node.integer("num_filter", 0)
     if filters % groups:
         raise FormatError(f"{node.name!r} ({node.op}): num_filter {filters} is no multiple of num_group {groups}")
     weight = model.param(node.inputs[1].name)

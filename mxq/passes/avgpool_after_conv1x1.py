@@ -55,7 +55,7 @@ class PoolLast:
         first = replace(first, inputs=first.inputs[:2]).with_attrs(no_bias="True")
         attrs = {"kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)")}
         note = Annotation(origins(pool, conv), (Route.of(RouteKind.AVERAGE_LAST),))
-        channels, name = int(conv.number("num_filter", 0)), model.graph.unused(f"{conv.name}_average")
+        channels, name = conv.integer("num_filter", 0), model.graph.unused(f"{conv.name}_average")
         window, last, args = as_depthwise(average, name, channels, attrs, note, conv.inputs[2:])
         return Rewrite({pool.name: (), conv.name: (first, window, last)}, args=args)
 

@@ -68,8 +68,8 @@ class ChooseRows:
 
 def _valid_scores(make: Maker, nms: Node, rows: Ref) -> Ref:
     """The scores as (N, M, 1), those of the background class zero."""
-    scores = _column(make, "scores", rows, int(nms.number("score_index", 1)))
-    kind = int(nms.number("id_index", -1))
+    scores = _column(make, "scores", rows, nms.integer("score_index", 1))
+    kind = nms.integer("id_index", -1)
     if kind < 0:
         return scores
     ids = _column(make, "ids", rows, kind)
@@ -126,7 +126,7 @@ def _rows(make: Maker, chosen: Chosen, boxes: Ref) -> Ref:
 
 
 def _columns_refusal(nms: Node, table: Table) -> Reject | None:
-    found = tuple(int(nms.number(*pair)) for pair in (("id_index", -1), ("score_index", 1), ("coord_start", 2)))
+    found = tuple(nms.integer(*pair) for pair in (("id_index", -1), ("score_index", 1), ("coord_start", 2)))
     if found != (0, 1, 2):
         return Reject(f"it reads id, score and box from columns {found}, which are (0, 1, 2)", (nms.name,))
     if 0 <= nms.number("background_id", -1) < table.classes:
@@ -135,7 +135,7 @@ def _columns_refusal(nms: Node, table: Table) -> Reject | None:
 
 
 def _topk(nms: Node) -> int:
-    return int(nms.number("topk", -1))
+    return nms.integer("topk", -1)
 
 
 def _refusal(model: Model, nms: Node) -> Reject | None:

@@ -126,7 +126,7 @@ class RepeatAsUpSampling:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         inner, outer = match["inner"], match["outer"]
-        axes = {int(n.number("axis", 0)) % 4 if n.attrs.get("axis", "None") != "None" else 0 for n in (inner, outer)}
+        axes = {n.integer("axis", 0) % 4 if n.attrs.get("axis", "None") != "None" else 0 for n in (inner, outer)}
         if axes != {2, 3} or inner.attrs.get("repeats") != outer.attrs.get("repeats"):
             return Reject("it does not repeat rows and columns equally often", (outer.name,))
         if image_channels(model.graph, match.refs["x"]) is None:
@@ -158,7 +158,7 @@ class UpSamplingAsDeconvolution:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         node, channels = match.root, image_channels(model.graph, match.refs["x"]) or 0
-        side, ones = int(node.number("scale", 1)), model.graph.unused(f"{node.name}_ones")
+        side, ones = node.integer("scale", 1), model.graph.unused(f"{node.name}_ones")
         attrs = {
             "kernel": f"({side}, {side})", "stride": f"({side}, {side})", "num_filter": str(channels),
             "num_group": str(channels), "no_bias": "True",

@@ -119,7 +119,7 @@ def _shape(model: Model, node: Node, known: Mapping[Ref, Shape]) -> Shape:
     elif node.op == "FullyConnected":
         made = _of_dense(node, first)
     elif node.op == "Concat":
-        made = _joined([known[ref] for ref in node.inputs], int(node.number("dim", 1)))
+        made = _joined([known[ref] for ref in node.inputs], node.integer("dim", 1))
     return Whole(node.out) if made is None else made
 
 
@@ -149,7 +149,7 @@ def _of_window(node: Node, data: Shape) -> Shape | None:
     odd = any(len(node.ints(attr)) not in (0, len(kernel)) for attr in ("pad", "stride", "dilate"))  # MXNet refuses it
     if not kernel or odd or sides is None or not node.is_channels_first:
         return None
-    channels = sides[1] if node.op == "Pooling" else int(node.number("num_filter", 0))
+    channels = sides[1] if node.op == "Pooling" else node.integer("num_filter", 0)
     if node.flag("global_pool"):
         return (sides[0], channels, *kernel)
     if node.attrs.get("pooling_convention", "valid") not in ("valid", "full"):
@@ -172,7 +172,7 @@ def _windowed(node: Node, axis: int, side: Length) -> Length:
 
 
 def _of_dense(node: Node, data: Shape) -> Shape | None:
-    hidden = int(node.number("num_hidden", 0))
+    hidden = node.integer("num_hidden", 0)
     if node.flag("flatten", default=True):
         return (Side(data.of, 0) if isinstance(data, Whole) else data[0], hidden)
     return Whole(data.of, hidden) if isinstance(data, Whole) else (*data[:-1], hidden)

@@ -24,7 +24,7 @@ def image_channels(graph: Graph, ref: Ref) -> int | None:
         return shape[0] if len(shape) == 3 else None
     layer = _layer(node)
     if layer.op in _LAYERS and is_of_images(layer):
-        return int(layer.number("num_filter", 0))
+        return layer.integer("num_filter", 0)
     if node.op == "Concat" and node.attrs.get("dim", "1") == "1":
         parts = [image_channels(graph, r) for r in node.inputs]
         return None if None in parts else sum(p for p in parts if p is not None)

@@ -70,7 +70,7 @@ def code_places(node: Node) -> tuple[int, ...]:
     if spec is None:
         return (0,) if recodes(node) else ()
     summed = summand_place(node)
-    return (*(spec.data_inputs or range(int(node.number("num_args", 1)))), *(() if summed is None else (summed,)))
+    return (*(spec.data_inputs or range(node.integer("num_args", 1))), *(() if summed is None else (summed,)))
 
 
 def _row(node: Node) -> OpSpec | None:
