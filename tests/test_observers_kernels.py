@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mxq.errors import DataError, FormatError
+from mxq.host import parallel
 from mxq.observers import EntropyObserver, HistogramState, MinMax, kernels
 from mxq.observers.histogram import HALF, MIN_EXPONENT
 from mxq.quant import UINT8
@@ -34,8 +35,8 @@ batches = st.lists(arrays(np.float32, st.integers(0, 20), elements=values), min_
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """So many threads, whatever the machine has."""
     number = request.param
-    pool = kernels.ThreadPoolExecutor(number, kernels.THREADS) if number > 1 else None
-    monkeypatch.setattr(kernels, "_pool", lambda: (pool, number))
+    pool = parallel.ThreadPoolExecutor(number, parallel.THREADS) if number > 1 else None
+    monkeypatch.setattr(parallel, "_pool", lambda: (pool, number))
     yield number
     if pool is not None:
         pool.shutdown()
@@ -164,25 +165,25 @@ def test_every_value_that_is_counted_fits(data: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, kernels.PIECE - 1, 2 * kernels.PIECE, 2 * kernels.PIECE + 1, 10 * kernels.PIECE + 7]
+    "size", [0, 1, parallel.PIECE - 1, 2 * parallel.PIECE, 2 * parallel.PIECE + 1, 10 * parallel.PIECE + 7]
 )
 def test_pieces_are_all_of_it_in_order(threads: int, size: int) -> None:
     x = np.arange(size, dtype=np.float32)
-    parts = kernels.pieces(x)
+    parts = parallel.pieces(x)
     np.testing.assert_array_equal(np.concatenate(parts), x)
-    assert len(parts) == min(threads, max(1, size // kernels.PIECE))
+    assert len(parts) == min(threads, max(1, size // parallel.PIECE))
     assert all(np.shares_memory(part, x) for part in parts if size)
 
 
 def test_in_parallel_keeps_the_order(threads: int) -> None:
-    assert kernels.in_parallel(lambda i: i * i, range(20)) == [i * i for i in range(20)]
-    assert kernels.in_parallel(lambda i: i, iter(())) == []
-    assert kernels.in_parallel(lambda i: kernels.in_parallel(lambda j: (i, j), range(3)), range(9))[8][2] == (8, 2)
+    assert parallel.in_parallel(lambda i: i * i, range(20)) == [i * i for i in range(20)]
+    assert parallel.in_parallel(lambda i: i, iter(())) == []
+    assert parallel.in_parallel(lambda i: parallel.in_parallel(lambda j: (i, j), range(3)), range(9))[8][2] == (8, 2)
 
 
 def test_in_parallel_runs_on_so_many_threads(threads: int) -> None:
     meeting = threading.Barrier(threads, timeout=20)
-    assert sorted(kernels.in_parallel(lambda _: meeting.wait(), range(threads))) == list(range(threads))
+    assert sorted(parallel.in_parallel(lambda _: meeting.wait(), range(threads))) == list(range(threads))
 
 
 def test_the_first_error_is_raised(threads: int) -> None:
@@ -192,22 +193,22 @@ def test_the_first_error_is_raised(threads: int) -> None:
         return i
 
     with pytest.raises(DataError, match=r"^item 3$"):
-        kernels.in_parallel(fail, range(6))
-    assert kernels.in_parallel(fail, range(3)) == [0, 1, 2]  # and the threads live on
+        parallel.in_parallel(fail, range(6))
+    assert parallel.in_parallel(fail, range(3)) == [0, 1, 2]  # and the threads live on
 
 
-LARGE = np.random.default_rng(3).standard_normal(5 * kernels.PIECE + 17).astype(np.float32)
+LARGE = np.random.default_rng(3).standard_normal(5 * parallel.PIECE + 17).astype(np.float32)
 
 
 def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [LARGE, 100 * LARGE[::-1].copy(), LARGE[:5]]
     found, extent = fold(many), MinMax().update(LARGE)
-    monkeypatch.setattr(kernels, "_pool", lambda: (None, 1))
+    monkeypatch.setattr(parallel, "_pool", lambda: (None, 1))
     assert bits(found) == bits(fold(many))
     assert extent == MinMax().update(LARGE) == MinMax(LARGE.size, float(LARGE.min()), float(LARGE.max()))
 
 
-@pytest.mark.parametrize("place", [0, kernels.PIECE, LARGE.size // 2, LARGE.size - 1])
+@pytest.mark.parametrize("place", [0, parallel.PIECE, LARGE.size // 2, LARGE.size - 1])
 @pytest.mark.parametrize("value", [math.nan, -math.inf], ids=str)
 def test_what_is_not_finite_is_found_in_any_piece(threads: int, value: float, place: int) -> None:
     x = LARGE.copy()

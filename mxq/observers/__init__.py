@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from mxq.host.parallel import in_parallel
 from mxq.observers.auto import AutoObserver, AutoParams
 from mxq.observers.base import Arrays, MinMax, Observer, State
 from mxq.observers.entropy import EntropyObserver, EntropyParams
 from mxq.observers.fixed import FixedObserver, FixedParams
 from mxq.observers.histogram import HistogramObserver, HistogramState
-from mxq.observers.kernels import in_parallel
 from mxq.observers.minmax import MinMaxObserver, NaiveObserver, NaiveParams
 from mxq.observers.moments import MeanStdObserver, MeanStdParams, NormObserver, NormParams
 from mxq.observers.moving import MovingObserver, MovingParams, MovingState

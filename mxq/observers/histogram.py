@@ -25,6 +25,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mxq.host.parallel import in_parallel, pieces
 from mxq.observers import kernels
 from mxq.observers.base import MOST_VALUES, Arrays, Floats, Layout, MinMax, StateObserver, damaged, flat
 from mxq.quant import MXNET, QuantSpec, Scheme
@@ -237,4 +238,4 @@ def _counted(x: Floats, exponent: int) -> Counts:
         kernels.count(piece, factor, HALF, lanes)
         return np.asarray(lanes.sum(axis=0), np.int64)
 
-    return reduce(np.add, kernels.in_parallel(one, kernels.pieces(x)))
+    return reduce(np.add, in_parallel(one, pieces(x)))

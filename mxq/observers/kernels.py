@@ -1,50 +1,24 @@
-"""The loops that touch every value or every bin, compiled by numba, and the threads that share them.
+"""The loops that touch every value or every bin.
 
-Each is compiled once per machine and cached beside the package (or in the user's cache directory). They let go
-of the interpreter's lock, so that `in_parallel` runs them on all cores: MXNet's threads are idle while a tensor is
-looked at.
+MXNet's threads are idle while a tensor is looked at, so that `in_parallel` runs them on all cores.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from mxq.host import machine
+from mxq.host.parallel import compiled, in_parallel, pieces
 
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
 Reals = NDArray[np.float64]
-F = TypeVar("F", bound=Callable[..., Any])
-A = TypeVar("A")
-B = TypeVar("B")
-
-PIECE: Final = 1 << 16
-"""Values below which splitting an array costs more than a second core saves."""
-
-THREADS: Final = "mxq-observe"
-"""What the threads are called."""
 
 LANES: Final = 4
 
 SIGN: Final = 0x80000000
-
-
-def compiled(function: F) -> F:
-    """``function`` compiled when it is first called, or read from the cache."""
-    try:
-        return cast("F", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # neither the package nor the home directory can be written: compile for this process
-        return cast("F", numba.njit(nogil=True)(function))
 
 
 @compiled
@@ -131,29 +105,3 @@ def expected_errors(edges: Reals, counts: Reals, steps: Reals, lowest: Reals, hi
             at = upper
         found[j] = error / total
     return found
-
-
-@cache
-def _pool() -> tuple[ThreadPoolExecutor | None, int]:
-    """Threads as MXNet uses: as many as OMP_NUM_THREADS says, else one for each core."""
-    asked = machine.check_omp_num_threads(os.environ)
-    workers = asked or machine.recommended_threads(machine.detect())
-    return (ThreadPoolExecutor(workers, THREADS) if workers > 1 else None), workers
-
-
-def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """``[function(item) for item in items]``, on all threads; the first error is raised."""
-    pool, _ = _pool()
-    work = list(items)
-    nested = threading.current_thread().name.startswith(THREADS)  # it could wait for itself
-    if pool is None or nested or len(work) < 2:
-        return [function(item) for item in work]
-    return list(pool.map(function, work))
-
-
-def pieces(x: Floats) -> Sequence[Floats]:
-    """``x`` (n,) cut into as many parts as there are threads; one part where it is short."""
-    _, workers = _pool()
-    parts = min(workers, max(1, x.size // PIECE))
-    ends = [x.size * k // parts for k in range(parts + 1)]
-    return [x[a:b] for a, b in pairwise(ends)]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mxq.graph.ir import Array
-from mxq.observers.kernels import compiled
+from mxq.host.parallel import compiled
 from mxq.saturation.kernels import BOTTOM, HIGHEST, TOP
 
 ROUNDS = 10
