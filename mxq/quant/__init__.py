@@ -8,7 +8,7 @@ even one.
 from mxq.quant.model import WEIGHT, NetworkPass, QuantizedNetwork, Requests
 from mxq.quant.qparams import QParams
 from mxq.quant.records import Operation
-from mxq.quant.scheme import AFFINE, MXNET, SYMMETRIC, Scheme, scheme_of
+from mxq.quant.scheme import AFFINE, MXNET, SCHEMES, SYMMETRIC, Scheme, scheme_of
 from mxq.quant.spec import ANY8, BY_DTYPE, INT8, UINT8, QuantSpec
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "BY_DTYPE",
     "INT8",
     "MXNET",
+    "SCHEMES",
     "SYMMETRIC",
     "UINT8",
     "WEIGHT",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -155,6 +156,9 @@ AFFINE: Final = Scheme(
     source="Wu et al., arXiv:2004.09602, eq. 1 and 2; MQBench (arXiv:2111.03759), eq. 1",
 )
 """The range's ends are the lowest and the highest code; value 0 is a code."""
+
+SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType({scheme.name: scheme for scheme in (MXNET, SYMMETRIC, AFFINE)})
+"""All of them by name."""
 
 
 def scheme_of(spec: QuantSpec) -> Scheme:

@@ -6,6 +6,7 @@ MXNet's own sentence in them.
 
 from mxq.runtime.blocks import REMEDY, arguments, is_deferred, left_out, settle
 from mxq.runtime.executor import MxnetRunner, serve
+from mxq.runtime.fake_quantization import FakeQuantizeProp
 from mxq.runtime.loading import data_loader
 from mxq.runtime.monitor import monitored
 from mxq.runtime.mxnet import features, to_arrays, to_symbol, versions
@@ -25,6 +26,7 @@ from mxq.runtime.saving import (
 __all__ = [
     "BLOCK_ATTRIBUTE",
     "REMEDY",
+    "FakeQuantizeProp",
     "Files",
     "LoadedBlock",
     "MxnetRunner",

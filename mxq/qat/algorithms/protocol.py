@@ -1,41 +1,67 @@
 """`Algorithm`: one way to fake-quantize a tensor in training, what it learns, and what that means for integers.
 
-Terms. A *fake-quantized* tensor holds float values of the grid of its codes. The *straight-through estimator* (STE)
-passes gradients through rounding as if it were not there. A *parameter* is what an algorithm keeps for a tensor, such
-as its step: one number or, with ``spec.axis``, one for each channel.
+Terms. A *fake-quantized* tensor holds float values of the grid of its codes. The *step* is the distance of two values
+of that grid. The *straight-through estimator* (STE) passes gradients through rounding as if it were not there. A
+*parameter* is what an algorithm keeps for a tensor, such as its step: one number or, with ``spec.axis``, one for each
+channel.
 """
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from math import prod
+from typing import Any, Final, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node, Ref
-from mxq.quant import QParams, QuantSpec
+from mxq.quant import SCHEMES, QParams, QuantSpec, Scheme, scheme_of
 
 Floats: TypeAlias = NDArray[np.float32]
 Role: TypeAlias = Literal["weight", "activation"]
 """Which of the two a tensor is; algorithms treat them apart."""
+ROLES: Final = ("weight", "activation")
+_LITERALS: Final = ("bits", "signed", "symmetric", "axis", "narrow")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A tensor that is fake-quantized: its codes are of ``spec``, settled, and its ``role``."""
+    """A tensor that is fake-quantized.
+
+    Attributes:
+        spec: of its codes, settled.
+        role: whether it is a weight or an activation.
+        rule: the name of the `Scheme` by which a range becomes a step; empty for the usual one of ``spec``.
+    """
 
     spec: QuantSpec
     role: Role
+    rule: str = ""
+
+    @property
+    def scheme(self) -> Scheme:
+        """By which a range becomes a step."""
+        return SCHEMES[self.rule] if self.rule else scheme_of(self.spec)
+
+    def folded(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The shape (A, C, B) in which algorithms see a tensor of ``shape``: see `Algorithm`."""
+        axis, first = self.spec.axis, int(self.role == "activation")
+        if axis is None:
+            return prod(shape[:first]), 1, prod(shape[first:])
+        return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
 
 
 @runtime_checkable
 class Algorithm(Protocol):
     """A way to fake-quantize.
 
-    Arrays of values are (A, C, B) float32, contiguous: axes before the channels', channels, axes after; C is 1 without
-    ``spec.axis``. Parameters are (C,) float32, by the names in ``parameters``.
+    Arrays of values are (A, C, B) float32, contiguous: axes before the channels', channels, axes after. Without
+    ``spec.axis`` C is 1, and A the batch of an activation, 1 of a weight. Parameters are (C,) float32, by the names in
+    ``parameters``. What is finite stays finite, whatever values learned parameters take.
     """
 
     @property
@@ -68,13 +94,16 @@ class Algorithm(Protocol):
             values: (A, C, B), a weight, or a sample of an activation, where there is one.
         """
 
-    def forward(self, site: Site, x: Floats, parameters: Mapping[str, Floats]) -> Floats:
-        """``x`` fake-quantized: (A, C, B)."""
+    def forward(self, site: Site, x: Floats, parameters: Mapping[str, Floats], out: Floats | None = None) -> Floats:
+        """``x`` fake-quantized: (A, C, B), in the memory of ``out`` where that is given."""
 
     def backward(
-        self, site: Site, x: Floats, grad: Floats, parameters: Mapping[str, Floats]
+        self, site: Site, x: Floats, grad: Floats, parameters: Mapping[str, Floats], out: Floats | None = None
     ) -> tuple[Floats, dict[str, Floats]]:
-        """The gradients of ``x``, (A, C, B), and of what is `learned`, (C,) each, from that of the result, ``grad``."""
+        """The gradients of ``x``, (A, C, B), and of what is `learned`, (C,) each, from that of the result, ``grad``.
+
+        The first is in the memory of ``out`` where that is given.
+        """
 
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         """`forward` in plain operators whose own gradients are those of `backward`; the last is named ``name``.
@@ -90,21 +119,37 @@ class Algorithm(Protocol):
         """
 
 
-def fake_node(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref], **settings: Any) -> Node:
+def fake_node(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> Node:
     """The operator that fake-quantizes ``x`` by compiled kernels (`mxq.runtime.fake_quantization`), on the CPU.
 
     Args:
         name: of the node, and so of what it makes.
-        algorithm: by name.
+        algorithm: by name, with its settings: see `mxq.qat.algorithms.get`.
         site: what ``x`` is.
         x: the tensor.
         parameters: variables (C,), in the algorithm's order.
-        settings: of the algorithm, as it is registered with.
     """
-    attrs = {"op_type": OP_TYPE, "algorithm": algorithm, "role": site.role}
-    attrs |= {name: str(value) for name, value in site.spec.to_json().items()}
-    attrs |= {name: str(value) for name, value in settings.items()}
+    spec = {key: str(value) for key, value in site.spec.to_json().items()}
+    attrs = {"op_type": OP_TYPE, "algorithm": algorithm, "role": site.role, "rule": site.rule, **spec}
     return Node(name, "Custom", attrs, (x, *parameters))
+
+
+def site_of(attrs: Mapping[str, str]) -> Site:
+    """The site that `fake_node` wrote into ``attrs``.
+
+    Raises:
+        ConfigError: it wrote none of this.
+    """
+    values: dict[str, Any] = {"scale": attrs.get("scale")}
+    for name in _LITERALS:
+        try:
+            values[name] = literal_eval(attrs.get(name, ""))
+        except (ValueError, SyntaxError):
+            raise one_of(f"{name} of {OP_TYPE}", attrs.get(name), ("what mxq wrote",)) from None
+    role, rule = attrs.get("role", ""), attrs.get("rule", "")
+    if role not in ROLES or rule not in ("", *SCHEMES):
+        raise ConfigError(f"{OP_TYPE} has role {role!r} and rule {rule!r}; allowed: {ROLES}, {(*SCHEMES, '')}")
+    return Site(QuantSpec(**values), cast("Role", role), rule)
 
 
 OP_TYPE = "mxq_fake_quantize"

@@ -1,0 +1,102 @@
+"""What the pages share: an algorithm that rounds to a uniform grid, and steps that are kept or learned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from mxq.errors import ConfigError
+from mxq.graph.ir import Node, Ref
+from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, covering, rounded, used
+from mxq.qat.algorithms.plain import Plain
+from mxq.qat.algorithms.protocol import Floats, Site
+from mxq.quant import QParams
+
+Parameters = Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Uniform(ABC):
+    """An algorithm whose results are of a `Grid`. A page says which, and how its parameters are learned."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    @abstractmethod
+    def parameters(self, site: Site) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def initial(self, site: Site, low: Floats, high: Floats, values: Floats | None = None) -> dict[str, Floats]: ...
+
+    @abstractmethod
+    def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
+        """Where the values of ``x`` (A, C, B) go."""
+
+    @abstractmethod
+    def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]: ...
+
+    def learned(self, site: Site) -> tuple[str, ...]:
+        return self.parameters(site)
+
+    def check(self, site: Site) -> None:
+        """Nothing is refused where a page does not say otherwise."""
+        return
+
+    def chain(self, site: Site, x: Floats, parameters: Parameters, sums: Sums) -> dict[str, Reals]:
+        """The gradients of what is learned."""
+        return {}
+
+    def forward(self, site: Site, x: Floats, parameters: Parameters, out: Floats | None = None) -> Floats:
+        return self.grid(site, x, parameters).fake(x, out)
+
+    def backward(
+        self, site: Site, x: Floats, grad: Floats, parameters: Parameters, out: Floats | None = None
+    ) -> tuple[Floats, dict[str, Floats]]:
+        found, sums = self.grid(site, x, parameters).gradients(x, grad, out)
+        return found, {name: value.astype(np.float32) for name, value in self.chain(site, x, parameters, sums).items()}
+
+    def deployed(self, site: Site, values: Floats, parameters: Parameters) -> tuple[Floats, QParams]:
+        return values, self.grid(site, values, parameters).params(site.spec)
+
+
+@dataclass(frozen=True)
+class Stepped(Uniform):
+    """A step and, where the spec has one, a zero point."""
+
+    def parameters(self, site: Site) -> tuple[str, ...]:
+        return ("step",) if site.spec.symmetric else ("step", "zero_point")
+
+    def initial(self, site: Site, low: Floats, high: Floats, values: Floats | None = None) -> dict[str, Floats]:
+        """By which the codes cover the range."""
+        found = covering(site, *alive(site, low, high))
+        zero = {} if site.spec.symmetric else {"zero_point": site.spec.lowest - found.low}
+        return {"step": np.float32(1) / found.scale, **zero}
+
+    def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
+        step, _ = used(site.spec, parameters["step"])
+        zero = 0.0 if site.spec.symmetric else rounded(site.spec, parameters["zero_point"])
+        return Grid.of(site.spec, np.float32(1) / step, zero)
+
+    def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
+        plain = Plain(name, site, x)
+        kept = parameters if self.learned(site) else [plain.constant(parameter) for parameter in parameters]
+        scale = plain.positive(plain.beside(kept[0]), self.rate(site, plain))
+        zero = plain.code(plain.beside(kept[1]), self.rate(site, plain)) if kept[1:] else None
+        return plain.result(plain.fake(plain.x, scale, *plain.ends(zero)))
+
+    def rate(self, site: Site, plain: Plain) -> Ref | None:
+        """What gradients of parameters are multiplied by; None for 1."""
+        return None
+
+
+def refuse(algorithm: str, site: Site, allowed: str) -> ConfigError:
+    """The error of a site where an algorithm has no meaning."""
+    return ConfigError(f"{algorithm} is asked for {a_role(site)} of {site.spec}; allowed: {allowed}")
+
+
+def a_role(site: Site) -> str:
+    return f"a{'n' if site.role == 'activation' else ''} {site.role}"

@@ -1,0 +1,50 @@
+"""The registry of algorithms, and specs: an algorithm and its settings as text, such as "lsq" and "lsq:start=mean"."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, Final
+
+from mxq.errors import ConfigError
+from mxq.qat.algorithms.protocol import Algorithm
+from mxq.registry import Registry
+
+_HERE: Final = "mxq.qat.algorithms"
+ALGORITHMS: Final = Registry[Algorithm](
+    "algorithm",
+    _HERE,
+    Algorithm,
+    {
+        "fixed": f"{_HERE}.fixed:Fixed",
+        "lsq": f"{_HERE}.lsq:Lsq",
+        "max": f"{_HERE}.maximum:Max",
+    },
+)
+"""All algorithms, each with its default settings. Entry points of other packages give one, or its class."""
+
+register = ALGORITHMS.register
+"""Makes an algorithm known by its name; also a decorator of its class."""
+
+
+def get(spec: str) -> Algorithm:
+    """The algorithm that ``spec`` names: "lsq", "lsq:start=mean".
+
+    Raises:
+        ConfigError: no such algorithm or setting, or a value that is not allowed; the message lists those known.
+    """
+    name, _, settings = spec.strip().partition(":")
+    known = ALGORITHMS.get(name.strip())
+    if not settings.strip():
+        return known
+    given = [part.partition("=") for part in settings.split(",")]
+    return replace(known, **dict(_setting(known, key.strip(), text.strip()) for key, _, text in given))  # type: ignore[type-var]
+
+
+def _setting(algorithm: Any, key: str, text: str) -> tuple[str, Any]:
+    kinds = {field.name: type(getattr(algorithm, field.name)) for field in fields(algorithm)}
+    if key not in kinds:
+        raise ConfigError(f"{algorithm.name!r} has no setting {key!r}; allowed: {', '.join(kinds) or 'none'}")
+    try:
+        return key, kinds[key](text)
+    except ValueError:
+        raise ConfigError(f"{key} of {algorithm.name!r} is {text!r}; allowed: {kinds[key].__name__}") from None
