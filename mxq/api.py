@@ -207,6 +207,43 @@ def calibrate(
 
 
 @_releasing_threads
+def recalibrate_batchnorm(
+    net: runtime.Net,
+    calib_data: object,
+    *,
+    num_calib_examples: int | str | None = None,
+    batch_size: int = 32,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    logger: logging.Logger | None = None,
+) -> Any:
+    """Takes BatchNorm's moving mean and variance anew from data: as a network computes now, not as it did in training.
+
+    Quantization moves both; in a network that is trained with fake quantization it is worth doing before `evaluate`
+    and before it is made int8. Data of another kind than that of training moves them too. Where BatchNorm is folded
+    already, the setting ``recalibrate_batchnorm`` of `quantize_net` does what comes to the same.
+
+    Source: MQBench, arXiv:2111.03759, appendix C.3; see `mxq.recalibration`.
+
+    Args:
+        net, calib_data, batch_size, logger: as for `quantize_net`.
+        num_calib_examples: how much of the data, a count or a percentage; up to 4096 examples by default. Fewer are
+            looked at where their tensors would take more than 3 GiB.
+        preprocess: how pictures at a path are read, see `quantize_net`.
+
+    Returns:
+        ``net`` itself where it is a Gluon block: its statistics are set. Else a block of it.
+
+    Raises:
+        QuantizeError: the network is int8, or has no BatchNorm.
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    given = _preparation(preprocess)
+    return workflow.recalibrate_batchnorm(
+        net, calib_data, num_calib_examples, given, batch_size=batch_size, logger=_heard(logger)
+    )
+
+
+@_releasing_threads
 def evaluate(
     net: runtime.Net,
     data: object,

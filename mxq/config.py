@@ -182,6 +182,8 @@ class QuantConfig:
             also the roundings and bias corrections of other packages.
         range_choice: of activations: by the "tensor"'s observer alone, or narrowed where that helps the output of the
             "layer"s that read it.
+        recalibrate_batchnorm: whether the channels of layers that took in a BatchNorm get back the means and variances
+            that they have in the float network, as from a BatchNorm with new statistics (`mxq.recalibration`).
         stem: "float" leaves in float, in mode "smart", the convolution of an image and the depthwise one that alone
             reads it, as MobileNets begin: few channels, whose rounding is most of the network's noise. "int8" is
             quicker at large batches, and the default where the network is fed integers (``input_dtype``).
@@ -210,6 +212,7 @@ class QuantConfig:
     bias_correction: str | None = None
     rounding: str | None = None
     range_choice: str | None = None
+    recalibrate_batchnorm: bool | None = None
     stem: str | None = None
     target: str = "native"
     input_shape: Shape | Mapping[str, Shape] | str | None = None
@@ -223,8 +226,10 @@ class QuantConfig:
                 raise one_of(name, value, allowed)
         for name, registry in METHOD_REGISTRIES.items():
             _check_method(name, getattr(self, name), registry)
-        if not (self.equalize is None or isinstance(self.equalize, bool)):  # 1 is not True: it is written to records
-            raise one_of("equalize", self.equalize, (True, False, None))
+        for name in ("equalize", "recalibrate_batchnorm"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, bool)):  # 1 is not True: it is written to records
+                raise one_of(name, value, (True, False, None))
         for name in ("calib_mode", "weight_calib_mode"):
             _check_calibrator(name, getattr(self, name))
         count = Budget.parse(self.num_calib_examples).count

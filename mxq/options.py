@@ -37,6 +37,7 @@ class OwnOptions(TypedDict, total=False):
     bias_correction: str | None
     rounding: str | None
     range_choice: str | None
+    recalibrate_batchnorm: bool | None
     stem: str | None
     target: str | None
     input_shape: Sides | Mapping[str, Sides] | None

@@ -45,6 +45,7 @@ from mxq.passes.simplify import FLOAT
 from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
+from mxq.recalibration import restored
 from mxq.refine import (
     CalibrationSubset,
     activations,
@@ -479,7 +480,7 @@ def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubse
     weights: Mapping[str, WeightRecord] = {}
     samples: Mapping[str, Array] = {}
     warnings: tuple[str, ...] = ()
-    if looked is not None and config.methods.need_data:
+    if looked is not None and config.methods.walk:
         found = refined(looked, network, spec, config)
         network, weights, warnings = found.network, found.weights, exceptions(found)
     elif config.methods.round_alone:
@@ -489,6 +490,8 @@ def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubse
     network = network.after(guard(spec, samples, unrounded, _surely_int8(prepared, network.fused.graph)))
     if config.methods.bias.needs == "batch_norm":
         network = analytic(config.methods.bias, prepared.source, aligned.fused, network)
+    if looked is not None and config.methods.recalibrate_batchnorm:
+        network = restored(looked.runner, network, looked.feeds, prepared.source)
     return _Built(network, _merged(weights, clipped), warnings)
 
 

@@ -14,11 +14,12 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     exclude_operators: [Flatten]
     input_dtype: float32              # or int8, uint8: what the network is fed (mxq.data)
     preprocess: {mean: [124, 116, 104], std: [58, 57, 57]}   # from pixels to the float network's input
-    effort: default                   # or fast, best: what is done for accuracy; the next five replace its parts
+    effort: default                   # or fast, best: what is done for accuracy; the next six replace its parts
     equalize: true                    # scale channels so that they share a range evenly
     bias_correction: empirical        # or analytic, none
     rounding: reconstruction          # or nearest
     range_choice: layer               # or tensor
+    recalibrate_batchnorm: false      # or true: restore the means and variances of channels
     stem: float                       # or int8: the first two convolutions of a MobileNet
     input_shape: [3, 224, 224]        # of one example, if it will be fed no other
     target: avx512_vnni               # or avx512, avx2: the CPU that it is for; native: this one

@@ -63,11 +63,15 @@ class CalibrationSubset:
 
     @staticmethod
     def at(runner: Runner, model: Model, data: Iterable[Feed], config: QuantConfig) -> CalibrationSubset:
-        """As many examples of ``data`` as ``config.effort`` and memory allow, at least one; see `Feeds.take`.
+        """As many examples of ``data`` as ``config.effort`` and memory allow; see `of`."""
+        return CalibrationSubset.of(runner, model, data, EXAMPLES[config.effort])
+
+    @staticmethod
+    def of(runner: Runner, model: Model, data: Iterable[Feed], asked: int) -> CalibrationSubset:
+        """The ``asked`` examples of ``data``, or as many as memory allows, at least one; see `Feeds.take`.
 
         Of a network whose batches cannot be cut, whole batches, at least one.
         """
-        asked = EXAMPLES[config.effort]
         chosen = _taken(data, asked)
         first = next(chosen, None)
         if first is None:

@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights",),
     ("config",),
     ("options", "passes", "recipe"),
-    ("backends.mxnet", "refine"),
+    ("backends.mxnet", "recalibration", "refine"),
     ("pipeline", "verification"),
     ("qat",),
     ("distributed", "report"),

@@ -158,6 +158,14 @@ RangeChoice = Annotated[
         help="Take ranges as calibrated, or narrow them where the layers that read the tensor gain by it.",
     ),
 ]
+RecalibrateBatchnorm = Annotated[
+    bool | None,
+    option(
+        "--recalibrate-batchnorm/--no-recalibrate-batchnorm",
+        panel=_METHODS,
+        help="Give channels back the mean and variance that they have in float, where BatchNorm was folded.",
+    ),
+]
 Stem = Annotated[
     str | None,
     option(
@@ -290,6 +298,7 @@ class Settings:
     bias_correction: BiasCorrection = None
     equalize: Equalize = None
     range_choice: RangeChoice = None
+    recalibrate_batchnorm: RecalibrateBatchnorm = None
     stem: Stem = None
 
     def config(self, effort: str | None = None) -> QuantConfig:

@@ -184,8 +184,12 @@ class QuantizedNetwork:
     @cached_property
     def weights(self) -> Mapping[str, QParams]:
         """Parameter -> its scales."""
+        return MappingProxyType({name: self.weight_as(self.fused.args[name]) for name in self._read_weights})
+
+    def weight_as(self, value: Array) -> QParams:
+        """The scales that ``value`` (O, ...) has as a weight of this network."""
         spec, scheme = (WEIGHT, MXNET) if self.weight is None else (self.weight, scheme_of(self.weight))
-        return MappingProxyType({name: scheme.covering(spec, self.fused.args[name]) for name in self._read_weights})
+        return scheme.covering(spec, value)
 
     @property
     def _read_weights(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ Everything else in mxq works on `mxq.graph.ir.Model`. MXNet's errors become `Run
 MXNet's own sentence in them.
 """
 
-from mxq.runtime.blocks import REMEDY, arguments, is_deferred, left_out, settle
+from mxq.runtime.blocks import REMEDY, arguments, is_block, is_deferred, left_out, set_values, settle
 from mxq.runtime.executor import MxnetRunner, serve
 from mxq.runtime.fake_quantization import FakeQuantizeProp
 from mxq.runtime.loading import data_loader
@@ -36,6 +36,7 @@ __all__ = [
     "data_loader",
     "features",
     "from_symbol",
+    "is_block",
     "is_deferred",
     "left_out",
     "load_model",
@@ -47,6 +48,7 @@ __all__ = [
     "read_block",
     "reported_block",
     "serve",
+    "set_values",
     "settle",
     "to_arrays",
     "to_block",

@@ -8,7 +8,7 @@ from typing import Any
 
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array
-from mxq.runtime.mxnet import drain, mx, sentence, variable
+from mxq.runtime.mxnet import drain, mx, of_mode, sentence, to_ndarray, variable
 
 REMEDY = "hybridize it and run it once on a batch (net.hybridize(); net(x, ...)), so that its arguments are known"
 
@@ -149,3 +149,15 @@ def settle(net: Any, feed: Mapping[str, Array]) -> None:
             f"the shapes of {type(net).__name__}'s parameters cannot be settled on the first batch, {shapes} "
             f"({type(error).__name__}: {sentence(str(error))}); run the network once on a batch that it takes"
         ) from error
+
+
+def is_block(net: Any) -> bool:
+    """Whether ``net`` is a Gluon block, whose parameters can be set."""
+    return isinstance(net, mx.gluon.Block)
+
+
+def set_values(net: Any, values: Mapping[str, Array]) -> None:
+    """Gives those parameters of a block that have these names new values, of the type that each has."""
+    found = {p.name: p for p in net.collect_params().values()}
+    for name, value in values.items():
+        found[name].set_data(of_mode(to_ndarray(value)).astype(found[name].dtype))

@@ -147,7 +147,7 @@ class Methods:
     """What is done for accuracy beyond ranges that observers find; see `mxq.config.QuantConfig` for the fields.
 
     All but a bias correction by BatchNorm's statistics and ``stem``, which `mxq.passes.partition` decides, look at
-    calibration data once more, layer after layer (`mxq.weights.walk`).
+    calibration data once more, layer after layer: `mxq.weights.walk`, and `mxq.recalibration` after it.
     """
 
     equalize: bool
@@ -155,6 +155,7 @@ class Methods:
     rounding: str
     range_choice: str
     stem: str
+    recalibrate_batchnorm: bool = False
 
     @property
     def bias(self) -> BiasMethod:
@@ -167,6 +168,11 @@ class Methods:
     @property
     def need_data(self) -> bool:
         """Whether any of them looks at activations."""
+        return self.walk or self.recalibrate_batchnorm
+
+    @property
+    def walk(self) -> bool:
+        """Whether any of them is applied layer after layer on the way through the network (`mxq.weights.walk`)."""
         asked = (self.bias.needs == "data", self.round.needs == "data", self.range_choice == "layer")
         return self.equalize or any(asked)
 

@@ -11,6 +11,7 @@ from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
+from mxq.workflow.recalibrating import recalibrate_batchnorm
 from mxq.workflow.searching import sensitivity, tune
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "pair_of",
     "preparation_of",
     "quantize",
+    "recalibrate_batchnorm",
     "report_in",
     "sensitivity",
     "tune",
