@@ -84,13 +84,57 @@ class Stepped(Uniform):
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         plain = Plain(name, site, x)
         kept = parameters if self.learned(site) else [plain.constant(parameter) for parameter in parameters]
-        scale = plain.positive(plain.beside(kept[0]), self.rate(site, plain))
-        zero = plain.code(plain.beside(kept[1]), self.rate(site, plain)) if kept[1:] else None
-        return plain.result(plain.fake(plain.x, scale, *plain.ends(zero)))
+        rate = self.rate(site, plain)
+        step = plain.step(plain.beside(kept[0]), rate)
+        zero = None if site.spec.symmetric else self.zero(plain, step, plain.beside(kept[1]), rate)
+        return plain.result(plain.fake(plain.x, plain.inverse(step), *plain.ends(zero)))
+
+    def zero(self, plain: Plain, step: Ref, parameter: Ref, rate: Ref | None) -> Ref:
+        """The code of value 0 in plain operators, by its parameter."""
+        return plain.straight(plain.code(parameter), (parameter, rate))
 
     def rate(self, site: Site, plain: Plain) -> Ref | None:
         """What gradients of parameters are multiplied by; None for 1."""
         return None
+
+
+@dataclass(frozen=True)
+class ByRole:
+    """An algorithm that treats weights and activations apart."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    weight: ClassVar[Uniform]
+    activation: ClassVar[Uniform]
+
+    def of(self, site: Site) -> Uniform:
+        return self.weight if site.role == "weight" else self.activation
+
+    def parameters(self, site: Site) -> tuple[str, ...]:
+        return self.of(site).parameters(site)
+
+    def learned(self, site: Site) -> tuple[str, ...]:
+        return self.of(site).learned(site)
+
+    def check(self, site: Site) -> None:
+        self.of(site).check(site)
+
+    def initial(self, site: Site, low: Floats, high: Floats, values: Floats | None = None) -> dict[str, Floats]:
+        return self.of(site).initial(site, low, high, values)
+
+    def forward(self, site: Site, x: Floats, parameters: Parameters, out: Floats | None = None) -> Floats:
+        return self.of(site).forward(site, x, parameters, out)
+
+    def backward(
+        self, site: Site, x: Floats, grad: Floats, parameters: Parameters, out: Floats | None = None
+    ) -> tuple[Floats, dict[str, Floats]]:
+        return self.of(site).backward(site, x, grad, parameters, out)
+
+    def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
+        return self.of(site).nodes(name, site, x, parameters)
+
+    def deployed(self, site: Site, values: Floats, parameters: Parameters) -> tuple[Floats, QParams]:
+        return self.of(site).deployed(site, values, parameters)
 
 
 def refuse(algorithm: str, site: Site, allowed: str) -> ConfigError:

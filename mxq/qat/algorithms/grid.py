@@ -6,7 +6,7 @@ Source of the arithmetic: `mxq.quant.QParams`, whose numbers these are, bit for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +86,14 @@ def used(spec: QuantSpec, step: Floats) -> tuple[Floats, Floats]:
 
     A power of two is the nearest in log2; the derivative passes the rounding of that.
     """
-    size = np.clip(np.abs(step), np.float32(LEAST_STEP), np.float32(MOST_STEP))
+    size = positive(step)
     found = np.exp2(np.rint(np.log2(size))) if spec.scale == "power_of_two" else size
     return found, np.where(step < 0, -found, found) / size
+
+
+def positive(x: Floats) -> Floats:
+    """The absolute value, neither too small nor too large to divide by."""
+    return np.clip(np.abs(x), np.float32(LEAST_STEP), np.float32(MOST_STEP))
 
 
 def rounded(spec: QuantSpec, zero: Floats) -> Floats:
@@ -98,7 +103,7 @@ def rounded(spec: QuantSpec, zero: Floats) -> Floats:
 
 def covering(site: Site, low: Floats, high: Floats) -> Grid:
     """`mxq.quant.Scheme.params` of ranges (C,), low <= 0 <= high, as a grid, for which NaN is no error."""
-    spec, width = site.spec, _width(site.spec, low, high)
+    spec, width = site.spec, width_of(site.spec, low, high)
     empty = width < np.float32(NO_RANGE)
     scale = np.float32(site.scheme.top(spec)) / np.where(empty, np.float32(1), width)
     scale = np.where(empty, np.float32(ZERO_RANGE_SCALE), scale)
@@ -112,7 +117,7 @@ def covering(site: Site, low: Floats, high: Floats) -> Grid:
 def alive(site: Site, low: Floats, high: Floats) -> tuple[Floats, Floats]:
     """Ranges (C,) from which a step can be learned: a channel without one gets the mean of the others', or 1."""
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    width = _width(site.spec, low, high)
+    width = width_of(site.spec, low, high)
     dead = width < np.float32(LEAST_STEP)
     return low, np.where(dead, np.float32(1 if dead.all() else width[~dead].mean()), high)
 
@@ -122,7 +127,14 @@ def extent(x: Floats) -> tuple[Floats, Floats]:
     return x.min(axis=(0, 2), initial=0), x.max(axis=(0, 2), initial=0)
 
 
-def _width(spec: QuantSpec, low: Floats, high: Floats) -> Any:
+def spread(x: Floats, deviations: float) -> Floats:
+    """How far mean and ``deviations`` standard deviations of each channel of ``x`` (A, C, B) reach from 0: (C,)."""
+    mean, deviation = x.mean(axis=(0, 2)), x.std(axis=(0, 2))
+    return np.asarray(np.abs(mean) + np.float32(deviations) * deviation, np.float32)
+
+
+def width_of(spec: QuantSpec, low: Floats, high: Floats) -> Floats:
+    """What `mxq.quant.Scheme.top` stands for: all of the range with a zero point, else the largest value to hold."""
     if not spec.symmetric:
         return high - low
     return np.maximum(-low, high) if spec.signed else high

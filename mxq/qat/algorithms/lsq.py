@@ -63,7 +63,7 @@ class Lsq(Stepped):
 
     def chain(self, site: Site, x: Floats, parameters: Parameters, sums: Sums) -> dict[str, Reals]:
         grid, (step, slope) = self.grid(site, x, parameters), used(site.spec, parameters["step"])
-        rate = 1 / np.sqrt(shared(site, x.shape) * site.spec.highest)
+        rate = rate_of(site, x.shape)
         found: dict[str, Reals] = {"step": sums.inside + grid.low * sums.below + grid.high * sums.above}
         found["step"] *= slope * rate
         if not site.spec.symmetric:
@@ -71,7 +71,17 @@ class Lsq(Stepped):
         return found
 
     def rate(self, site: Site, plain: Plain) -> Ref | None:
-        return plain.scalar("power", plain.scalar("mul", plain.shared(), site.spec.highest), -0.5)
+        return rate_node(plain)
+
+
+def rate_of(site: Site, shape: tuple[int, ...]) -> float:
+    """What the gradients of steps are multiplied by, of an (A, C, B) tensor (section 2.2)."""
+    return float(1 / np.sqrt(shared(site, shape) * site.spec.highest))
+
+
+def rate_node(plain: Plain) -> Ref:
+    """`rate_of` in plain operators."""
+    return plain.scalar("power", plain.scalar("mul", plain.shared(), plain.site.spec.highest), -0.5)
 
 
 def shared(site: Site, shape: tuple[int, ...]) -> int:

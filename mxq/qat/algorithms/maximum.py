@@ -56,5 +56,5 @@ class Max(Uniform):
 
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         plain = Plain(name, site, x)
-        scale, zero = plain.covering(plain.x)
-        return plain.result(plain.straight(plain.x, plain.fake(plain.x, scale, *plain.ends(zero)), None))
+        scale, zero = plain.covering(*plain.extent(plain.x))
+        return plain.result(plain.straight(plain.fake(plain.x, scale, *plain.ends(zero)), (plain.x, None)))

@@ -69,35 +69,53 @@ class Plain:
             return x
         return self.op("clip", x, a_min=float(low), a_max=float(high))
 
-    def straight(self, x: Ref, value: Ref, slope: Ref | None, rate: Ref | None = None) -> Ref:
-        """``value``, exactly, with the gradient of ``rate * slope * x``; no slope or rate is 1."""
-        through = self.op("elemwise_sub", x, self.constant(x))
-        for factor in (slope, rate):
-            if factor is not None:
-                through = self.op("broadcast_mul", through, self.constant(factor))
-        return self.op("elemwise_add", self.constant(value), through)
+    def straight(self, value: Ref, *through: tuple[Ref, Ref | None]) -> Ref:
+        """``value``, exactly, with the gradient of the sum of ``slope * x`` over ``through``; None is a slope of 1."""
+        found = self.constant(value)
+        for x, slope in through:
+            nothing = self.op("elemwise_sub", x, self.constant(x))
+            moved = nothing if slope is None else self.op("broadcast_mul", nothing, self.constant(slope))
+            found = self.op("broadcast_add", found, moved)
+        return found
 
     # ---- parts of algorithms ----
 
-    def positive(self, step: Ref, rate: Ref | None = None) -> Ref:
-        """`mxq.qat.algorithms.grid.used` as a scale; the gradient of ``step`` is multiplied by ``rate``."""
-        size = self.op("clip", self.op("abs", step), a_min=LEAST_STEP, a_max=MOST_STEP)
-        sign = self.scalar("plus", self.scalar("mul", self.scalar("lesser", step, 0.0), -2.0), 1.0)
-        found, slope = size, sign
-        if self.site.spec.scale == "power_of_two":
-            found = self.scalar("rpower", self.round(self.op("log2", size)), 2.0)
-            slope = self.op("elemwise_mul", sign, self.op("elemwise_div", found, size))
-        return self.scalar("rdiv", self.straight(step, found, slope, rate), 1.0)
+    def size(self, x: Ref) -> Ref:
+        """`mxq.qat.algorithms.grid.positive`, a constant."""
+        return self.constant(self.op("clip", self.op("abs", x), a_min=LEAST_STEP, a_max=MOST_STEP))
 
-    def code(self, zero: Ref, rate: Ref | None = None) -> Ref:
-        """`mxq.qat.algorithms.grid.rounded`, straight through."""
-        low, high = ends_of(self.site.spec)
-        return self.straight(zero, self.round(self.clip(zero, low, high)), None, rate)
+    def sign(self, x: Ref) -> Ref:
+        """-1 below 0, else 1."""
+        return self.scalar("plus", self.scalar("mul", self.scalar("lesser", x, 0.0), -2.0), 1.0)
 
-    def covering(self, x: Ref) -> tuple[Ref, Ref | None]:
-        """Scale and zero point of `mxq.qat.algorithms.grid.covering` the values of ``x`` themselves, constants."""
+    def used(self, step: Ref) -> tuple[Ref, Ref]:
+        """`mxq.qat.algorithms.grid.used`, constants."""
+        size, sign = self.size(step), self.sign(step)
+        if self.site.spec.scale != "power_of_two":
+            return size, sign
+        found = self.scalar("rpower", self.round(self.op("log2", size)), 2.0)
+        return self.constant(found), self.op("elemwise_mul", sign, self.op("elemwise_div", found, size))
+
+    def step(self, step: Ref, rate: Ref | None = None) -> Ref:
+        """The step that is used for ``step``, whose gradient is multiplied by ``rate``."""
+        found, slope = self.used(step)
+        return self.straight(found, (step, slope if rate is None else self.op("broadcast_mul", slope, rate)))
+
+    def positive(self, x: Ref, rate: Ref | None = None) -> Ref:
+        """`size`, with its gradient, which is multiplied by ``rate``."""
+        sign = self.sign(x)
+        return self.straight(self.size(x), (x, sign if rate is None else self.op("broadcast_mul", sign, rate)))
+
+    def inverse(self, x: Ref) -> Ref:
+        return self.scalar("rdiv", x, 1.0)
+
+    def code(self, zero: Ref) -> Ref:
+        """`mxq.qat.algorithms.grid.rounded`, a constant."""
+        return self.constant(self.round(self.clip(zero, *ends_of(self.site.spec))))
+
+    def covering(self, low: Ref, high: Ref) -> tuple[Ref, Ref | None]:
+        """Scale and zero point of `mxq.qat.algorithms.grid.covering`, constants."""
         spec, zero = self.site.spec, None
-        low, high = self._extent(x, "min"), self._extent(x, "max")
         if not spec.symmetric:
             width = self.op("elemwise_sub", high, low)
         else:
@@ -109,18 +127,21 @@ class Plain:
             scale = self.scalar("rpower", self.op("floor", self.op("log2", scale)), 2.0)
         if not spec.symmetric:
             found = self.scalar("rminus", self.op("elemwise_mul", low, scale), spec.lowest)
-            zero = self.constant(self.code(found))
+            zero = self.code(found)
         return self.constant(scale), zero
 
-    def _extent(self, x: Ref, which: str) -> Ref:
-        """The ``min`` or ``max`` of each channel of `x`, and 0: in a shape that goes with it."""
+    def extent(self, x: Ref) -> tuple[Ref, Ref]:
+        """`mxq.qat.algorithms.grid.extent` of a tensor in the shape of `x`."""
+        low, high = self.over("min", x), self.over("max", x)
+        return self.scalar("minimum", low, 0.0), self.scalar("maximum", high, 0.0)
+
+    def over(self, op: str, x: Ref) -> Ref:
+        """The ``min`` or ``max`` of each channel of a tensor in the shape of `x`, in a shape that goes with it."""
         axis = self.site.spec.axis
         if axis is None:
-            found = self.op("Reshape", self.op(which, x), shape=(1,))
-        else:
-            others = tuple(i for i in range(axis + 2) if i != axis)
-            found = self.op("Reshape", self.op(which, x, axis=others), shape=(-1, 1))
-        return self.scalar({"min": "minimum", "max": "maximum"}[which], found, 0.0)
+            return self.op("Reshape", self.op(op, x), shape=(1,))
+        others = tuple(i for i in range(axis + 2) if i != axis)
+        return self.op("Reshape", self.op(op, x, axis=others), shape=(-1, 1))
 
     def shared(self) -> Ref:
         """How many values share a step, (1,): see `mxq.qat.algorithms.lsq.shared`."""

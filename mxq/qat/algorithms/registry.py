@@ -15,8 +15,14 @@ ALGORITHMS: Final = Registry[Algorithm](
     _HERE,
     Algorithm,
     {
-        "fixed": f"{_HERE}.fixed:Fixed",
         "lsq": f"{_HERE}.lsq:Lsq",
+        "lsq_plus": f"{_HERE}.lsq_plus:LsqPlus",
+        "pact": f"{_HERE}.pact:Pact",
+        "dorefa": f"{_HERE}.dorefa:DoReFa",
+        "dsq": f"{_HERE}.dsq:Dsq",
+        "qil": f"{_HERE}.qil:Qil",
+        "apot": f"{_HERE}.apot:Apot",
+        "fixed": f"{_HERE}.fixed:Fixed",
         "max": f"{_HERE}.maximum:Max",
     },
 )
