@@ -35,7 +35,7 @@ from mxq.passes.constants import fold_constants
 from mxq.passes.fed_codes import check_input, fed_input
 from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.passes.limit_saturation import FLOAT as TO_FLOAT
-from mxq.passes.limit_saturation import guard
+from mxq.passes.limit_saturation import limit_saturation
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.pair_channels import PAIR_CHANNELS
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
@@ -487,7 +487,7 @@ def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubse
         network, weights = rounded(network, config)
     if looked is not None and not network.exact:
         samples = activations(looked, network)
-    network = network.after(guard(spec, samples, unrounded, _surely_int8(prepared, network.fused.graph)))
+    network = network.after(limit_saturation(spec, samples, unrounded, _surely_int8(prepared, network.fused.graph)))
     if config.methods.bias.needs == "batch_norm":
         network = analytic(config.methods.bias, prepared.source, aligned.fused, network)
     if looked is not None and config.methods.recalibrate_batchnorm:

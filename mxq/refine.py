@@ -2,7 +2,7 @@
 
 ::
 
-    fused Model + Thresholds --equalize--> --biases, walk--> fused Model + Thresholds, closer to float once quantized
+    fused Model + Thresholds --equalize--> --biases, layers--> fused Model + Thresholds, closer to float once quantized
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mxq.weights.equalize import channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
 from mxq.weights.grid import grid_of, on_grid
 from mxq.weights.layer import Layer, choose
-from mxq.weights.live import peak_bytes
+from mxq.weights.layerwise_executor import peak_bytes
+from mxq.weights.layerwise_refinement import LayerwiseConfig, LayerwiseResult, record_of, refine_layerwise
 from mxq.weights.methods import BiasMethod, Methods
-from mxq.weights.walk import LayerwiseConfig, Walked, record_of, walk
 
 BLIND: Final = "without a look at calibration data"
 NO_DATA: Final = f"weights are rounded to the nearest code, {BLIND}"
@@ -172,10 +172,12 @@ def equalized(looked: CalibrationSubset, model: Model, thresholds: Thresholds) -
     return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in names))
 
 
-def refined(looked: CalibrationSubset, network: QuantizedNetwork, spec: BackendSpec, config: QuantConfig) -> Walked:
-    """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.walk`."""
+def refined(
+    looked: CalibrationSubset, network: QuantizedNetwork, spec: BackendSpec, config: QuantConfig
+) -> LayerwiseResult:
+    """The network with weights, biases and ranges chosen layer by layer; see `mxq.weights.layerwise_refinement`."""
     places, sweeps = PLACES[config.effort], SWEEPS[config.effort]
-    return walk(
+    return refine_layerwise(
         looked.runner, LayerwiseConfig(with_biases(network), spec, config.methods, places, sweeps), looked.feeds
     )
 
@@ -201,7 +203,7 @@ def without_data(methods: Methods) -> str:
     return f"weights are rounded by {methods.rounding!r} alone, {BLIND}" if methods.round_alone else NO_DATA
 
 
-def exceptions(found: Walked) -> tuple[str, ...]:
+def exceptions(found: LayerwiseResult) -> tuple[str, ...]:
     """A sentence for each operator that kept layers from being refined as the others are."""
     layers: dict[str, list[str]] = {}
     for name, why in found.lost.items():

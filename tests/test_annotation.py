@@ -200,7 +200,7 @@ class TestNames:
         ("name", "note"),
         [
             ("x_shifted", Annotation(unshifted="x", offset=2.0)),
-            ("x", Annotation(offset=2.0)),  # `mxq.passes.rectify`
+            ("x", Annotation(offset=2.0)),  # `mxq.passes.fuse_relu_into_batchnorm`
             ("x_shifted", Annotation()),
         ],
     )

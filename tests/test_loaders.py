@@ -77,10 +77,10 @@ CASES = {
         (*FIRST, 'p = Pooling(r) kernel="(1, 1)" pool_type="avg" global_pool="True"', fc("f", "p"), "return f"),
         "fixed_average", "p_window", options={"input_shape": SHAPE[1:]},
     ),
-    "pool_last": Case(
+    "avgpool_after_conv1x1": Case(
         (*FIRST, 'p = Pooling(r) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"',
          conv("d", "p", 'kernel="(1, 1)" num_filter="4"'), "return d"),
-        "pool_last", "d_average",
+        "avgpool_after_conv1x1", "d_average",
     ),
     "split_groups": Case(
         (conv("a", "data", 'kernel="(1, 1)" num_filter="64"'), "ar = Activation(a) " + RELU,
@@ -89,10 +89,10 @@ CASES = {
         "split_groups", "g_weight_part0",
     ),
     "fold_bn": Case((conv("c", "data", bias=False), bn("b", "c"), "return b"), "fold_bn", "c_bias"),
-    "pooled_dense": Case(
+    "conv1x1_to_dense": Case(
         (f"d_weight = null {STATED}", *FIRST, 'p = Pooling(r) kernel="(1, 1)" pool_type="avg" global_pool="True"',
          conv("d", "p", CONV1), 's = Activation(d) act_type="sigmoid"', "m = broadcast_mul(r, s)", "return m"),
-        "pooled_dense", "d_weight",
+        "conv1x1_to_dense", "d_weight",
     ),
     "constant": Case(
         ('w = null __shape__="(1, 8, 1, 1)"', *FIRST, "e = exp(w)", "m = broadcast_sub(r, e)", conv("d", "m"),
@@ -104,7 +104,7 @@ CASES = {
          "r = Activation(s) " + RELU, "return r"),
         "shift_summand", "r_bias",
     ),
-    "rectify": Case(
+    "fuse_relu_into_batchnorm": Case(
         (*FIRST, conv("b", "data"), 'k = Concat(r, b) dim="1" num_args="2"', bn("n", "k"), "t = Activation(n) " + RELU,
          conv("d", "t", CONV1, bias=False), "return d"),
         added="d_bias",

@@ -19,9 +19,10 @@ from mxq.rewrite import Contract, Event, Pass, Reject, Trace
 NET = (conv("c", "data"), fc("f", "c"), "return f")
 ORDER = {
     "simplified": "simplify detection",
-    "prepared": "shape_only fold_bn fold_scale reduce_strength pool_last subsample_early pooled_dense averages",
-    "fused": "split_groups fuse_int8 reduce_what_is_left",
-    "fused_float": "fuse_float reduce_what_is_left",
+    "prepared": "shape_only fold_bn fold_scale reduce_strength avgpool_after_conv1x1 subsample_early conv1x1_to_dense "
+    "avgpool_to_depthwise",
+    "fused": "split_groups fuse_int8 reduce_strength_after_fusion",
+    "fused_float": "fuse_float reduce_strength_after_fusion",
 }
 
 
@@ -56,7 +57,7 @@ def test_places() -> None:
     register(marking("second"), after="fold_bn")
     register(marking("follower"), after="first")
     register(marking("last"), "prepared", "fused")
-    register(marking("everywhere"), after="reduce_what_is_left")
+    register(marking("everywhere"), after="reduce_strength_after_fusion")
     assert names("prepared") == ORDER["prepared"].replace("fold_bn", "fold_bn first follower second") + " last"
     assert names("fused") == ORDER["fused"] + " everywhere last"
     assert names("fused_float") == ORDER["fused_float"] + " everywhere"

@@ -363,7 +363,7 @@ class TestFusedSums:
         assert result.graph["quantized_s"].inputs[3].name == "r_quantize"
 
     @pytest.mark.parametrize(
-        "carry",
+        "passthrough",
         [
             'p = Pooling(r) kernel="(3, 3)" pad="(1, 1)" pool_type="max"',
             'p = Pooling(r) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"',

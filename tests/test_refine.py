@@ -25,7 +25,7 @@ from mxq.numerics import sqnr_db
 from mxq.pipeline import Quantized
 from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
-from mxq.weights.live import peak_bytes
+from mxq.weights.layerwise_executor import peak_bytes
 
 NET = (
     conv("conv0", "data"),

@@ -145,6 +145,16 @@ def test_records_that_do_not_say_whose_int8_form_a_tensor_is(prefix: str) -> Non
     assert record.tensor_of(found, "data") is None
 
 
+def test_an_older_record_calls_what_was_assumed_supposed() -> None:
+    kept = {"a": SaturationRecord("pairs", "pairs", at_risk=9, assumed=False)}
+    older = record.to_json(replace(REPORT, saturation=kept))
+    older["saturation"]["a"]["supposed"] = older["saturation"]["a"].pop("assumed")
+    assert record.from_json(older).saturation == kept
+    older["saturation"]["a"] = "damaged"
+    with pytest.raises(FormatError, match=r"^mxq report is damaged: .*saturation"):
+        record.from_json(older)
+
+
 def test_an_older_record_says_in_a_note_that_a_range_came_at_run_time() -> None:
     older = record.to_json(REPORT)
     older["tensors"] = {
@@ -228,7 +238,7 @@ class TestTables:
     def test_explanation_of_weights_and_saturation(self) -> None:
         rounded = WeightRecord("layer", "rounding", 64, 2, 0.001, "reconstruction", "empirical", 0.25)
         clipped = WeightRecord("mse", "weight_calib_mode", 64, 2, 0.001)
-        limited = SaturationRecord("pairs", "pairs", at_risk=9, limited=5, supposed=False)
+        limited = SaturationRecord("pairs", "pairs", at_risk=9, limited=5, assumed=False)
         widened = SaturationRecord("pairs", "range", at_risk=9, factor=2**0.5)
         cases = {
             "rounding: reconstruction, 25.00 % of its codes are not the nearest; bias correction: empirical": rounded,

@@ -22,13 +22,13 @@ from mxq.config import QuantConfig
 from mxq.graph.serde import read_text
 from mxq.host import machine
 from mxq.numerics import sqnr_db
-from mxq.passes.limit_saturation import guard
+from mxq.passes.limit_saturation import limit_saturation
 from mxq.passes.pair_channels import weight_codes
 from mxq.runtime import MxnetRunner
 from mxq.saturation.activity import sampled
 from mxq.saturation.kernels import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
 from mxq.saturation.pairing import conflicts, cost_of, matching
-from mxq.saturation.remedies import change, coarser, remedy, supposed
+from mxq.saturation.remedies import assumed_activations, change, coarser, remedy
 
 pytestmark = pytest.mark.kernels
 
@@ -183,7 +183,9 @@ def sqnr_for(target: str) -> float:
     ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False)
     layers = [n for n in prepared.fused.graph.operators if n.name in prepared.plan.quantized]
     samples = sampled(MxnetRunner(), prepared.fused, layers, [{"data": data}])
-    network = decided(prepared, ranges.thresholds, target=target).after(guard(prepared.backend.spec, samples))
+    network = decided(prepared, ranges.thresholds, target=target).after(
+        limit_saturation(prepared.backend.spec, samples)
+    )
     found = pipeline.quantize(replace(prepared, fused=network.fused), replace(ranges, thresholds=network.thresholds))
     wanted, got = (MxnetRunner().compile(m)({"data": data})[0] for m in (model, found.model))
     return sqnr_db(wanted, got)
@@ -287,7 +289,7 @@ class TestArithmetic:
 
 class TestRemedy:
     def test_nothing_where_nothing_can_saturate(self):
-        found = remedy(random_codes(8, 8) // 2, supposed(8, bounded=True))
+        found = remedy(random_codes(8, 8) // 2, assumed_activations(8, bounded=True))
         assert (found.kind, found.cost, found.exact) == ("none", 0, True)
 
     def test_what_activations_never_reach_is_left(self):

@@ -39,6 +39,8 @@ __all__ = [
 FORMAT = "mxq-report/1"
 _INT8_PREFIXES = (REMADE, MADE)
 """What an int8 form is called begins so, in records of older releases, which do not say whose it is."""
+_RENAMED = {"supposed": "assumed"}
+"""Fields of a `SaturationRecord` in records of older releases -> what they are called now."""
 _SAME = (
     "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
 )  # fmt: skip
@@ -151,11 +153,20 @@ def from_json(data: Any) -> Report:
     missing = [name for name in _FIELDS if name not in data]
     if missing:
         raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
-    found = converted(data, _Document, "mxq report")
+    found = converted(_renamed(data), _Document, "mxq report")
     plan = Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed))
     report = Report(plan, trace=tuple(found.trace), **{name: getattr(found, name) for name in _SAME})
     known = any(record.of for record in report.tensors.values())
     return report if known else replace(report, tensors=_of_nodes(report))
+
+
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """An older record with its fields as they are called now."""
+    layers = data.get("saturation")
+    if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
+        return data  # damaged, as `converted` will say
+    now = {name: {_RENAMED.get(field, field): v for field, v in layer.items()} for name, layer in layers.items()}
+    return {**data, "saturation": now}
 
 
 def _of_nodes(report: Report) -> dict[str, TensorRecord]:

@@ -10,8 +10,8 @@ from mxq.errors import QuantizeError
 from mxq.graph.ir import Model, Node
 from mxq.quant import INT8, UINT8, WEIGHT, QuantizedNetwork, QuantSpec
 
-Role = Literal["compute", "carry"]
-"""A "compute" op is worth int8 by itself; a "carry" op is int8 only between others, to save conversions."""
+Role = Literal["compute", "passthrough"]
+"""A "compute" op is worth int8 by itself; a "passthrough" op is int8 only between others, to save conversions."""
 
 OutputRule = Literal["post_op", "same", "int8", "widest"]
 """How an int8 op's output type follows: from its last post-op, its input's, always s8, or s8 if any input is."""
@@ -110,14 +110,15 @@ class OpSpec:
         calibrated: the kernel writes its result in a range that calibration must give.
         s8_only: the kernel takes s8 input only.
         halves_u8: the kernel takes half of the u8 codes that it reads, as s8.
-        exact: attribute -> values for which a carry op gives fewer values, and exactly those of float ("" where it
-            is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float; after
-            it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
+        exact: attribute -> values for which a passthrough op gives fewer values, and exactly those of float ("" where
+            it is not given). One int8 layer beside it is enough: before it, fewer values are left to be made float;
+            after it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
         takes: the types of its data inputs; empty where any will do.
         float_output: the kernel writes float itself where that is asked for (``enable_float_output``).
         kept: attributes of the operator that the subgraph op repeats.
         full_only: why mode "smart" leaves it in float; empty where it does not.
-        absorbs: activations (``act_type``) that it does by saturation of its codes, see `mxq.passes.rectify`.
+        absorbs: activations (``act_type``) that it does by saturation of its codes; see
+            `mxq.passes.fuse_relu_into_batchnorm`.
         with_sum: an elemwise_add may be fused before the post-op, or after one that may come before a sum.
         post_ops: what may be fused after.
     """

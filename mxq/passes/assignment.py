@@ -7,7 +7,7 @@ otherwise:
 * conv + sum writes into its summand's memory with the summand's type. Under an s8 result a u8 summand is converted to
   s8 first; what is done of a u8 result over an s8 summand, `mxq.quant.records` says.
 * int8 ReLU takes s8 only; on a u8 tensor it has nothing to do.
-* a ReLU that its BatchNorm does by saturation (`mxq.passes.rectify`) is one operator with it.
+* a ReLU that its BatchNorm does by saturation (`mxq.passes.fuse_relu_into_batchnorm`) is one operator with it.
 * conv + sum has no clip in int8. It is a ReLU with a range that ends at the clip's bound, where u8 saturates.
 
 The ranges of what is stored follow from these types and the thresholds: `mxq.quant.records`.
@@ -63,7 +63,7 @@ def assigned_anew(network: QuantizedNetwork, spec: BackendSpec) -> QuantizedNetw
     graph, absorbed = network.fused.graph, set(network.plan.absorbed.values())
     for node in graph:  # an absorbed one is made with the ReLU that reads it
         if node.name in network.plan.absorbed:
-            assigner.rectify(node, graph[network.plan.absorbed[node.name]])
+            assigner.absorb_relu(node, graph[network.plan.absorbed[node.name]])
         elif node.name in network.plan.quantized and node.name not in absorbed:
             assigner.operation(node)
     return replace(network, operations=assigner.operations, conversions=tuple(assigner.conversions))
@@ -117,8 +117,8 @@ class _Assigner:
         to_float = writes_float(self.graph, node, row, self.network.plan.quantized)
         self._add(node, Operation(reads, dtype, row.calibrated, doubled, _bound(node, row), to_float, row.halves_u8))
 
-    def rectify(self, relu: Node, norm: Node) -> None:
-        """A BatchNorm that does what the ReLU after it would; see `mxq.passes.rectify`."""
+    def absorb_relu(self, relu: Node, norm: Node) -> None:
+        """A BatchNorm that does what the ReLU after it would; see `mxq.passes.fuse_relu_into_batchnorm`."""
         reads = {0: self._read(norm.inputs[0])}
         self._add(relu, Operation(reads, INT8, ranged=True, halves=self._row(norm).halves_u8, norm=norm.name))
 

@@ -27,10 +27,10 @@ from mxq.rewrite.rule import exchanged, single_consumer
 
 
 @dataclass(frozen=True)
-class PoolLast:
+class AvgPoolAfterConv1x1:
     """See the module."""
 
-    name: str = "pool_last"
+    name: str = "avgpool_after_conv1x1"
     pattern: Op = Op(("Convolution",), (Op(("Pooling",), (Any_("x"),), bind="pool"),), bind="conv")
 
     def check(self, model: Model, match: Match) -> Reject | None:
@@ -61,7 +61,7 @@ class PoolLast:
 
 
 def _run(model: Model) -> tuple[Model, Trace]:
-    return apply_rules(model, (PoolLast(),), "pool_last")
+    return apply_rules(model, (AvgPoolAfterConv1x1(),), "avgpool_after_conv1x1")
 
 
-AVGPOOL_AFTER_CONV1X1 = Pass("pool_last", _run, requires=(FLOAT,), ensures=(FLOAT,))
+AVGPOOL_AFTER_CONV1X1 = Pass("avgpool_after_conv1x1", _run, requires=(FLOAT,), ensures=(FLOAT,))

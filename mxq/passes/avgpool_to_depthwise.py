@@ -137,7 +137,7 @@ def never_negative(graph: Graph, ref: Ref) -> bool:
 
 
 def _run(model: Model) -> tuple[Model, Trace]:
-    return apply_rules(model, (WindowAverage(),), "averages")
+    return apply_rules(model, (WindowAverage(),), "avgpool_to_depthwise")
 
 
-AVGPOOL_TO_DEPTHWISE = Pass("averages", _run, requires=(FLOAT,), ensures=(FLOAT,))
+AVGPOOL_TO_DEPTHWISE = Pass("avgpool_to_depthwise", _run, requires=(FLOAT,), ensures=(FLOAT,))

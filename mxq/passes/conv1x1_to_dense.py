@@ -38,7 +38,7 @@ def _is_of_one_tensor(traits: Traits) -> bool:
 class PooledConvolution:
     """The convolution becomes a fully connected layer."""
 
-    name: str = "pooled_dense"
+    name: str = "conv1x1_to_dense"
     pattern: Op = Op(("Convolution",), (Any_("x"),), bind="conv")
 
     def check(self, model: Model, match: Match) -> Reject | None:
@@ -97,7 +97,7 @@ class FlattenColumn:
 
 def _run(model: Model) -> tuple[Model, Trace]:
     rules = (PooledConvolution(), ActivateBeforeReshape(), FlattenColumn())
-    return apply_rules(model, rules, "pooled_dense")
+    return apply_rules(model, rules, "conv1x1_to_dense")
 
 
-CONV1X1_TO_DENSE = Pass("pooled_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))
+CONV1X1_TO_DENSE = Pass("conv1x1_to_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -11,7 +11,7 @@ layer's alone. A range is widened only where int8 layers alone read the tensor, 
 nobody fixed it (as by hand, or because pixels are its codes), and no clip ends it: kernels clip by it.
 Formula: `mxq.saturation.remedies.remedy` for each layer; for a tensor, the factor of the least cost over all layers
 that read it, each in shares of its output's energy. Activations are those of calibration data where there are any
-(``samples``), else what is usual (`remedies.supposed`).
+(``samples``), else what is usual (`remedies.assumed_activations`).
 
 A layer that is left with much more noise than it would have with VNNI (`DECENT`), as one of few inputs may be, is
 named for float.
@@ -38,9 +38,9 @@ from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import NO_EVENTS, Event, Trace
 from mxq.saturation.kernels import Kernel, kernel_of, summed
 from mxq.saturation.limits import FEW, MARGIN
-from mxq.saturation.remedies import Remedy, factors, limited, remedy, supposed, widened
+from mxq.saturation.remedies import Remedy, assumed_activations, factors, limited, remedy, widened
 
-NAME, FLOAT = "guard", "float"
+NAME, FLOAT = "limit_saturation", "float"
 _TINY = 1e-30
 DECENT = 1e-3
 """What saturation, or what is done about it, may add to a layer's noise, in shares of its output's energy (30 dB); a
@@ -57,11 +57,11 @@ class _Layer:
         kernel: what its kernel does.
         weight: (O, I, ...) float32, as it was before it was rounded for its outputs.
         codes: (O, I, ...) int8, of its weight as it is.
-        values: (n, I, K) or, supposed, (n, I) float32: what it multiplies, in activation codes, not rounded.
+        values: (n, I, K) or, assumed, (n, I) float32: what it multiplies, in activation codes, not rounded.
         dtype: of these codes.
         step: (O,), of its weight.
         own: whether its weight is its alone.
-        supposed: whether ``values`` are.
+        assumed: whether ``values`` are.
     """
 
     node: Node
@@ -73,12 +73,12 @@ class _Layer:
     dtype: str
     step: Array
     own: bool
-    supposed: bool
+    assumed: bool
 
     @cached_property
     def samples(self) -> Array:
         """Activation codes, those of few samples a little larger."""
-        few = not self.supposed and len(self.values) < FEW
+        few = not self.assumed and len(self.values) < FEW
         return self._rounding.fake(self.values * (MARGIN if few else 1.0))
 
     @property
@@ -124,7 +124,7 @@ class _Layer:
         return found, with_vnni
 
 
-def guard(
+def limit_saturation(
     spec: BackendSpec,
     samples: Mapping[str, Array] = MappingProxyType({}),
     before: Model | None = None,
@@ -141,12 +141,12 @@ def guard(
         before: the float network with weights as they were before they were rounded for their outputs.
         int8: names of layers that stay int8, however poor they are.
     """
-    return NetworkPass(NAME, lambda network: _Guard(spec, samples, before or network.fused, int8).run(network))
+    return NetworkPass(NAME, lambda network: _Limiter(spec, samples, before or network.fused, int8).run(network))
 
 
 @dataclass(frozen=True)
-class _Guard:
-    """The arguments of `guard`."""
+class _Limiter:
+    """The arguments of `limit_saturation`."""
 
     spec: BackendSpec
     samples: Mapping[str, Array]
@@ -194,7 +194,7 @@ def _guarded(layer: _Layer, model: Model, factor: float, *, stays: bool) -> tupl
     noise, with_vnni = layer.noise(codes, factor)
     kind = FLOAT if _is_poor(noise, with_vnni) and not stays else chosen.kind
     pairs, count = layer.remedy.pairs, int(changed.sum())
-    record = SaturationRecord(layer.kernel, kind, pairs, count, factor, layer.supposed, noise, with_vnni)
+    record = SaturationRecord(layer.kernel, kind, pairs, count, factor, layer.assumed, noise, with_vnni)
     return record, np.where(changed, codes * step, weight).astype(np.float32)
 
 
@@ -228,7 +228,7 @@ def _layer(
     weight = model.args[name]
     if values is None:
         bounded = _ends_at_clip(model, node.inputs[0], record)
-        given = supposed(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
+        given = assumed_activations(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
     else:
         size = max(abs(record.min or 0.0), abs(record.max or 0.0))
         given = (values + np.float32(record.offset)) * MXNET.params(BY_DTYPE[record.dtype], -size, size).scale

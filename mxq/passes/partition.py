@@ -1,8 +1,8 @@
 """Partition: which operators of the fused float graph become int8, which tensors need a range, and why not the rest.
 
 An operator becomes int8 when its row in the backend's table allows it, the user does not exclude it, and, in
-mode "smart", it is a "compute" operator or a "carry" operator between two of those, but not a head's average pooling
-and, where the settings say so, not a stem of few channels.
+mode "smart", it is a "compute" operator or a "passthrough" operator between two of those, but not a head's average
+pooling and, where the settings say so, not a stem of few channels.
 The walk is that of ``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
 """
 
@@ -20,8 +20,8 @@ from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.traits import OWN_NAME
 from mxq.passes.avgpool_to_depthwise import never_negative
+from mxq.passes.fuse_relu_into_batchnorm import absorbed_relus
 from mxq.passes.overrides import LayerChoices, override_source, views
-from mxq.passes.rectify import rectified
 from mxq.passes.shapes import is_depthwise, is_global_pooling
 from mxq.quant.plan import Decision, Plan
 from mxq.quant.thresholds import Range, Thresholds
@@ -79,7 +79,7 @@ def partition(
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
     }
-    absorbed = rectified(model, specs.keys() - reasons.keys(), backend)
+    absorbed = absorbed_relus(model, specs.keys() - reasons.keys(), backend)
     why |= {relu: f"{why[relu]}, by saturation in {norm!r}" for relu, norm in absorbed.items()}
     decisions = tuple(
         Decision(
@@ -294,7 +294,7 @@ def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
 
 
 def _isolated_ops(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
-    """Carry nodes that do not lie between two compute nodes, through carry nodes only; exact ones need one."""
+    """Passthrough nodes that are not, through others of them, between two compute nodes; exact ones need but one."""
     after: set[str] = set()
     before: set[str] = set()
     for node in graph.operators:
@@ -308,7 +308,7 @@ def _isolated_ops(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
     return {
         name: "it does not lie between two int8 layers, so converting would cost more than it saves"
         for name, spec in specs.items()
-        if spec.role == "carry" and sides[name] < (1 if spec.reduces_exactly(graph[name]) else 2)
+        if spec.role == "passthrough" and sides[name] < (1 if spec.reduces_exactly(graph[name]) else 2)
     }
 
 

@@ -277,4 +277,4 @@ def _pass(name: str, rules: tuple[Rule, ...]) -> Pass:
 
 
 REDUCE_STRENGTH = _pass("reduce_strength", BEFORE_FUSION)
-REDUCE_STRENGTH_AFTER_FUSION = _pass("reduce_what_is_left", AFTER_FUSION)
+REDUCE_STRENGTH_AFTER_FUSION = _pass("reduce_strength_after_fusion", AFTER_FUSION)

@@ -32,7 +32,8 @@ class Plan:
     """Decisions in graph order, and the tensors of the fused float graph that calibration must observe.
 
     ``removed`` is about operators of the network as it was given that passes took out. ``absorbed`` names the int8
-    operators that others do with their own work, and which: each ReLU that a BatchNorm does (`mxq.passes.rectify`).
+    operators that others do with their own work, and which: each ReLU that a BatchNorm does
+    (`mxq.passes.fuse_relu_into_batchnorm`).
     """
 
     decisions: tuple[Decision, ...] = ()
@@ -135,7 +136,7 @@ class SaturationRecord:
         at_risk: how many pairs could saturate at the largest activation codes.
         limited: how many weights were changed.
         factor: by which the range of the input was widened; 1 where it was not.
-        supposed: whether activations were supposed, for want of data.
+        assumed: whether activations were assumed, for want of data.
         noise: what is left in int8, in shares of the energy of its output, without what a bias takes; 0 if unknown.
         noise_with_vnni: what there would be with VNNI.
     """
@@ -145,7 +146,7 @@ class SaturationRecord:
     at_risk: int
     limited: int = 0
     factor: float = 1.0
-    supposed: bool = True
+    assumed: bool = True
     noise: float = 0.0
     noise_with_vnni: float = 0.0
 

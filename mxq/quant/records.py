@@ -8,7 +8,7 @@ A range is the calibrated one, but for stock kernels that would otherwise fail o
 * a u8 range must not have a negative minimum (the CHECK of a convolution that reads it, ``mkldnn_conv.cc``): it is
   written from 0.
 * a range of zero width makes scales infinite: it is written as [0, 1].
-* int8 BatchNorm and ReLU write s8, of which the ReLU leaves half: see `mxq.passes.rectify`.
+* int8 BatchNorm and ReLU write s8, of which the ReLU leaves half: see `mxq.passes.fuse_relu_into_batchnorm`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Records:
         if operation.passes_on:
             self.made[node.out] = reads[0]
         elif operation.norm:
-            self.made[node.out] = self._rectified(node.out)
+            self.made[node.out] = self._absorbed_relu(node.out)
         elif operation.ranged:
             record = self._record(node.out, operation.dtype, doubled=operation.doubled, bound=operation.bound)
             self.made[node.out] = replace(record, of=node.name)
@@ -129,8 +129,8 @@ class Records:
         low, high = (float(np.float32(end)) for end in (found.min, found.max))
         return TensorRecord(dtype, low, high, "; ".join(notes), widened=DOUBLED if doubled else 1.0)
 
-    def _rectified(self, ref: Ref) -> TensorRecord:
-        """Of a ReLU that saturation does; see `mxq.passes.rectify`."""
+    def _absorbed_relu(self, ref: Ref) -> TensorRecord:
+        """Of a ReLU that saturation does; see `mxq.passes.fuse_relu_into_batchnorm`."""
         plain = self._record(ref, UINT8)
         span, offset = saturating(plain.max or 0.0)
         note = "; ".join(filter(None, (plain.note, "the lowest code is zero, so that saturation is the ReLU")))
@@ -139,7 +139,7 @@ class Records:
 
 
 def saturating(top: float) -> tuple[Range, float]:
-    """The range to write for a rectified tensor of values up to ``top``, and its offset -c, in activation units."""
+    """What a BatchNorm that does its ReLU writes of values up to ``top``: range, and offset -c, in activation units."""
     s8, u8 = BY_DTYPE[INT8], BY_DTYPE[UINT8]
     half = top * MXNET.top(s8) / MXNET.top(u8)
     return Range(-half, half), s8.lowest * half / MXNET.top(s8)
@@ -150,7 +150,7 @@ def _range(record: TensorRecord) -> Range | None:
 
 
 def _carried(reads: list[TensorRecord], dtype: str) -> TensorRecord:
-    """The record of a tensor that a carry op makes: its range is the union of its inputs'."""
+    """The record of a tensor that a passthrough op makes: its range is the union of its inputs'."""
     spans = [_range(record) for record in reads]
     known = [span for span in spans if span is not None]
     if len(known) < len(spans):

@@ -170,7 +170,7 @@ def _weight(w: WeightRecord) -> str:
 def _saturation(s: SaturationRecord) -> str:
     did = {"none": "left alone", "pairs": f"{s.limited} weights made smaller",
            "range": f"its input's range widened {s.factor:.3g} times", "float": "left in float"}[s.remedy]  # fmt: skip
-    guess = " (what activations are like was supposed)" if s.supposed else ""
+    guess = " (what activations are like was assumed)" if s.assumed else ""
     return f"{s.at_risk} pairs of products may saturate; {did}{guess}"
 
 

@@ -77,7 +77,7 @@ def remedy(
 
     Args:
         codes: (O, I, ...) integers in -128..127.
-        samples: as for `lost`; of calibration data, or `supposed`.
+        samples: as for `lost`; of calibration data, or `assumed_activations`.
         step: (O,) or one number, the step of the weights of each channel.
         kernel: see the module.
         widen: whether the range may be widened.
@@ -164,7 +164,7 @@ def coarser(codes: Array, factor: float) -> Array:
     return np.asarray((factor**2 - 1) / 12 * np.einsum("ok,ok->o", rows, rows))
 
 
-def supposed(channels: int, *, bounded: bool, signed: bool = False, count: int = 256) -> Array:
+def assumed_activations(channels: int, *, bounded: bool, signed: bool = False, count: int = 256) -> Array:
     """Activation codes as they may be, for want of data: (count, channels) float32.
 
     A range that ends at the largest value seen leaves most codes small: in a ResNet-18 their root mean square is 7 to

@@ -12,7 +12,7 @@ from mxq.quant import BY_DTYPE, MXNET, UINT8, QParams, QuantizedNetwork, QuantSp
 from mxq.quant.model import HALVED
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
-from mxq.weights.live import Batches
+from mxq.weights.layerwise_executor import Batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +23,19 @@ class Code:
         dtype: "int8" or "uint8".
         widened: the written range in shares of the calibrated one.
         bound: what its values do not exceed, in activation units.
-        rectified: s8 codes stand for values from zero on (`mxq.passes.rectify`), as u8 ones do.
+        nonnegative: s8 codes stand for values from zero on (`mxq.passes.fuse_relu_into_batchnorm`), as u8 ones do.
     """
 
     dtype: str
     widened: float = 1.0
     bound: float = np.inf
-    rectified: bool = False
+    nonnegative: bool = False
 
     @staticmethod
     def of(record: TensorRecord, calibrated: Range) -> Code:
         """From the record of a tensor of that calibrated range."""
         if record.offset:
-            return Code(record.dtype, rectified=True)
+            return Code(record.dtype, nonnegative=True)
         top = record.max if record.max is not None else calibrated.max
         bound = top if top < calibrated.max else np.inf
         return Code(record.dtype, record.widened, bound)
@@ -43,7 +43,7 @@ class Code:
     @property
     def spec(self) -> QuantSpec:
         """The codes that values can have, but for those that `widened` leaves out."""
-        return UINT8 if self.rectified else BY_DTYPE[self.dtype]
+        return UINT8 if self.nonnegative else BY_DTYPE[self.dtype]
 
     def params(self, span: Range) -> QParams:
         """Scale and codes where ``span`` is the calibrated range."""

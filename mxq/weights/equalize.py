@@ -42,7 +42,7 @@ from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.quant import INT8, MXNET, UINT8, WEIGHT
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.weights.families import Family, families, is_norm
-from mxq.weights.live import Batches, passing
+from mxq.weights.layerwise_executor import Batches, passing
 from mxq.weights.pieces import pieces
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -147,7 +147,7 @@ class Methods:
     """What is done for accuracy beyond ranges that observers find; see `mxq.config.QuantConfig` for the fields.
 
     All but a bias correction by BatchNorm's statistics and ``stem``, which `mxq.passes.partition` decides, look at
-    calibration data once more, layer after layer: `mxq.weights.walk`, and `mxq.recalibration` after it.
+    calibration data once more, layer after layer: `mxq.weights.layerwise_refinement`, and `mxq.recalibration` after it.
     """
 
     equalize: bool

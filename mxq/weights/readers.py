@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mxq.backends import OpSpec, the_layer_of
 from mxq.graph.ir import Model, Node, Ref, Runner
-from mxq.weights.live import alone
+from mxq.weights.layerwise_executor import alone
 from mxq.weights.ranges import Reader
 
 

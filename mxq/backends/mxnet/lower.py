@@ -140,7 +140,7 @@ class _Builder:
     def quantize(self, node: Node, operation: Operation) -> None:
         """A node that becomes int8."""
         if operation.norm:
-            self._rectify(node, operation)
+            self._absorb_relu(node, operation)
             return
         spec = self._row(node)
         tensors = {i: self.as_int8(node.inputs[i], dtype) for i, dtype in operation.reads.items()}
@@ -161,8 +161,8 @@ class _Builder:
             raise QuantizeError(f"{node.name!r} ({node.op}) has no int8 kernel in {self.spec.name}")
         return row
 
-    def _rectify(self, relu: Node, operation: Operation) -> None:
-        """A BatchNorm that does what the ReLU after it would; see `mxq.passes.rectify`."""
+    def _absorb_relu(self, relu: Node, operation: Operation) -> None:
+        """A BatchNorm that does what the ReLU after it would; see `mxq.passes.fuse_relu_into_batchnorm`."""
         norm = self.model.graph[operation.norm]
         data, beta = self.as_int8(norm.inputs[0], operation.reads[0]), norm.inputs[2].name
         offset = self.network.made[relu.out].offset

@@ -102,7 +102,7 @@ def _attention(name: str, takes: tuple[str, ...]) -> OpSpec:
     return OpSpec(
         float_op=f"_contrib_interleaved_matmul_selfatt_{name}",
         int8_op=fused,
-        role="carry",
+        role="passthrough",
         fused_op=fused,
         data_inputs=tuple(range(len(takes))),
         takes=takes,
@@ -119,7 +119,7 @@ ATTENTION = (_attention("qk", ("int8",)), _attention("valatt", ("int8", "uint8")
 POOLING = OpSpec(
     float_op="Pooling",
     int8_op="_contrib_quantized_pooling",
-    role="carry",
+    role="passthrough",
     exact={"pool_type": ("max", ""), "global_pool": ("False", "0", "")},
     needs=(
         Requirement("kernel", ranks=(2, 3)),
@@ -145,7 +145,7 @@ MXNET_191 = BackendSpec(
         OpSpec(
             float_op="Concat",
             int8_op="_contrib_quantized_concat",
-            role="carry",
+            role="passthrough",
             data_inputs=(),
             needs=(
                 Requirement("dim", tuple("01234"), default="1", why="an axis counted from the end kills the process"),
@@ -155,16 +155,16 @@ MXNET_191 = BackendSpec(
         OpSpec(
             float_op="elemwise_add",
             int8_op="_contrib_quantized_elemwise_add",
-            role="carry",
+            role="passthrough",
             data_inputs=(0, 1),
             output="widest",
             calibrated=True,
         ),
-        OpSpec(float_op="Flatten", int8_op="_contrib_quantized_flatten", role="carry"),
+        OpSpec(float_op="Flatten", int8_op="_contrib_quantized_flatten", role="passthrough"),
         OpSpec(
             float_op="Activation",
             int8_op="_contrib_quantized_act",
-            role="carry",
+            role="passthrough",
             needs=(Requirement("act_type", ("relu",)),),
             output="int8",
             s8_only=True,
@@ -172,7 +172,7 @@ MXNET_191 = BackendSpec(
         OpSpec(
             float_op="BatchNorm",
             int8_op="_contrib_quantized_batch_norm",
-            role="carry",
+            role="passthrough",
             needs=(
                 Requirement("axis", ("1",), default="1"),
                 Requirement("output_mean_var", ("False", "0"), default="False"),

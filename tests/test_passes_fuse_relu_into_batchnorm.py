@@ -1,4 +1,4 @@
-"""Rectifying by saturation: what the int8 BatchNorm writes, that readers take it back, and where it does not serve."""
+"""ReLU by saturation: what the int8 BatchNorm writes, that readers take it back, and where it does not serve."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def dense(*tail: str, bias: bool = True) -> Model:
     return build(*HEAD, *(tail or (conv("c", "r", CONV1, bias=bias), "return c")), data=(4, CHANNELS, 9, 9))
 
 
-def is_rectified(model: Model, **options) -> bool:
+def has_absorbed_relu(model: Model, **options) -> bool:
     """Whether the int8 network does without the ReLU."""
     made = quantized(model, DATA, **options)
     offsets = any(node.note.offset for node in made.model.graph)
@@ -67,7 +67,7 @@ def is_rectified(model: Model, **options) -> bool:
 @pytest.mark.parametrize("bias", [True, False])
 def test_structure(bias, update_goldens):
     made = quantized(dense(bias=bias), DATA)
-    name = f"rectify_{'bias' if bias else 'no_bias'}.txt"
+    name = f"fuse_relu_into_batchnorm_{'bias' if bias else 'no_bias'}.txt"
     text = "\n".join(
         " ".join(part for part in line.split(" ") if "calib_range" not in part and "__offset__" not in part)
         for line in write_text(made.model.graph).splitlines()
@@ -102,7 +102,7 @@ def test_codes():
 def test_better_than_apart(bias, seed, target, monkeypatch):
     model = build(*HEAD, conv("c", "r", CONV1, bias=bias), "return c", seed=seed, data=(4, CHANNELS, 9, 9))
     (wanted,), (better,) = run(model, DATA), numbers(quantized(model, DATA, target=target).model, target, DATA)
-    monkeypatch.setattr(sys.modules["mxq.passes.partition"], "rectified", lambda *_: {})  # it is a function's name, too
+    monkeypatch.setattr(sys.modules["mxq.passes.partition"], "absorbed_relus", lambda *_: {})
     made = quantized(model, DATA, target=target)
     assert "_contrib_quantized_act" in op_names(made.model)
     (worse,) = numbers(made.model, target, DATA)
@@ -163,7 +163,7 @@ def test_poolings_keep_the_offset(kind):
 @pytest.mark.parametrize("attrs", ['kernel="(3, 3)" num_filter="8"', 'kernel="(3, 3)" num_filter="16" num_group="16"'])
 def test_other_convolutions_without_padding(attrs):
     model = dense(conv("c", "r", attrs), "return c")
-    assert is_rectified(model)
+    assert has_absorbed_relu(model)
     found = verify(MxnetRunner(), model, quantized(model, DATA).model, [DATA], layers=True)
     assert min(layer.sqnr for layer in found.layers if layer.name in ("r", "c")) > BAR
 
@@ -201,7 +201,7 @@ APART = {
 @pytest.mark.parametrize("why", APART)
 def test_where_it_does_not_serve(why):
     model = dense(*APART[why])
-    assert not is_rectified(model)
+    assert not has_absorbed_relu(model)
     made = quantized(model, DATA)
     for wanted, found in zip(run(model, DATA), run(made.model, DATA), strict=True):
         assert sqnr_db(wanted, found) > (20 if machine.detect().saturates else 28)
@@ -209,18 +209,18 @@ def test_where_it_does_not_serve(why):
 
 def test_a_float_reader():
     model = dense(conv("c", "r", CONV1), conv("d", "r", CONV1), "return c, d")
-    assert is_rectified(model)
-    assert not is_rectified(model, exclude_layers=("d",))
+    assert has_absorbed_relu(model)
+    assert not has_absorbed_relu(model, exclude_layers=("d",))
 
 
 def test_a_bias_that_is_no_parameter():
     model = dense('k = sum(data) axis="(0, 2, 3)"', conv("c", "r", CONV1).replace("c_bias", "k"), "return c")
-    assert not is_rectified(model)
+    assert not has_absorbed_relu(model)
 
 
 def test_a_shared_beta():
     second = (bn("m", "x", NORM).replace("m_beta", "n_beta"), "q = Activation(m) " + RELU)
-    assert not is_rectified(dense(*second, conv("c", "r", CONV1), conv("d", "q", CONV1), "return c, d"))
+    assert not has_absorbed_relu(dense(*second, conv("c", "r", CONV1), conv("d", "q", CONV1), "return c, d"))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.98, -1.0])

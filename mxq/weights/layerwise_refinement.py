@@ -1,4 +1,4 @@
-"""Walks through a network layer after layer and gives each the weights, bias and range that serve its output best.
+"""Layer-by-layer refinement: gives each layer the weights, bias and range that serve its output best.
 
 Every tensor is computed twice, by the float network and by the network quantized so far. A layer's weights are rounded
 (`rounding`) for what the second gives it, its bias makes up for what is then still missing of the first (`bias`), so
@@ -33,7 +33,7 @@ from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
 from mxq.weights.grid import grid_of
-from mxq.weights.live import Batches, LayerwiseExecutor, Schedule, ancestors
+from mxq.weights.layerwise_executor import Batches, LayerwiseExecutor, Schedule, ancestors
 from mxq.weights.methods import Methods
 from mxq.weights.pieces import pieces
 from mxq.weights.ranges import narrowed, telling
@@ -42,7 +42,7 @@ from mxq.weights.readers import Readers
 
 @dataclass(frozen=True)
 class LayerwiseConfig:
-    """What a walk is through.
+    """What a network is refined by.
 
     Attributes:
         network: what is decided of it; in its float network every int8 layer has a bias.
@@ -79,8 +79,8 @@ class LayerwiseConfig:
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What a walk gives: the ``network`` with new parameters and ranges, and a record for each layer.
+class LayerwiseResult:
+    """What refinement gives: the ``network`` with new parameters and ranges, and a record for each layer.
 
     Attributes:
         apart: operators that do not run alone, and why; what follows them was chosen for what they are in float.
@@ -93,10 +93,10 @@ class Walked:
     lost: Mapping[str, str] = field(default_factory=dict)
 
 
-def walk(
+def refine_layerwise(
     runner: Runner, setting: LayerwiseConfig, feeds: Sequence[Mapping[str, Array]], *, progress: bool = True
-) -> Walked:
-    """Goes through the network once.
+) -> LayerwiseResult:
+    """Refines a network, layer after layer, in one pass over its operators.
 
     Args:
         runner: what runs an operator.
@@ -106,7 +106,7 @@ def walk(
     """
     model = setting.model
     schedule = Schedule.of(ancestors(model.graph, setting.network.plan.quantized))
-    state = _Walk.of(runner, setting, feeds)
+    state = _LayerwiseState.of(runner, setting, feeds)
     for ref in list(state.float.held):
         state.choose_range(ref, state.float.held[ref])
     with tqdm(schedule.nodes, desc="weights", unit="layer", leave=False, disable=None if progress else True) as bar:
@@ -116,12 +116,12 @@ def walk(
                 live.forget(schedule.done(node))
     apart = {name: why for name, why in state.float.apart.items() if state.reads_data(model.graph[name])}
     network = setting.network.with_weights(state.written).with_thresholds(state.thresholds())
-    return Walked(network, state.records, apart, state.lost)
+    return LayerwiseResult(network, state.records, apart, state.lost)
 
 
 @dataclass
-class _Walk:
-    """A walk under way.
+class _LayerwiseState:
+    """A refinement under way: the tensors of both networks, as far as they are still read.
 
     Attributes:
         spans: tensor -> its range, narrowed once it has been seen.
@@ -146,11 +146,11 @@ class _Walk:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @staticmethod
-    def of(runner: Runner, setting: LayerwiseConfig, feeds: Sequence[Mapping[str, Array]]) -> _Walk:
+    def of(runner: Runner, setting: LayerwiseConfig, feeds: Sequence[Mapping[str, Array]]) -> _LayerwiseState:
         spans = {name: t.range for name, t in setting.thresholds.items()}
         exact, noisy = (LayerwiseExecutor.of(runner, setting.model, feeds) for _ in range(2))
         count = sum(map(examples_in, feeds))
-        return _Walk(runner, setting, spans, codes_of(setting.network, spans), exact, noisy, count)
+        return _LayerwiseState(runner, setting, spans, codes_of(setting.network, spans), exact, noisy, count)
 
     def visit(self, node: Node, outputs: Sequence[Ref]) -> None:
         """Computes ``node`` in both networks; where it is an int8 layer, changes it before.
@@ -207,7 +207,7 @@ class _Walk:
             spans = [s for s in known if s is not None]
             if len(spans) == len(known):
                 span = self.carried[ref] = reduce(Range.union, spans)
-                return code_all(value, Code(record.dtype, rectified=bool(record.offset)), span)
+                return code_all(value, Code(record.dtype, nonnegative=bool(record.offset)), span)
         return code_all(value, self.codes[ref], self.spans[str(ref)]) if ref in self.codes else value
 
     def _data(self, node: Node) -> list[Ref]:

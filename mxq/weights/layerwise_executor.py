@@ -172,6 +172,6 @@ def passing(
 
 
 def peak_bytes(runner: Runner, model: Model, feed: Mapping[str, Array]) -> int:
-    """The most bytes that a walk over ``feed`` holds of one network's tensors."""
+    """The most bytes that a refinement on ``feed`` holds of one network's tensors."""
     held = (tensors.values() for _, tensors in passing(runner, model, [feed]))
     return max((sum(array.nbytes for batches in each for array in batches) for each in held), default=0)

@@ -1,4 +1,4 @@
-"""Rectify by saturation: an int8 BatchNorm whose lowest code is the zero of the ReLU after it.
+"""ReLU by saturation: an int8 BatchNorm whose lowest code is the zero of the ReLU after it.
 
 Before:  x -> BatchNorm -> y in [-m, m] -> relu -> z in codes 0..127 -> conv1x1(w, b)
 After:   x -> BatchNorm(beta - c) -> z - c in codes -128..127 -> conv1x1(w, b + c sum(w))
@@ -26,7 +26,7 @@ from mxq.passes.shapes import is_global_pooling, pads
 RELU = "Activation"
 
 
-def rectified(model: Model, quantized: Collection[str], spec: BackendSpec) -> dict[str, str]:
+def absorbed_relus(model: Model, quantized: Collection[str], spec: BackendSpec) -> dict[str, str]:
     """Of each ReLU that is done by saturation, the BatchNorm that does it, by name.
 
     Args:

@@ -45,10 +45,10 @@ SQUEEZE = (
 def test_squeeze_and_excitation(update_goldens):
     model = build(*SQUEEZE, "return y")
     result, trace = run_pass(CONV1X1_TO_DENSE, model)
-    assert [trace.fired(r) for r in ("pooled_dense", "activate_before_reshape", "flatten_column")] == [2, 2, 1]
+    assert [trace.fired(r) for r in ("conv1x1_to_dense", "activate_before_reshape", "flatten_column")] == [2, 2, 1]
     layers = ["FullyConnected", "Activation"]
     assert op_names(result) == ["Convolution", "Pooling", *layers, *layers, "Reshape", "broadcast_mul"]
-    assert_golden(write_text(result.graph), GOLDENS / "pooled_dense.txt", update=update_goldens)
+    assert_golden(write_text(result.graph), GOLDENS / "conv1x1_to_dense.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
     assert rewritten(CONV1X1_TO_DENSE, result) is result
 
@@ -90,7 +90,7 @@ def test_is_not_about(name):
 
 def test_a_shared_weight_is_refused():
     lines = (conv("c", "data"), POOL, conv("s", "p", CONV1), "t = exp(s_weight)", "return s, t")
-    found = refusals(CONV1X1_TO_DENSE, build(*lines), "pooled_dense")
+    found = refusals(CONV1X1_TO_DENSE, build(*lines), "conv1x1_to_dense")
     assert found == ["the weight 's_weight' is not a parameter of this layer alone"]
 
 

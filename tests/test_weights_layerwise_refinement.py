@@ -1,4 +1,4 @@
-"""The walk through a network: what it gives layers, what it leaves alone, and that the result is closer to float."""
+"""Layer-by-layer refinement: what it gives layers, what it leaves alone, and that the result is closer to float."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mxq.passes.biases import add_biases
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.runtime import MxnetRunner
 from mxq.weights.grid import on_grid
-from mxq.weights.live import LayerwiseExecutor, Schedule, alone, ancestors, peak_bytes
-from mxq.weights.walk import LayerwiseConfig, Walked, walk
+from mxq.weights.layerwise_executor import LayerwiseExecutor, Schedule, alone, ancestors, peak_bytes
+from mxq.weights.layerwise_refinement import LayerwiseConfig, LayerwiseResult, refine_layerwise
 
 RELU0 = 'relu0 = Activation(conv0) act_type="relu"'
 RESIDUAL = (
@@ -54,7 +54,7 @@ DATA, HELD_OUT = pictures(64, 0), pictures(64, 1)
 
 @dataclass
 class Case:
-    """A network ready to be walked through."""
+    """A network ready to be refined."""
 
     prepared: pipeline.Prepared
     model: Model
@@ -67,13 +67,15 @@ class Case:
         ranges = pipeline.calibrate(prepared, DATA, MxnetRunner(), progress=False)
         return Case(prepared, add_biases(prepared.fused, prepared.plan), ranges.thresholds)
 
-    def walked(self, runner: Any = None, feed: Any = None, target: str = "avx512_vnni", **changes: Any) -> Walked:
+    def refined(
+        self, runner: Any = None, feed: Any = None, target: str = "avx512_vnni", **changes: Any
+    ) -> LayerwiseResult:
         network = decided(self.prepared, self.thresholds, self.model, target=target)
         setting = LayerwiseConfig(network, self.prepared.backend.spec, self.prepared.config.methods)
         given = [{"data": DATA[:20]}, {"data": DATA[20:]}] if feed is None else feed
-        return walk(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
+        return refine_layerwise(runner or MxnetRunner(), replace(setting, **changes), given, progress=False)
 
-    def int8(self, found: Walked | None = None) -> Model:
+    def int8(self, found: LayerwiseResult | None = None) -> Model:
         network = decided(self.prepared, self.thresholds, self.model) if found is None else found.network
         return exact(self.prepared.backend.lower(network).model)
 
@@ -86,7 +88,7 @@ def sqnr(model: Model, other: Model, data: np.ndarray = HELD_OUT) -> float:
 def test_it_comes_closer_to_float(seed: int) -> None:
     """On data that it has not seen, in exact arithmetic."""
     case = Case.of(build(*RESIDUAL, seed=seed), range_choice="tensor", quantize_mode="full")
-    assert sqnr(case.model, case.int8(case.walked())) > sqnr(case.model, case.int8()) + 1
+    assert sqnr(case.model, case.int8(case.refined())) > sqnr(case.model, case.int8()) + 1
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_each_method_alone_helps(only: dict[str, str]) -> None:
     gains = []
     for seed in range(3):
         case = Case.of(build(*RESIDUAL, seed=seed), effort="fast", **only)
-        gains.append(sqnr(case.model, case.int8(case.walked())) - sqnr(case.model, case.int8()))
+        gains.append(sqnr(case.model, case.int8(case.refined())) - sqnr(case.model, case.int8()))
     assert np.mean(gains) > 0.5
 
 
@@ -104,12 +106,12 @@ def test_each_method_alone_helps(only: dict[str, str]) -> None:
 def test_choosing_ranges_does_no_harm(seed: int) -> None:
     """Not on the data it looks at, of which it must not forget the largest values."""
     case = Case.of(build(*RESIDUAL, seed=seed), effort="fast", range_choice="layer")
-    assert sqnr(case.model, case.int8(case.walked()), DATA) > sqnr(case.model, case.int8(), DATA) - 0.5
+    assert sqnr(case.model, case.int8(case.refined()), DATA) > sqnr(case.model, case.int8(), DATA) - 0.5
 
 
 @pytest.mark.parametrize("pool", ["max", "avg"])
 def test_what_it_simulates_is_what_the_network_computes(pool: str) -> None:
-    """The walk's own int8 tensors equal those of the network that is built from its result."""
+    """The refinement's own int8 tensors equal those of the network that is built from its result."""
     case = Case.of(build(*(line.replace("avg", pool) for line in RESIDUAL)), range_choice="tensor")
     held: dict[str, np.ndarray] = {}
 
@@ -124,14 +126,14 @@ def test_what_it_simulates_is_what_the_network_computes(pool: str) -> None:
 
             return called
 
-    found = case.walked(Spy(), [{"data": DATA[:8]}])
+    found = case.refined(Spy(), [{"data": DATA[:8]}])
     got = run(case.int8(found), {"data": DATA[:8]})[0]
     assert sqnr_db(got, held["fc0"]) > 55
 
 
 def test_weights_are_written_for_the_kernels_grid() -> None:
     case = Case.of(build(*RESIDUAL))
-    found = case.walked()
+    found = case.refined()
     assert set(found.weights) == {n.name for n in case.model.graph.operators if n.op.startswith("_sg_")}
     for name, record in found.weights.items():
         node = case.model.graph[name]
@@ -154,13 +156,13 @@ def test_weights_are_written_for_the_kernels_grid() -> None:
 
 def test_halved_codes_where_kernels_of_s8_have_no_vnni() -> None:
     case = Case.of(build(conv("conv0", "data"), RELU0, conv("conv1", "relu0"), "return conv1"))
-    found = case.walked(target="avx2")
+    found = case.refined(target="avx2")
     for name, span in (("relu0", 63.75), ("conv1", 127.5)):  # data is s8, relu0 u8
         weight = found.network.fused.args[case.model.graph[name].inputs[1].name].reshape(CHANNELS, -1)
         codes = weight / (np.abs(weight).max(axis=1, keepdims=True) / span)
         inner = np.abs(codes) < span - 0.6
         assert np.abs(codes - np.rint(codes))[inner].max() < 1e-2
-    whole = case.walked()
+    whole = case.refined()
     name = case.model.graph["relu0"].inputs[1].name
     assert not np.array_equal(whole.network.fused.args[name], found.network.fused.args[name])
 
@@ -169,7 +171,7 @@ def test_shared_weights_are_left_alone() -> None:
     again = 'again = Convolution(relu0, conv1_weight, conv1_bias) kernel="(3, 3)" num_filter="8" pad="(1, 1)"'
     lines = (conv("conv0", "data"), RELU0, conv("conv1", "relu0"), again, conv("conv2", "again"), "return conv1, conv2")
     case = Case.of(build(*lines))
-    found = case.walked()
+    found = case.refined()
     notes = {name: record.note for name, record in found.weights.items()}
     shared = "'conv1_weight' is no parameter of this layer alone"
     assert notes == {"relu0": "", "conv1": shared, "again": shared, "conv2": ""}
@@ -182,13 +184,13 @@ def test_shared_weights_are_left_alone() -> None:
 
 def test_float_layers_are_left_alone() -> None:
     case = Case.of(build(*RESIDUAL), exclude_layers=("fc0",))
-    found = case.walked()
+    found = case.refined()
     assert "fc0" not in found.weights
     np.testing.assert_array_equal(found.network.fused.args["fc0_weight"], case.model.args["fc0_weight"])
 
 
 class TestRanges:
-    def widened(self, observer: str) -> tuple[Case, Walked]:
+    def widened(self, observer: str) -> tuple[Case, LayerwiseResult]:
         """Twice what was calibrated."""
         case = Case.of(build(*RESIDUAL))
         table = {
@@ -196,7 +198,7 @@ class TestRanges:
             for name, t in case.thresholds.items()
         }
         wide = replace(case, thresholds=Thresholds(table))
-        return wide, wide.walked()
+        return wide, wide.refined()
 
     def test_of_too_wide_ones_all_are_narrowed(self) -> None:
         case, found = self.widened("naive")
@@ -214,7 +216,7 @@ class TestRanges:
         case = Case.of(build(*RESIDUAL), range_choice="tensor")
         table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
         wide = replace(case, thresholds=Thresholds(table))
-        assert wide.walked().network.thresholds == wide.thresholds
+        assert wide.refined().network.thresholds == wide.thresholds
 
     def test_what_a_concat_joins_keeps_its_range(self) -> None:
         """Such ranges were aligned, so that it only copies; also where a pooling lies between."""
@@ -232,7 +234,7 @@ class TestRanges:
         assert "cat" in case.prepared.plan.quantized
         table = {k: replace(t, range=Range(2 * t.range.min, 2 * t.range.max)) for k, t in case.thresholds.items()}
         wide = replace(case, thresholds=Thresholds(table))
-        found = wide.walked().network.thresholds
+        found = wide.refined().network.thresholds
         assert found["relu1"] == wide.thresholds["relu1"]
         assert found["relu0"] == wide.thresholds["relu0"]
         assert found["data"] != wide.thresholds["data"]
@@ -241,7 +243,7 @@ class TestRanges:
 def test_it_is_repeatable_and_the_given_model_stays() -> None:
     case = Case.of(build(*RESIDUAL))
     before = {k: v.copy() for k, v in case.model.args.items()}
-    one, other = case.walked(), case.walked()
+    one, other = case.refined(), case.refined()
     for name, value in one.network.fused.args.items():
         np.testing.assert_array_equal(value, other.network.fused.args[name])
     assert one.network.thresholds == other.network.thresholds
@@ -250,7 +252,7 @@ def test_it_is_repeatable_and_the_given_model_stays() -> None:
 
 def test_batches_do_not_matter_much() -> None:
     case = Case.of(build(*RESIDUAL), range_choice="tensor")
-    whole, parts = (case.walked(feed=[{"data": p} for p in np.split(DATA, n)]) for n in (1, 8))
+    whole, parts = (case.refined(feed=[{"data": p} for p in np.split(DATA, n)]) for n in (1, 8))
     one, other = (sqnr(case.model, case.int8(w)) for w in (whole, parts))
     assert one == pytest.approx(other, abs=3)
 
@@ -259,7 +261,7 @@ def test_mxnet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Graphs of one operator carry the version too; without it MXNet takes them for those of 0.8 and upgrades them."""
     case = Case.of(build(*RESIDUAL))
     capfd.readouterr()
-    case.walked()
+    case.refined()
     assert "legacy_json" not in capfd.readouterr().err
 
 

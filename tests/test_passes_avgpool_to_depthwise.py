@@ -46,7 +46,7 @@ def test_structure_and_numbers(update_goldens):
     model = sized(*HEAD)
     result, trace = run_pass(AVGPOOL_TO_DEPTHWISE, model)
     assert trace.fired("window_average") == 1
-    assert_golden(write_text(result.graph), GOLDENS / "averages.txt", update=update_goldens)
+    assert_golden(write_text(result.graph), GOLDENS / "avgpool_to_depthwise.txt", update=update_goldens)
     assert_same_outputs(model, result, feeds(data=SIZE), **CLOSE)
     assert rewritten(AVGPOOL_TO_DEPTHWISE, result) is result
 

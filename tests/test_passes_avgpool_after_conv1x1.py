@@ -41,8 +41,8 @@ def test_structure_and_numbers(update_goldens):
     """A pooled branch of Inception; the padding is averaged, too, and has no bias."""
     model = build(*BRANCH)
     result, trace = run_pass(AVGPOOL_AFTER_CONV1X1, model)
-    assert trace.fired("pool_last") == 1
-    assert_golden(write_text(result.graph), GOLDENS / "pool_last.txt", update=update_goldens)
+    assert trace.fired("avgpool_after_conv1x1") == 1
+    assert_golden(write_text(result.graph), GOLDENS / "avgpool_after_conv1x1.txt", update=update_goldens)
     assert_same_outputs(model, result, **CLOSE)
     assert rewritten(AVGPOOL_AFTER_CONV1X1, result) is result
 
@@ -81,11 +81,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     lines, reason = REFUSED[name]
-    assert any(reason in found for found in refusals(AVGPOOL_AFTER_CONV1X1, build(*lines), "pool_last"))
+    assert any(reason in found for found in refusals(AVGPOOL_AFTER_CONV1X1, build(*lines), "avgpool_after_conv1x1"))
 
 
 def test_a_weight_that_is_fed():
-    assert refusals(AVGPOOL_AFTER_CONV1X1, Model(graph(*BRANCH)), "pool_last") == ["the weight of 'c' is no parameter"]
+    assert refusals(AVGPOOL_AFTER_CONV1X1, Model(graph(*BRANCH)), "avgpool_after_conv1x1") == [
+        "the weight of 'c' is no parameter"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_weight_that_is_fed():
     ],
 )
 def test_not_meant(lines):
-    assert not refusals(AVGPOOL_AFTER_CONV1X1, build(*lines, "return c"), "pool_last")
+    assert not refusals(AVGPOOL_AFTER_CONV1X1, build(*lines, "return c"), "avgpool_after_conv1x1")
 
 
 def test_verify_compares_what_both_networks_make():

@@ -13,7 +13,7 @@ from mxq import pipeline
 from mxq.config import QuantConfig
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
-from mxq.passes.limit_saturation import guard
+from mxq.passes.limit_saturation import limit_saturation
 from mxq.passes.pair_channels import PAIR_CHANNELS, weight_codes
 from mxq.passes.partition import partition, with_carried
 from mxq.pipeline import Calibrated, Prepared
@@ -50,7 +50,7 @@ def of(prepared: Prepared, model: Model) -> QuantizedNetwork:
 
 def guarded(prepared: Prepared, thresholds: Thresholds, samples: Mapping[str, np.ndarray], target: str = "avx2"):
     """Ranges and records of a planned network."""
-    network = decided(prepared, thresholds, target=target).after(guard(prepared.backend.spec, samples))
+    network = decided(prepared, thresholds, target=target).after(limit_saturation(prepared.backend.spec, samples))
     return network.thresholds, network.saturation
 
 
@@ -191,7 +191,7 @@ class TestGuard:
             rng = np.random.default_rng(0)
             samples = {"z": np.clip(top * rng.uniform(0.5, 1.2, (200, CHANNELS, 9)), 0, top).astype(np.float32)}
         thresholds, asked = Thresholds(table), replace(prepared, config=replace(prepared.config, **changed))
-        network = decided(asked, thresholds, target=target).after(guard(prepared.backend.spec, samples))
+        network = decided(asked, thresholds, target=target).after(limit_saturation(prepared.backend.spec, samples))
         return thresholds, network.trace.events, network.fused, network.thresholds, network.saturation
 
     def test_large_values_widen_the_range(self):
@@ -202,7 +202,7 @@ class TestGuard:
         assert "widened" in thresholds["r"].note
         assert records["z"].remedy == "range"
         assert records["z"].factor == pytest.approx(thresholds.range("r").max / 4)
-        assert (records["z"].kernel, records["z"].supposed) == ("pairs", False)
+        assert (records["z"].kernel, records["z"].assumed) == ("pairs", False)
         assert [e.node for e in events] == ["z"]
         assert "a" not in records  # reads s8, whose kernel halves its weights
 
@@ -307,9 +307,9 @@ class TestGuard:
         assert records["z"].remedy in ("none", "pairs")
         assert (model is prepared.fused) == (records["z"].limited == 0)
 
-    def test_without_samples_they_are_supposed(self):
+    def test_without_samples_they_are_assumed(self):
         _, _, _, _, records = self.guarded(planned(*CHAIN), given=None)
-        assert records["z"].supposed
+        assert records["z"].assumed
 
     def test_a_layer_that_nothing_helps_is_named_for_float(self):
         """Two inputs that are large together: their weights cannot make up for each other's limits."""
