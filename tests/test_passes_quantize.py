@@ -371,11 +371,11 @@ class TestFusedSums:
         ],
     )
     @pytest.mark.parametrize("calib", ["naive", "none"])
-    def test_u8_that_a_carrier_makes_under_s8(self, carry, calib):
+    def test_u8_that_a_carrier_makes_under_s8(self, passthrough, calib):
         model = build(
             conv("b", "data"),
             "r = Activation(b) " + RELU,
-            carry,
+            passthrough,
             conv("c", "data"),
             "s = elemwise_add(c, p)",
             conv("e", "s"),
