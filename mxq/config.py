@@ -51,6 +51,7 @@ OP = "op:"
 Shape: TypeAlias = tuple[int, ...]
 """Of one example: (3, 224, 224)."""
 _PREDICATE = "<predicate "
+_LISTS = ("exclude_layers", "exclude_layers_match", "exclude_operators", "exclude_passes", "include_layers")
 
 
 def quant_spec(dtype: str) -> QuantSpec:
@@ -165,6 +166,7 @@ class QuantConfig:
             over nodes.
         exclude_layers_match: plain substrings of node names, as in MXNet.
         exclude_operators: op types to leave in float, e.g. "FullyConnected".
+        exclude_passes: graph passes that are not run, such as an installed package's; `mxq.passes.order` lists mxq's.
         include_layers: where given, only these are quantized.
         overrides: pattern -> `LayerConfig`; later patterns win. A pattern is one over names, or "op:" and one over
             op types.
@@ -202,6 +204,7 @@ class QuantConfig:
     exclude_layers: tuple[Selector, ...] = ()
     exclude_layers_match: tuple[str, ...] = ()
     exclude_operators: tuple[str, ...] = ()
+    exclude_passes: tuple[str, ...] = ()
     include_layers: tuple[Selector, ...] = ()
     overrides: Mapping[str, LayerConfig] = field(default_factory=dict)
     num_calib_examples: int | str | None = None
@@ -218,7 +221,7 @@ class QuantConfig:
     input_shape: Shape | Mapping[str, Shape] | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"):
+        for name in _LISTS:
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         for name, allowed in CLOSED.items():
             value = getattr(self, name)

@@ -28,6 +28,7 @@ class OwnOptions(TypedDict, total=False):
     """What MXNet's functions do not have; None, like leaving it out, stands for the default."""
 
     weight_calib_mode: str | None
+    exclude_passes: Names | None
     include_layers: Selectors | None
     overrides: Mapping[str, LayerConfig | Mapping[str, Any]] | None
     input_dtype: str | None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, 
 from mxq.graph.ir import Array, Graph, Model, Ref, Runner
 from mxq.graph.serde import write_text
 from mxq.host import machine
-from mxq.passes import steps
+from mxq.passes import check_excluded, steps
 from mxq.passes.assignment import assign, check_requests, requested
 from mxq.passes.constants import fold_constants
 from mxq.passes.fed_codes import check_input, fed_input
@@ -126,8 +126,16 @@ class Calibrated:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(model: Model, runner: Runner | None = None, backend: Backend | None = None) -> tuple[Model, Trace]:
+def prepare(
+    model: Model, runner: Runner | None = None, backend: Backend | None = None, exclude: Collection[str] = ()
+) -> tuple[Model, Trace]:
     """The float network as inference needs it: simplified, BatchNorm folded, slow operators replaced; not yet fused.
+
+    Args:
+        model: as given.
+        runner: computes what parameters alone determine; without, it stays to be computed.
+        backend: whose kernels there are; the default one if None.
+        exclude: names of passes that are not run.
 
     Raises:
         QuantizeError: the network is int8 already.
@@ -138,7 +146,8 @@ def prepare(model: Model, runner: Runner | None = None, backend: Backend | None 
     spec = (backend or default()).spec
     # Constants after detection, which knows tables of candidates by how they count their classes.
     constants = () if runner is None else (fold_constants(runner),)
-    return run_passes((*steps("simplified", spec), *constants, *steps("prepared", spec)), model)
+    simplified, replaced = steps("simplified", spec, exclude), steps("prepared", spec, exclude)
+    return run_passes((*simplified, *constants, *replaced), model)
 
 
 def fuse_float(model: Model, runner: Runner | None = None, backend: Backend | None = None) -> Model:
@@ -159,15 +168,18 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None, backen
 
     Raises:
         QuantizeError: the network is int8 already.
-        ConfigError: a pattern of ``config`` matches nothing, its calibrator is unknown, or the inputs are not those
-            that it has shapes of.
+        ConfigError: a pattern of ``config`` matches nothing, its calibrator or a pass is unknown, or the inputs are not
+            those that it has shapes of.
         RuntimeFailure: the network does not take these shapes.
     """
+    excluded = config.exclude_passes
     _check_observers(config)
+    check_excluded(excluded)
     check_input(model, config)
     backend = backend or default(at_run_time=config.calib_mode == NONE)
-    prepared, trace = prepare(with_shapes(model, config.shapes) if config.shapes else model, runner, backend)
-    fused, fusing = run_passes((*_of_one_shape(config, runner), *steps("fused", backend.spec)), prepared)
+    prepared, trace = prepare(with_shapes(model, config.shapes) if config.shapes else model, runner, backend, excluded)
+    fusion = steps("fused", backend.spec, excluded)
+    fused, fusing = run_passes((*_of_one_shape(config, runner), *fusion), prepared)
     ignored = unmatched(fused.graph, config)
     return _decided(Prepared(model, fused, Plan(), config, backend, trace + fusing, ignored))
 

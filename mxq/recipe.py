@@ -12,6 +12,7 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     exclude_layers: [stem_conv0, "op:*Pooling"]   # names, patterns of names, patterns of op types
     exclude_layers_match: [shortcut]  # plain parts of names
     exclude_operators: [Flatten]
+    exclude_passes: [split_groups]    # graph passes that are not run
     input_dtype: float32              # or int8, uint8: what the network is fed (mxq.data)
     preprocess: {mean: [124, 116, 104], std: [58, 57, 57]}   # from pixels to the float network's input
     effort: default                   # or fast, best: what is done for accuracy; the next six replace its parts

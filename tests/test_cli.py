@@ -811,7 +811,7 @@ def test_every_command_that_decides_has_every_setting(name: str) -> None:
     """`QuantConfig`'s fields, but for what Python and recipes alone have, and the effort, which a search chooses."""
     found = {parameter.name for parameter in typer.main.get_command(app).commands[name].params}
     names = {"quantized_dtype": "dtype", "exclude_layers": "exclude", "include_layers": "include"}
-    names["exclude_operators"] = "exclude_op"
+    names |= {"exclude_operators": "exclude_op", "exclude_passes": "exclude_pass"}
     wanted = {names.get(f.name, f.name) for f in fields(QuantConfig)}
     wanted -= {
         "exclude_layers_match",

@@ -14,6 +14,8 @@ from mxq.config import Budget, LayerConfig, QuantConfig, by_op, selector_name, s
 from mxq.errors import ConfigError
 from mxq.graph.ir import Node
 
+LISTS = ("exclude_layers", "exclude_layers_match", "exclude_operators", "exclude_passes", "include_layers")
+
 
 class TestBudget:
     @pytest.mark.parametrize(
@@ -119,7 +121,9 @@ class TestQuantConfig:
         assert found == kept
         assert type(found) is type(kept)
 
-    @pytest.mark.parametrize("field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"])
+    @pytest.mark.parametrize(
+        "field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "exclude_passes", "include_layers"]
+    )
     def test_selectors_become_tuples(self, field):
         allowed = "names, patterns or predicates" if field.endswith("layers") else "plain text, one or a list"
         assert getattr(QuantConfig(**{field: None}), field) == ()
@@ -129,7 +133,7 @@ class TestQuantConfig:
             with pytest.raises(ConfigError, match=f"{field} (is|holds) .*; allowed: {allowed}"):
                 QuantConfig(**{field: wrong})
 
-    @pytest.mark.parametrize("field", ["exclude_layers_match", "exclude_operators"])
+    @pytest.mark.parametrize("field", ["exclude_layers_match", "exclude_operators", "exclude_passes"])
     def test_a_predicate_where_text_is_wanted(self, field):
         for wrong in (callable, [callable]):
             with pytest.raises(ConfigError, match=f"{field} (is|holds) .*; allowed: plain text"):
@@ -192,6 +196,7 @@ class TestFromJson:
             exclude_layers=("a", "op:*Pooling"),
             exclude_layers_match="b",
             exclude_operators="Flatten",
+            exclude_passes="split_groups",
             include_layers="c*",
             overrides={"z": {"threshold": (-1, 2)}, "a": {"quantize": False, "weight_calib_mode": "naive"}},
             num_calib_examples="5%",
@@ -309,6 +314,7 @@ class TestThreeDoors:
         "layers": ({"exclude_layers": ["a", "b"]}, "exclude_layers: [a, b]", {"exclude": ["a", "b"]}),
         "included": ({"include_layers": ("a",)}, "include_layers: [a]", {"include": ["a"]}),
         "types": ({"exclude_operators": ["Flatten"]}, "exclude_operators: Flatten", {"exclude_op": ["Flatten"]}),
+        "passes": ({"exclude_passes": "a"}, "exclude_passes: [a]", {"exclude_pass": ["a"]}),
         "count": ({"num_calib_examples": 32}, "num_calib_examples: 32", {"num_calib_examples": "32"}),
         "numpy": ({"num_calib_examples": np.int64(32)}, 'num_calib_examples: "32"', {"num_calib_examples": "32"}),
         "share": ({"num_calib_examples": "5%"}, "num_calib_examples: 5%", {"num_calib_examples": "5%"}),
@@ -326,7 +332,9 @@ class TestThreeDoors:
         assert found[1:] == found[:1] * 2
         assert [json.dumps(f.to_json()) for f in found[1:]] == [json.dumps(found[0].to_json())] * 2
 
-    @pytest.mark.parametrize("field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "include_layers"])
+    @pytest.mark.parametrize(
+        "field", ["exclude_layers", "exclude_layers_match", "exclude_operators", "exclude_passes", "include_layers"]
+    )
     @pytest.mark.parametrize("value", [5, True, 1.5, [1], [["a"]], {"a": 1}, [None]], ids=str)
     def test_no_names(self, field: str, value: Any) -> None:
         with pytest.raises(ConfigError, match=f"{field} (is|holds) .*allowed: "):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from graphs import build, conv, fc, quantized
+from graphs import CONV1, RELU, assert_same_outputs, bn, build, conv, fc, quantized
 
 from mxq import passes
 from mxq.backends.mxnet import MXNET_191
@@ -17,6 +17,24 @@ from mxq.registry import Registry
 from mxq.rewrite import Contract, Event, Pass, Reject, Trace
 
 NET = (conv("c", "data"), fc("f", "c"), "return f")
+EVERYTHING = (
+    conv("c", "data"),
+    bn("b", "c"),
+    "r = Activation(b) " + RELU,
+    't = _mul_scalar(r) scalar="2"',
+    conv("g", "t", 'kernel="(3, 3)" pad="(1, 1)" num_filter="8" num_group="2"'),
+    "q = Activation(g) " + RELU,
+    conv("z", "q", CONV1),
+    'p = Pooling(z) kernel="(3, 3)" pad="(1, 1)" pool_type="avg"',
+    conv("d", "p", 'kernel="(1, 1)" stride="(2, 2)" num_filter="4"'),
+    'a = Pooling(d) kernel="(1, 1)" pool_type="avg" global_pool="True"',
+    conv("e", "a", CONV1),
+    "i = identity(e)",
+    fc("f", "i"),
+    "return f",
+)
+"""Something for most passes."""
+SPARED = [name for name in passes.PASSES.names() if name not in order.NEEDED]
 ORDER = {
     "simplified": "simplify detection",
     "prepared": "shape_only fold_bn fold_scale reduce_strength avgpool_after_conv1x1 subsample_early conv1x1_to_dense "
@@ -62,6 +80,33 @@ def test_places() -> None:
     assert names("fused") == ORDER["fused"] + " everywhere last"
     assert names("fused_float") == ORDER["fused_float"] + " everywhere"
     assert names("simplified") == ORDER["simplified"]
+
+
+def test_an_excluded_pass_is_not_run_and_what_comes_after_it_is() -> None:
+    register(marking("first"), after="fold_bn")
+    register(marking("follower"), after="first")
+    found = " ".join(step.name for step in steps("prepared", MXNET_191, ("first", "fold_scale")))
+    assert found == ORDER["prepared"].replace("fold_bn fold_scale", "fold_bn follower")
+    quiet = quantized(build(*NET), effort="fast", exclude_passes="first").report
+    assert {"first", "follower"} & {step["pass"] for step in quiet.trace} == {"follower"}
+    assert quiet.config["exclude_passes"] == ["first"]
+
+
+@pytest.mark.parametrize("name", SPARED)
+def test_every_pass_that_may_be_excluded_can_be_spared(name: str) -> None:
+    model = build(*EVERYTHING)
+    found = quantized(model, effort="fast", exclude_passes=name)
+    assert name not in {step["pass"] for step in found.report.trace}
+    assert_same_outputs(model, found.prepared.fused, rtol=1e-4, atol=1e-4)
+    assert found.report.summary["int8"] > 2
+
+
+@pytest.mark.parametrize("name", ["fold_nb", *order.NEEDED])
+def test_what_cannot_be_excluded(name: str) -> None:
+    said = f"^exclude_passes is '{name}'; allowed: 'detection', 'shape_only', 'fold_bn', .*"
+    with pytest.raises(ConfigError, match=said) as caught:
+        quantized(build(*NET), effort="fast", exclude_passes=name)
+    assert ("did you mean 'fold_bn'" in str(caught.value)) == (name == "fold_nb")
 
 
 @pytest.mark.parametrize(

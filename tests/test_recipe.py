@@ -62,6 +62,7 @@ configs = st.builds(
     exclude_layers=st.lists(patterns, max_size=4),
     exclude_layers_match=st.lists(words, max_size=4),
     exclude_operators=st.lists(words, max_size=4),
+    exclude_passes=st.lists(words, max_size=4),
     include_layers=st.lists(patterns, max_size=4),
     overrides=st.dictionaries(words, layers, max_size=4),
     num_calib_examples=st.none() | st.integers(1, 10**6) | st.sampled_from(["5%", "0.1%", "500", " 12 "]),
@@ -318,6 +319,7 @@ class TestOptions:
         exclude_layers=("a",),
         exclude_layers_match=("m",),
         exclude_operators=("Flatten",),
+        exclude_passes=("detection",),
         include_layers=("i",),
         overrides={"b": {"dtype": "uint8"}, "a": {"quantize": True}},
         num_calib_examples="7%",
@@ -383,10 +385,11 @@ class TestOptions:
         assert getattr(found, field) == value
 
     def test_lists_add_up(self, file: Path) -> None:
-        found = config_of(exclude=["x", "y"], include=["j"], exclude_op=["Pooling"], recipe=file)
+        found = config_of(exclude=["x", "y"], include=["j"], exclude_op=["Pooling"], exclude_pass=["p"], recipe=file)
         assert found.exclude_layers == ("a", "x", "y")
         assert found.include_layers == ("i", "j")
         assert found.exclude_operators == ("Flatten", "Pooling")
+        assert found.exclude_passes == ("detection", "p")
         assert (found.exclude_layers_match, found.overrides) == (("m",), self.recipe.overrides)
 
     def test_what_is_given_is_checked(self, file: Path) -> None:

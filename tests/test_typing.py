@@ -28,6 +28,7 @@ WIDER: dict[str, tuple[Any, ...]] = {
     "include_layers": ("a", ["a", bool], bool),
     "exclude_layers_match": ("a", ["a"]),
     "exclude_operators": ("Concat", ["Concat"]),
+    "exclude_passes": ("detection", ["detection"]),
     "overrides": ({"a": {"quantize": False}}, {"a": mxq.LayerConfig()}),
     "preprocess": ({"mean": [1.0]}, Preprocess()),
     "input_shape": ([3, 8, 8], "3x8x8", {"data": (3, 8, 8)}),

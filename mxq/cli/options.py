@@ -69,6 +69,15 @@ ExcludeOp = Annotated[
     list[str] | None,
     option("--exclude-op", metavar="OP", panel=_LAYERS, help="Leave operators of this type in float. May be repeated."),
 ]
+ExcludePass = Annotated[
+    list[str] | None,
+    option(
+        "--exclude-pass",
+        metavar="PASS",
+        panel=_LAYERS,
+        help="Do not run this graph pass, one of an installed package or mxq's own. May be repeated.",
+    ),
+]
 QuantizeMode = Annotated[
     str | None,
     option(
@@ -292,6 +301,7 @@ class Settings:
     exclude: Exclude = None
     include: Include = None
     exclude_op: ExcludeOp = None
+    exclude_pass: ExcludePass = None
     quantize_mode: QuantizeMode = None
     weight_calib_mode: WeightCalibMode = None
     rounding: Rounding = None
@@ -342,12 +352,13 @@ def config_of(
     exclude: Sequence[str] | None = None,
     include: Sequence[str] | None = None,
     exclude_op: Sequence[str] | None = None,
+    exclude_pass: Sequence[str] | None = None,
     dtype: str | None = None,
     **others: str | bool | None,
 ) -> QuantConfig:
     """The settings of ``recipe``, or the defaults, with what was given as options on top; None was not given.
 
-    Lists of nodes and op types add to those of the recipe. ``others`` are fields of `QuantConfig` by their names.
+    Lists of nodes, op types and passes add to those of the recipe. ``others`` are fields of `QuantConfig` by name.
     """
     from mxq.config import QuantConfig
     from mxq.recipe import read
@@ -357,6 +368,7 @@ def config_of(
         "exclude_layers": (*base.exclude_layers, *(exclude or ())),
         "include_layers": (*base.include_layers, *(include or ())),
         "exclude_operators": (*base.exclude_operators, *(exclude_op or ())),
+        "exclude_passes": (*base.exclude_passes, *(exclude_pass or ())),
     }
     given = {"quantized_dtype": dtype, **others}
     changes: dict[str, Any] = {**added, **{k: v for k, v in given.items() if v is not None}}

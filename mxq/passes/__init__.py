@@ -3,6 +3,6 @@
 `mxq.passes.order` says in which order the first of them run, and takes those of other packages.
 """
 
-from mxq.passes.order import PASSES, ForKernels, Placed, Stage, register, steps
+from mxq.passes.order import PASSES, ForKernels, Placed, Stage, check_excluded, register, steps
 
-__all__ = ["PASSES", "ForKernels", "Placed", "Stage", "register", "steps"]
+__all__ = ["PASSES", "ForKernels", "Placed", "Stage", "check_excluded", "register", "steps"]

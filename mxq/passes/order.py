@@ -2,7 +2,7 @@
 
 Each pass stands in a stage, or after another pass; `mxq.pipeline` asks for the steps of a stage and runs them under
 their contracts. A pass of another package is registered by a call or by an entry point of the group "mxq.passes", which
-gives a `Placed`; it is then run for every network. See docs/extending.md.
+gives a `Placed`; it is then run for every network, but where settings exclude it. See docs/extending.md.
 
 ===================== =============================================================================================
 stage                 the network
@@ -16,7 +16,7 @@ stage                 the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
@@ -83,6 +83,9 @@ class Placed:
 PASSES: Final = Registry[Placed]("pass", "mxq.passes", Placed)
 """All passes, in order within their stages."""
 
+NEEDED: Final = frozenset({"simplify", "fuse_int8", "fuse_float"})
+"""Passes that cannot be excluded: without them operators are not what the table of kernels has rows for."""
+
 for _each in (
     Placed(SIMPLIFY, ("simplified",)),
     Placed(DETECTION, ("simplified",)),
@@ -114,13 +117,26 @@ def register(step: P, *stages: Stage, after: str = "") -> P:
     return step
 
 
-def steps(stage: Stage, spec: BackendSpec) -> Iterator[Pass]:
-    """The passes of ``stage``, in order, for the kernels of ``spec``."""
+def check_excluded(names: Collection[str]) -> None:
+    """Every pass that settings exclude exists and can be spared.
+
+    Raises:
+        ConfigError: one does not, with those that can.
+    """
+    allowed = [name for name in PASSES.names() if name not in NEEDED]
+    for name in names:
+        if name not in allowed:
+            raise one_of("exclude_passes", name, allowed)
+
+
+def steps(stage: Stage, spec: BackendSpec, exclude: Collection[str] = ()) -> Iterator[Pass]:
+    """The passes of ``stage``, in order, for the kernels of ``spec``; what comes after an excluded one stays."""
     known = {row.name: row for row in PASSES.values()}
     followers = {name: [other for other in known.values() if other.after == name] for name in known}
     for row in known.values():
         if stage in row.stages:
-            yield from (found.made(spec) for found in _with_followers(row, followers))
+            found = _with_followers(row, followers)
+            yield from (each.made(spec) for each in found if each.name not in exclude)
         elif row.after and not _is_reached(row, known):
             _warn(row.name, row.after)
 
