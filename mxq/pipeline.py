@@ -87,7 +87,9 @@ class Prepared:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know."""
-        return (*self.unmatched, *filter(None, [self.nothing_int8]))
+        at_run_time = self.config.calib_mode == NONE
+        ranged = () if at_run_time else [ref.name for ref in self.plan.observe]
+        return (*self.unmatched, *filter(None, [self.nothing_int8]), *self.choices.unused_ranges(ranged))
 
     @cached_property
     def choices(self) -> LayerChoices:

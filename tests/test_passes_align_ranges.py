@@ -19,15 +19,26 @@ def branches(*more: str) -> tuple[str, ...]:
     return (conv("p", "data"), "a = Activation(p) " + RELU, conv("q", "data"), "b = Activation(q) " + RELU, *more)
 
 
-def aligned(*lines: str, **ranges: tuple[float, float]) -> tuple[dict[str, Range], tuple[Event, ...]]:
+def aligned(*lines: str, given: str = "", **ranges: tuple[float, float]) -> tuple[dict[str, Range], tuple[Event, ...]]:
     prepared = pipeline.plan(build(*lines), QuantConfig())
-    given = {str(r): Threshold(Range(*ranges.get(r.name, (0, 9))), "naive") for r in prepared.plan.observe}
-    found = decided(prepared, Thresholds(given)).after(align_ranges(prepared.backend.spec))
+    table = {
+        str(r): Threshold(Range(*ranges.get(r.name, (0, 9))), "fixed:0,1" if r.name == given else "naive")
+        for r in prepared.plan.observe
+    }
+    found = decided(prepared, Thresholds(table)).after(align_ranges(prepared.backend.spec))
     return {name: found.thresholds[name].range for name in ranges}, found.trace.events
 
 
 def test_both_branches_get_the_union():
     found, events = aligned(*branches(CAT, conv("z", "k"), "return z"), a=(0, 2), b=(0, 5))
+    assert found == {"a": Range(0, 5), "b": Range(0, 5)}
+    assert [e.node for e in events] == ["a"]
+
+
+def test_a_range_that_is_given_stays_but_counts():
+    lines = branches(CAT, conv("z", "k"), "return z")
+    assert aligned(*lines, given="a", a=(0, 2), b=(0, 5)) == ({"a": Range(0, 2), "b": Range(0, 5)}, ())
+    found, events = aligned(*lines, given="b", a=(0, 2), b=(0, 5))
     assert found == {"a": Range(0, 5), "b": Range(0, 5)}
     assert [e.node for e in events] == ["a"]
 

@@ -88,6 +88,25 @@ class TestReach:
         assert (found.calib_mode("conv0"), found.calib_mode("out"), found.calib_mode("data")) == ("", "", "")
 
 
+class TestUnusedRanges:
+    def test_what_has_no_range_of_its_own(self):
+        wide = {"threshold": (-3.0, 3.0)}
+        found = chosen(out=wide, **{"add*": wide, "op:Convolution": wide, "data": {"dtype": "int8"}})
+        said = "overrides 'out': threshold has no effect: 'out' is not written in a calibrated range"
+        assert found.unused_ranges(["data", "add_relu"]) == (said,)
+        assert found.unused_ranges(["out", "add_relu"]) == ()  # of "add*" a later pattern took all
+        assert len(found.unused_ranges([])) == 2
+
+    @pytest.mark.parametrize(
+        ("calib_mode", "name", "warns"), [("naive", "p", True), ("naive", "c", False), ("none", "c", True)]
+    )
+    def test_a_warning_says_so(self, calib_mode, name, warns):
+        model = build(conv("c", "data"), 'p = Pooling(c) kernel="(2, 2)" pool_type="max"', fc("f", "p"), "return f")
+        given = QuantConfig(calib_mode=calib_mode, overrides={name: {"threshold": (-1, 1)}})
+        said = f"overrides '{name}': threshold has no effect: '{name}' is not written in a calibrated range"
+        assert (said in pipeline.plan(model, given).warnings) == warns
+
+
 class TestValues:
     def test_nothing_is_set(self):
         for choices in (LayerChoices(), chosen()):

@@ -48,11 +48,11 @@ POOL = 'p = Pooling(r) kernel="(2, 2)" pool_type="max"'
 ZERO_RANGE, RUN_TIME = "the calibrated range was zero", "range found at run time"
 
 
-def written(model: Model, ranges: dict[str, tuple[float, float]], **options):
+def written(model: Model, ranges: dict[str, tuple[float, float]], observer: str = "fixed", **options):
     """The int8 model and its records, for ranges given by hand."""
     config = QuantConfig(**options)
     prepared = pipeline.plan(model, config)
-    table = Thresholds({k: Threshold(Range(*v), "fixed") for k, v in ranges.items()})
+    table = Thresholds({k: Threshold(Range(*v), observer) for k, v in ranges.items()})
     return int8_graph(checked(prepared, table), prepared.backend.spec)
 
 
@@ -64,6 +64,27 @@ def checked(prepared: pipeline.Prepared, table: Thresholds) -> QuantizedNetwork:
 
 def conv_relu() -> Model:
     return build(conv("c", "data"), "r = Activation(c) " + RELU, "return r")
+
+
+class TestARangeThatIsGiven:
+    """It is kept, and where kernels ask for another the record says so."""
+
+    model = build(conv("c", "data"), 'k = clip(c) a_min="0" a_max="0.5"', conv("z", "k"), "return z")
+
+    @pytest.mark.parametrize(
+        ("given", "kept", "said"),
+        [
+            ((0, 0.4), (0, 0.4), ""),
+            ((0, 3), (0, 0.5), "up to 0.5, where the values end: the kernel saturates there"),
+            ((0.1, 0.4), (0, 0.4), "from zero: u8 codes have no zero point"),
+        ],
+    )
+    @pytest.mark.parametrize("observer", ["fixed", "fixed:0,1", "naive"])
+    def test_the_record_says_what_kernels_ask_for(self, given, kept, said, observer):
+        ranges = {"data": (-1, 1), "k": given, "z": (-9, 9)}
+        record = written(self.model, ranges, observer)[1]["quantized_k"]
+        assert (record.dtype, record.min, record.max) == ("uint8", *map(np.float32, kept))
+        assert record.note == (said if observer != "naive" else "")
 
 
 class TestClipAfterASum:

@@ -20,9 +20,11 @@ from mxq.backends.mxnet.exact import exact
 from mxq.calibration.collect import collect
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import DataError, RuntimeFailure
+from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
 from mxq.pipeline import Quantized
+from mxq.quant.thresholds import Range
 from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
 from mxq.weights.layerwise_executor import peak_bytes
@@ -152,6 +154,16 @@ class TestEndToEnd:
         found = done.thresholds["relu0"]
         assert found.observer == "fixed"
         assert (found.range.min, found.range.max) == (0.0, 9.0)
+
+    @pytest.mark.parametrize("target", ["avx512_vnni", "avx2"])
+    def test_ranges_that_calib_mode_gives_are_as_given(self, target: str) -> None:
+        """A shifted one moves with its tensor."""
+        given = Range(-3.0, 5.0)
+        done = made(build(*NET), calib_mode="fixed:-3,5", target=target)
+        moved = {name for name in done.thresholds if name.endswith(SHIFTED)}
+        assert {done.thresholds.range(name) for name in done.thresholds.keys() - moved} == {given}
+        assert {done.thresholds.range(name) for name in moved} <= {Range(0.0, 8.0)}
+        assert not {"equalize", "align_ranges"} & {step["pass"] for step in done.report.trace if step["fired"]}
 
     def test_is_repeatable(self) -> None:
         one, other = made(build(*NET)), made(build(*NET))

@@ -90,7 +90,8 @@ class TestThresholds:
             ({"observed": {"min": 0.0, "max": 2.0}, "note": "constant"}, RangeKind.CALIBRATED),
             ({"note": "shifted up by 1"}, RangeKind.DERIVED),
             ({"observer": "fixed", "note": "its codes are the pixels"}, RangeKind.FIXED),
-            ({"observer": "fixed:0,1"}, RangeKind.CALIBRATED),
+            ({"observer": "fixed:0,1"}, RangeKind.FIXED),
+            ({"observer": "fixed_by_a_package:0,1"}, RangeKind.CALIBRATED),
         ],
     )
     def test_files_tell_the_kind_by_the_rest(self, said, kind):

@@ -552,16 +552,17 @@ class TestRefined:
         assert ranges.range("relu0") != thresholds.range("relu0")
         assert thresholds.range("relu0").max > 0.95 * value.max()
 
-    def test_the_headroom_of_a_fixed_range_stays(self) -> None:
-        """Asked for by hand, ten times what calibration data needs."""
+    @pytest.mark.parametrize("observer", ["fixed", "fixed:0,6"])
+    def test_what_has_a_range_that_is_given_is_not_scaled(self, observer: str) -> None:
         prepared = pipeline.plan(net("plain"), QuantConfig(num_calib_examples="100%"))
         ranges = pipeline.calibrate(prepared, X, MxnetRunner(), progress=False).thresholds
-        given = replace(ranges["relu0"], observer="fixed", range=Range(0.0, 10 * ranges.range("relu0").max))
+        given = replace(ranges["relu0"], observer=observer)
         seen = channels_seen(MxnetRunner(), prepared.fused, [{"data": X}])
-        model, found, names = equalize(prepared.fused, Thresholds({**ranges, "relu0": given}), seen)
-        assert names == ("relu0",)
-        (value,) = run(model, {"data": X}, (prepared.fused.graph["relu0"].out,))[1:]
-        assert found.range("relu0").max > 9 * value.max()
+        assert equalize(prepared.fused, ranges, seen)[2] == ("relu0",)
+        table = Thresholds({**ranges, "relu0": given})
+        model, found, names = equalize(prepared.fused, table, seen)
+        assert (names, found) == ((), table)
+        assert model is prepared.fused
 
     def test_what_an_observer_cut_off_stays_off(self) -> None:
         prepared = pipeline.plan(net("plain"), QuantConfig(num_calib_examples="100%"))

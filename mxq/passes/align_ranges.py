@@ -8,7 +8,8 @@ reordered into it. A value of conv_a is rounded to the coarse step either way, b
 
 Conditions: the tensor is written in a calibrated range (or quantized from float), and goes into the Concat at once or
 through int8 operators that keep the range (pooling, Flatten, another Concat). Where something else reads it or them as
-well, which then reads the coarse step, too, its step grows by `SHARED` at most and its sign stays.
+well, which then reads the coarse step, too, its step grows by `SHARED` at most and its sign stays. A range that is
+given stays, so that the Concat reorders what has it.
 Formula: range_i := the union of all inputs' ranges.
 
 A dense block of DenseNet joins what it has with 32 channels more, again and again. Where each time one range is a
@@ -50,7 +51,7 @@ def _aligned(network: QuantizedNetwork, spec: BackendSpec) -> tuple[QuantizedNet
         union = reduce(Range.union, (table[str(r)].range for r in sources))
         for ref, alone in sources.items():
             found = table[str(ref)]
-            if found.range != union and (alone or _is_near(found.range, union)):
+            if found.range != union and not found.is_fixed and (alone or _is_near(found.range, union)):
                 low, high = found.range.min, found.range.max
                 note = f"from [{low:.6g}, {high:.6g}], to be what {node.name!r} joins it with"
                 table[str(ref)] = found.ranged(union, note)

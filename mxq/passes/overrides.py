@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from mxq.config import LayerConfig, QuantConfig, selects
@@ -62,6 +62,18 @@ class LayerChoices:
         """What set a ``field`` of `LayerConfig` for a node, such as "overrides 'stage1_*'"; empty where nothing did."""
         found = self.table.get(node, {}).get(field)
         return "" if found is None else found.source
+
+    def unused_ranges(self, observed: Collection[str]) -> tuple[str, ...]:
+        """A sentence for each setting that gives ranges, and none of them to one of the ``observed`` tensors."""
+        nodes: dict[str, list[str]] = {}
+        for name in self.table:
+            if source := self.source(name, "threshold"):
+                nodes.setdefault(source, []).append(name)
+        return tuple(
+            f"{source}: threshold has no effect: {names[0]!r} is not written in a calibrated range"
+            for source, names in nodes.items()
+            if {*names}.isdisjoint(observed)
+        )
 
     def _value(self, node: str, field: str) -> object:
         found = self.table.get(node, {}).get(field)

@@ -115,14 +115,16 @@ class Records:
         """The range to write for tensor ``ref`` stored as ``dtype``."""
         if self.at_run_time:
             return TensorRecord(dtype, note="range found at run time", at_run_time=True)
-        found, notes = self.thresholds.range(str(ref)), []
+        found, notes, given = self.thresholds.range(str(ref)), list[str](), self.thresholds[str(ref)].is_fixed
         if dtype == UINT8 and found.min != 0:
             found = Range(0.0, max(found.max, 0.0))
+            notes += ["from zero: u8 codes have no zero point"] if given else []
         if found.absmax < _TINY:
             found = Range(0.0, 1.0)
             notes.append("the calibrated range was zero")
         if found.max > bound:
             found = Range(min(found.min, bound), bound)
+            notes += [f"up to {bound:.6g}, where the values end: the kernel saturates there"] if given else []
         if doubled:
             found = Range(found.min, found.max * DOUBLED)
             notes.append("range doubled: the kernel writes this u8 tensor into s8 memory, which holds 0..127")

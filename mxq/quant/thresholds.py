@@ -16,7 +16,7 @@ from mxq.text import Shown
 
 FORMAT = "mxq-thresholds/1"
 FIXED: Final = "fixed"
-"""What files, and who makes a `Threshold`, call the observer of a range that nobody is to change."""
+"""What files, and who makes a `Threshold`, call the observer of a range that nobody is to change; before any ":"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class RangeKind(Enum):
     CALIBRATED = "calibrated"
     """Found in data; it may be changed."""
     FIXED = "fixed"
-    """Given; it stays as it is but for what changes the values themselves."""
+    """Given; nobody changes it, and nobody scales the tensor's channels. One whose tensor is shifted moves with it."""
     DERIVED = "derived"
     """Of other values than were observed: the tensor was scaled or shifted since, or is made of what was observed."""
 
@@ -91,7 +91,7 @@ class Threshold:
     for it ("calib_mode", "overrides 'stage1_*'", ...), ``examples`` and ``batches`` say how much data it saw,
     ``observed`` is the plain minimum and maximum of that data, ``note`` anything worth reporting (the tensor was
     constant, clipped by hand, ...). Where "auto" chose, ``candidates`` are what it chose from, the best first.
-    ``kind`` is in no file; the observer `FIXED` makes it fixed.
+    ``kind`` is in no file; the observer `FIXED`, whatever its parameters, makes it fixed.
     """
 
     range: Range
@@ -105,7 +105,7 @@ class Threshold:
     kind: RangeKind = RangeKind.CALIBRATED
 
     def __post_init__(self) -> None:
-        if self.observer == FIXED:
+        if self.observer.partition(":")[0] == FIXED:
             object.__setattr__(self, "kind", RangeKind.FIXED)
 
     @property

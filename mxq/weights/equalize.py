@@ -212,12 +212,14 @@ def _divided(weight: Array, s: Array, reader: Node) -> Array:
 def equalize(
     model: Model, thresholds: Thresholds, seen: Mapping[str, Channels]
 ) -> tuple[Model, Thresholds, tuple[str, ...]]:
-    """Scales all families where that helps.
+    """Scales all families where that helps, but for those with a range that is given: it is of the values as they are.
 
     Returns:
         The model and the ranges of its tensors, and the names of the tensors that are scaled.
     """
-    chosen = [(f, s) for f in families(model) if (s := scales(model, f, seen)) is not None]
+    given = {name for name, threshold in thresholds.items() if threshold.is_fixed}
+    free = (f for f in families(model) if given.isdisjoint(f.tensors))
+    chosen = [(f, s) for f in free if (s := scales(model, f, seen)) is not None]
     table = dict(thresholds)
     for family, s in chosen:
         for name in family.tensors & table.keys():
