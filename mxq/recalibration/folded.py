@@ -34,7 +34,7 @@ from mxq.quant import QuantizedNetwork
 from mxq.recalibration.moments import Moments
 from mxq.recalibration.statistics import BATCH_NORM, channels, norms_of
 from mxq.rewrite import Event, Trace
-from mxq.weights.live import LayerwiseExecutor, Schedule, ancestors
+from mxq.weights.layerwise_executor import LayerwiseExecutor, Schedule, ancestors
 
 EPS: Final = 1e-5
 """e, in shares of the mean variance of the layer's channels: what is nearly constant is not blown up."""

@@ -21,7 +21,7 @@ import numpy as np
 from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.graph.traits import OWN_NAME
 from mxq.recalibration.moments import Moments
-from mxq.weights.live import LayerwiseExecutor, Schedule, ancestors
+from mxq.weights.layerwise_executor import LayerwiseExecutor, Schedule, ancestors
 
 BATCH_NORM = "BatchNorm"
 

@@ -172,7 +172,7 @@ class Methods:
 
     @property
     def walk(self) -> bool:
-        """Whether any of them is applied layer after layer on the way through the network (`mxq.weights.walk`)."""
+        """Whether any of them is applied layer after layer on the way through the network (`mxq.weights.layerwise_refinement`)."""
         asked = (self.bias.needs == "data", self.round.needs == "data", self.range_choice == "layer")
         return self.equalize or any(asked)
 
