@@ -494,7 +494,7 @@ def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubse
     weights: Mapping[str, WeightRecord] = {}
     samples: Mapping[str, Array] = {}
     warnings: tuple[str, ...] = ()
-    if looked is not None and config.methods.walk:
+    if looked is not None and config.methods.layerwise:
         found = refined(looked, network, spec, config)
         network, weights, warnings = found.network, found.weights, exceptions(found)
     elif config.methods.round_alone:

@@ -171,8 +171,8 @@ class Methods:
         return self.walk or self.recalibrate_batchnorm
 
     @property
-    def walk(self) -> bool:
-        """Whether any of them is applied layer after layer on the way through the network (`mxq.weights.layerwise_refinement`)."""
+    def layerwise(self) -> bool:
+        """Whether any of them is applied layer after layer; see `mxq.weights.layerwise_refinement`."""
         asked = (self.bias.needs == "data", self.round.needs == "data", self.range_choice == "layer")
         return self.equalize or any(asked)
 
