@@ -168,7 +168,7 @@ class Methods:
     @property
     def need_data(self) -> bool:
         """Whether any of them looks at activations."""
-        return self.walk or self.recalibrate_batchnorm
+        return self.layerwise or self.recalibrate_batchnorm
 
     @property
     def layerwise(self) -> bool:
