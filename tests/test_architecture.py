@@ -209,3 +209,28 @@ def test_checker_allows(path: str, source: str) -> None:
 def test_circles_are_seen() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+ACROSS = {
+    "architecture": "imports, and the names of tests",
+    "benchmarks": "the scripts in benchmarks/",
+    "docs": "README and docs/",
+    "examples": "the scripts in examples/",
+    "extending": "docs/extending.md, its code",
+    "fuzz": "damaged files of every format",
+    "helpers": "what tests share",
+    "int8_numbers": "small networks through the whole pipeline",
+    "real_nets": "trained networks on real images",
+    "zoo": "networks of the model zoos",
+}
+"""What a test module may be called after, besides what it tests: what it is about."""
+
+
+def test_a_test_is_called_after_what_it_tests() -> None:
+    """``test_passes_fold_bn.py`` tests ``mxq/passes/fold_bn.py``, ``test_observers_specs.py`` a room's specs."""
+    paths = [path.relative_to(ROOT).with_suffix("") for path in modules()]
+    rooms = {"_".join(part.parts) for path in paths for part in (path, path.parent)} - {""}
+    names = [path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")]
+    assert len(names) > 50
+    assert not [name for name in names if not any(f"{name}_".startswith(f"{of}_") for of in rooms | ACROSS.keys())]
+    assert not [name for name in ACROSS if not any(f"{one}_".startswith(f"{name}_") for one in names)]

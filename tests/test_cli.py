@@ -535,7 +535,7 @@ class TestCommand:
 
 
 class TestTuning:
-    """What the options become; what is done with them is in test_sensitivity.py and test_tune.py."""
+    """What the options become; what is done with them is in test_tuning_sensitivity.py and test_tuning.py."""
 
     @pytest.mark.parametrize(
         ("args", "effort", "target"),

@@ -205,7 +205,7 @@ def test_in_a_process_held_at_an_older_isa(isa):
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', "
         f"{__file__!r} + '::TestKernels', {__file__!r} + '::test_a_network_breaks_unguarded_and_not_guarded', "
-        f"{str(Path(__file__).with_name('test_kernels_simulated.py'))!r}]))"
+        f"{str(Path(__file__).with_name('test_saturation_kernels.py'))!r}]))"
     )
     done = fresh_python(code, DNNL_MAX_CPU_ISA=isa)
     assert done.returncode == 0, done.stdout

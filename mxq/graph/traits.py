@@ -1,8 +1,8 @@
 """What operators of MXNet do to values, shapes and channels: `traits_of` a node, from one table for all that ask.
 
 A trait is a claim about an operator in inference. Below, y = f(x_1, ..., x_n) is its first output and x_1 ... x_n are
-its data, which may be (N, C, ...) with channels on axis 1. ``tests/test_traits.py`` runs MXNet to see that each claim
-holds. Of an operator that has no row nothing is claimed, and nothing may be concluded.
+its data, which may be (N, C, ...) with channels on axis 1. ``tests/test_graph_traits.py`` runs MXNet to see that each
+claim holds. Of an operator that has no row nothing is claimed, and nothing may be concluded.
 """
 
 from __future__ import annotations

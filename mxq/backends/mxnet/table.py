@@ -1,7 +1,8 @@
 """The table for stock MXNet 1.9.1 with oneDNN (the PyPI wheel).
 
 Read from ``src/operator/subgraph/mkldnn`` and ``src/operator/quantization`` of MXNet 1.9.1 and checked by running
-the kernels (``tests/test_kernels.py``). Where a kernel exists but computes something else, the row says so.
+the kernels (``tests/test_backends_mxnet_kernels.py``). Where a kernel exists but computes something else, the row says
+so.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ RUN_TIME = BackendSpec(
     float_ops=MXNET_191.ops,
     refuses=run_time.refusal,
 )
-"""`MXNET_191` where ranges are found at run time: what is right then (``tests/test_passes_run_time.py``).
+"""`MXNET_191` where ranges are found at run time: what is right then (``tests/test_backends_mxnet_run_time.py``).
 
 A sum that a convolution adds has no row: it is scaled to the units of the products, which may leave 32 bits too.
 """

@@ -170,7 +170,8 @@ CASES: dict[str, list[Case]] = {
 NOT_RUN = {
     **dict.fromkeys((op for op, row in TABLE.items() if row.random), "that it may differ cannot be refuted by running"),
     **dict.fromkeys(
-        (op for op, row in TABLE.items() if op.startswith("_sg_mkldnn")), "it needs a subgraph; see test_kernels.py"
+        (op for op, row in TABLE.items() if op.startswith("_sg_mkldnn")),
+        "it needs a subgraph, as in test_backends_mxnet_kernels.py"
     ),
     **dict.fromkeys(
         (op for op, row in TABLE.items() if row.learned and op not in CASES),
@@ -348,7 +349,7 @@ def test_channel_axis(case: Case) -> None:
 @with_trait("carries_scale")
 def test_carries_scale(case: Case) -> None:
     if case.traits.reads_codes:
-        return  # its float twin's row is run; the kernels of both, in test_kernels.py
+        return  # its float twin's row is run; the kernels of both, in test_backends_mxnet_kernels.py
     s = np.array([0.25, 2.0, 1.5, 8.0], np.float32)
     s = s[: case.shapes[0][1]] if case.shapes[0][1] <= len(s) else np.resize(s, case.shapes[0][1])
     data = case.data()

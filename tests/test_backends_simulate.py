@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import CONV1, RELU, bn, build, conv, decided, fc, feeds, run
-from test_kernels_simulated import of_images, of_rows
+from test_saturation_kernels import of_images, of_rows
 
 from mxq import observers, pipeline
 from mxq.backends import get

@@ -505,7 +505,7 @@ import os, signal, sys, time
 sys.path[:0] = sys.argv[1:3]
 import mxq.storage.writing
 from mxq.calibration.collect import collect
-from test_collect import TABLE, NumpyRunner, kept, model, numbered
+from test_calibration_collect import TABLE, NumpyRunner, kept, model, numbered
 from pathlib import Path
 
 file, log, die_at_sync, most = Path(sys.argv[3]), open(sys.argv[4], "a", buffering=1), *map(int, sys.argv[5:7])

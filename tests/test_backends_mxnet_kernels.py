@@ -360,7 +360,7 @@ class TestConcat:
     def test_a_negative_axis_ends_the_process(self):
         program = (
             "import sys; sys.path[:0] = sys.argv[1:]\n"
-            "from test_kernels import *\n"
+            "from test_backends_mxnet_kernels import *\n"
             "carried('y = Concat(a, b) num_args=\"2\" dim=\"-1\"', {'a': X, 'b': SIGNED})"
         )
         command = [sys.executable, "-c", program, *sys.path]
