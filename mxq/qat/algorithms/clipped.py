@@ -18,7 +18,7 @@ import numpy as np
 
 from mxq.graph.ir import Node, Ref
 from mxq.qat.algorithms.base import Parameters, Uniform
-from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, ends_of, rounded, used
+from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, ends_of, used, zero_of
 from mxq.qat.algorithms.plain import Plain
 from mxq.qat.algorithms.protocol import Floats, Site
 
@@ -42,7 +42,7 @@ class Clipped(Uniform):
         if site.spec.symmetric:
             return Grid.of(site.spec, scale)
         low = np.minimum(parameters["low"], np.float32(0))
-        return Grid.of(site.spec, scale, rounded(site.spec, np.float32(site.spec.lowest) - low * scale))
+        return Grid.of(site.spec, scale, zero_of(site.spec, low, scale))
 
     def chain(self, site: Site, x: Floats, parameters: Parameters, sums: Sums) -> dict[str, Reals]:
         _, slope = self._step(site, parameters)
@@ -75,7 +75,7 @@ class Clipped(Uniform):
         low, high = plain.scalar("minimum", learned[0], 0.0), plain.scalar("maximum", learned[1], 0.0)
         step, slope = plain.used(plain.scalar("div", plain.op("elemwise_sub", high, low), highest - lowest))
         scale = plain.inverse(step)
-        zero = plain.code(plain.scalar("rminus", plain.op("elemwise_mul", low, scale), lowest))
+        zero = plain.zero_of(low, scale)
         through = plain.op("elemwise_mul", slope, scale)
         ends = [
             plain.straight(end, (parameter, through))

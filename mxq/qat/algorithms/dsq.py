@@ -2,8 +2,8 @@
 
 Within the range, ``u = x / s`` in codes, ``f`` its fraction, ``1 - alpha = tanh(k / 2)``::
 
-    soft(u) = u - f + (tanh(k (f - 1/2)) / tanh(k / 2) + 1) / 2            (eq. 3 and 6)
-    y = s rint(u)                                                          (eq. 7)
+    soft(u) = u - f + (tanh(k (f - 1/2)) / tanh(k / 2) + 1) / 2
+    y = s rint(u)
     dy/dx = soft'(u) = k (1 - tanh(k (f - 1/2))^2) / (2 tanh(k / 2)), 0 beyond the range
 
 ``alpha`` says how soft: from 0, hard rounding, to 1, none. It is not learned here; 0.4 is that of MQBench
@@ -42,7 +42,7 @@ class Dsq(Clipped):
     """
 
     name: ClassVar[str] = "dsq"
-    source: ClassVar[str] = "Gong et al. (arXiv:1908.05033), eq. 3 to 7"
+    source: ClassVar[str] = "Gong et al. (arXiv:1908.05033), section 3"
     alpha: float = 0.4
 
     def __post_init__(self) -> None:

@@ -101,6 +101,12 @@ def rounded(spec: QuantSpec, zero: Floats) -> Floats:
     return np.asarray(np.clip(np.rint(zero), *ends_of(spec)), np.float32)
 
 
+def zero_of(spec: QuantSpec, low: Floats, scale: Floats) -> Floats:
+    """The code of value 0 in codes that begin at ``low`` (C,), <= 0: arXiv:2004.09602, eq. 2."""
+    with np.errstate(over="ignore"):  # a product beyond float32 is a code like any other
+        return rounded(spec, np.float32(spec.lowest) - np.rint(low * scale))
+
+
 def covering(site: Site, low: Floats, high: Floats) -> Grid:
     """`mxq.quant.Scheme.params` of ranges (C,), low <= 0 <= high, as a grid, for which NaN is no error."""
     spec, width = site.spec, width_of(site.spec, low, high)
@@ -111,7 +117,7 @@ def covering(site: Site, low: Floats, high: Floats) -> Grid:
         scale = np.exp2(np.floor(np.log2(scale)))
     if spec.symmetric:
         return Grid.of(spec, scale)
-    return Grid.of(spec, scale, rounded(spec, np.float32(spec.lowest) - low * scale))
+    return Grid.of(spec, scale, zero_of(spec, low, scale))
 
 
 def alive(site: Site, low: Floats, high: Floats) -> tuple[Floats, Floats]:

@@ -3,16 +3,16 @@
 With ``u = (x - b) / s`` and ``r = clip(rint(u), n, p)``, ``y = r s + b``::
 
     dy/dx = 1 where n <= u <= p, else 0
-    dy/ds = rint(u) - u where n <= u <= p, else the end, n or p            (eq. 3)
-    dy/db = 0 where n <= u <= p, else 1                                    (eq. 4)
+    dy/ds = rint(u) - u where n <= u <= p, else the end, n or p
+    dy/db = 0 where n <= u <= p, else 1
 
 A kernel has whole zero points, so ``-b / s`` is rounded, straight through, to a code. Both gradients are multiplied by
-LSQ's g. Without a zero point it is LSQ; a weight's step starts at ``max(|m - 3 d|, |m + 3 d|) / 2^(bits - 1)``, with
-mean m and standard deviation d (section 3.3). That of an activation starts from the calibrated range; the paper's is
-that of the ``mse`` calibrator.
+LSQ's g. Without a zero point it is LSQ; the step of a signed weight starts at ``max(|m - 3 d|, |m + 3 d|) / 2^(bits -
+1)``, with mean m and standard deviation d. That of an activation starts from the calibrated range; the paper's is that
+of the ``mse`` calibrator.
 
 Source: Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable offsets and better initialization"
-(arXiv:2004.09576).
+(arXiv:2004.09576), section 3.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ class LsqPlus(Lsq):
     """A learned step and offset."""
 
     name: ClassVar[str] = "lsq_plus"
-    source: ClassVar[str] = "Bhalgat et al. (arXiv:2004.09576), eq. 1 to 5"
+    source: ClassVar[str] = "Bhalgat et al. (arXiv:2004.09576), section 3"
 
     def parameters(self, site: Site) -> tuple[str, ...]:
         return ("step",) if site.spec.symmetric else ("step", "offset")
 
     def initial(self, site: Site, low: Floats, high: Floats, values: Floats | None = None) -> dict[str, Floats]:
-        if site.role == "weight" and site.spec.symmetric and values is not None and self.start == "range":
-            high = spread(values, 3)
+        spec = site.spec
+        if site.role == "weight" and spec.symmetric and spec.signed and values is not None and self.start == "range":
+            high = spread(values, 3) * np.float32(site.scheme.top(spec) / 2 ** (spec.bits - 1))
             low = -high
         found = super().initial(site, low, high, values)
         if "zero_point" in found:
@@ -52,8 +53,10 @@ class LsqPlus(Lsq):
     def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
         step, _ = used(site.spec, parameters["step"])
         scale = np.float32(1) / step
-        zero = 0.0 if site.spec.symmetric else rounded(site.spec, -parameters["offset"] * scale)
-        return Grid.of(site.spec, scale, zero)
+        if site.spec.symmetric:
+            return Grid.of(site.spec, scale)
+        with np.errstate(over="ignore"):  # a product beyond float32 is a code like any other
+            return Grid.of(site.spec, scale, rounded(site.spec, -parameters["offset"] * scale))
 
     def chain(self, site: Site, x: Floats, parameters: Parameters, sums: Sums) -> dict[str, Reals]:
         if site.spec.symmetric:

@@ -113,6 +113,11 @@ class Plain:
         """`mxq.qat.algorithms.grid.rounded`, a constant."""
         return self.constant(self.round(self.clip(zero, *ends_of(self.site.spec))))
 
+    def zero_of(self, low: Ref, scale: Ref) -> Ref:
+        """`mxq.qat.algorithms.grid.zero_of`, a constant."""
+        code = self.round(self.op("elemwise_mul", low, scale))
+        return self.code(self.scalar("rminus", code, self.site.spec.lowest))
+
     def covering(self, low: Ref, high: Ref) -> tuple[Ref, Ref | None]:
         """Scale and zero point of `mxq.qat.algorithms.grid.covering`, constants."""
         spec, zero = self.site.spec, None
@@ -126,8 +131,7 @@ class Plain:
         if spec.scale == "power_of_two":
             scale = self.scalar("rpower", self.op("floor", self.op("log2", scale)), 2.0)
         if not spec.symmetric:
-            found = self.scalar("rminus", self.op("elemwise_mul", low, scale), spec.lowest)
-            zero = self.code(found)
+            zero = self.zero_of(low, scale)
         return self.constant(scale), zero
 
     def extent(self, x: Ref) -> tuple[Ref, Ref]:

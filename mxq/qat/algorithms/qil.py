@@ -41,7 +41,7 @@ class Qil(Transformed):
     """A learned interval."""
 
     name: ClassVar[str] = "qil"
-    source: ClassVar[str] = "Jung et al. (arXiv:1808.05779), eq. 1 to 3"
+    source: ClassVar[str] = "Jung et al. (arXiv:1808.05779), section 3; MQBench (arXiv:2111.03759), eq. 16 and 17"
 
     def parameters(self, site: Site) -> tuple[str, ...]:
         return ("center", "distance", "gain")
