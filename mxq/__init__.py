@@ -34,6 +34,7 @@ from mxq.errors import (
     ReadError,
     RuntimeFailure,
     StorageError,
+    TrainingError,
     WorkerError,
 )
 from mxq.host.openmp import use_physical_cores
@@ -43,7 +44,7 @@ from mxq.text import show_by
 from mxq.version import __version__
 
 if TYPE_CHECKING:
-    from mxq import data
+    from mxq import data, qat
     from mxq.api import (
         QuantizedModel,
         calibrate,
@@ -95,6 +96,7 @@ __all__ = [
     "StorageError",
     "Threshold",
     "Thresholds",
+    "TrainingError",
     "WorkerError",
     "__version__",
     "calib_graph",
@@ -106,6 +108,7 @@ __all__ = [
     "inspect",
     "load",
     "plot",
+    "qat",
     "quantize_graph",
     "quantize_model",
     "quantize_model_mkldnn",
@@ -149,7 +152,7 @@ _LAZY = {
 }
 
 
-_MODULES = ("data",)
+_MODULES = ("data", "qat")
 
 
 def __getattr__(name: str) -> Any:

@@ -57,6 +57,10 @@ class QuantizeError(MxqError):
     """The network cannot be quantized as asked (already quantized, unsupported request)."""
 
 
+class TrainingError(MxqError):
+    """Training cannot go on: the loss is no number any more."""
+
+
 class RuntimeFailure(MxqError):
     """MXNet refused to load, bind or run a graph; the message carries MXNet's own first line."""
 

@@ -1,0 +1,183 @@
+"""Checkpoints: all that the rest of a training depends on, in one file that appears whole or not at all.
+
+It is a ``.params`` file: parameters of the block, momenta, those of the best epoch, and the rest as JSON in bytes.
+Beside it lies the journal, one JSON document a line, which grows with each epoch; the checkpoint says how long it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mxq.errors import ConfigError, FormatError, StorageError
+from mxq.formats.documents import parse_json
+from mxq.formats.params import read_params
+from mxq.graph.ir import Array
+from mxq.runtime.params_file import size_of, write_params
+from mxq.storage.writing import regular, replacing
+
+FORMAT: Final = "mxq-training/1"
+FILE: Final = "checkpoint.params"
+JOURNAL: Final = "training.jsonl"
+_ABOUT: Final = "about"
+_TABLES: Final = ("values", "momenta", "best")
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after so many epochs.
+
+    Attributes:
+        epoch: how many have been finished.
+        values: of the block's parameters.
+        momenta: see `mxq.runtime.training.Trainee`.
+        best: the parameters of the best epoch.
+        best_epoch: its number; 0 is before training.
+        history: of each epoch, from 0, what was measured; JSON-ready.
+        journal: bytes of the journal.
+    """
+
+    epoch: int
+    values: Mapping[str, Array]
+    momenta: Mapping[str, Array] = field(default_factory=dict)
+    best: Mapping[str, Array] = field(default_factory=dict)
+    best_epoch: int = 0
+    history: tuple[Mapping[str, Any], ...] = ()
+    journal: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of a training.
+
+    Attributes:
+        folder: it; None keeps nothing.
+        about: JSON-ready; what the training is, which may not differ when it goes on.
+    """
+
+    folder: Path | None
+    about: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path | None:
+        """The checkpoint."""
+        return None if self.folder is None else self.folder / FILE
+
+    def read(self) -> State | None:
+        """The state that was written last; None where there is none. What the journal has beyond it goes.
+
+        Raises:
+            ConfigError: the folder holds another training; the message names the first difference.
+            FormatError: the checkpoint is damaged.
+            StorageError: the folder cannot be made or used.
+        """
+        if self.file is None or self.folder is None:
+            return None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder} cannot be used as workdir: {error.strerror or error}") from error
+        if not regular(self.file).exists():
+            _cut(self.folder / JOURNAL, 0)
+            return None
+        state = self._parsed(read_params(self.file))
+        _cut(self.folder / JOURNAL, state.journal)
+        return state
+
+    def _parsed(self, table: Mapping[str, Array]) -> State:
+        name = str(self.file)
+        try:
+            text = np.asarray(table[_ABOUT], np.uint8).tobytes().decode()
+            said = parse_json(text, name)
+            if said["format"] != FORMAT:
+                raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
+            _check(name, said["training"], json.loads(json.dumps(self.about)))
+            parts = {part: _part(table, part) for part in _TABLES}
+            history, counts = tuple(said["history"]), (said["epoch"], said["best_epoch"], said["journal"])
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            raise FormatError(f"{name} is no checkpoint of a training, or damaged; delete it to begin anew") from error
+        return State(counts[0], **parts, best_epoch=counts[1], history=history, journal=counts[2])
+
+    def write(self, state: State, lines: Iterable[Mapping[str, Any]] = ()) -> State:
+        """Adds ``lines`` to the journal and writes the checkpoint; killed in between, `read` gives the one before.
+
+        Returns:
+            ``state`` with the length of the journal.
+
+        Raises:
+            StorageError: a file cannot be written; then the checkpoint before is still there.
+        """
+        if self.folder is None or self.file is None:
+            return state
+        end = _added(self.folder / JOURNAL, state.journal, lines)
+        state = replace(state, journal=end)
+        table = {f"{part}:{name}": value for part in _TABLES for name, value in getattr(state, part).items()}
+        said = {"format": FORMAT, "training": self.about, "epoch": state.epoch, "best_epoch": state.best_epoch,
+                "journal": end, "history": state.history}  # fmt: skip
+        table[_ABOUT] = np.frombuffer(json.dumps(said, allow_nan=False).encode(), np.uint8)
+        with replacing(self.file, size=size_of(table)) as (draft,):
+            write_params(draft, table)
+        return state
+
+
+def _part(table: Mapping[str, Array], part: str) -> dict[str, Array]:
+    prefix = f"{part}:"
+    return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
+
+
+def _cut(path: Path, length: int) -> None:
+    """Leaves the first so many bytes of a file."""
+    try:
+        if path.exists():
+            os.truncate(path, length)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _added(path: Path, start: int, lines: Iterable[Mapping[str, Any]]) -> int:
+    """Writes lines from byte ``start`` on, so that they are on the disk, and gives where they end."""
+    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
+    try:
+        with regular(path).open("ab") as stream:
+            stream.truncate(start)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+    return start + len(content)
+
+
+def read_journal(folder: Path) -> list[Mapping[str, Any]]:
+    """The lines of a training's journal.
+
+    Raises:
+        FormatError: there is none, or it is damaged.
+    """
+    path = folder / JOURNAL
+    try:
+        text = regular(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} cannot be read: {error}; allowed: the workdir of a training") from error
+    found = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(text.splitlines(), start=1)]
+    if not all(isinstance(line, dict) and isinstance(line.get("kind"), str) for line in found):
+        raise FormatError(f"{path} is no journal of a training, or damaged")
+    return found
+
+
+def _check(name: str, found: Any, wanted: Any, where: str = "") -> None:
+    """Refuses a training of something else, and says what differs."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys((*wanted, *found)):
+            _check(name, found.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+    elif found != wanted:
+        raise ConfigError(
+            f"{name} is of another training: its {where} is {found!r:.60}, here {wanted!r:.60}; allowed: the same "
+            "block and settings, or another workdir"
+        )

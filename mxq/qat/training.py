@@ -1,0 +1,341 @@
+"""Fine-tunes a block: with fake quantization, or a float one by the same recipe. It can be killed and goes on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tqdm import tqdm
+
+from mxq import runtime
+from mxq.data.feed import Feed, examples_in
+from mxq.data.labelled import labelled
+from mxq.errors import ConfigError, DataError, MxqError, QuantizeError, TrainingError, nearest
+from mxq.evaluation import Function, Metric, metric_of
+from mxq.formats.reading import path_given
+from mxq.graph.ir import Array
+from mxq.logs import LOG
+from mxq.passes.simplify import FLOAT
+from mxq.qat import diagnosis
+from mxq.qat.checkpoint import Checkpoints, State
+from mxq.qat.epochs import Epochs
+from mxq.qat.options import TrainOptions, Unpack
+from mxq.qat.schedule import TrainConfig
+from mxq.runtime.training import Loss, Settings, Trainee, seeded
+from mxq.text import Shown
+
+SOFTMAX: Final = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
+
+Numbers = Mapping[str, float]
+"""Measurements by name; the first counts, more being better, but for "loss"."""
+
+
+@dataclass(frozen=True)
+class Trained(Shown):
+    """What `fit` gives.
+
+    Attributes:
+        block: the block that was given, with the parameters of the best epoch.
+        best_epoch: its number; 0 is before training.
+        history: of each epoch, from 0: "epoch", "eval" (numbers by name; empty without data to measure on) and, but for
+            0, "loss", "rate" (the last learning rate) and "train", the numbers in training.
+        baseline: the float network that was fine-tuned by the same recipe, where one was given.
+        workdir: the folder of the checkpoint and the journal.
+    """
+
+    block: Any
+    best_epoch: int
+    history: tuple[Mapping[str, Any], ...]
+    baseline: Trained | None = None
+    workdir: Path | None = None
+
+    @property
+    def before(self) -> Numbers:
+        """What was measured before training: of a fake-quantized network, post-training quantization."""
+        return dict(self.history[0]["eval"])
+
+    @property
+    def after(self) -> Numbers:
+        """What was measured after the best epoch."""
+        return dict(self.history[self.best_epoch]["eval"])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, without the block."""
+        own = {"best_epoch": self.best_epoch, "before": self.before, "after": self.after, "history": [*self.history]}
+        return {**own, "float": None if self.baseline is None else self.baseline.to_json()}
+
+
+def fit(
+    block: Any,
+    train_data: object,
+    *,
+    labels: Any = None,
+    eval_data: object = None,
+    eval_labels: Any = None,
+    metric: Metric[Any] | Function | None = None,
+    loss: Loss | None = None,
+    baseline: Any = None,
+    config: TrainConfig | None = None,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+    logger: logging.Logger | None = None,
+    **options: Unpack[TrainOptions],
+) -> Trained:
+    """Fine-tunes a block by SGD.
+
+    Args:
+        block: any Gluon block that trains on the CPU, such as `mxq.qat.prepare` gives. It is changed.
+        train_data: examples with labels: whole arrays ``(data, labels)``, a DataLoader, a DataIter, a list of batches,
+            or what `mxq.data` opens at a path.
+        labels: (examples, ...), where they are not in the data.
+        eval_data, eval_labels: the same to measure on, before training and after every epoch. Without it the last epoch
+            is kept.
+        metric: as for `mxq.evaluate`; its first number says which epoch is best. By default top-1, or with ``loss``
+            the loss, of which less is better.
+        loss: a gluon loss, or a function of what the block gives and labels. By default softmax cross-entropy of the
+            first output.
+        baseline: a float block, which is fine-tuned first, by the same recipe: what training alone brings.
+        config: the settings.
+        workdir: a folder for the checkpoint, after every epoch, and the journal. Ended in any way and called again with
+            the same arguments, training goes on after the last epoch that was finished, and gives the same parameters.
+        progress: whether to show a bar, which stays silent where stderr is no terminal.
+        logger: receives what mxq says instead of ``logging.getLogger("mxq")``.
+        **options: fields of `TrainConfig`, instead of ``config`` or to change it.
+
+    Returns:
+        The block with the parameters of the best epoch, and what was measured.
+
+    Raises:
+        ConfigError: a setting is not allowed, or ``workdir`` holds another training.
+        DataError: there are no labels, or the data does not fit the block.
+        QuantizeError: the block does not train: it has no parameters, or they have no values.
+        TrainingError: the loss is no longer finite; the block and ``workdir`` have the last good epoch.
+        MxqError: see `mxq.errors`.
+    """
+    settings, folder = config_of(config, options), None if workdir is None else path_given("workdir", workdir)
+    heard = LOG if logger is None else logger
+    measured = _Measured.of(eval_data, eval_labels, metric, loss)
+    data = Epochs(train_data, (), labels, settings.examples, settings.seed if settings.shuffle else None)
+
+    def run(one: Any, where: Path | None, name: str) -> Trained:
+        return _Training.of(one, data, measured, loss, settings, where, heard).run(name, progress=progress)
+
+    tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float", "float")
+    return replace(run(block, folder, "train"), baseline=tuned)
+
+
+def config_of(config: TrainConfig | None, options: Mapping[str, Any]) -> TrainConfig:
+    """``config`` with other values of some fields.
+
+    Raises:
+        ConfigError: no such field, or a value that is not allowed.
+    """
+    if not isinstance(config, TrainConfig | None):
+        raise ConfigError(f"config is {config!r:.80}; allowed: a TrainConfig, or None and its fields as options")
+    allowed = [f.name for f in fields(TrainConfig)]
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{nearest(unknown[0], allowed)}")
+    return replace(config or TrainConfig(), **options)
+
+
+def _check(block: Any, loss: Loss | None) -> None:
+    """What can be seen of a block before it trains; nothing of one that cannot be traced."""
+    if loss is not None and not callable(loss):
+        raise ConfigError(f"loss is {loss!r:.60}; allowed: a gluon loss, or a function of outputs and labels")
+    try:
+        model = runtime.load_model(block)
+    except MxqError:
+        return
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(f"the block is quantized already: {refusal.reason}; allowed: a float block")
+    last = model.graph[model.graph.heads[0].name].op
+    if loss is None and last in SOFTMAX:
+        raise ConfigError(
+            f"the block ends in {last}, which the default loss computes itself; allowed: the block without it, as "
+            "mxq.qat.prepare gives, or loss= for what it gives"
+        )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured: of ``data`` by ``metric``; the loss where that is None."""
+
+    data: Any
+    labels: Any
+    metric: Metric[Any] | None
+
+    @staticmethod
+    def of(data: object, labels: Any, metric: Metric[Any] | Function | None, loss: Loss | None) -> _Measured:
+        return _Measured(data, labels, None if metric is None and loss is not None else metric_of(metric))
+
+    def numbers(self, trainee: Trainee, batch_size: int) -> dict[str, float]:
+        """Of the block as it is; empty where there is no data."""
+        if self.data is None:
+            return {}
+        tally = _Tally(self.metric)
+        for feed, truth in labelled(self.data, trainee.inputs, self.labels, batch_size):
+            if truth is None:
+                raise DataError("eval_data has no labels; allowed: batches of inputs and labels, or eval_labels=")
+            tally.add(trainee.outputs(feed), truth, math.nan if self.metric else trainee.loss(feed, truth))
+        return tally.result()
+
+
+@dataclass
+class _Tally:
+    """Numbers of batches so far."""
+
+    metric: Metric[Any] | None
+    state: Any = None
+    loss: float = 0.0
+    examples: int = 0
+
+    def add(self, outputs: list[Array], labels: Array, loss: float) -> None:
+        if self.metric is not None:
+            state = self.metric.empty() if self.state is None else self.state
+            self.state = self.metric.update(state, outputs, labels)
+        self.loss += loss * len(labels)
+        self.examples += len(labels)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.examples, 1)
+
+    def result(self) -> dict[str, float]:
+        if self.metric is None:
+            return {"loss": self.mean_loss}
+        return {} if self.state is None else {k: float(v) for k, v in self.metric.result(self.state).items()}
+
+
+@dataclass
+class _Training:
+    """A training under way."""
+
+    trainee: Trainee
+    data: Epochs
+    measured: _Measured
+    config: TrainConfig
+    kept: Checkpoints
+    each: int
+    logger: logging.Logger
+    state: State = field(init=False)
+
+    @staticmethod
+    def of(
+        block: Any,
+        data: Epochs,
+        measured: _Measured,
+        loss: Loss | None,
+        config: TrainConfig,
+        folder: Path | None,
+        logger: logging.Logger,
+    ) -> _Training:
+        scales = getattr(getattr(block, "qat", None), "learned", ())
+        decays = dict.fromkeys(scales, config.scale_weight_decay)
+        settings = Settings(config.momentum, config.nesterov, config.weight_decay, decays)
+        _check(block, loss)
+        trainee = Trainee(block, loss, settings)
+        data = replace(data, inputs=trainee.inputs)
+        each = data.steps()
+        about = {"config": config.to_json(), "parameters": trainee.shapes, "steps": each}
+        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, logger)
+
+    def run(self, name: str, *, progress: bool) -> Trained:
+        """All epochs that are still to come; see `fit`."""
+        self._begin()
+        total, done = self.config.passes * self.each, self.state.epoch * self.each
+        hidden = None if progress else True
+        try:
+            with tqdm(None, name, total, initial=done, leave=False, unit="batch", disable=hidden) as bar:
+                for number in range(self.state.epoch + 1, self.config.passes + 1):
+                    self._epoch(number, bar)
+        except KeyboardInterrupt:
+            self.logger.warning("interrupted; %s", self._left)
+            raise
+        finally:
+            self.trainee.assign(self.state.values)
+        self.trainee.assign(self.state.best)
+        return Trained(self.trainee.block, self.state.best_epoch, self.state.history, workdir=self.kept.folder)
+
+    @property
+    def _left(self) -> str:
+        """What there is after an end before the end."""
+        done = f"after epoch {self.state.epoch} of {self.config.passes}"
+        if self.kept.folder is None:
+            return f"the block is as {done}"
+        return f"{self.kept.folder} holds the training {done}, the same call goes on from there"
+
+    def _begin(self) -> None:
+        """Goes on where a checkpoint ends, or measures the block as it is."""
+        found = self.kept.read()
+        if found is not None:
+            self.state = found
+            self.trainee.assign(found.values)
+            self.trainee.resume(found.momenta)
+            return
+        values = self.trainee.values
+        self.state = State(0, values, best=values)
+        numbers = self.measured.numbers(self.trainee, self.config.examples)
+        self.state = replace(self.state, history=({"epoch": 0, "eval": numbers},))
+        lines = [{"kind": "epoch", "epoch": 0, "eval": numbers}, *self._diagnosed(0)]
+        self.state = self.kept.write(self.state, lines)
+
+    def _epoch(self, number: int, bar: Any) -> None:
+        """One epoch, and the checkpoint after it."""
+        lines, tally = list[Mapping[str, Any]](), _Tally(self.measured.metric)
+        with seeded(self.config.seed, number):
+            for place, (feed, labels) in enumerate(self.data.epoch(number)):
+                step = (number - 1) * self.each + place
+                lines.append(self._step(number, step, feed, labels, tally))
+                bar.update()
+                bar.set_postfix(loss=f"{tally.mean_loss:.3f}", refresh=False)
+        numbers = self.measured.numbers(self.trainee, self.config.examples)
+        entry = {"epoch": number, "loss": tally.mean_loss, "rate": lines[-1]["rate"]}
+        entry |= {"train": tally.result(), "eval": numbers}
+        self._keep(entry, [*lines, {"kind": "epoch", **entry}, *self._diagnosed(number)])
+        words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self.logger.info(
+            "epoch %d of %d: loss %.4g%s", number, self.config.passes, tally.mean_loss, words and f", {words}"
+        )
+
+    def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: _Tally) -> Mapping[str, Any]:
+        rate = self.config.rate(min(step, self.config.passes * self.each - 1), self.each)
+        loss, outputs = self.trainee.step(feed, labels, rate)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} in epoch {epoch}, step {step} (learning rate {rate:.4g}): {self._left}; allowed: "
+                "a lower lr, a longer warm-up (warmup_epochs), data without NaN"
+            )
+        tally.add(outputs, labels, loss)
+        return {"kind": "step", "epoch": epoch, "step": step, "rate": rate, "loss": loss, "examples": examples_in(feed)}
+
+    def _keep(self, entry: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> None:
+        """The state after an epoch, in memory and on the disk."""
+        values, best = self.trainee.values, self.state.history[self.state.best_epoch]["eval"]
+        better = not entry["eval"] or _score(entry["eval"]) > _score(best)
+        state = replace(
+            self.state,
+            epoch=entry["epoch"],
+            values=values,
+            momenta=self.trainee.momenta,
+            best=values if better else self.state.best,
+            best_epoch=entry["epoch"] if better else self.state.best_epoch,
+            history=(*self.state.history, entry),
+        )
+        self.state = self.kept.write(state, lines)
+
+    def _diagnosed(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        qat = getattr(self.trainee.block, "qat", None)
+        if qat is not None:
+            yield from diagnosis.lines(self.trainee, qat, epoch)
+
+
+def _score(numbers: Numbers) -> float:
+    """More is better."""
+    name, value = next(iter(numbers.items()))
+    return -value if name == "loss" else value

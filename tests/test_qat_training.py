@@ -1,0 +1,305 @@
+"""Training: schedule, order of data, kills, errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_training as training
+from helpers import assert_close
+
+import mxq  # isort: skip  (before mxnet)
+
+import mxnet as mx
+
+from mxq.data.examples import open_source
+from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, TrainingError
+from mxq.qat.checkpoint import FILE, JOURNAL, read_journal
+from mxq.qat.epochs import Epochs
+from mxq.qat.schedule import TrainConfig
+from mxq.qat.training import Trained, fit
+from mxq.runtime.training import seeded
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """A training without an end before the end."""
+    folder = tmp_path_factory.mktemp("whole")
+    return training.trained(folder), folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+class TestSchedule:
+    def test_defaults_are_a_tenth_at_one_percent(self) -> None:
+        config = TrainConfig(original_epochs=90, original_lr=0.5, original_batch_size=256)
+        assert (config.passes, config.highest, config.examples, config.warmup) == (9, 0.005, 128, 0.5)
+        asked = replace(config, epochs=2, lr=0.1, batch_size=7, warmup_epochs=0.0)
+        assert (asked.passes, asked.highest, asked.examples, asked.warmup) == (2, 0.1, 7, 0.0)
+
+    def test_rates_are_those_of_the_formula(self) -> None:
+        config = TrainConfig(epochs=4, lr=0.2, warmup_epochs=0.5, cosine_final_lr_ratio=0.1)
+        rates = [config.rate(step, 10) for step in range(40)]
+        assert_close(rates[:5], [0.04, 0.08, 0.12, 0.16, 0.2], rtol=1e-12, atol=0)
+        cosine = [0.02 + 0.18 * (1 + math.cos(math.pi * t / 34)) / 2 for t in range(35)]
+        assert_close(rates[5:], cosine, rtol=1e-12, atol=0)
+        assert_close(rates[-1], 0.02, rtol=1e-12, atol=0)
+
+    def test_of_one_step(self) -> None:
+        assert TrainConfig(epochs=1, lr=0.2, warmup_epochs=5).rate(0, 1) == 0.2
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lr": 0}, "lr is 0; allowed: a number above 0, or None"),
+            ({"epochs": 1.5}, "epochs is 1.5; allowed: a whole number, 1 or more, or None"),
+            ({"momentum": 1.0}, "momentum is 1.0; allowed: 0 to less than 1"),
+            ({"momentum": 0}, "nesterov is True without momentum"),
+            ({"weight_decay": math.nan}, "weight_decay is nan; allowed: a number, 0 or more"),
+            ({"shuffle": 1}, "shuffle is 1; allowed: True, False"),
+            ({"seed": -1}, "seed is -1; allowed: 0 to 2147483647"),
+        ],
+    )
+    def test_says_what_is_allowed(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+            TrainConfig(**options)
+
+    def test_json_is_read_back(self) -> None:
+        config = TrainConfig(lr=0.5, epochs=3)
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+        with pytest.raises(ConfigError, match=r"training has 'epoch'; allowed: .*did you mean 'epochs'"):
+            TrainConfig.from_json({"epoch": 3})
+
+    def test_the_options_are_the_fields(self) -> None:
+        from mxq.qat.options import TrainOptions
+
+        assert set(TrainOptions.__annotations__) == set(TrainConfig().to_json())
+
+
+class TestOrder:
+    X = np.arange(10, dtype=np.float32)[:, None]
+    Y = np.arange(10)
+
+    def seen(self, data: Any, labels: Any = None, seed: int | None = 0, number: int = 1) -> list[int]:
+        order: list[int] = []
+        for feed, truth in Epochs(data, ("data",), labels, 4, seed).epoch(number):
+            assert np.array_equal(feed["data"].ravel(), np.ravel(truth))
+            order += [int(y) for y in np.ravel(truth)]
+        return order
+
+    @pytest.mark.parametrize("kind", ["tuple", "array", "dict", "file", "batches"])
+    def test_is_another_in_each_epoch_and_the_same_again(self, kind: str, tmp_path: Path) -> None:
+        np.savez(tmp_path / "data.npz", data=self.X, label=self.Y)
+        data = {
+            "tuple": (self.X, self.Y), "array": self.X, "dict": {"data": self.X, "label": self.Y},
+            "file": open_source(tmp_path / "data.npz", batch_size=4),
+            "batches": [(self.X[i : i + 1], self.Y[i : i + 1]) for i in range(10)],
+        }[kind]  # fmt: skip
+        labels = self.Y if kind == "array" else None
+        one, other = (self.seen(data, labels, number=n) for n in (1, 2))
+        assert sorted(one) == sorted(other) == list(range(10))
+        assert one != other
+        assert self.seen(data, labels, number=1) == one
+        assert self.seen(data, labels, seed=1) != one
+        assert self.seen(data, labels, seed=None) == list(range(10))
+
+    def test_of_a_loader_is_that_of_the_seeds(self) -> None:
+        loader = mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(self.X, self.Y), 3, shuffle=True)
+
+        def order(*seed: int) -> list[int]:
+            with seeded(*seed):
+                return self.seen(loader)
+
+        before = np.random.get_state()[1].copy()  # noqa: NPY002  (what loaders draw from)
+        assert order(0, 1) == order(0, 1) != order(0, 2)
+        assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+    def test_steps(self) -> None:
+        loader = mx.gluon.data.DataLoader(mx.gluon.data.ArrayDataset(self.X, self.Y), 3)
+        iterator = mx.io.NDArrayIter(self.X, self.Y, 4, last_batch_handle="pad")
+        for data, steps in (((self.X, self.Y), 3), (self.X, 3), (loader, 4), (iterator, 3)):
+            labels = self.Y if data is self.X else None
+            assert Epochs(data, ("data",), labels, 4).steps() == steps
+
+    def test_what_is_read_once_is_refused(self) -> None:
+        with pytest.raises(DataError, match="train_data is a generator, which can be read only once; allowed"):
+            Epochs((x for x in ()), ("data",))
+
+
+class TestFit:
+    def test_learns(self, whole: tuple[Trained, Path]) -> None:
+        found, _ = whole
+        assert found.after["top1"] > found.before["top1"] + 0.2
+        assert found.history[3]["loss"] < found.history[1]["loss"]
+        assert [entry["epoch"] for entry in found.history] == [0, 1, 2, 3]
+
+    def test_keeps_the_best_epoch(self, whole: tuple[Trained, Path]) -> None:
+        found, _ = whole
+        assert found.best_epoch == int(np.argmax([entry["eval"]["top1"] for entry in found.history]))
+        x, y = training.data(40, 1)
+        assert np.mean(found.block(mx.nd.array(x)).asnumpy().argmax(1) == y) == found.after["top1"]
+
+    def test_steps_are_those_of_sgd_with_nesterov(self) -> None:
+        """Sutskever et al., "On the importance of initialization and momentum": v = mu v - lr g; w += mu v - lr g."""
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(8, 4)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
+        block = mx.gluon.nn.Dense(2, in_units=4, use_bias=False)
+        block.initialize()
+        w, v = block.weight.data().asnumpy().astype(np.float64), np.zeros((2, 4))
+        config = TrainConfig(epochs=3, lr=0.1, batch_size=8, warmup_epochs=0, weight_decay=0, shuffle=False)
+        fit(block, (x, y), loss=mx.gluon.loss.L2Loss(), config=config, progress=False)
+        for step in range(3):
+            g = ((x @ w.T - y).T @ x) / (8 * 2)
+            v = 0.9 * v - config.rate(step, 1) * g
+            w = w + 0.9 * v - config.rate(step, 1) * g
+        assert_close(block.weight.data().asnumpy(), w, rtol=1e-5, atol=1e-6)
+
+    def test_the_journal_tells_of_every_step(self, whole: tuple[Trained, Path]) -> None:
+        found, folder = whole
+        lines = read_journal(folder)
+        steps = [line for line in lines if line["kind"] == "step"]
+        assert [line["step"] for line in steps] == list(range(15))
+        assert [line["rate"] for line in steps] == [training.CONFIG.rate(t, 5) for t in range(15)]
+        epochs = [line for line in lines if line["kind"] == "epoch"]
+        assert [line["eval"] for line in epochs] == [entry["eval"] for entry in found.history]
+        assert steps[4]["examples"] == 70 - 4 * 16
+
+    def test_a_float_baseline_has_the_same_recipe(self, tmp_path: Path, whole: tuple[Trained, Path]) -> None:
+        found = training.trained(tmp_path, baseline=training.net())
+        assert found.baseline is not None
+        assert found.baseline.history == found.history == whole[0].history
+        assert files(tmp_path / "float") == files(whole[1])
+
+    def test_without_data_to_measure_on_the_last_epoch_is_kept(self) -> None:
+        found = fit(training.net(), training.data(), config=training.CONFIG, progress=False)
+        assert (found.best_epoch, found.after) == (3, {})
+
+    def test_scales_have_a_decay_of_their_own(self) -> None:
+        def step(**options: float) -> float:
+            block = mx.gluon.nn.Dense(2, in_units=4)
+            block.initialize(mx.init.One())
+            block.qat = type("Qat", (), {"learned": {block.weight.name}})
+            zeros = np.zeros((4, 4), np.float32), np.zeros((4, 2), np.float32)
+            plain = TrainConfig(epochs=1, lr=0.1, batch_size=4, momentum=0, nesterov=False, weight_decay=0.5)
+            fit(block, zeros, loss=mx.gluon.loss.L2Loss(), config=plain, progress=False, **options)
+            return float(block.weight.data().asnumpy()[0, 0])
+
+        assert step() == 1.0
+        assert_close(step(scale_weight_decay=0.25), 1 - 0.1 * 0.25, rtol=1e-6, atol=0)
+
+
+class TestKills:
+    def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+        self, whole: tuple[Trained, Path], tmp_path: Path
+    ) -> None:
+        for moment, count in (("journal", 2), ("draft", 1), ("step", 9), ("none", 0)):
+            command = [sys.executable, training.__file__, str(tmp_path), moment, str(count)]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert ended.returncode == (0 if moment == "none" else -9), ended.stderr
+        assert files(tmp_path) == files(whole[1])
+
+    def test_ctrl_c_leaves_a_state_to_go_on_from(self, whole: tuple[Trained, Path], tmp_path: Path) -> None:
+        def interrupt(_: Any) -> None:
+            raise KeyboardInterrupt
+
+        block = training.net()
+        given = {"eval_data": training.data(40, 1), "metric": mxq.evaluation.metrics.TopK(), "workdir": tmp_path}
+        with pytest.raises(KeyboardInterrupt):
+            fit(
+                block,
+                training.data(),
+                config=training.CONFIG,
+                loss=training.Dying(8, interrupt),
+                progress=False,
+                **given,
+            )
+        assert len(read_journal(tmp_path)) == 1 + 5 + 1
+        found = fit(block, training.data(), config=training.CONFIG, progress=False, **given)
+        assert files(tmp_path) == files(whole[1])
+        assert found.history == whole[0].history
+
+    def test_a_finished_training_is_read(self, whole: tuple[Trained, Path]) -> None:
+        before = files(whole[1])
+        found = training.trained(whole[1])
+        assert files(whole[1]) == before
+        assert found.history == whole[0].history
+        x = mx.nd.array(training.data(40, 1)[0])
+        assert np.array_equal(found.block(x).asnumpy(), whole[0].block(x).asnumpy())
+
+
+class TestErrors:
+    def test_no_labels(self) -> None:
+        x, y = training.data()
+        with pytest.raises(DataError, match=r"train_data has no labels; allowed: batches of inputs and labels"):
+            fit(training.net(), x, progress=False)
+        with pytest.raises(DataError, match=r"eval_data has no labels"):
+            fit(training.net(), (x, y), eval_data=x, progress=False)
+
+    def test_a_loss_that_is_no_number(self, tmp_path: Path) -> None:
+        block, loss = training.net(), training.Dying(8, lambda found: found * math.inf)
+        metric = mxq.evaluation.metrics.TopK()
+        given = {"loss": loss, "metric": metric, "workdir": tmp_path, "progress": False}
+        with pytest.raises(
+            TrainingError, match=r"the loss is inf in epoch 2, step 7 \(learning rate 0\.0\d+\): .*1 of 3"
+        ):
+            fit(block, training.data(), config=training.CONFIG, **given)
+        kept = mxq.runtime.load_params(tmp_path / FILE)
+        assert np.array_equal(block[0].weight.data().asnumpy(), kept["values:0.weight"])
+        assert np.isfinite(kept["values:0.weight"]).all()
+
+    def test_what_does_not_train(self) -> None:
+        x, y = training.data()
+        frozen = training.net()
+        frozen.collect_params().setattr("grad_req", "null")
+        with pytest.raises(QuantizeError, match="has no parameters that train"):
+            fit(frozen, (x, y))
+        with pytest.raises(QuantizeError, match="block is a str; allowed: a Gluon block"):
+            fit("net", (x, y))
+        open_ = mx.gluon.nn.Dense(3)
+        open_.initialize()
+        with pytest.raises(QuantizeError, match=r"parameter 'dense.*' has no value"):
+            fit(open_, (x, y))
+        int8 = mxq.quantize_net(training.net(), x, effort="fast")
+        with pytest.raises(QuantizeError, match="quantized already"):
+            fit(int8, (x, y))
+
+    def test_a_softmax_at_the_end(self) -> None:
+        class Ends(mx.gluon.nn.HybridSequential):  # type: ignore[misc]
+            def hybrid_forward(self, F: Any, x: Any) -> Any:  # noqa: N803
+                return F.softmax(super().hybrid_forward(F, x))
+
+        block = Ends()
+        block.add(mx.gluon.nn.Dense(3, in_units=192))
+        block.initialize()
+        with pytest.raises(ConfigError, match="the block ends in softmax, which the default loss computes itself"):
+            fit(block, training.data())
+
+    def test_another_training_in_the_folder(self, whole: tuple[Trained, Path]) -> None:
+        with pytest.raises(ConfigError, match=r"its config\.lr is 0\.05, here 0\.1; allowed: the same block"):
+            training.trained(whole[1], lr=0.1)
+
+    def test_damaged_files(self, whole: tuple[Trained, Path], tmp_path: Path) -> None:
+        (tmp_path / FILE).write_bytes(files(whole[1])[FILE][:-100])
+        with pytest.raises(FormatError, match="damaged"):
+            training.trained(tmp_path)
+        mxq.runtime.params_file.write_params(tmp_path / FILE, {"x": np.zeros(3, np.float32)})
+        with pytest.raises(FormatError, match="is no checkpoint of a training, or damaged; delete it"):
+            training.trained(tmp_path)
+        (tmp_path / JOURNAL).write_text("[]\n")
+        with pytest.raises(FormatError, match="is no journal of a training"):
+            read_journal(tmp_path)
+
+    def test_options(self) -> None:
+        with pytest.raises(ConfigError, match=r"unknown option 'epoch'; allowed: .*did you mean 'epochs'"):
+            fit(training.net(), training.data(), epoch=3)  # type: ignore[call-arg]
+        with pytest.raises(ConfigError, match="loss is 3; allowed: a gluon loss"):
+            fit(training.net(), training.data(), loss=3)  # type: ignore[arg-type]
