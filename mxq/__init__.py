@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         recalibrate_batchnorm,
         save,
         sensitivity,
+        simulate,
         tune,
         verify,
     )
@@ -117,6 +118,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "save",
     "sensitivity",
+    "simulate",
     "threads",
     "tune",
     "use_physical_cores",
@@ -147,6 +149,7 @@ _LAZY = {
     "recalibrate_batchnorm": "mxq.api",
     "save": "mxq.api",
     "sensitivity": "mxq.api",
+    "simulate": "mxq.api",
     "tune": "mxq.api",
     "verify": "mxq.api",
 }

@@ -129,6 +129,40 @@ def quantize_net(
 
 
 @_releasing_threads
+def simulate(
+    net: runtime.Net,
+    calib_data: object = None,
+    *,
+    config: QuantConfig | None = None,
+    thresholds: Thresholds | None = None,
+    statistics: Statistics | str | Path | None = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
+) -> QuantizedBlock:
+    """A float network that computes what ``net`` would on other hardware, or with fewer bits.
+
+    Values are rounded to the codes of that hardware where it has codes (`mxq.quant.hardware`); sums are exact. The
+    methods of `quantize_net` serve it, too: equalization, rounding, bias correction, choice of ranges.
+
+    Args:
+        net, calib_data, config, thresholds, statistics, batch_size, logger, **options: as for `quantize_net`. Of the
+            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm" or "academic", ``bits`` 2 to 8:
+            4, or of weights and of all else "W4A8" or (4, 8); single layers have others by ``overrides``.
+
+    Returns:
+        As of `quantize_net`, but all of it is float; for oneDNN with 8 bits, the block gives what the INT8 one would.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    options["simulate"] = True
+    given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
+    made = _quantize(net, given, _config(config, options), None, logger)
+    return runtime.reported_block(made.model, made.report)
+
+
+@_releasing_threads
 def quantize_model(
     sym: Any,
     arg_params: Mapping[str, Any],

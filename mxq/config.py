@@ -16,6 +16,8 @@ from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node
 from mxq.graph.traits import OWN_NAME
 from mxq.quant import ANY8, INT8, UINT8, QuantSpec
+from mxq.quant.bits import Bits, Width
+from mxq.quant.hardware import HARDWARE, hardware_of
 from mxq.registry import Registry
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
 
@@ -39,6 +41,7 @@ CLOSED: Mapping[str, tuple[str | None, ...]] = {
     "range_choice": (*RANGE_CHOICES, None),
     "stem": (*STEMS, None),
     "target": TARGETS,
+    "hardware": tuple(HARDWARE),
 }
 """Field of `QuantConfig` -> all values that it may have."""
 METHOD_REGISTRIES: Mapping[str, Registry[Any]] = {"bias_correction": BIAS_CORRECTIONS, "rounding": ROUNDINGS}
@@ -70,7 +73,8 @@ class LayerConfig:
     """What one layer does differently; None leaves the network's setting.
 
     ``quantize=False`` leaves it in float. ``calib_mode``, ``dtype`` and ``threshold`` (a pair, activation
-    units) apply to the layer's *output* tensor, ``weight_calib_mode`` to its own weight.
+    units) apply to the layer's *output* tensor, ``weight_calib_mode`` to its own weight. ``bits``, in a simulation, are
+    those of a layer's weight and of what it reads: 4, "W4A8" or (4, 8).
     """
 
     quantize: bool | None = None
@@ -78,8 +82,11 @@ class LayerConfig:
     weight_calib_mode: str | None = None
     dtype: str | None = None
     threshold: tuple[float, float] | None = None
+    bits: Width | None = None
 
     def __post_init__(self) -> None:
+        if self.bits is not None:
+            object.__setattr__(self, "bits", str(Bits.parse(self.bits, "overrides: bits")))
         if not (self.quantize is None or isinstance(self.quantize, bool)):  # 0 is not False: `is` decides later
             raise one_of("overrides: quantize", self.quantize, (True, False, None))
         for name in ("calib_mode", "weight_calib_mode"):
@@ -194,6 +201,10 @@ class QuantConfig:
         input_shape: of one example, (3, 224, 224) or "3x224x224", by name where there are several inputs, if the
             network will be fed no other: less is left to compute (`mxq.passes.fix_shape`), and it refuses others.
             None: any that the network takes.
+        simulate: whether to make, instead of an int8 network, a float one that computes what codes of ``hardware`` with
+            so many ``bits`` would. Without, there are oneDNN's kernels of 8 bits alone.
+        hardware: whose codes, and which tensors have them (`mxq.quant.hardware`): "onednn", "tensorrt", ...
+        bits: of codes, 2 to 8: 4, or of weights and of all else "W4A8" or (4, 8). None: 8.
     """
 
     calib_mode: str = "naive"
@@ -219,8 +230,12 @@ class QuantConfig:
     stem: str | None = None
     target: str = "native"
     input_shape: Shape | Mapping[str, Shape] | str | None = None
+    simulate: bool = False
+    hardware: str = "onednn"
+    bits: Width | None = None
 
     def __post_init__(self) -> None:
+        self._settle_codes()
         for name in _LISTS:
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
         for name, allowed in CLOSED.items():
@@ -245,10 +260,32 @@ class QuantConfig:
         object.__setattr__(self, "preprocess", _settings(self.preprocess))
         object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
 
+    def _settle_codes(self) -> None:
+        """One form for each of the settings that say what is simulated."""
+        object.__setattr__(self, "hardware", hardware_of(self.hardware).name)
+        if self.bits is not None:
+            object.__setattr__(self, "bits", str(Bits.parse(self.bits)))
+        if not isinstance(self.simulate, bool):
+            raise one_of("simulate", self.simulate, (True, False))
+
     @property
     def activation(self) -> QuantSpec:
         """The spec of what is quantized from float."""
         return quant_spec(self.quantized_dtype)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether all codes that are asked for are those of MXNet's kernels."""
+        return self.hardware == "onednn" and all(w == Bits() for w in (self.width, *self._layer_widths.values()))
+
+    @property
+    def _layer_widths(self) -> dict[str, Bits]:
+        return {p: Bits.parse(layer.bits) for p, layer in self.overrides.items() if layer.bits is not None}
+
+    @property
+    def width(self) -> Bits:
+        """How many bits codes have."""
+        return Bits() if self.bits is None else Bits.parse(self.bits)
 
     @property
     def budget(self) -> Budget:

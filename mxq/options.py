@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from mxq.config import LayerConfig, Selector
 from mxq.data.preprocess import Preprocess
+from mxq.quant.bits import Width
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack as Unpack  # noqa: PLC0414  (from here; mxq does not depend on that package)
@@ -42,6 +43,9 @@ class OwnOptions(TypedDict, total=False):
     stem: str | None
     target: str | None
     input_shape: Sides | Mapping[str, Sides] | None
+    simulate: bool | None
+    hardware: str | None
+    bits: Width | None
 
 
 class OwnModelOptions(OwnOptions, total=False):

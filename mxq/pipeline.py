@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mxq import observers
-from mxq.backends import Backend, default
+from mxq.backends import Backend, default, simulated
 from mxq.calibration.collect import Checkpoint, collect
 from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig
@@ -31,6 +31,7 @@ from mxq.graph.serde import write_text
 from mxq.host import machine
 from mxq.passes import check_excluded, steps
 from mxq.passes.assignment import assign, check_requests, requested
+from mxq.passes.coding import Coding, coding_of
 from mxq.passes.constants import fold_constants
 from mxq.passes.fed_codes import check_input, fed_input
 from mxq.passes.fix_shape import fix_shape, with_shapes
@@ -43,6 +44,7 @@ from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
 from mxq.passes.simplify import FLOAT
 from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
+from mxq.quant.bits import Bits
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.recalibration import restored
@@ -95,6 +97,11 @@ class Prepared:
     def choices(self) -> LayerChoices:
         """The settings of single layers."""
         return LayerChoices.of(self.fused.graph, self.config)
+
+    @cached_property
+    def coding(self) -> Coding:
+        """The codes that tensors and weights have."""
+        return coding_of(self.fused.graph, self.plan, self.config, self.backend.spec)
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:
@@ -170,20 +177,56 @@ def plan(model: Model, config: QuantConfig, runner: Runner | None = None, backen
 
     Raises:
         QuantizeError: the network is int8 already.
-        ConfigError: a pattern of ``config`` matches nothing, its calibrator or a pass is unknown, or the inputs are not
-            those that it has shapes of.
+        ConfigError: a pattern of ``config`` matches nothing, its calibrator or a pass is unknown, the inputs are not
+            those that it has shapes of, or it asks for codes that MXNet's kernels do not have.
         RuntimeFailure: the network does not take these shapes.
     """
     excluded = config.exclude_passes
     _check_observers(config)
     check_excluded(excluded)
     check_input(model, config)
-    backend = backend or default(at_run_time=config.calib_mode == NONE)
+    backend = backend or backend_of(config)
     prepared, trace = prepare(with_shapes(model, config.shapes) if config.shapes else model, runner, backend, excluded)
     fusion = steps("fused", backend.spec, excluded)
     fused, fusing = run_passes((*_of_one_shape(config, runner), *fusion), prepared)
     ignored = unmatched(fused.graph, config)
     return _decided(Prepared(model, fused, Plan(), config, backend, trace + fusing, ignored))
+
+
+def backend_of(config: QuantConfig) -> Backend:
+    """The backend that the settings name: stock MXNet's kernels or, with ``simulate``, the simulation of hardware.
+
+    Raises:
+        ConfigError: other hardware or fewer bits without ``simulate``, or what a simulation cannot be of.
+    """
+    if not config.simulate:
+        if not config.has_kernels:
+            raise _without_kernels(config)
+        return default(at_run_time=config.calib_mode == NONE)
+    for name, found, allowed in (
+        ("calib_mode", config.calib_mode, config.calib_mode != NONE),
+        ("input_dtype", config.input_dtype, config.input_dtype == "float32"),
+        ("quantized_dtype", config.quantized_dtype, config.hardware == "onednn" or config.quantized_dtype == "auto"),
+    ):
+        if not allowed:
+            usual = getattr(QuantConfig(), name)
+            raise ConfigError(
+                f"{name} is {found!r} beside simulate and hardware {config.hardware!r}; allowed: {usual!r}, as a "
+                "simulation has none of MXNet's kernels"
+            )
+    return simulated(config.hardware)
+
+
+def _without_kernels(config: QuantConfig) -> ConfigError:
+    """The error for codes that MXNet has no kernels for."""
+    asked = {"hardware": config.hardware} if config.hardware != "onednn" else {}
+    asked |= {"bits": str(config.width)} if config.width != Bits() else {}
+    asked |= {f"overrides {p!r}: bits": str(layer.bits) for p, layer in config.overrides.items() if layer.bits}
+    name, value = next(iter(asked.items()))
+    return ConfigError(
+        f"{name} is {value!r}, but MXNet's int8 kernels are oneDNN's of 8 bits; allowed: simulate=True (--simulate, "
+        "mxq.simulate) for a float network that computes what it would, or hardware 'onednn' with 8 bits"
+    )
 
 
 def _of_one_shape(config: QuantConfig, runner: Runner | None) -> tuple[Pass, ...]:
@@ -287,7 +330,7 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
     if asked and statistics.network:
         statistics.check_network(prepared.fingerprint)
     specs = {str(r): _asked_spec(r, prepared) for r in asked}
-    found = dict(statistics.thresholds({str(r): observer for r, observer in asked.items()}, specs))
+    found = dict(statistics.thresholds({str(r): o for r, o in asked.items()}, specs, prepared.coding.scheme))
     for ref in asked:
         source = choices.source(ref.name, "calib_mode") or "calib_mode"
         found[str(ref)] = replace(found[str(ref)], source=source)
@@ -330,6 +373,8 @@ def _fixed(plan: Plan, choices: LayerChoices) -> dict[str, Threshold]:
 
 def _asked_spec(ref: Ref, prepared: Prepared) -> QuantSpec:
     """Kernels choose the type of what they write; what is quantized from float is the user's choice."""
+    if not prepared.coding.is_of_kernels:
+        return prepared.coding.activation(ref.name)
     return ANY8 if ref.name in prepared.plan.quantized else prepared.config.activation
 
 
@@ -408,8 +453,18 @@ def _report(
             "calibration_examples": calibrated.statistics.examples,
             "calibration_batches": calibrated.statistics.batches,
             "warnings": [*prepared.warnings, *calibrated.warnings, *warnings],
+            **_simulation(prepared),
         },
     )
+
+
+def _simulation(prepared: Prepared) -> dict[str, object]:
+    """What a report says of a simulation: of what, and the bits of layers that have others; empty for int8 networks."""
+    if not prepared.config.simulate:
+        return {}
+    coding = prepared.coding
+    found = {"of": coding.hardware.library, "graph": coding.hardware.graph, "bits": str(coding.bits)}
+    return {"simulation": {**found, "layers": {name: str(bits) for name, bits in coding.layers.items()}}}
 
 
 def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
@@ -448,7 +503,9 @@ def looks_again(config: QuantConfig) -> bool:
 
 
 def target_of(config: QuantConfig) -> str:
-    """The CPU that a network is made for: one of `mxq.host.machine.TARGETS`."""
+    """The CPU that a network is made for: one of `mxq.host.machine.TARGETS`; sums of other codes are exact."""
+    if not config.has_kernels:
+        return machine.VNNI
     return machine.resolve_target(config.target, machine.detect())
 
 
@@ -535,7 +592,7 @@ def _aligned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubs
     """
     config, backend = prepared.config, prepared.backend
     network = _assigned(prepared, thresholds, looked)
-    network = backend.constrain(network)
+    network = prepared.coding.of(backend.constrain(network))
     at_work = looked is not None and not network.exact and not network.at_run_time
     if looked is not None and at_work and config.methods.bias.needs == "data":
         network = network.after(shift_streams(backend.spec, partial(samples_of, looked, network.fused)))
@@ -548,7 +605,7 @@ def _assigned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSub
     config, fused, trace = prepared.config, prepared.fused, NO_EVENTS
     requests = requested(prepared.choices, config)
     if looked is not None and config.methods.equalize:
-        fused, thresholds, trace = equalized(looked, fused, thresholds)
+        fused, thresholds, trace = equalized(looked, fused, thresholds, prepared.coding.bits)
     return assign(
         fused,
         prepared.plan,
@@ -572,7 +629,8 @@ def _asked_of_weights(prepared: Prepared) -> dict[str, WeightObserverRequest]:
             names = (node.name, node.inputs[1].name)  # an override may name the layer or its weight
             chosen = next(filter(None, map(choices.weight_calib_mode, names)), config.weight_calib_mode)
             sources = (choices.source(name, "weight_calib_mode") for name in names)
-            found[node.name] = WeightObserverRequest(chosen, next(filter(None, sources), "weight_calib_mode"))
+            source = next(filter(None, sources), "weight_calib_mode")
+            found[node.name] = WeightObserverRequest(chosen, source, *prepared.coding.of_weight(node.inputs[1].name))
     return found
 
 

@@ -24,12 +24,15 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     stem: float                       # or int8: the first two convolutions of a MobileNet
     input_shape: [3, 224, 224]        # of one example, if it will be fed no other
     target: avx512_vnni               # or avx512, avx2: the CPU that it is for; native: this one
+    simulate: false                   # true: float that computes what the next two would; without, int8 of oneDNN
+    hardware: onednn                  # or tensorrt, acl, tvm, snpe, fbgemm, academic
+    bits: W8A8                        # of codes of weights and of all else, 2 to 8; or one number for both
     include_layers: []                # where given, only these are quantized
     overrides:                        # pattern -> settings; later ones win
       op:Convolution: {calib_mode: entropy, weight_calib_mode: "percentile:99.9"}
       stage1_*: {dtype: int8}
       data: {threshold: [-2.1, 2.6]}
-      output_fc: {quantize: false}
+      output_fc: {quantize: false, bits: W8A8}   # bits: of its weight and of what it reads
 
 Text that starts with ``*`` or another sign of YAML, or reads as a number, stands in quotes.
 """

@@ -24,17 +24,18 @@ from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.passes.biases import with_biases
 from mxq.passes.limit_saturation import kernels
 from mxq.quant import QuantizedNetwork
+from mxq.quant.bits import Bits
 from mxq.quant.plan import WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.activity import sampled
 from mxq.weights.analytic import corrected
-from mxq.weights.equalize import channels_seen, equalize
+from mxq.weights.equalize import EIGHT, channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
 from mxq.weights.grid import grid_of, on_grid
 from mxq.weights.layer import Layer, choose
 from mxq.weights.layerwise_executor import peak_bytes
-from mxq.weights.layerwise_refinement import LayerwiseConfig, LayerwiseResult, record_of, refine_layerwise
+from mxq.weights.layerwise_refinement import LayerwiseConfig, LayerwiseResult, levels_of, record_of, refine_layerwise
 from mxq.weights.methods import BiasMethod, Methods
 
 BLIND: Final = "without a look at calibration data"
@@ -165,10 +166,12 @@ def _is_dense(node: Node) -> bool:
     return layer is not None and groups_of(layer) == 1
 
 
-def equalized(looked: CalibrationSubset, model: Model, thresholds: Thresholds) -> tuple[Model, Thresholds, Trace]:
+def equalized(
+    looked: CalibrationSubset, model: Model, thresholds: Thresholds, bits: Bits = EIGHT
+) -> tuple[Model, Thresholds, Trace]:
     """The network with channels scaled, and which; see `mxq.weights.equalize`."""
     seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
-    model, thresholds, names = equalize(model, thresholds, seen)
+    model, thresholds, names = equalize(model, thresholds, seen, bits)
     return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in names))
 
 
@@ -191,10 +194,10 @@ def rounded(network: QuantizedNetwork, config: QuantConfig) -> tuple[QuantizedNe
         names = [ref.name for ref in node.inputs[1:3]]
         if all(map(model.is_own, names)):
             weight, bias = (model.args[n] for n in names)
-            levels, geometry = grid_of(kernel, exact=network.exact), Geometry.of(the_layer_of(node))
+            levels, geometry = levels_of(network, names[0], weight, kernel), Geometry.of(the_layer_of(node))
             chosen = choose(Layer(node, weight, bias, geometry, config.methods, levels, SWEEPS[config.effort]), None)
             written |= dict(zip(names, (chosen.weight, chosen.bias), strict=True))
-            records[name] = record_of(weight, chosen, config.methods)
+            records[name] = record_of(weight, chosen, config.methods, levels)
     return network.with_weights(written), records
 
 
@@ -227,4 +230,6 @@ def analytic(method: BiasMethod, source: Model, before: Model, network: Quantize
         weight = network.fused.graph[name].inputs[1].name
         halved = grid_of(kernel, exact=network.exact).halved
         values[weight] = partial(on_grid, network.fused.args[weight], halved=halved)
+        if network.weight is not None:
+            values[weight] = partial(network.weights[weight].fake, network.fused.args[weight])
     return replace(network, fused=corrected(method, source, before, network.fused, values, network.plan))

@@ -29,6 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("options", "passes", "recipe"),
     ("backends.mxnet", "recalibration", "refine"),
+    ("backends.hardware",),
     ("pipeline", "verification"),
     ("qat",),
     ("distributed", "report"),

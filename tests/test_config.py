@@ -147,9 +147,10 @@ class TestQuantConfig:
         ("overrides", "message"),
         [
             (
-                {"a": {"bits": 4}},
-                "overrides: 'a' has 'bits'; allowed: quantize, calib_mode, weight_calib_mode, dtype, threshold",
+                {"a": {"widths": 4}},
+                "overrides: 'a' has 'widths'; allowed: quantize, calib_mode, weight_calib_mode, dtype, threshold, bits",
             ),
+            ({"a": {"bits": 9}}, "of 'a' in overrides: bits is 9; allowed: 2 to 8, of weights and activations alike"),
             ({"a": "int8"}, "overrides: 'a' is 'int8'; allowed: a mapping of quantize, calib_mode, "),
             ({"a": None}, "overrides: 'a' is None; allowed: a mapping of quantize"),
             ({"a": {}, "b": {"dtype": 8}}, "of 'b' in overrides: dtype is 8; allowed: 'auto', 'int8', 'uint8'"),

@@ -31,11 +31,12 @@ WIDER: dict[str, tuple[Any, ...]] = {
     "exclude_passes": ("detection", ["detection"]),
     "overrides": ({"a": {"quantize": False}}, {"a": mxq.LayerConfig()}),
     "preprocess": ({"mean": [1.0]}, Preprocess()),
+    "bits": (4, "4", (4, 8)),
     "input_shape": ([3, 8, 8], "3x8x8", {"data": (3, 8, 8)}),
 }
 """Options that may be given in more forms than the field keeps, and some of those."""
 
-TAKE_OPTIONS = ("quantize_net", "quantize_model", "calibrate", "sensitivity", "tune", "inspect", "explain")
+TAKE_OPTIONS = ("quantize_net", "simulate", "quantize_model", "calibrate", "sensitivity", "tune", "inspect", "explain")
 
 CALLS = """
 import mxq

@@ -50,6 +50,7 @@ layers = st.builds(
     calib_mode=st.none() | specs,
     weight_calib_mode=st.none() | specs,
     dtype=st.none() | st.sampled_from(DTYPES),
+    bits=st.none() | st.integers(2, 8) | st.tuples(st.integers(2, 8), st.integers(2, 8)),
     threshold=st.none() | st.tuples(numbers, numbers).map(lambda pair: tuple(sorted(pair))),
 )
 shapes = st.lists(st.integers(1, 4096), min_size=1, max_size=4)

@@ -83,7 +83,7 @@ class _Simulator:
         reader = self.network.fused.graph[operation.norm] if operation.norm else node
         places = operation.reads
         inputs = tuple(self._read(ref, places[i]) if i in places else ref for i, ref in enumerate(reader.inputs))
-        if operation.halves and places[0] == "uint8":
+        if operation.halves and places[0] == "uint8" and self.network.activation is None:
             inputs = (self._halved(inputs[0], self.network.stored_as(reader.inputs[0], "uint8")), *inputs[1:])
         if operation.norm:
             self.nodes[reader.name] = replace(reader, inputs=inputs)
@@ -93,7 +93,8 @@ class _Simulator:
             return
         plain = replace(node, name=self._unused(f"{node.name}_exact"), inputs=inputs, label="")
         self.nodes[plain.name] = plain
-        self._fake(plain.out, self.network.made_as(node.out), self.network.made[node.out].offset, node)
+        offset = self.network.made[node.out].offset if self.network.activation is None else 0.0  # else a zero point
+        self._fake(plain.out, self.network.made_as(node.out), offset, node)
 
     def _read(self, ref: Ref, dtype: str) -> Ref:
         """What an operator finds that reads ``ref`` in that type."""

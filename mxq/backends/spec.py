@@ -151,6 +151,10 @@ class OpSpec:
         """Whether ``exact`` holds for ``node``."""
         return bool(self.exact) and all(node.attrs.get(a, "") in values for a, values in self.exact.items())
 
+    def has_range(self, node: Node) -> bool:
+        """Whether what ``node`` makes has a range of its own, which calibration gives."""
+        return self.calibrated and not self.reduces_exactly(node)
+
     def post_op(self, node: Node) -> PostOp | None:
         """The row for ``node`` as a post-op; the first that matches wins."""
         return next((p for p in self.post_ops if p.matches(node)), None)
@@ -167,6 +171,8 @@ class BackendSpec:
         holds: the kinds of codes that its files can hold.
         float_ops: rows of operators whose float kernels take post-ops; empty where those are ``ops``.
         refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
+        whole: whether all that has a row is int8 in mode "smart", too.
+        without: names of passes over float networks that do nothing for it, or would change what it quantizes.
     """
 
     name: str
@@ -175,6 +181,8 @@ class BackendSpec:
     holds: tuple[QuantSpec, ...] = (INT8, UINT8, WEIGHT)
     float_ops: tuple[OpSpec, ...] = ()
     refuses: Callable[[Model, Node], str] | None = None
+    whole: bool = False
+    without: tuple[str, ...] = ()
 
     def check(self, quantized: QuantizedNetwork) -> None:
         """Whether the backend can hold all that is stored.

@@ -22,6 +22,7 @@ _SIDE = "[0-9]{1,9}"
 _ENDINGS = re.compile(r"(-symbol\.json|-\d{4,}\.params|-mxq\.json)$")
 _LAYERS, _PICTURES, _WORKERS = "Which layers", "From pictures to inputs", "More than one process (mxq[distributed])"
 _METHODS = "Methods for accuracy, one by one"
+_SIMULATED = "Other hardware and fewer bits, simulated in float"
 
 
 def option(*names: str, help: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:  # noqa: A002 - Typer's word
@@ -184,6 +185,32 @@ Stem = Annotated[
         "which is quicker at large batches.",
     ),
 ]
+Simulate = Annotated[
+    bool | None,
+    option(
+        "--simulate",
+        panel=_SIMULATED,
+        help="Make, instead of an int8 network, a float one that computes what --hardware would with --bits.",
+    ),
+]
+HardwareName = Annotated[
+    str | None,
+    option(
+        "--hardware",
+        metavar="{hardware}",
+        panel=_SIMULATED,
+        help="Whose codes, and which tensors have them; onednn, the default, is what MXNet's kernels have.",
+    ),
+]
+BitWidth = Annotated[
+    str | None,
+    option(
+        "--bits",
+        metavar="N|WnAn",
+        panel=_SIMULATED,
+        help="Bits of codes, 2 to 8; of weights and of all else: W4A8. 8 is the default.",
+    ),
+]
 NumCalibExamples = Annotated[
     str | None,
     option(
@@ -310,6 +337,9 @@ class Settings:
     range_choice: RangeChoice = None
     recalibrate_batchnorm: RecalibrateBatchnorm = None
     stem: Stem = None
+    simulate: Simulate = None
+    hardware: HardwareName = None
+    bits: BitWidth = None
 
     def config(self, effort: str | None = None) -> QuantConfig:
         """See `config_of`."""

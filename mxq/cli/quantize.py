@@ -54,7 +54,7 @@ def quantize(
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Calibrate a float network and write its INT8 form, which stock MXNet loads."""
+    """Calibrate a float network and write its INT8 form, or a simulation of other codes; stock MXNet loads either."""
     prefix, out = prefix_of(prefix), prefix_of(out)
     if prefix.resolve() == out.resolve():
         raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
@@ -83,6 +83,8 @@ def quantize(
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
         print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in files[:2]}), **written})
         return
-    rows = [("operators", tables.tally(done.report)), *tables.input_rows(done.report)]
-    rows += [("target", done.report.target), ("size", f"{megabytes(before)} -> {megabytes(after)}")]
+    rows = [("operators", tables.tally(done.report)), *tables.simulation_rows(done.report)]
+    rows += tables.input_rows(done.report)
+    target = [] if config.simulate else [("target", done.report.target)]
+    rows += [*target, ("size", f"{megabytes(before)} -> {megabytes(after)}")]
     show(tables.facts([*rows, *(("" if i else "written", str(f)) for i, f in enumerate(files))]))

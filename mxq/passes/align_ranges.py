@@ -71,7 +71,7 @@ def _sources(
     node = graph[ref.name]
     alone = alone and len(graph.consumers[ref.name]) == 1 and ref.name not in graph.head_names
     row = spec.find(node.op) if node.name in plan.quantized else None
-    if row is None or row.calibrated or row.s8_only:
+    if row is None or row.has_range(node) or row.s8_only:
         yield ref, alone
         return
     for inner in node.inputs:

@@ -115,7 +115,8 @@ class _Assigner:
             if dtype == INT8 and reads[summed] == UINT8:
                 reads[summed] = self._read(node.inputs[summed], INT8)
         to_float = writes_float(self.graph, node, row, self.network.plan.quantized)
-        self._add(node, Operation(reads, dtype, row.calibrated, doubled, _bound(node, row), to_float, row.halves_u8))
+        ranged, bound = row.has_range(node), _bound(node, row)
+        self._add(node, Operation(reads, dtype, ranged, doubled, bound, to_float, row.halves_u8))
 
     def absorb_relu(self, relu: Node, norm: Node) -> None:
         """A BatchNorm that does what the ReLU after it would; see `mxq.passes.fuse_relu_into_batchnorm`."""

@@ -136,7 +136,7 @@ def steps(stage: Stage, spec: BackendSpec, exclude: Collection[str] = ()) -> Ite
     for row in known.values():
         if stage in row.stages:
             found = _with_followers(row, followers)
-            yield from (each.made(spec) for each in found if each.name not in exclude)
+            yield from (each.made(spec) for each in found if each.name not in {*exclude, *spec.without})
         elif row.after and not _is_reached(row, known):
             _warn(row.name, row.after)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from mxq.config import LayerConfig, QuantConfig, selects
 from mxq.graph.ir import Graph, Node
+from mxq.quant.bits import Bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class LayerChoices:
         """The range given for a node's output by hand."""
         found = self._value(node, "threshold")
         return (float(found[0]), float(found[1])) if isinstance(found, tuple) else None
+
+    def bits(self, node: str) -> Bits | None:
+        """The bits asked for a layer; None where nothing was."""
+        found = self._value(node, "bits")
+        return None if found is None else Bits.parse(found)
 
     def asks_int8(self, node: str) -> bool:
         """Whether a node was asked to be int8."""

@@ -66,7 +66,7 @@ def partition(
         else:
             specs[node.name] = spec
     stem: Mapping[str, str] = {}
-    if config.quantize_mode == "smart":
+    if config.quantize_mode == "smart" and not backend.whole:
         reasons |= _isolated_ops(graph, specs)
         left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
         if config.calib_mode != NONE:
@@ -117,7 +117,7 @@ def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Collection[s
     the float readers, MXNet's ``get_backend_symbol`` does not survive: it takes such a pair for three nodes
     (``SelectOutput`` in ``mkldnn_fc_post_quantize_property.h`` falls through from one case to the next).
     """
-    if not spec.float_output:
+    if not spec.float_output or spec.reduces_exactly(node):
         return False
     return node.name in graph.head_names or any(c.name not in quantized for c in graph.consumers[node.name])
 
@@ -359,7 +359,7 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec], absorbed: Collectio
         for i in data_inputs(node, spec):
             if node.inputs[i].name not in quantized:
                 found[node.inputs[i]] = None
-        if spec.calibrated and (not spec.float_output or _read_as_int8(graph, node, quantized)):
+        if spec.has_range(node) and (not spec.float_output or _read_as_int8(graph, node, quantized)):
             found[node.out] = None
         if node.name in absorbed:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None

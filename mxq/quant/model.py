@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from mxq.host.machine import VNNI
 from mxq.quant.plan import InputRecord, Plan, SaturationRecord, TensorRecord
 from mxq.quant.qparams import QParams
 from mxq.quant.records import Operation, Records
-from mxq.quant.scheme import MXNET, scheme_of
+from mxq.quant.scheme import MXNET, Scheme, scheme_of
 from mxq.quant.spec import BY_DTYPE, QuantSpec
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import NO_EVENTS, Step, Trace, run_passes
@@ -56,6 +56,9 @@ class QuantizedNetwork:
         input: what it is to be fed; None for float.
         at_run_time: whether ranges are found while the network runs; then records have none.
         activation, weight: the kind of codes, where they are not those of MXNet's kernels, which records name.
+        scheme: of such codes, from their spec.
+        widths: node, also of a weight -> how many bits codes of what it makes have, where that is not as
+            ``activation`` and ``weight`` say.
         saturation: name of each layer that was guarded against it -> what was done.
         trace: what was done on the way.
     """
@@ -71,6 +74,8 @@ class QuantizedNetwork:
     at_run_time: bool = False
     activation: QuantSpec | None = None
     weight: QuantSpec | None = None
+    scheme: Callable[[QuantSpec], Scheme] = scheme_of
+    widths: Mapping[str, int] = field(default_factory=dict)
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
     trace: Trace = NO_EVENTS
 
@@ -152,10 +157,25 @@ class QuantizedNetwork:
         for ref in self.refs:
             if record := self.stored(ref):
                 low = 0.0 if record.dtype == "uint8" or record.offset else -1.0
-                spec = BY_DTYPE[record.dtype] if self.activation is None else self.activation.settled(low)
-                yield f"tensor {str(ref)!r}", spec
+                other = self.activation_of(ref)
+                yield f"tensor {str(ref)!r}", BY_DTYPE[record.dtype] if other is None else other.settled(low)
         for name in self._read_weights:
-            yield f"weight {name!r}", self.weight or WEIGHT
+            yield f"weight {name!r}", self.weight_of(name)
+
+    def activation_of(self, ref: Ref) -> QuantSpec | None:
+        """The kind of codes of a tensor, as ``activation`` has it; None for those of MXNet's kernels."""
+        return None if self.activation is None else self._of_width(self.activation, ref.name)
+
+    def weight_of(self, name: str) -> QuantSpec:
+        """The kind of codes of a weight."""
+        return WEIGHT if self.weight is None else self._of_width(self.weight, name)
+
+    def weight_scheme(self, name: str) -> Scheme:
+        """From the range of a weight to its scale."""
+        return MXNET if self.weight is None else self.scheme(self.weight_of(name))
+
+    def _of_width(self, spec: QuantSpec, name: str) -> QuantSpec:
+        return replace(spec, bits=self.widths[name]) if name in self.widths else spec
 
     def made_as(self, ref: Ref) -> QParams:
         """The parameters by which an int8 operator writes ``ref``."""
@@ -172,11 +192,12 @@ class QuantizedNetwork:
     def _params(self, ref: Ref, record: TensorRecord) -> QParams:
         if record.min is None or record.max is None:
             raise QuantizeError(f"the range of tensor {str(ref)!r} is found at run time; allowed: a calibrated one")
-        if self.activation is not None:
+        other = self.activation_of(ref)
+        if other is not None:
             low, high = record.min, record.max / record.widened
             if record.offset:
                 low, high = 0.0, record.max - record.offset
-            return scheme_of(self.activation).params(self.activation, low, high)
+            return self.scheme(other).params(other, low, high)
         spec, size = BY_DTYPE[record.dtype], max(abs(record.min), abs(record.max))
         params = MXNET.params(spec, -size if spec.signed else 0.0, size)
         return params if record.widened == 1 else QParams(HALVED, params.scale)
@@ -184,12 +205,11 @@ class QuantizedNetwork:
     @cached_property
     def weights(self) -> Mapping[str, QParams]:
         """Parameter -> its scales."""
-        return MappingProxyType({name: self.weight_as(self.fused.args[name]) for name in self._read_weights})
+        return MappingProxyType({name: self.weight_as(name, self.fused.args[name]) for name in self._read_weights})
 
-    def weight_as(self, value: Array) -> QParams:
-        """The scales that ``value`` (O, ...) has as a weight of this network."""
-        spec, scheme = (WEIGHT, MXNET) if self.weight is None else (self.weight, scheme_of(self.weight))
-        return scheme.covering(spec, value)
+    def weight_as(self, name: str, value: Array) -> QParams:
+        """The scales that ``value`` (O, ...) has as the weight ``name`` of this network."""
+        return self.weight_scheme(name).covering(self.weight_of(name), value)
 
     @property
     def _read_weights(self) -> Iterator[str]:
@@ -198,19 +218,27 @@ class QuantizedNetwork:
             if node.subgraphs and len(node.inputs) > 1 and node.inputs[1].name in self.fused.args:
                 yield node.inputs[1].name
 
-    def respecified(self, activation: QuantSpec, weight: QuantSpec) -> QuantizedNetwork:
+    def respecified(
+        self,
+        activation: QuantSpec,
+        weight: QuantSpec,
+        scheme: Callable[[QuantSpec], Scheme] = scheme_of,
+        widths: Mapping[str, int] = MappingProxyType({}),
+    ) -> QuantizedNetwork:
         """The same decisions and ranges with codes of another kind, such as fewer bits; no MXNet kernel has them.
 
         Args:
             activation: of tensors; ``signed`` None takes the sign that each range asks for.
             weight: of weights.
+            scheme: from a spec to how its scale follows from a range.
+            widths: node, also of a weight -> the bits of what it makes, where they are others.
 
         Raises:
             QuantizeError: ``activation`` has an axis.
         """
         if activation.axis is not None:
             raise QuantizeError(f"activations are {activation}; allowed: one scale for a tensor")
-        return replace(self, activation=activation, weight=weight)
+        return replace(self, activation=activation, weight=weight, scheme=scheme, widths=widths)
 
 
 NetworkPass: TypeAlias = Step[QuantizedNetwork]

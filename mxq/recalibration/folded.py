@@ -161,7 +161,7 @@ class _Restoring:
         event = Event("recalibrate_batchnorm", "restore_moments", place.node.name)
         network = self.network.with_weights(dict(zip(names, new, strict=True)))
         self.network = replace(network, trace=network.trace + Trace((event,)))
-        shown = self.network.weight_as(new[0]).fake(new[0]) if place.key in self.coded else new[0]
+        shown = self.network.weight_as(place.key, new[0]).fake(new[0]) if place.key in self.coded else new[0]
         made = {names[0]: shown, names[1]: new[1]}
         self.simulated = self.simulated.with_graph(self.simulated.graph, made)
 

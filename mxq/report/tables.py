@@ -70,6 +70,15 @@ def input_rows(report: Report) -> list[tuple[str, str]]:
     return [("input", f"{fed.name}: {fed.dtype} codes, rint({fed.scale:.6g} * x), {how}")]
 
 
+def simulation_rows(report: Report) -> list[tuple[str, str]]:
+    """A row that says what a float network simulates; none for an int8 one."""
+    about = report.summary.get("simulation")
+    if not isinstance(about, Mapping):
+        return []
+    others = f", {len(about['layers'])} layers with other bits" if about["layers"] else ""
+    return [("simulates", f"{about['of']}, {about['bits']}{others}; all of it is float")]
+
+
 def statistics_rows(statistics: Statistics, path: Path | None) -> list[tuple[str, str]]:
     """Rows that say how much data statistics are of and, where they are kept in a file, how large that is."""
     rows = [("examples", f"{statistics.examples:,} in {statistics.batches:,} batches")]
@@ -110,7 +119,7 @@ def _reasons(title: str, made: Iterable[Decision]) -> Table:
 def tally(report: Report) -> str:
     """One line: how many operators are int8 and how many float, the commonest first."""
     parts = []
-    for name, int8 in (("int8", True), ("float", False)):
+    for name, int8 in (("quantized" if "simulation" in report.summary else "int8", True), ("float", False)):
         ops = [short_op(d.op) for d in report.plan.decisions if d.int8 is int8]
         counts = sorted(((ops.count(op), op) for op in set(ops)), key=lambda c: (-c[0], c[1]))
         named = ", ".join(f"{n} {op}" for n, op in counts[:4]) + (", ..." if len(counts) > 4 else "")

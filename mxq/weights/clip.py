@@ -23,10 +23,12 @@ from mxq.quant.qparams import Floats
 
 @dataclass(frozen=True, slots=True)
 class WeightObserverRequest:
-    """The spec of an observer for one layer's weight, and what asked for it."""
+    """The spec of an observer for one layer's weight, what asked for it, and what the weight's codes are to be."""
 
     observer: str
     source: str
+    spec: QuantSpec = WEIGHT
+    scheme: Scheme = MXNET
 
 
 def channel_bounds(observer: Observer[Any], weight: Array, spec: QuantSpec = WEIGHT, scheme: Scheme = MXNET) -> Floats:
@@ -69,7 +71,7 @@ def clip_weights(model: Model, asked: dict[str, WeightObserverRequest]) -> tuple
             continue
         seen.add(_weight(node))
         weight = model.args[_weight(node)]
-        bounds = channel_bounds(observers.get(choice.observer), weight)
+        bounds = channel_bounds(observers.get(choice.observer), weight, choice.spec, choice.scheme)
         sizes = np.abs(weight).reshape(len(weight), -1)
         outside = sizes > bounds[:, None]
         if outside.any():

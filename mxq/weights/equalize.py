@@ -34,12 +34,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
 from mxq.backends import groups_of, the_layer_of
 from mxq.graph.ir import Array, Model, Node, Runner
-from mxq.quant import INT8, MXNET, UINT8, WEIGHT
+from mxq.quant import INT8, MXNET, UINT8, WEIGHT, QuantSpec
+from mxq.quant.bits import Bits
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.weights.families import Family, families, is_norm
 from mxq.weights.layerwise_executor import Batches, passing
@@ -53,6 +55,7 @@ WORTH = 0.25
 for the network as it is; on networks without outlier channels, scaling for smaller gains cost up to 4 dB."""
 MARGIN = 2.0
 """Below a clip, a channel keeps so much room above its largest value."""
+EIGHT: Final = Bits()
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,12 @@ def _channels(batches: Batches, axis: int) -> Channels:
     return Channels(low.astype(np.float64), high.astype(np.float64), np.asarray(square))
 
 
-def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array | None:
+def scales(model: Model, family: Family, seen: Mapping[str, Channels], bits: Bits = EIGHT) -> Array | None:
     """The factors of a family's channels, (C,) float64; None where scaling does not help.
 
     Args:
         seen: tensor -> what calibration data shows of it.
+        bits: of codes.
     """
     if family.blocked or not family.writers or not family.readers:
         return None
@@ -127,15 +131,15 @@ def scales(model: Model, family: Family, seen: Mapping[str, Channels]) -> Array 
     most = np.maximum(np.minimum(MOST, family.cap / np.maximum(room, 1e-30)), 1.0)
     inverse = 1 / np.maximum(share, 1 / MOST)
     choices = [np.minimum(inverse**power, most) for power in POWERS]
-    costs = [sum(_noise(model, node, seen, s) for node in family.readers) for s in choices]
+    costs = [sum(_noise(model, node, seen, s, bits) for node in family.readers) for s in choices]
     best = int(np.argmin(costs))
     return choices[best] if costs[best] < WORTH * costs[0] else None
 
 
-def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -> float:
+def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array, bits: Bits) -> float:
     """The reader's term of (1)."""
     x = seen[reader.inputs[0].name]
-    tensor_step = (s * x.largest).max() / MXNET.top(INT8 if x.signed else UINT8)
+    tensor_step = (s * x.largest).max() / MXNET.top(replace(INT8 if x.signed else UINT8, bits=bits.activations))
     if is_norm(reader):
         squares, energy = _gains(model, reader) ** 2, float(seen[reader.name].square.sum())
         return float(tensor_step**2 / 12 * (squares / s**2).sum() / max(energy, 1e-30))
@@ -145,19 +149,19 @@ def _noise(model: Model, reader: Node, seen: Mapping[str, Channels], s: Array) -
         squares = (weight.reshape(len(weight), -1).astype(np.float64) ** 2).sum(axis=1)
         rounding = 0.0
     else:
-        squares, steps = _dense(weight, s)
+        squares, steps = _dense(weight, s, replace(WEIGHT, bits=bits.weights))
         rounding = float(steps / 12 * (s**2 * x.square).sum() * (weight[0].size // len(s)))
     energy = float((squares * x.square).sum())
     return float((tensor_step**2 / 12 * (squares / s**2).sum() + rounding) / max(energy, 1e-30))
 
 
-def _dense(weight: Array, s: Array) -> tuple[Array, float]:
+def _dense(weight: Array, s: Array, spec: QuantSpec) -> tuple[Array, float]:
     """Of a weight (O, C * positions) for inputs that are scaled by s: sums of squares, (C,), and of squared steps."""
     squares, total = np.zeros(len(s)), 0.0
     for rows in pieces(len(weight), weight[0].size):
         columns = weight[rows].astype(np.float64).reshape(rows.stop - rows.start, len(s), -1)
         squares += (columns**2).sum(axis=(0, 2))
-        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / MXNET.top(WEIGHT)
+        steps = (np.abs(columns).max(axis=2) / s).max(axis=1) / MXNET.top(spec)
         total += float((steps**2).sum())
     return squares, total
 
@@ -210,7 +214,7 @@ def _divided(weight: Array, s: Array, reader: Node) -> Array:
 
 
 def equalize(
-    model: Model, thresholds: Thresholds, seen: Mapping[str, Channels]
+    model: Model, thresholds: Thresholds, seen: Mapping[str, Channels], bits: Bits = EIGHT
 ) -> tuple[Model, Thresholds, tuple[str, ...]]:
     """Scales all families where that helps, but for those with a range that is given: it is of the values as they are.
 
@@ -219,7 +223,7 @@ def equalize(
     """
     given = {name for name, threshold in thresholds.items() if threshold.is_fixed}
     free = (f for f in families(model) if given.isdisjoint(f.tensors))
-    chosen = [(f, s) for f in free if (s := scales(model, f, seen)) is not None]
+    chosen = [(f, s) for f in free if (s := scales(model, f, seen, bits)) is not None]
     table = dict(thresholds)
     for family, s in chosen:
         for name in family.tensors & table.keys():

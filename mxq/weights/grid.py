@@ -17,7 +17,7 @@ import numpy as np
 
 from mxq.errors import ConfigError
 from mxq.graph.ir import Array
-from mxq.quant import MXNET, WEIGHT, QParams, QuantSpec, Scheme
+from mxq.quant import MXNET, WEIGHT, QParams, QuantizedNetwork, QuantSpec, Scheme
 from mxq.saturation.kernels import Kernel
 
 _DEAD = 1e-30
@@ -44,8 +44,13 @@ class Grid:
     halved: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.spec.signed and self.spec.symmetric and self.spec.axis == 0 and self.spec.scale == "float"):
+        if not Grid.holds(self.spec):
             raise ConfigError(f"the codes of weights are {self.spec}; allowed: intN, per channel on axis 0, any scale")
+
+    @staticmethod
+    def holds(spec: QuantSpec) -> bool:
+        """Whether ``spec`` is one of these."""
+        return bool(spec.signed) and spec.symmetric and spec.axis == 0 and spec.scale == "float"
 
     @property
     def top(self) -> int:
@@ -83,6 +88,51 @@ HALVED: Final = Grid(halved=True)
 def grid_of(kernel: Kernel, *, exact: bool) -> Grid:
     """Of a kernel as `saturation` knows it, on a target that adds products exactly or not."""
     return HALVED if kernel == "halved" and not exact else FULL
+
+
+def grid_in(network: QuantizedNetwork, weight: str, kernel: Kernel) -> Grid | None:
+    """The codes that a network has for a weight, whose layer is of that kernel; None where no grid holds such."""
+    if network.weight is None:
+        return grid_of(kernel, exact=network.exact)
+    spec = network.weight_of(weight)
+    return Grid(spec, network.weight_scheme(weight)) if Grid.holds(spec) else None
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A weight in codes that no `Grid` holds: with a zero point, one scale for all of it, or a power of two.
+
+    Attributes:
+        weight: (O, ...) float32, whose range is that of the codes.
+        values: (O, ...) float32, what its codes stand for, each the nearest.
+    """
+
+    weight: Array
+    values: Array
+
+    @staticmethod
+    def of(weight: Array, spec: QuantSpec, scheme: Scheme) -> Nearest:
+        """With the range of least squared error, of `SHARES` of the whole one; for each channel with ``spec.axis``.
+
+        Source: MMSE range, arXiv:2106.08295, section 3.1.
+        """
+        rows = weight.reshape(len(weight), -1)
+        axis = None if spec.axis is None else 1
+        best, cost = weight, np.full(1 if axis is None else len(weight), np.inf)
+        for share in SHARES:
+            low, high = (end(rows, axis=axis, keepdims=True) * np.float32(share) for end in (np.min, np.max))
+            if spec.symmetric:
+                low, high = -np.maximum(-low, high), np.maximum(-low, high)
+            tried = np.clip(rows, low, high).reshape(weight.shape)
+            off = np.square(scheme.covering(spec, tried).fake(tried) - weight, dtype=np.float64)
+            found = off.reshape(len(weight), -1).sum(axis=axis).reshape(-1)
+            better = (found < cost).reshape(-1, *[1] * (weight.ndim - 1))
+            best, cost = np.where(better, tried, best), np.minimum(cost, found)
+        return Nearest(best, scheme.covering(spec, best).fake(best))
+
+    def part(self, rows: slice) -> Nearest:
+        """That of some output channels."""
+        return Nearest(self.weight[rows], self.values[rows])
 
 
 def steps(weight: Array, importance: Array, grid: Grid) -> Array:

@@ -18,7 +18,7 @@ from mxq.calibration.patches import Geometry
 from mxq.graph.ir import Array, Node
 from mxq.saturation.limits import Sums
 from mxq.weights import grid, lowrank
-from mxq.weights.grid import Grid
+from mxq.weights.grid import Grid, Nearest
 from mxq.weights.methods import BiasMethod, Methods, Rounded, Seen, Unrounded
 from mxq.weights.pieces import pieces
 
@@ -55,7 +55,7 @@ class Layer:
         bias: (O,) float32.
         geometry: of the layer.
         methods: which of them to use.
-        levels: the codes that its kernel has.
+        levels: the codes that its kernel has, or the weight as it is where those are of no grid.
         sweeps: of `rounding.descend`.
     """
 
@@ -64,7 +64,7 @@ class Layer:
     bias: Array
     geometry: Geometry
     methods: Methods
-    levels: Grid
+    levels: Grid | Nearest
     sweeps: int = 0
 
     @property
@@ -93,8 +93,9 @@ class Layer:
             stop = min(start + some, groups)
             rows = slice(start * high, stop * high)
             part = replace(self.geometry, groups=stop - start)
+            levels = self.levels.part(rows) if isinstance(self.levels, Nearest) else self.levels
             yield (
-                replace(self, weight=self.weight[rows], bias=self.bias[rows], geometry=part),
+                replace(self, weight=self.weight[rows], bias=self.bias[rows], geometry=part, levels=levels),
                 slice(start * wide, stop * wide),
                 rows,
             )
@@ -164,15 +165,17 @@ def choose(layer: Layer, data: Seen | None, sums: Sums | None = None) -> Chosen:
         data: samples; None where there are none.
         sums: of a kernel whose sums saturate.
     """
-    wanted, moved = layer.geometry.grouped(layer.weight), 0
+    if isinstance(layer.levels, Nearest):
+        return _as_it_is(layer, layer.levels, data)
+    wanted, moved, levels = layer.geometry.grouped(layer.weight), 0, layer.levels
     energy, rounder = _energy(wanted, data), layer.methods.round.rounder(data)
     written, values = (np.empty(wanted.shape, np.float32) for _ in range(2))
     for rows in pieces(wanted.shape[1], wanted.size // wanted.shape[1]):
-        channels = _unrounded(layer, wanted[:, rows], energy, sums)
+        channels = _unrounded(layer, levels, wanted[:, rows], energy, sums)
         codes, step = rounder(channels), channels.step
         moved += int(np.count_nonzero(codes != channels.nearest))
-        written[:, rows] = grid.written(codes, step, layer.levels)
-        values[:, rows] = grid.read(written[:, rows], codes, step, layer.levels)
+        written[:, rows] = grid.written(codes, step, levels)
+        values[:, rows] = grid.read(written[:, rows], codes, step, levels)
     return Chosen(
         layer.geometry.ungrouped(written, layer.weight.shape),
         layer.geometry.ungrouped(values, layer.weight.shape),
@@ -188,12 +191,19 @@ def _energy(wanted: Array, data: Seen | None) -> Array:
     return np.asarray(np.square(data.inputs, dtype=np.float32).mean(axis=1, dtype=np.float64))
 
 
-def _unrounded(layer: Layer, wanted: Array, energy: Array, sums: Sums | None) -> Unrounded:
+def _unrounded(layer: Layer, levels: Grid, wanted: Array, energy: Array, sums: Sums | None) -> Unrounded:
     """Weights (G, O, K) on the grid of the layer's kernel."""
-    step = grid.steps(wanted, energy, layer.levels)
-    fixed = grid.extremes(wanted, layer.levels)
-    nearest = grid.nearest(wanted, step, fixed, layer.levels)
-    return Unrounded(wanted, step, nearest, fixed, layer.levels, sums, layer.sweeps)
+    step = grid.steps(wanted, energy, levels)
+    fixed = grid.extremes(wanted, levels)
+    nearest = grid.nearest(wanted, step, fixed, levels)
+    return Unrounded(wanted, step, nearest, fixed, levels, sums, layer.sweeps)
+
+
+def _as_it_is(layer: Layer, weight: Nearest, data: Seen | None) -> Chosen:
+    """The nearest codes, and a bias that makes up for them."""
+    values = layer.geometry.grouped(weight.values)
+    bias = _bias(Rounded(layer.node, layer.geometry, layer.weight, values, layer.bias, data), layer.methods.bias)
+    return Chosen(weight.weight, weight.values, bias, 0.0)
 
 
 def _bias(layer: Rounded, method: BiasMethod) -> Array:

@@ -32,7 +32,7 @@ from mxq.saturation.kernels import Kernel, kernel_of
 from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.grid import grid_of
+from mxq.weights.grid import Grid, Nearest, grid_in
 from mxq.weights.layerwise_executor import Batches, LayerwiseExecutor, Schedule, ancestors
 from mxq.weights.methods import Methods
 from mxq.weights.pieces import pieces
@@ -199,7 +199,8 @@ class _LayerwiseState:
     def _as_written(self, node: Node, ref: Ref, value: Batches) -> Batches:
         """What an int8 operator makes, as its kernel rounds it: in its range, or in that of what it carries."""
         network = self.setting.network
-        if node.name in network.operations and network.operations[node.name].passes_on:
+        operation = network.operations.get(node.name)
+        if operation is not None and (operation.passes_on or operation.writes_float):
             return value
         record = network.stored(ref)
         if ref not in self.codes and record is not None:
@@ -207,7 +208,8 @@ class _LayerwiseState:
             spans = [s for s in known if s is not None]
             if len(spans) == len(known):
                 span = self.carried[ref] = reduce(Range.union, spans)
-                return code_all(value, Code(record.dtype, nonnegative=bool(record.offset)), span)
+                code = Code(record.dtype, nonnegative=bool(record.offset)).in_network(network, ref)
+                return code_all(value, code, span)
         return code_all(value, self.codes[ref], self.spans[str(ref)]) if ref in self.codes else value
 
     def _data(self, node: Node) -> list[Ref]:
@@ -215,7 +217,7 @@ class _LayerwiseState:
 
     def _coded(self, ref: Ref) -> Batches:
         """What an int8 operator reads of a tensor of the quantized network."""
-        if ref.name in self.setting.network.plan.quantized or ref not in self.codes:
+        if ref in self.setting.network.made or ref not in self.codes:
             return self.int8.held[ref]
         return code_all(self.int8.held[ref], self.codes[ref], self.spans[str(ref)])
 
@@ -228,8 +230,8 @@ class _LayerwiseState:
         inner, data, setting = the_layer_of(node), node.inputs[0], self.setting
         geometry = Geometry.of(inner)
         kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
-        levels = grid_of(kernel, exact=setting.exact)
         weight, bias = (model.args[name] for name in names)
+        levels = levels_of(setting.network, names[0], weight, kernel)
         layer = layers.Layer(node, weight, bias, geometry, setting.methods, levels, setting.sweeps)
         summands = None
         if (summand := summand_of(node)) and not node.flag("with_act"):  # what the layer makes is added to it as it is
@@ -238,7 +240,7 @@ class _LayerwiseState:
         places = layers.choose_places(layer, noisy, setting.places, self.rng)
         chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, kernel, data, weight))
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
-        self.records[node.name] = record_of(weight, chosen, setting.methods)
+        self.records[node.name] = record_of(weight, chosen, setting.methods, levels)
         return {names[0]: chosen.values, names[1]: chosen.bias}
 
     def _as_it_is(self, node: Node) -> str:
@@ -294,8 +296,15 @@ class _LayerwiseState:
         return "int8" if record is None else record.dtype
 
 
-def record_of(weight: Array, chosen: layers.Chosen, methods: Methods) -> WeightRecord:
+def levels_of(network: QuantizedNetwork, name: str, weight: Array, kernel: Kernel) -> Grid | Nearest:
+    """The codes of a layer's ``weight`` (O, ...), which ``network`` has by that name."""
+    grid = grid_in(network, name, kernel)
+    return Nearest.of(weight, network.weight_of(name), network.weight_scheme(name)) if grid is None else grid
+
+
+def record_of(weight: Array, chosen: layers.Chosen, methods: Methods, levels: Grid | Nearest) -> WeightRecord:
     """What became of the ``weight`` (O, ...) of a layer."""
+    nearest = isinstance(levels, Nearest)
     outside = np.zeros(len(weight), np.int64)
     for part in pieces(len(weight), weight[0].size):
         sizes, bounds = (np.abs(w[part]).reshape(part.stop - part.start, -1) for w in (weight, chosen.values))
@@ -306,9 +315,10 @@ def record_of(weight: Array, chosen: layers.Chosen, methods: Methods) -> WeightR
         channels=len(weight),
         clipped_channels=int(np.count_nonzero(outside)),
         clipped_share=int(outside.sum()) / weight.size,
-        rounding=methods.rounding,
+        rounding="nearest" if nearest else methods.rounding,
         moved_share=chosen.moved,
         bias_correction=methods.bias_correction,
+        note="methods for rounding take signed codes with a scale of any size for each output channel" * nearest,
     )
 
 

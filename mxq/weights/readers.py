@@ -40,7 +40,7 @@ class Readers:
     def _joined(self, node: Node) -> bool:
         """Whether ``node`` is a Concat, or what it carries goes into one: its inputs share a range."""
         spec = self.row(node)
-        if spec is None or spec.role == "compute" or spec.calibrated:
+        if spec is None or spec.role == "compute" or spec.has_range(node):
             return False
         return node.op == "Concat" or any(map(self._joined, self.model.graph.consumers[node.name]))
 

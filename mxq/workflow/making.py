@@ -46,7 +46,8 @@ def quantize(
     made = pipeline.quantize(opened.prepared, calibrated, versions, runner=opened.runner, data=opened.batches)
     for warning in made.warnings:
         logger.warning(warning)
-    logger.info("%d of %d operators are int8", made.report.summary["int8"], len(made.report.plan.decisions))
+    kind = f"simulated as {opened.prepared.coding}" if config.simulate else "int8"
+    logger.info("%d of %d operators are %s", made.report.summary["int8"], len(made.report.plan.decisions), kind)
     return made
 
 

@@ -1,0 +1,101 @@
+"""Hardware that MXNet has no kernels for: what each library quantizes, as a table, and the backend that simulates it.
+
+Quantizers stand where quantized operators read, as in MQBench (arXiv:2111.03759), figure 4 and appendix G; every
+operator writes float, which is the same wherever all that read it quantize it. By block graph:
+
+===== =======================================================================================
+graph operators that read codes
+===== =======================================================================================
+1     convolutions and fully connected layers
+2     those, what a convolution adds to its result in 32 bits, poolings, Concat, other sums
+3     those, poolings, Concat, all sums
+===== =======================================================================================
+
+All that a Concat joins has one scale where the library demands it. What has no row (softmax, a sigmoid alone, a
+BatchNorm that was not folded) computes in float. Passes that serve oneDNN's speed do not run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+from mxq.backends.mxnet.table import CONVOLUTION, FULLY_CONNECTED, POOLING
+from mxq.backends.protocol import Lowered
+from mxq.backends.simulate import simulate
+from mxq.backends.spec import BackendSpec, OpSpec
+from mxq.passes.align_ranges import align_ranges
+from mxq.passes.assignment import assigned_anew
+from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
+from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
+from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.split_groups import SPLIT_GROUPS
+from mxq.passes.subsample_early import SUBSAMPLE_EARLY
+from mxq.quant import QuantizedNetwork
+from mxq.quant.hardware import Hardware, hardware_of
+
+_FOR_SPEED: Final = (
+    AVGPOOL_AFTER_CONV1X1.name,
+    SUBSAMPLE_EARLY.name,
+    CONV1X1_TO_DENSE.name,
+    AVGPOOL_TO_DEPTHWISE.name,
+    SPLIT_GROUPS.name,
+)
+"""Passes that give oneDNN something quicker, which is then quantized elsewhere or otherwise."""
+_DENSE: Final = replace(FULLY_CONNECTED, needs=())
+_BETWEEN: Final = (
+    OpSpec("Pooling", "", "passthrough", exact=POOLING.exact, calibrated=True, float_output=True),
+    OpSpec("Flatten", "", "passthrough"),
+    OpSpec("Concat", "", "passthrough", data_inputs=(), output="widest"),
+    OpSpec("elemwise_add", "", "passthrough", data_inputs=(0, 1), output="widest", calibrated=True, float_output=True),
+)
+
+
+def table_of(hardware: Hardware) -> BackendSpec:
+    """The operators that ``hardware`` quantizes, and what it fuses."""
+    floats = tuple(need for need in CONVOLUTION.needs if not need.int8_only)
+    conv = replace(CONVOLUTION, needs=floats, with_sum=hardware.graph == 2, float_output=True)
+    return BackendSpec(
+        name=f"the simulation of {hardware.library}",
+        ops=(conv, _DENSE, *(() if hardware.graph == 1 else _BETWEEN)),
+        holds=(),
+        whole=True,
+        without=(*_FOR_SPEED, *(() if hardware.folds_batch_norm else (FOLD_BN.name,))),
+    )
+
+
+@dataclass(frozen=True)
+class SimulatedHardware:
+    """The backend that writes a float network which computes what ``hardware`` would."""
+
+    hardware: Hardware
+
+    @property
+    def name(self) -> str:
+        """By which `mxq.backends.get` gives it."""
+        return f"simulate_{self.hardware.name}"
+
+    @cached_property
+    def spec(self) -> BackendSpec:
+        """See `table_of`."""
+        return table_of(self.hardware)
+
+    def constrain(self, network: QuantizedNetwork) -> QuantizedNetwork:
+        """One range for what a Concat joins, where that is asked for."""
+        if not self.hardware.joins_concat:
+            return network
+        return assigned_anew(network.after(align_ranges(self.spec)), self.spec)
+
+    def lower(self, network: QuantizedNetwork) -> Lowered:
+        """See `mxq.backends.simulate.simulate`."""
+        return Lowered(simulate(network))
+
+
+TENSORRT: Final = SimulatedHardware(hardware_of("tensorrt"))
+ACL: Final = SimulatedHardware(hardware_of("acl"))
+TVM: Final = SimulatedHardware(hardware_of("tvm"))
+SNPE: Final = SimulatedHardware(hardware_of("snpe"))
+FBGEMM: Final = SimulatedHardware(hardware_of("fbgemm"))
+ACADEMIC: Final = SimulatedHardware(hardware_of("academic"))
