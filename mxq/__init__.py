@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mxq.api import (
         QuantizedModel,
         calibrate,
+        choose_bits,
         compare,
         evaluate,
         explain,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         save,
         sensitivity,
         simulate,
+        sweep_bits,
         tune,
         verify,
     )
@@ -102,6 +104,7 @@ __all__ = [
     "__version__",
     "calib_graph",
     "calibrate",
+    "choose_bits",
     "compare",
     "data",
     "evaluate",
@@ -119,6 +122,7 @@ __all__ = [
     "save",
     "sensitivity",
     "simulate",
+    "sweep_bits",
     "threads",
     "tune",
     "use_physical_cores",
@@ -136,6 +140,7 @@ _LAZY = {
     "Statistics": "mxq.calibration.statistics",
     "calib_graph": "mxq.contrib",
     "calibrate": "mxq.api",
+    "choose_bits": "mxq.api",
     "compare": "mxq.api",
     "explain": "mxq.api",
     "inspect": "mxq.api",
@@ -150,6 +155,7 @@ _LAZY = {
     "save": "mxq.api",
     "sensitivity": "mxq.api",
     "simulate": "mxq.api",
+    "sweep_bits": "mxq.api",
     "tune": "mxq.api",
     "verify": "mxq.api",
 }

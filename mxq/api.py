@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
@@ -27,6 +27,7 @@ from mxq.host import machine
 from mxq.logs import LOG
 from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
 from mxq.options import MxnetOptions, Options, Unpack
+from mxq.quant.bits import Width
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
 from mxq.report import plots
@@ -560,7 +561,8 @@ def sensitivity(
     """Measures each layer alone: in int8 while all others are float, and in float while all others are int8.
 
     Args:
-        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`. One pass over ``calib_data``
+        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`; with ``hardware`` or ``bits`` as
+            for `simulate`, whose codes are then meant where int8 is said. One pass over ``calib_data``
             serves all networks. ``effort`` is "fast" unless it is among the ``options``: other methods would be applied
             anew for every layer.
         metric, labels: as for `evaluate`, of ``data``; the first number counts, more being better.
@@ -582,6 +584,90 @@ def sensitivity(
     given = Given(calib_data, batch_size=batch_size, client=client)
     measured = Measured(data, labels, metric)
     return workflow.sensitivity(net, given, asked, measured, mode=mode, workdir=workdir, logger=_heard(logger))
+
+
+@_releasing_threads
+def sweep_bits(
+    net: runtime.Net,
+    calib_data: object,
+    *,
+    libraries: Sequence[str] | None = None,
+    widths: Sequence[Width] | None = None,
+    metric: Metric[Any] | Function | None = None,
+    data: object = None,
+    labels: Any = None,
+    config: QuantConfig | None = None,
+    workdir: str | Path | None = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
+) -> tuning.BitSweep:
+    """What the accuracy of a network would be on all hardware and at 8 to 2 bits, simulated as by `simulate`.
+
+    Args:
+        net, calib_data, config, batch_size, logger, **options: as for `quantize_net`, without ``hardware`` and
+            ``bits``. All widths of a hardware share one pass over ``calib_data``.
+        libraries: the hardware to go over, such as ("tensorrt", "tvm"); all by default.
+        widths: the bits to go over, such as (8, 4, "W4A8"); 8 to 2 by default.
+        metric, data, labels: as for `sensitivity`.
+        workdir: a folder for the journal and the statistics. Ended in any way and called again, what was measured is
+            not measured again.
+
+    Returns:
+        The numbers by hardware and width; ``str`` is the table. After Ctrl-C those measured by then.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    asked, given = _config(config, options), Given(calib_data, batch_size=batch_size)
+    measured, heard = Measured(data, labels, metric), _heard(logger)
+    return workflow.sweep_bits(
+        net, given, asked, measured, hardware=libraries, widths=widths, workdir=workdir, logger=heard
+    )
+
+
+@_releasing_threads
+def choose_bits(
+    net: runtime.Net,
+    calib_data: object,
+    *,
+    mean_bits: float = 4.0,
+    choices: Sequence[Width] | None = None,
+    metric: Metric[Any] | Function | None = None,
+    data: object = None,
+    labels: Any = None,
+    config: QuantConfig | None = None,
+    workdir: str | Path | None = None,
+    batch_size: int = 32,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
+) -> tuning.MixedBits:
+    """Chooses how many bits each layer has, so that weights have no more than ``mean_bits`` in the mean; simulated.
+
+    Each layer is measured alone at every width, then an integer program takes the bits of least noise.
+
+    Args:
+        net, calib_data, config, batch_size, logger, **options: as for `simulate`. ``effort`` is "fast" unless it is
+            among the ``options``: other methods would be applied anew for every layer.
+        mean_bits: the budget, each layer counting by its number of weights.
+        choices: the bits to choose from, such as (2, 4, 8) or ("W4A8", "W8A8"); 2, 3, 4, 5, 6 and 8 by default.
+        metric, data, labels: what to measure whole networks by, as for `sensitivity`. Layers are always chosen by the
+            noise of the outputs on ``calib_data``.
+        workdir: a folder for the journal and the statistics. Ended in any way and called again, what was measured is
+            not measured again.
+
+    Returns:
+        The simulated network as ``block``, the bits as ``overrides`` to give back to `simulate`, and what both come
+        from; ``str`` is the table.
+
+    Raises:
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    asked = _config(config, {"effort": "fast", **options})
+    given, measured = Given(calib_data, batch_size=batch_size), Measured(data, labels, metric)
+    return workflow.choose_bits(
+        net, given, asked, measured, mean_bits=mean_bits, choices=choices, workdir=workdir, logger=_heard(logger)
+    )
 
 
 @_releasing_threads

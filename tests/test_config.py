@@ -178,6 +178,7 @@ class TestQuantConfig:
                 "weight_calib_mode": None,
                 "dtype": None,
                 "threshold": [0.0, 1.0],
+                "bits": None,
             }
         }
         assert data["calib_mode"] == data["weight_calib_mode"] == "naive"

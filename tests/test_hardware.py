@@ -287,7 +287,7 @@ def test_codes_without_kernels_need_simulate(options: dict[str, Any], says: str)
         ({"calib_mode": "none"}, "calib_mode is 'none' beside simulate and hardware 'onednn'; allowed: 'naive'"),
         ({"input_dtype": "int8"}, "input_dtype is 'int8' beside simulate and hardware 'onednn'; allowed: 'float32'"),
         ({"quantized_dtype": "int8", "hardware": "acl"}, "quantized_dtype is 'int8' beside simulate and"),
-        ({"overrides": {"m": {"bits": 4}}}, "overrides 'm': bits are 'W4A4', but it names no layer that is quantized"),
+        ({"overrides": {"m": {"bits": 4}}}, "overrides 'm': bits are 'W4A4', but it names no layer; allowed"),
         ({"simulate": 1}, "simulate is 1; allowed: True, False"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     bench,
     calibrate,
+    choose_bits,
     compare,
     doctor,
     evaluate,
@@ -22,6 +23,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     plot,
     quantize,
     sensitivity,
+    sweep_bits,
     tune,
     verify,
 )

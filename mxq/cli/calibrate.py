@@ -10,6 +10,7 @@ from mxq.cli.console import print_json, show
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
     DATA,
+    AllSettings,
     BatchSize,
     Effort,
     Epoch,
@@ -17,7 +18,6 @@ from mxq.cli.options import (
     Pictures,
     Prefix,
     Scheduler,
-    Settings,
     Stats,
     Workers,
     option,
@@ -41,7 +41,7 @@ def calibrate(
     ] = None,
     batch_size: BatchSize = BATCH,
     *,
-    settings: Settings,
+    settings: AllSettings,
     effort: Effort = None,
     pictures: Pictures,
     epoch: Epoch = None,

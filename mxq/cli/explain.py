@@ -8,7 +8,7 @@ from typing import Annotated
 from mxq.cli.app import command
 from mxq.cli.console import print_json, say, show_result
 from mxq.cli.networks import inspected
-from mxq.cli.options import Effort, Epoch, Json, Prefix, Settings, option, prefix_of
+from mxq.cli.options import AllSettings, Effort, Epoch, Json, Prefix, option, prefix_of
 
 
 @command
@@ -16,7 +16,7 @@ def explain(
     prefix: Prefix,
     node: Annotated[str, option("--node", metavar="NAME", help="A node of the float or the int8 network.")],
     *,
-    settings: Settings,
+    settings: AllSettings,
     effort: Effort = None,
     epoch: Epoch = None,
     as_json: Json = False,

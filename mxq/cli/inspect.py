@@ -7,14 +7,14 @@ import typer
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, say, show_result
 from mxq.cli.networks import inspected
-from mxq.cli.options import Effort, Epoch, Json, Prefix, Settings, prefix_of
+from mxq.cli.options import AllSettings, Effort, Epoch, Json, Prefix, prefix_of
 
 
 @command
 def inspect(
     prefix: Prefix,
     *,
-    settings: Settings,
+    settings: AllSettings,
     effort: Effort = None,
     epoch: Epoch = None,
     as_json: Json = False,

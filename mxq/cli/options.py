@@ -266,6 +266,10 @@ EvalData = Annotated[
         help="To measure on; by default all of --data. Without labels, the float network's answers are what counts.",
     ),
 ]
+Workdir = Annotated[
+    Path | None, option(metavar="DIR", help="Keep what is measured here; run again after any end, it goes on.")
+]
+Plot = Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")]
 EvalExamples = Annotated[
     int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
 ]
@@ -337,13 +341,24 @@ class Settings:
     range_choice: RangeChoice = None
     recalibrate_batchnorm: RecalibrateBatchnorm = None
     stem: Stem = None
-    simulate: Simulate = None
-    hardware: HardwareName = None
-    bits: BitWidth = None
 
     def config(self, effort: str | None = None) -> QuantConfig:
         """See `config_of`."""
         return config_of(effort=effort, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class AllSettings(Settings):
+    """And whose codes there are to be; a command that goes over those itself takes `Settings`."""
+
+    simulate: Simulate = None
+    hardware: HardwareName = None
+    bits: BitWidth = None
+
+
+def widths_of(text: str | None) -> list[str] | None:
+    """The widths of "8,4,W4A8"; None where nothing was given."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def written_prefix(text: str) -> Path:

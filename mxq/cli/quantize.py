@@ -10,13 +10,13 @@ from mxq.cli.console import print_json, show
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
     DATA,
+    AllSettings,
     BatchSize,
     Effort,
     Epoch,
     Json,
     Pictures,
     Prefix,
-    Settings,
     Stats,
     option,
     prefix_of,
@@ -48,7 +48,7 @@ def quantize(
     ] = None,
     batch_size: BatchSize = BATCH,
     *,
-    settings: Settings,
+    settings: AllSettings,
     effort: Effort = None,
     pictures: Pictures,
     epoch: Epoch = None,

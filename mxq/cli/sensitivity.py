@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from mxq.cli.app import INTERRUPTED, command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
+    AllSettings,
     BatchSize,
     CalibData,
     Epoch,
@@ -19,8 +19,9 @@ from mxq.cli.options import (
     Json,
     Labels,
     Pictures,
+    Plot,
     Prefix,
-    Settings,
+    Workdir,
     option,
     prefix_of,
 )
@@ -46,13 +47,11 @@ def sensitivity(
     noise: Annotated[
         bool, option("--noise", help="Hold the outputs against the float network's also where there are labels.")
     ] = False,
-    workdir: Annotated[
-        Path | None, option(metavar="DIR", help="Keep what is measured here; run again after any end, it goes on.")
-    ] = None,
-    plot: Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+    workdir: Workdir = None,
+    plot: Plot = None,
     batch_size: BatchSize = BATCH,
     *,
-    settings: Settings,
+    settings: AllSettings,
     effort: Annotated[
         str,
         option(

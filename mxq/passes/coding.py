@@ -86,14 +86,16 @@ def coding_of(graph: Graph, plan: Plan, config: QuantConfig, spec: BackendSpec) 
         spec: the table that the plan was made by.
 
     Raises:
-        ConfigError: ``overrides`` give bits to no layer that is quantized, or the hardware is unknown.
+        ConfigError: ``overrides`` give bits to what is no layer, or the hardware is unknown.
     """
     if not config.simulate:
         return KERNELS
     hardware, bits = hardware_of(config.hardware), config.width
-    names = [n.name for n in graph.operators if n.name in plan.quantized and _is_layer(n, spec)]
-    asked = _edges(hardware, names) | _asked(graph, config, names)
-    layers = {name: found for name, found in asked.items() if found != bits}
+    known = [n.name for n in graph.operators if _is_layer(n, spec)]
+    _check_patterns(graph, config, known)
+    names, choices = [name for name in known if name in plan.quantized], LayerChoices.of(graph, config)
+    asked = _edges(hardware, known) | {name: own for name in names if (own := choices.bits(name)) is not None}
+    layers = {name: found for name, found in asked.items() if found != bits and name in names}
     return Coding(hardware, bits, layers, _widths(graph, names, layers, bits))
 
 
@@ -107,20 +109,18 @@ def _edges(hardware: Hardware, names: list[str]) -> dict[str, Bits]:
     return {} if width is None else dict.fromkeys((*names[:1], *names[-1:]), Bits(width, width))
 
 
-def _asked(graph: Graph, config: QuantConfig, names: Collection[str]) -> dict[str, Bits]:
-    """What ``overrides`` say of layers.
+def _check_patterns(graph: Graph, config: QuantConfig, names: Collection[str]) -> None:
+    """Every pattern of ``overrides`` that gives bits does so to a layer.
 
     Raises:
-        ConfigError: a pattern gives bits to no layer that is quantized.
+        ConfigError: one does not.
     """
     for pattern, layer in config.overrides.items():
         if layer.bits is not None and not any(selects(pattern, view) for name in names for view in views(graph[name])):
             raise ConfigError(
-                f"{override_source(pattern)}: bits are {layer.bits!r}, but it names no layer that is quantized; "
+                f"{override_source(pattern)}: bits are {layer.bits!r}, but it names no layer; "
                 "allowed: for convolutions and fully connected layers, which read what has these bits, too"
             )
-    choices = LayerChoices.of(graph, config)
-    return {name: bits for name in names if (bits := choices.bits(name)) is not None}
 
 
 def _widths(graph: Graph, names: Collection[str], layers: Mapping[str, Bits], bits: Bits) -> dict[str, int]:

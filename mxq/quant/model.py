@@ -84,8 +84,11 @@ class QuantizedNetwork:
 
     @property
     def exact(self) -> bool:
-        """Whether the target's kernels add products exactly; others halve the weights of layers that read s8."""
-        return self.target == VNNI
+        """Whether products are added exactly: by the target's kernels, or as no kernel has such codes.
+
+        Others halve the weights of layers that read s8.
+        """
+        return self.target == VNNI or self.activation is not None
 
     # ---- changed ----
 

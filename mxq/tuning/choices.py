@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError
 from mxq.graph.ir import Ref
 from mxq.passes.partition import data_inputs
 from mxq.pipeline import Prepared
+
+ALL: Final = "**"
+"""A pattern for every name that no user gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,13 @@ def with_floats(config: QuantConfig, floats: Collection[str]) -> QuantConfig:
 
 
 def with_only(config: QuantConfig, all_layers: Collection[str], name: str) -> QuantConfig:
-    """``config`` with the layer ``name`` alone in int8; in mode "smart", so that no other operator is."""
+    """``config`` with the layer ``name`` alone in int8; in mode "smart", so that no other operator is.
+
+    Hardware that is simulated quantizes what lies between layers whatever they are, so that has to be excluded, too.
+    """
     others = with_floats(config, [other for other in all_layers if other != name])
+    if config.simulate:
+        others = replace(others, overrides={**others.overrides, ALL: LayerConfig(quantize=False)})
     chosen = replace(others.overrides.get(name, LayerConfig()), quantize=True)
     kept = {pattern: layer for pattern, layer in others.overrides.items() if pattern != name}
     return replace(others, overrides={**kept, name: chosen}, quantize_mode="smart")

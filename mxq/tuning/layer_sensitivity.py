@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tqdm import tqdm
 
@@ -84,6 +84,7 @@ class Sensitivity(Shown):
         float: of the float network.
         int8: of the network with all layers in int8.
         complete: whether all layers were measured.
+        codes: what stands for int8 where other codes are simulated, such as "tensorrt W4A4".
     """
 
     measure: str
@@ -92,6 +93,7 @@ class Sensitivity(Shown):
     float: Numbers
     int8: Numbers | None = None
     complete: bool = True
+    codes: str = INT8
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary. A number that JSON cannot say is a text such as "inf"."""
@@ -99,6 +101,7 @@ class Sensitivity(Shown):
             "measure": self.measure,
             "by": self.by,
             "complete": self.complete,
+            "codes": self.codes,
             "float": json_numbers(self.float),
             "int8": json_numbers(self.int8),
             "layers": [layer.to_json() for layer in self.layers],
@@ -131,11 +134,30 @@ class Subject:
     def names(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers)
 
+    def network(self, mode: str, layer: str) -> Model:
+        """That in which ``layer`` is the one that differs; in mode "float" the float network."""
+        return self.float if mode == FLOAT else self.make(self.settings(mode, layer))
+
     def settings(self, mode: str, layer: str) -> QuantConfig:
         """Of the network in which ``layer`` is the one that differs."""
         if mode == ONE_INT8:
             return with_only(self.config, self.names, layer)
         return with_floats(self.config, (layer,)) if mode == ONE_FLOAT else self.config
+
+
+class Measurable(Protocol):
+    """Networks by name, and how they are measured."""
+
+    @property
+    def measure(self) -> Callable[[Model], Numbers]:
+        """A network's numbers, the first being the one that counts."""
+
+    def network(self, mode: str, layer: str, /) -> Model:
+        """The network of that name; in mode "float" the float one.
+
+        Raises:
+            MxqError: it cannot be made.
+        """
 
 
 @dataclass
@@ -150,7 +172,7 @@ class Meter:
         clock: seconds.
     """
 
-    subject: Subject
+    subject: Measurable
     journal: Journal
     label: str = ""
     before: Callable[[], None] = lambda: None
@@ -185,8 +207,7 @@ class Meter:
         return found
 
     def _numbers(self, mode: str, layer: str) -> Numbers:
-        s = self.subject
-        return s.measure(s.float if mode == FLOAT else s.make(s.settings(mode, layer)))
+        return self.subject.measure(self.subject.network(mode, layer))
 
 
 def _measured(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Measured]:
@@ -218,7 +239,7 @@ def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: 
     complete = True
     try:
         for _ in tqdm(
-            _steps(meter, mode),
+            _steps(meter, subject.names, mode),
             "sensitivity",
             1 + len(subject.layers) * (2 if mode == BOTH else 1),
             leave=False,
@@ -229,27 +250,29 @@ def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: 
     except KeyboardInterrupt:
         complete = False
     measure = next(iter(reference))
-    rows = sorted(_rows(meter), key=lambda row: _badness(row, measure))
+    rows = sorted(_rows(meter, subject), key=lambda row: _badness(row, measure))
     whole = _numbers(meter.known(INT8))
-    return Sensitivity(measure, subject.by, tuple(rows), reference, whole, complete)
+    config = subject.config
+    codes = f"{config.hardware} {config.width}" if config.simulate else INT8
+    return Sensitivity(measure, subject.by, tuple(rows), reference, whole, complete, codes)
 
 
-def _steps(meter: Meter, mode: str) -> Iterator[Measured]:
+def _steps(meter: Meter, names: Sequence[str], mode: str) -> Iterator[Measured]:
     yield meter.get(INT8)
     for each in (ONE_INT8, ONE_FLOAT):
         if mode in (each, BOTH):
-            for name in meter.subject.names:
+            for name in names:
                 yield meter.get(each, name)
 
 
-def _rows(meter: Meter) -> Iterator[LayerSensitivity]:
-    for layer in meter.subject.layers:
+def _rows(meter: Meter, subject: Subject) -> Iterator[LayerSensitivity]:
+    for layer in subject.layers:
         alone, left = (meter.known(mode, layer.name) for mode in (ONE_INT8, ONE_FLOAT))
         if alone is not None or left is not None:
             yield LayerSensitivity(
                 layer.name,
                 layer.op,
-                meter.subject.shares.get(layer.name, 0.0),
+                subject.shares.get(layer.name, 0.0),
                 _numbers(alone),
                 _numbers(left),
                 "; ".join(m.problem for m in (alone, left) if m is not None and m.problem),

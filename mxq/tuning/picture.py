@@ -35,12 +35,13 @@ def figure(found: Sensitivity) -> Figure:
     drawn.set_layout_engine("constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.add_subplot()
-    for title, mode, colour, marker in (("only it int8", "int8", _INT8, "o"), ("only it float", "float", _FLOAT, "D")):
+    quantized = (f"only it {found.codes}", "int8", _INT8, "o")
+    for title, mode, colour, marker in (quantized, ("only it float", "float", _FLOAT, "D")):
         points = [(value, i) for i, row in enumerate(rows) if (value := _value(row, mode, found.measure)) is not None]
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, linestyle="", marker=marker, markersize=6, color=colour, label=title, zorder=3)
-    for title, numbers, style in (("all float", found.float, "-"), ("all int8", found.int8, "--")):
+    for title, numbers, style in (("all float", found.float, "-"), (f"all {found.codes}", found.int8, "--")):
         value = None if numbers is None else numbers.get(found.measure)
         if value is not None and math.isfinite(value):
             axes.axvline(value, color=_FAINT, linestyle=style, linewidth=1.2, label=title, zorder=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -9,7 +10,9 @@ from rich.text import Text
 
 from mxq.report.plain import parts
 from mxq.report.tables import decibels, facts, percent, ruled, short_op
+from mxq.tuning.bit_sweep import BitSweep
 from mxq.tuning.layer_sensitivity import Numbers, Sensitivity
+from mxq.tuning.mixed_bits import MixedBits
 from mxq.tuning.search import Trial
 from mxq.tuning.tuned import Tuned
 
@@ -24,7 +27,8 @@ def sensitivity(found: Sensitivity) -> RenderableType:
     """A line for each layer, the worst first, and what the whole network has; "share" is of the multiply-adds."""
     measured = [m for m in ("int8", "float") if any(getattr(r, f"only_{m}") for r in found.layers)]
     names = [*found.float][:SHOWN]
-    columns = [f">alone\n{mode}\n{name}" for mode in measured for name in names]
+    titles = {"int8": found.codes, "float": "float"}
+    columns = [f">alone\n{titles[mode]}\n{name}" for mode in measured for name in names]
     table = ruled("", ("layer", "op", ">share", *columns, "problem"))
     for row in found.layers:
         cells = [number(name, getattr(row, f"only_{mode}")) for mode in measured for name in names]
@@ -32,10 +36,41 @@ def sensitivity(found: Sensitivity) -> RenderableType:
     if not any(row.problem for row in found.layers):
         table.columns.pop()
     whole = [("measured by", found.by)]
-    for title, numbers in (("all float", found.float), ("all int8", found.int8)):
+    for title, numbers in (("all float", found.float), (f"all {found.codes}", found.int8)):
         if numbers:
             whole.append((title, ", ".join(f"{name} {number(name, numbers).plain}" for name in numbers)))
     return Group(table, Text(""), facts(whole))
+
+
+def bit_sweep(found: BitSweep) -> RenderableType:
+    """A line for each hardware, a column for each width, of the number that counts."""
+    table = ruled("", ("hardware", *(f">{width}" for width in found.widths)))
+    for name in found.hardware:
+        points = [found.at(name, width) for width in found.widths]
+        table.add_row(Text(name), *(number(found.measure, None if p is None else p.numbers) for p in points))
+    rows = [("measured by", f"{found.by}: {found.measure}"), ("float", number(found.measure, found.float).plain)]
+    rows += [(f"{p.hardware} {p.bits}", p.problem) for p in found.points if p.problem]
+    return Group(table, Text(""), facts(rows))
+
+
+def mixed_bits(found: MixedBits) -> RenderableType:
+    """A line for each layer with the bits that were chosen, and its noise at every width; then whole networks."""
+    widths = list(found.layers[0].noise)
+    table = ruled("", ("layer", "op", ">weights", ">bits", *(f">alone\n{bits}" for bits in widths)))
+    for row in found.layers:
+        noises = (decibels(_decibels(row.noise.get(bits))) for bits in widths)
+        table.add_row(Text(row.layer), Text(short_op(row.op)), f"{row.weights:,}", str(row.bits), *noises)
+    rows = [("measured by", f"{found.by}: {found.measure}"), ("float", number(found.measure, found.float).plain)]
+    rows += [(f"all {bits}", number(found.measure, numbers).plain) for bits, numbers in found.uniform.items()]
+    mean = f"{number(found.measure, found.mixed).plain} at {found.mean:.3g} bits, of {found.budget:g} allowed"
+    return Group(table, Text(""), facts([*rows, ("mixed", mean)]))
+
+
+def _decibels(noise: float | None) -> float | None:
+    """Signal over noise of a `LayerBits`."""
+    if noise is None:
+        return None
+    return math.inf if noise == 0 else -10 * math.log10(noise) if math.isfinite(noise) else -math.inf
 
 
 def tuned(found: Tuned) -> RenderableType:
@@ -59,6 +94,16 @@ def tuned(found: Tuned) -> RenderableType:
 @parts.register(Sensitivity)
 def _(found: Sensitivity) -> Sequence[RenderableType]:
     return [sensitivity(found)]
+
+
+@parts.register(BitSweep)
+def _(found: BitSweep) -> Sequence[RenderableType]:
+    return [bit_sweep(found)]
+
+
+@parts.register(MixedBits)
+def _(found: MixedBits) -> Sequence[RenderableType]:
+    return [mixed_bits(found)]
 
 
 @parts.register(Tuned)

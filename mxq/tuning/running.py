@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from mxq.host import machine
+from mxq.quant.bits import Bits
 from mxq.tuning.budget import Budget
 from mxq.tuning.choices import layers
 from mxq.tuning.cost import cost_model
@@ -14,6 +15,9 @@ from mxq.tuning.journal import Journal
 from mxq.tuning.kept_data import digest
 from mxq.tuning.layer_sensitivity import BOTH, Sensitivity, Subject, measured
 from mxq.tuning.material import Material, make
+from mxq.tuning.mixed_bits import JOURNAL as BITS
+from mxq.tuning.mixed_bits import BitSubject, MixedBits
+from mxq.tuning.mixed_bits import choose_bits as chosen_bits
 from mxq.tuning.scoring import Judge
 from mxq.tuning.tuned import Tuned
 from mxq.tuning.tuner import Task, search
@@ -49,6 +53,44 @@ def sensitivity(
     journal = Journal.open(None if workdir is None else workdir / SENSITIVITY, about(material, judge))
     material.statistics  # noqa: B018  (what is wrong with them is wrong with no layer)
     return measured(subject, journal, mode, progress=progress)
+
+
+def choose_bits(
+    material: Material,
+    judge: Judge,
+    noise: Judge,
+    budget: float,
+    choices: Sequence[Bits],
+    workdir: Path | None = None,
+    *,
+    progress: bool = True,
+) -> MixedBits:
+    """Chooses the bits of each layer; see `mxq.tuning.mixed_bits`.
+
+    Args:
+        material: what simulations are made from.
+        judge: what measures the networks that come of it.
+        noise: what measures the noise of single layers.
+        budget: the most mean bits of weights.
+        choices: from `mxq.tuning.mixed_bits.choices_of`.
+        workdir: where the journal is; None keeps nothing.
+        progress: whether to show a bar, which stays silent where stderr is no terminal.
+    """
+    prepared = material.prepared
+    found, graph = layers(prepared), prepared.fused.graph
+    subject = BitSubject(
+        layers=found,
+        weights={layer.name: prepared.fused.args[graph[layer.name].inputs[1].name].size for layer in found},
+        config=prepared.config,
+        make=lambda config: make(material, config),
+        measure=judge.measure,
+        noise=noise.measure,
+        float=prepared.source,
+        by=judge.by,
+    )
+    journal = Journal.open(None if workdir is None else workdir / BITS, about(material, judge))
+    material.statistics  # noqa: B018  (what is wrong with them is wrong with no layer)
+    return chosen_bits(subject, journal, budget, choices, progress=progress)
 
 
 def tune(

@@ -152,6 +152,11 @@ def check(config: QuantConfig, max_drop: float) -> None:
     """
     if not (is_number(max_drop) and math.isfinite(max_drop) and max_drop >= 0):
         raise ConfigError(f"max_drop is {max_drop!r}; allowed: 0 or more")
+    if config.simulate:
+        raise ConfigError(
+            "simulate is True, but the search is for the quickest network of MXNet's int8 kernels; allowed: False "
+            "(mxq.sweep_bits and mxq.choose_bits search among simulations)"
+        )
     if config.calib_mode == NONE:
         raise ConfigError("calib_mode is 'none', which leaves no calibrator to choose; allowed: any other")
     for spec in (config.calib_mode, *(layer.calib_mode for layer in config.overrides.values())):

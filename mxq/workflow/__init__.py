@@ -12,12 +12,13 @@ from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.recalibrating import recalibrate_batchnorm
-from mxq.workflow.searching import sensitivity, tune
+from mxq.workflow.searching import choose_bits, sensitivity, sweep_bits, tune
 
 __all__ = [
     "Given",
     "Measured",
     "calibrate",
+    "choose_bits",
     "compare",
     "evaluate",
     "input_of",
@@ -29,6 +30,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "report_in",
     "sensitivity",
+    "sweep_bits",
     "tune",
     "verify",
 ]

@@ -135,6 +135,14 @@ class Opened:
         opened = replace(given, data=data, preparation=preparation)
         return Opened(prepared, opened, where, batches, logger)
 
+    def planned_for(self, config: QuantConfig) -> Opened:
+        """The same network and data with other settings."""
+        return replace(self, prepared=_planned(self.prepared.source, config, self.logger))
+
+    def keeping(self, stats: Path) -> Opened:
+        """The same with the statistics of its data in a file."""
+        return replace(self, given=replace(self.given, stats=stats))
+
     def calibrated(self) -> Calibrated:
         """Ranges: as given, from statistics, or from the data, whose statistics are kept where that is asked for."""
         given, prepared = self.given, self.prepared

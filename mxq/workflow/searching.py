@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from mxq.data.preparation import Preparation
 from mxq.errors import StorageError
 from mxq.formats.reading import path_given
 from mxq.logs import LOG
+from mxq.quant.bits import Width
 from mxq.storage import locks
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given, Measured, Where, on_workers, open_labelled
@@ -41,6 +42,7 @@ def sensitivity(
         mode: "one-int8", "one-float", or "both".
         workdir: a folder for the journal and the statistics.
     """
+    config = config if config.has_kernels else replace(config, simulate=True)
     with _folder(workdir) as folder:
         kept = None if workdir is None else folder
         opened = _searched(net, given, config, kept, epoch, logger)
@@ -76,6 +78,70 @@ def tune(
         found = tuning.tune(opened.material, judge, max_drop, budget, None if workdir is None else folder)
     logger.info(found.verdict)
     return found
+
+
+def sweep_bits(
+    net: runtime.Net,
+    given: Given,
+    config: QuantConfig,
+    measured: Measured | None = None,
+    *,
+    hardware: Sequence[str] | None = None,
+    widths: Sequence[Width] | None = None,
+    workdir: Where | None = None,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> tuning.BitSweep:
+    """The accuracy on all hardware, at all widths, simulated; see `mxq.tuning.bit_sweep`.
+
+    Args:
+        net, given, config, epoch, logger: as of `quantize`.
+        measured: what to measure on.
+        hardware: which; all where None.
+        widths: of codes; 8 to 2 where None.
+        workdir: a folder for the journal and the statistics.
+    """
+    names, bits = tuning.asked(config, hardware, widths)
+    config = replace(config, simulate=True)
+    with _folder(workdir) as folder:
+        first = Opened.of(net, given, replace(config, hardware=names[0]), epoch, logger, again=True)
+        opened = {name: first.planned_for(replace(first.prepared.config, hardware=name)) for name in names}
+        if workdir is not None:
+            opened = {name: one.keeping(folder / f"{name}-{tuning.STATISTICS}") for name, one in opened.items()}
+        judge = _judge(first, measured or Measured())
+        return tuning.swept(
+            {name: one.material for name, one in opened.items()}, bits, judge, None if workdir is None else folder
+        )
+
+
+def choose_bits(
+    net: runtime.Net,
+    given: Given,
+    config: QuantConfig,
+    measured: Measured | None = None,
+    *,
+    mean_bits: float = 4.0,
+    choices: Sequence[Width] | None = None,
+    workdir: Where | None = None,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> tuning.MixedBits:
+    """Bits for each layer, under a budget; see `mxq.tuning.mixed_bits`.
+
+    Args:
+        net, given, config, epoch, logger: as of `quantize`.
+        measured: what to measure whole networks on; single layers are held against float on the calibration data.
+        mean_bits: the most that weights may have in the mean.
+        choices: widths to choose from; 2, 3, 4, 5, 6 and 8 where None.
+        workdir: a folder for the journal and the statistics.
+    """
+    widths = tuning.choices_of(mean_bits, choices)
+    with _folder(workdir) as folder:
+        kept = None if workdir is None else folder
+        opened = _searched(net, given, replace(config, simulate=True), kept, epoch, logger)
+        material, judge = opened.material, _judge(opened, measured or Measured())
+        noise = tuning.FloatAgreement(opened.prepared.source, material.data, opened.runner)
+        return tuning.choose_bits(material, judge, noise, mean_bits, widths, kept)
 
 
 def _searched(
