@@ -15,7 +15,7 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 from graphs import build
-from test_hardware import NET, command
+from test_backends_hardware import NET, command
 
 from mxq import recipe
 from mxq.errors import ConfigError, MxqError, QuantizeError
