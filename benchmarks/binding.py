@@ -19,7 +19,7 @@ from startup import BLOCK, STOCK, TIMED, seconds, write
 from zoo import NETS
 
 from mxq.bench.timing import summarize
-from mxq.host.machine import COPY_SIZE, NEVER
+from mxq.host.environment import COPY_SIZE, NEVER
 
 FED_BLOCK = (
     BLOCK

@@ -3,8 +3,8 @@
     python benchmarks/second_team.py [NET] [--repeats 5]
 
 Each figure is of a fresh process that imports MXNet alone; processes take turns. "copied" has made one ``mx.nd.array``
-of 602,112 values first, in its own thread (see `mxq.host.machine.disable_parallel_copy`); "one team" has too, with the
-variable set.
+of 602,112 values first, in its own thread (see `mxq.host.environment.disable_parallel_copy`); "one team" has too, with
+the variable set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 from startup import BLOCK, STOCK, TIMED, seconds, write
 from zoo import NETS
 
-from mxq.host.machine import COPY_SIZE, NEVER
+from mxq.host.environment import COPY_SIZE, NEVER
 
 CHILD = (
     STOCK

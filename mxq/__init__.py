@@ -11,7 +11,7 @@ of the process, each only where it is needed:
 - ``distutils.version`` is offered where neither Python nor setuptools has it, which is from Python 3.12 on; MXNet and
   gluoncv import it.
 - ``MXNET_CPU_PARALLEL_SIZE`` is set, unless it is: else a large copy in MXNet starts a second team of OpenMP threads,
-  and all networks run slower from then on (`mxq.host.machine.disable_parallel_copy`).
+  and all networks run slower from then on (`mxq.host.environment.disable_parallel_copy`).
 - The logger "mxq" gets a handler that writes to stderr (`mxq.logs`).
 """
 

@@ -59,7 +59,7 @@ def _releasing_threads(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """``function``, which runs networks and reads what they give, and then leaves OpenMP's threads to MXNet's engine.
 
     With those that it starts in this thread ResNet-50 takes half as long again at batch 1, see
-    `mxq.host.machine.disable_parallel_copy`.
+    `mxq.host.environment.disable_parallel_copy`.
     """
 
     @wraps(function)

@@ -22,7 +22,7 @@ from types import MappingProxyType, ModuleType
 import numpy as np
 
 from mxq.errors import ConfigError, MxqError
-from mxq.host.machine import check_omp_num_threads, disable_parallel_copy
+from mxq.host.environment import check_omp_num_threads, disable_parallel_copy
 from mxq.logs import LOG
 
 NUMPY_ALIASES = MappingProxyType(

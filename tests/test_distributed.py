@@ -30,7 +30,7 @@ from mxq.distributed import Partitions, calibrating
 from mxq.distributed.jobs import Run
 from mxq.distributed.tasks import Collecting, Job
 from mxq.errors import of_surroundings
-from mxq.host import machine
+from mxq.host import environment, machine
 from mxq.pipeline import Calibrated, Prepared
 from mxq.runtime import MxnetRunner, from_symbol
 
@@ -368,7 +368,7 @@ def test_a_cluster_that_is_there(network: Any) -> None:
     ):
         run = Run(Job(prepared.fused, Collecting(asked), batches_of), numbers(), client)
         calibrating.collect(run, MxnetRunner(), asked, network={})
-    cores = machine.recommended_threads(machine.detect())
+    cores = environment.recommended_threads(machine.detect())
     assert run.threads == dict.fromkeys(map(str, range(PARTS)), cores)
     assert run.advice == ()
 

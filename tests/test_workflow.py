@@ -387,7 +387,7 @@ class TestInterrupted:
         "bench": ("mxq.bench.timing.bench", ("{home}/net", "--shape", "3,8,8")),
         "sensitivity": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy")),
         "tune": ("mxq.pipeline.calibrate", ("{home}/net", "--data", "{home}/x.npy", "--workdir", "{out}")),
-        "doctor": ("mxq.host.machine.advice", ()),
+        "doctor": ("mxq.host.environment.advice", ()),
     }
 
     @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["tables", "json"])

@@ -32,14 +32,15 @@ def doctor(
 ) -> None:
     """Describe the machine, the threads MXNet uses, and what to set before measuring or serving."""
     from mxq.artifacts import record
+    from mxq.host import environment
     from mxq.host import machine as machines
     from mxq.report import tables
 
     machine, environ = machines.detect(), dict(os.environ)
     report = None if prefix is None else record.read(prefix_of(prefix))
-    hints = machines.advice(machine, environ, None if report is None else report.target)
-    picked = machines.threads_mxnet_would_pick(machine, environ)
-    best = machines.recommended_threads(machine)
+    hints = environment.advice(machine, environ, None if report is None else report.target)
+    picked = environment.threads_mxnet_would_pick(machine, environ)
+    best = environment.recommended_threads(machine)
     start_mxnet(quiet=True)
     from mxq import runtime
 
@@ -60,7 +61,7 @@ def doctor(
         facts = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(machine).items()}
         facts |= {"cpus": machine.cpus, "target": machine.target, "saturates": machine.saturates}
         threads: dict[str, object] = {"mxnet": picked, "recommended": best}
-        threads["variables"] = {name: environ.get(name) for name in ("OMP_NUM_THREADS", machines.COPY_SIZE)}
+        threads["variables"] = {name: environ.get(name) for name in ("OMP_NUM_THREADS", environment.COPY_SIZE)}
         print_json({"machine": facts, "versions": versions, "onednn": onednn, "threads": threads, "advice": hints})
     else:
         listed = "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set."
@@ -75,7 +76,7 @@ def _found(
     machine: Machine, environ: Mapping[str, str], picked: int, best: int, versions: Mapping[str, str], onednn: bool
 ) -> list[tuple[str, str]]:
     """What there is, in rows of a table."""
-    from mxq.host import machine as machines
+    from mxq.host import environment
 
     asked = environ.get("OMP_NUM_THREADS", "")
     return [
@@ -83,18 +84,18 @@ def _found(
         ("int8 kernels", _kernels(machine)),
         ("cores", _cores(machine)),
         ("OMP_NUM_THREADS", f"{asked or 'not set'}: MXNet runs on {picked}; {best} would be best"),
-        (machines.COPY_SIZE, _copies(environ[machines.COPY_SIZE])),
+        (environment.COPY_SIZE, _copies(environ[environment.COPY_SIZE])),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("oneDNN", "inside MXNet" if onednn else "missing"),
     ]
 
 
 def _copies(size: str) -> str:
-    from mxq.host import machine as machines
+    from mxq.host import environment
 
-    if size == machines.NEVER:
+    if size == environment.NEVER:
         return f"{size}: no second team of threads; set it too where MXNet serves without mxq"
-    return f"{size}: copies of as many values start a second team of threads; {machines.NEVER} would be best"
+    return f"{size}: copies of as many values start a second team of threads; {environment.NEVER} would be best"
 
 
 def _kernels(machine: Machine) -> str:

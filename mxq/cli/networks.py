@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
     """Settles the number of threads, then imports MXNet."""
-    from mxq.host import machine
+    from mxq.host import environment, machine
 
-    best = machine.recommended_threads(machine.detect())
-    if "mxnet" not in sys.modules and machine.apply_threads(os.environ, best) and not quiet:
+    best = environment.recommended_threads(machine.detect())
+    if "mxnet" not in sys.modules and environment.apply_threads(os.environ, best) and not quiet:
         LOG.info("OMP_NUM_THREADS=%s: one thread a core; set it yourself to choose another number", best)
     os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     from mxq.runtime import MxnetRunner

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mxq.errors import ConfigError
-from mxq.host import machine
+from mxq.host import environment, machine
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,6 +97,6 @@ def connect(address: str) -> Iterator[Client]:
 
 def share(workers: int) -> int:
     """Threads for each of ``workers`` on this machine."""
-    asked = machine.check_omp_num_threads(os.environ)
-    together = asked if asked is not None and asked > 0 else machine.recommended_threads(machine.detect())
+    asked = environment.check_omp_num_threads(os.environ)
+    together = asked if asked is not None and asked > 0 else environment.recommended_threads(machine.detect())
     return max(1, together // workers)

@@ -15,7 +15,7 @@ from distributed.comm.addressing import get_address_host
 
 from mxq.distributed.tasks import Job, Keeping, Outcome
 from mxq.errors import ConfigError
-from mxq.host import machine
+from mxq.host import environment, machine
 from mxq.version import __version__
 
 ONE_AT_A_TIME: Final = threading.Lock()
@@ -39,7 +39,7 @@ class Threads(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         host = get_address_host(worker.address)
-        cores = machine.recommended_threads(machine.detect())
+        cores = environment.recommended_threads(machine.detect())
         together = self.workers.get(host) or max(1, cores // worker.state.nthreads)
         said = settle_threads(max(1, cores // together), host, os.environ, chosen_by_dask(worker))
         _advice[:] = [said] if said else []
@@ -63,9 +63,9 @@ def settle_threads(share: int, host: str, environ: MutableMapping[str, str], def
     if "mxnet" not in sys.modules:
         if environ.get("OMP_NUM_THREADS") == default:
             environ["OMP_NUM_THREADS"] = str(share)
-        machine.apply_threads(environ, share)
+        environment.apply_threads(environ, share)
         return ""
-    used = machine.threads_mxnet_would_pick(machine.detect(), environ)
+    used = environment.threads_mxnet_would_pick(machine.detect(), environ)
     if used <= share:
         return ""
     return (
@@ -105,4 +105,4 @@ def perform(job: Job[Any], run: str, key: str, payload: bytes) -> Outcome:
             _kept.clear()
             _kept[run] = Keeping(MxnetRunner())
         result = job.perform(_kept[run], key, pickle.loads(payload))  # noqa: S301
-        return Outcome(result, machine.threads_mxnet_would_pick(machine.detect(), os.environ), tuple(_advice))
+        return Outcome(result, environment.threads_mxnet_would_pick(machine.detect(), os.environ), tuple(_advice))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mxq.errors import ConfigError
-from mxq.host.machine import COPY_SIZE, NEVER, Core, Machine, cpu_list, detect, recommended_threads
+from mxq.host.environment import COPY_SIZE, NEVER, recommended_threads
+from mxq.host.kernel_text import cpu_list
+from mxq.host.machine import Core, Machine, detect
 
 PROGRAM = "python serve.py"
 
@@ -66,8 +68,8 @@ def plan(instances: int = 1, threads: int | None = None, machine: Machine | None
 def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRAM) -> tuple[str, ...]:
     """A shell line for each of ``sets``: ``program`` on one thread per CPU, held on these.
 
-    It has one team of threads (`mxq.host.machine.disable_parallel_copy`), and is held with ``taskset``, or where the
-    machine has several NUMA nodes with ``numactl``, which also keeps memory near.
+    It has one team of threads (`mxq.host.environment.disable_parallel_copy`), and is held with ``taskset``, or where
+    the machine has several NUMA nodes with ``numactl``, which also keeps memory near.
     """
     node_of = {cpu: core.node for core in machine.topology for cpu in core.cpus}
     numa = len(set(node_of.values())) > 1

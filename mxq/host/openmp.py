@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from mxq.errors import ConfigError, one_of
-from mxq.host.machine import Machine, check_omp_num_threads, cpu_list, detect, recommended_threads
+from mxq.host.environment import check_omp_num_threads, recommended_threads
+from mxq.host.kernel_text import cpu_list
+from mxq.host.machine import Machine, detect
 
 PATIENCE = 60.0
 """Seconds that the engine has, for the work before ours in its queue."""
@@ -177,7 +179,7 @@ def _set_in_engine(count: int) -> None:
 def release_openmp_threads() -> None:
     """Ends the OpenMP threads of this thread, such as reading an output in oneDNN's layout or a large copy starts.
 
-    They slow the engine's down (see `mxq.host.machine.disable_parallel_copy`), and come back where they are needed
+    They slow the engine's down (see `mxq.host.environment.disable_parallel_copy`), and come back where they are needed
     again.
     """
     with suppress(OSError, AttributeError):  # another OpenMP, or libgomp before GCC 9

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from mxq.host import machine
+from mxq.host import environment, machine
 
 Floats = NDArray[np.float32]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,8 +52,8 @@ def _compiled(function: F, **options: Any) -> F:
 @cache
 def _pool() -> tuple[ThreadPoolExecutor | None, int]:
     """Threads as MXNet uses: as many as OMP_NUM_THREADS says, else one for each core."""
-    asked = machine.check_omp_num_threads(os.environ)
-    workers = asked or machine.recommended_threads(machine.detect())
+    asked = environment.check_omp_num_threads(os.environ)
+    workers = asked or environment.recommended_threads(machine.detect())
     return (ThreadPoolExecutor(workers, THREADS) if workers > 1 else None), workers
 
 

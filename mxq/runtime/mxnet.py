@@ -16,7 +16,7 @@ from mxq.compat import unloadable
 from mxq.errors import MxqError, RuntimeFailure
 from mxq.graph.ir import Array, Graph
 from mxq.graph.serde import write_symbol
-from mxq.host.machine import check_omp_num_threads
+from mxq.host.environment import check_omp_num_threads
 from mxq.version import __version__
 
 if "mxnet" not in sys.modules:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mxq.errors import ConfigError
-from mxq.host import machine
+from mxq.host import environment, kernel_text, machine
 from mxq.host.machine import Core, Machine
 
 C5_FLAGS = "fpu sse4_1 avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"  # Skylake; Cascade Lake adds VNNI
@@ -48,7 +48,7 @@ def described(cpus: int = 4, cores: int = 2, flags: str = VNNI_FLAGS, quota: flo
 )
 def test_what_the_cpu_is(cpuinfo: str, model: str, target: str, saturates: bool) -> None:
     flags = machine.parse_flags(cpuinfo)
-    assert machine.parse_model(cpuinfo) == model
+    assert kernel_text.parse_model(cpuinfo) == model
     assert machine.target_of(flags) == target
     assert machine.saturates(flags) is saturates
 
@@ -77,12 +77,12 @@ def test_dnnl_max_cpu_isa(max_isa: str, target: str, saturates: bool) -> None:
     ("text", "cpus"), [("0\n", (0,)), ("0,2\n", (0, 2)), ("0-2,5,8-9", (0, 1, 2, 5, 8, 9)), ("", ()), ("\n", ())]
 )
 def test_cpu_lists(text: str, cpus: tuple[int, ...]) -> None:
-    assert machine.parse_cpu_list(text) == cpus
-    assert machine.parse_cpu_list(machine.cpu_list(cpus)) == cpus
+    assert kernel_text.parse_cpu_list(text) == cpus
+    assert kernel_text.parse_cpu_list(kernel_text.cpu_list(cpus)) == cpus
 
 
 def test_cpu_lists_are_written_as_the_kernel_does() -> None:
-    assert machine.cpu_list((5, 2, 0, 1, 9, 8, 8)) == "0-2,5,8-9"
+    assert kernel_text.cpu_list((5, 2, 0, 1, 9, 8, 8)) == "0-2,5,8-9"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_cores_come_node_by_node(tmp_path: Path) -> None:
     ("text", "quota"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None), ("200000", 2.0)]
 )
 def test_quota_of_cgroup_v2(text: str, quota: float | None) -> None:
-    assert machine.parse_cpu_max(text) == quota
+    assert kernel_text.parse_cpu_max(text) == quota
 
 
 @pytest.mark.parametrize(
@@ -127,25 +127,25 @@ def test_quota_of_cgroup_v2(text: str, quota: float | None) -> None:
     [("150000", "100000", 1.5), ("-1", "100000", None), ("", "", None), ("50000", "", 0.5)],
 )
 def test_quota_of_cgroup_v1(limit: str, period: str, quota: float | None) -> None:
-    assert machine.parse_cfs(limit, period) == quota
+    assert kernel_text.parse_cfs(limit, period) == quota
 
 
 @pytest.mark.parametrize(
     ("text", "limit"), [("1073741824\n", 1 << 30), ("max", None), ("9223372036854771712", None), ("", None)]
 )
 def test_memory_limits(text: str, limit: int | None) -> None:
-    assert machine.parse_limit(text) == limit
+    assert kernel_text.parse_limit(text) == limit
 
 
 def test_installed_memory() -> None:
-    assert machine.parse_memory("MemTotal:       24683904 kB\nMemFree: 1 kB\n") == 24683904 * 1024
-    assert machine.parse_memory("") is None
+    assert kernel_text.parse_memory("MemTotal:       24683904 kB\nMemFree: 1 kB\n") == 24683904 * 1024
+    assert kernel_text.parse_memory("") is None
 
 
 def test_cgroup_directories_of_v1_v2_and_their_parents() -> None:
-    v2 = machine.cgroup_directories("0::/pod/box\n", Path("/g"))
+    v2 = kernel_text.cgroup_directories("0::/pod/box\n", Path("/g"))
     assert [str(p) for p in v2] == ["/g/pod/box", "/g/pod", "/g"]
-    v1 = machine.cgroup_directories("4:cpu,cpuacct:/box\n", Path("/g"))
+    v1 = kernel_text.cgroup_directories("4:cpu,cpuacct:/box\n", Path("/g"))
     assert {"/g/cpu,cpuacct/box", "/g/cpu/box", "/g/cpu", "/g/cpuacct"} <= {str(p) for p in v1}
 
 
@@ -199,7 +199,7 @@ def test_detect_says_what_this_process_may_use() -> None:
     assert 1 <= found.cores <= found.cpus
     assert sorted(cpu for core in found.topology for cpu in core.cpus) == list(found.affinity)
     assert found.threads_per_core == found.cpus / found.cores
-    assert 1 <= machine.recommended_threads(found) <= found.cores
+    assert 1 <= environment.recommended_threads(found) <= found.cores
     assert found.target in machine.TARGETS
 
 
@@ -220,42 +220,42 @@ def test_detect_says_what_this_process_may_use() -> None:
     ],
 )
 def test_threads_mxnet_would_pick(cpus: int, environ: dict[str, str], threads: int) -> None:
-    assert machine.threads_mxnet_would_pick(described(cpus), environ) == threads
+    assert environment.threads_mxnet_would_pick(described(cpus), environ) == threads
 
 
 @pytest.mark.parametrize("value", ["4,2", "two", "2.0", "0x2"])
 def test_values_that_abort_mxnet_are_refused(value: str) -> None:
     with pytest.raises(ConfigError, match="allowed: one whole number"):
-        machine.threads_mxnet_would_pick(described(), {"OMP_NUM_THREADS": value})
+        environment.threads_mxnet_would_pick(described(), {"OMP_NUM_THREADS": value})
 
 
 @pytest.mark.parametrize(
     ("cores", "quota", "threads"), [(4, None, 4), (4, 8.0, 4), (4, 2.5, 2), (4, 0.5, 1), (1, None, 1)]
 )
 def test_recommended_threads(cores: int, quota: float | None, threads: int) -> None:
-    assert machine.recommended_threads(described(2 * cores, cores, quota=quota)) == threads
+    assert environment.recommended_threads(described(2 * cores, cores, quota=quota)) == threads
 
 
 def test_apply_threads_leaves_the_users_choice() -> None:
     environ: dict[str, str] = {}
-    assert machine.apply_threads(environ, 2)
+    assert environment.apply_threads(environ, 2)
     assert environ == {"OMP_NUM_THREADS": "2"}
-    assert not machine.apply_threads(environ, 4)
+    assert not environment.apply_threads(environ, 4)
     assert environ == {"OMP_NUM_THREADS": "2"}
 
 
 def test_copies_start_no_second_team_unless_the_user_says_so() -> None:
     environ: dict[str, str] = {}
-    machine.disable_parallel_copy(environ)
+    environment.disable_parallel_copy(environ)
     assert environ == {"MXNET_CPU_PARALLEL_SIZE": "2147483647"}
     chosen = {"MXNET_CPU_PARALLEL_SIZE": "5000"}
-    machine.disable_parallel_copy(chosen)
+    environment.disable_parallel_copy(chosen)
     assert chosen == {"MXNET_CPU_PARALLEL_SIZE": "5000"}
 
 
 def test_no_advice_where_all_is_well() -> None:
-    assert machine.advice(described(4, 2), {}) == []  # hyper-threads: halving is right
-    assert machine.advice(described(2, 2), {"OMP_NUM_THREADS": "2"}) == []
+    assert environment.advice(described(4, 2), {}) == []  # hyper-threads: halving is right
+    assert environment.advice(described(2, 2), {"OMP_NUM_THREADS": "2"}) == []
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_no_advice_where_all_is_well() -> None:
     ],
 )
 def test_advice(found: Machine, environ: dict[str, str], says: str) -> None:
-    sentences = machine.advice(found, environ)
+    sentences = environment.advice(found, environ)
     assert len(sentences) == 1
     assert says in sentences[0]
 
@@ -301,9 +301,9 @@ def test_only_a_network_for_vnni_is_wrong_elsewhere() -> None:
 def test_advice_on_a_network(made: str, flags: str) -> None:
     """A network that is right here and as accurate as it can be gets none."""
     here = described(flags=flags)
-    about = [s for s in machine.advice(here, {}, made) if "quantize" in s]
+    about = [s for s in environment.advice(here, {}, made) if "quantize" in s]
     if made == "":
-        assert about == [s for s in machine.advice(here, {}) if "quantize" in s]
+        assert about == [s for s in environment.advice(here, {}) if "quantize" in s]
     elif made == "avx512_vnni" and here.saturates:
         assert len(about) == 1
         assert f"quantize it with target={machine.resolve_target('native', here)!r}" in about[0]
