@@ -33,6 +33,16 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
       stage1_*: {dtype: int8}
       data: {threshold: [-2.1, 2.6]}
       output_fc: {quantize: false, bits: W8A8}   # bits: of its weight and of what it reads
+    training:                         # of mxq train alone: the fields of mxq.qat.TrainConfig
+      original_epochs: 90             # of the float network's training, and what is changed of it
+      original_lr: 0.1
+      original_batch_size: 256
+      max_epochs_divisor: 10
+      lr_decay_factor: 0.01
+      batch_size_divisor: 2
+      warmup_epochs_divisor: 10
+      cosine_final_lr_ratio: 0.01
+    qat: {bits_w: 4, bits_a: 4}       # of mxq train alone: the fields of mxq.qat.QatConfig
 
 Text that starts with ``*`` or another sign of YAML, or reads as a number, stands in quotes.
 """
@@ -41,8 +51,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import yaml
 from yaml.reader import ReaderError
@@ -52,7 +63,11 @@ from mxq.errors import ConfigError, FormatError
 from mxq.formats.reading import read_text
 from mxq.storage.writing import write_text
 
+T = TypeVar("T")
+
 FORMAT = "mxq-recipe/1"
+SECTIONS: Final = ("training", "qat")
+"""What a recipe may hold beside the fields of `QuantConfig`: mappings that are those of other settings."""
 LONGEST: Final = 1 << 18
 """Bytes of the longest recipe."""
 MOST_VALUES: Final = 10_000
@@ -138,10 +153,28 @@ def loads(text: str, source: str = "recipe") -> QuantConfig:
     if found != FORMAT:
         remedy = "" if found is not None else f"; begin with the line format: {FORMAT}"
         raise FormatError(f"{source} has format {found!r}; this version reads {FORMAT!r}{remedy}")
+    data = {name: value for name, value in data.items() if name not in SECTIONS}
     try:
         return QuantConfig.from_json(data)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def section(path: str | os.PathLike[str], name: str, parse: Callable[[Any], T]) -> T:
+    """What ``parse`` makes of a section of the recipe in a file, of an empty one where the file has none.
+
+    Raises:
+        FormatError: as of `read`.
+        ConfigError: what ``parse`` says of it; the message names the file.
+    """
+    source = os.fspath(path)
+    text = read_text(path, most=LONGEST)
+    loads(text, source)
+    found = _mapping(text, source).get(name)
+    try:
+        return parse({} if found is None else found)
+    except ConfigError as error:
+        raise ConfigError(f"{source}, {name}: {error}") from None
 
 
 def read(path: str | os.PathLike[str]) -> QuantConfig:

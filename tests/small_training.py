@@ -82,7 +82,7 @@ def main(folder: str, moment: str, count: str) -> None:
         return called
 
     if moment == "journal":
-        checkpoint._added = dying(checkpoint._added)  # noqa: SLF001  (a moment between two files)
+        checkpoint.added = dying(checkpoint.added)
     elif moment == "draft":
         checkpoint.write_params = dying(checkpoint.write_params)
     loss = Dying(int(count), kill) if moment == "step" else None

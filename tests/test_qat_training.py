@@ -21,8 +21,9 @@ import mxnet as mx
 
 from mxq.data.examples import open_source
 from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, TrainingError
-from mxq.qat.checkpoint import FILE, JOURNAL, read_journal
+from mxq.qat.checkpoint import FILE
 from mxq.qat.epochs import Epochs
+from mxq.qat.journal import JOURNAL, read_journal
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import Trained, fit
 from mxq.runtime.training import seeded

@@ -26,6 +26,7 @@ from mxq.config import (
     QuantConfig,
 )
 from mxq.errors import ConfigError, FormatError
+from mxq.qat.schedule import TrainConfig
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
 
 HEAD = f"format: {recipe.FORMAT}\n"
@@ -156,7 +157,7 @@ class TestExample:
     def test_it_is_complete(self) -> None:
         data = yaml.safe_load(self.text)
         assert next(iter(data)) == "format"
-        assert set(data) - {"format"} == {f.name for f in fields(QuantConfig)}
+        assert set(data) - {"format", *recipe.SECTIONS} == {f.name for f in fields(QuantConfig)}
         assert {k for layer in data["overrides"].values() for k in layer} == {f.name for f in fields(LayerConfig)}
 
     def test_it_is_read(self) -> None:
@@ -400,3 +401,20 @@ class TestOptions:
             config_of(calib_mode="", recipe=file)
         with pytest.raises(FormatError, match="no file"):
             config_of(recipe=file.with_name("other.yaml"))
+
+
+class TestSections:
+    TEXT = HEAD + "calib_mode: mse\ntraining: {epochs: 3, lr: 1e-3}\nqat:\n"
+
+    def test_are_for_other_settings(self, tmp_path: Path) -> None:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(self.TEXT)
+        assert recipe.read(file) == QuantConfig(calib_mode="mse")
+        assert recipe.section(file, "training", dict) == {"epochs": 3, "lr": 0.001}
+        assert recipe.section(file, "qat", dict) == {}
+
+    def test_what_is_wrong_names_the_section(self, tmp_path: Path) -> None:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(self.TEXT.replace("epochs", "epoch"))
+        with pytest.raises(ConfigError, match=r"recipe\.yaml, training: training has 'epoch'; allowed"):
+            recipe.section(file, "training", TrainConfig.from_json)

@@ -1,4 +1,4 @@
-"""``mxq plot``: a tensor's histogram with the threshold of every calibrator on it."""
+"""``mxq plot``: a tensor's histogram with the threshold of every calibrator on it, or the curves of a training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mxq.cli.options import Dtype, Json, option, prefix_of
 from mxq.errors import ConfigError
 from mxq.text import one_line
 
-STATS = "A file of statistics."
+STATS = "A file of statistics, or the workdir of mxq train."
 
 
 @command
@@ -24,7 +24,8 @@ def plot(
         str | None, option("--tensor", metavar="NAME", help="Which tensor; without it, they are listed.")
     ] = None,
     out: Annotated[
-        Path | None, option(metavar="FILE", help="Picture to write: .png, .svg or .pdf; NAME.png by default.")
+        Path | None,
+        option(metavar="FILE", help="Picture to write: .png, .svg or .pdf; NAME.png or training.png by default."),
     ] = None,
     calib_mode: Annotated[
         str | None,
@@ -37,12 +38,16 @@ def plot(
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a tensor's histogram with the threshold of every calibrator on it."""
+    """Draw a tensor's histogram with the threshold of every calibrator on it, or the curves of a training."""
     from mxq.artifacts import record
     from mxq.calibration.statistics import Statistics
     from mxq.config import quant_spec
-    from mxq.report import plots
+    from mxq.report import plots, training
 
+    if training.is_training(stats):
+        written = training.draw(stats, out or Path("training.png"))
+        print_json({"file": str(written)}) if as_json else tell(str(written))
+        return
     if network is not None and calib_mode is not None:
         raise ConfigError(f"--calib-mode is {calib_mode!r} beside --network {str(network)!r}; allowed: one of them")
     statistics = Statistics.load(stats)

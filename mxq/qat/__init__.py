@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mxq.qat.options import TrainOptions
+    from mxq.qat.result import Trained
     from mxq.qat.schedule import TrainConfig
-    from mxq.qat.training import Trained, fit
+    from mxq.qat.training import fit
 
 __all__ = ["TrainConfig", "TrainOptions", "Trained", "fit"]
 
 _LAZY = {
     "TrainConfig": "mxq.qat.schedule",
     "TrainOptions": "mxq.qat.options",
-    "Trained": "mxq.qat.training",
+    "Trained": "mxq.qat.result",
     "fit": "mxq.qat.training",
 }
 

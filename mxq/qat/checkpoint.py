@@ -7,7 +7,6 @@ Beside it lies the journal, one JSON document a line, which grows with each epoc
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +18,12 @@ from mxq.errors import ConfigError, FormatError, StorageError
 from mxq.formats.documents import parse_json
 from mxq.formats.params import read_params
 from mxq.graph.ir import Array
+from mxq.qat.journal import JOURNAL, added, cut
 from mxq.runtime.params_file import size_of, write_params
 from mxq.storage.writing import regular, replacing
 
 FORMAT: Final = "mxq-training/1"
 FILE: Final = "checkpoint.params"
-JOURNAL: Final = "training.jsonl"
 _ABOUT: Final = "about"
 _TABLES: Final = ("values", "momenta", "best")
 
@@ -84,10 +83,10 @@ class Checkpoints:
         except OSError as error:
             raise StorageError(f"{self.folder} cannot be used as workdir: {error.strerror or error}") from error
         if not regular(self.file).exists():
-            _cut(self.folder / JOURNAL, 0)
+            cut(self.folder / JOURNAL, 0)
             return None
         state = self._parsed(read_params(self.file))
-        _cut(self.folder / JOURNAL, state.journal)
+        cut(self.folder / JOURNAL, state.journal)
         return state
 
     def _parsed(self, table: Mapping[str, Array]) -> State:
@@ -115,7 +114,7 @@ class Checkpoints:
         """
         if self.folder is None or self.file is None:
             return state
-        end = _added(self.folder / JOURNAL, state.journal, lines)
+        end = added(self.folder / JOURNAL, state.journal, lines)
         state = replace(state, journal=end)
         table = {f"{part}:{name}": value for part in _TABLES for name, value in getattr(state, part).items()}
         said = {"format": FORMAT, "training": self.about, "epoch": state.epoch, "best_epoch": state.best_epoch,
@@ -129,46 +128,6 @@ class Checkpoints:
 def _part(table: Mapping[str, Array], part: str) -> dict[str, Array]:
     prefix = f"{part}:"
     return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
-
-
-def _cut(path: Path, length: int) -> None:
-    """Leaves the first so many bytes of a file."""
-    try:
-        if path.exists():
-            os.truncate(path, length)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _added(path: Path, start: int, lines: Iterable[Mapping[str, Any]]) -> int:
-    """Writes lines from byte ``start`` on, so that they are on the disk, and gives where they end."""
-    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
-    try:
-        with regular(path).open("ab") as stream:
-            stream.truncate(start)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
-    return start + len(content)
-
-
-def read_journal(folder: Path) -> list[Mapping[str, Any]]:
-    """The lines of a training's journal.
-
-    Raises:
-        FormatError: there is none, or it is damaged.
-    """
-    path = folder / JOURNAL
-    try:
-        text = regular(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path} cannot be read: {error}; allowed: the workdir of a training") from error
-    found = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(text.splitlines(), start=1)]
-    if not all(isinstance(line, dict) and isinstance(line.get("kind"), str) for line in found):
-        raise FormatError(f"{path} is no journal of a training, or damaged")
-    return found
 
 
 def _check(name: str, found: Any, wanted: Any, where: str = "") -> None:

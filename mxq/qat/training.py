@@ -20,53 +20,15 @@ from mxq.formats.reading import path_given
 from mxq.graph.ir import Array
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
-from mxq.qat import diagnosis
 from mxq.qat.checkpoint import Checkpoints, State
+from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
 from mxq.qat.options import TrainOptions, Unpack
+from mxq.qat.result import Numbers, Trained
 from mxq.qat.schedule import TrainConfig
 from mxq.runtime.training import Loss, Settings, Trainee, seeded
-from mxq.text import Shown
 
 SOFTMAX: Final = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
-
-Numbers = Mapping[str, float]
-"""Measurements by name; the first counts, more being better, but for "loss"."""
-
-
-@dataclass(frozen=True)
-class Trained(Shown):
-    """What `fit` gives.
-
-    Attributes:
-        block: the block that was given, with the parameters of the best epoch.
-        best_epoch: its number; 0 is before training.
-        history: of each epoch, from 0: "epoch", "eval" (numbers by name; empty without data to measure on) and, but for
-            0, "loss", "rate" (the last learning rate) and "train", the numbers in training.
-        baseline: the float network that was fine-tuned by the same recipe, where one was given.
-        workdir: the folder of the checkpoint and the journal.
-    """
-
-    block: Any
-    best_epoch: int
-    history: tuple[Mapping[str, Any], ...]
-    baseline: Trained | None = None
-    workdir: Path | None = None
-
-    @property
-    def before(self) -> Numbers:
-        """What was measured before training: of a fake-quantized network, post-training quantization."""
-        return dict(self.history[0]["eval"])
-
-    @property
-    def after(self) -> Numbers:
-        """What was measured after the best epoch."""
-        return dict(self.history[self.best_epoch]["eval"])
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready, without the block."""
-        own = {"best_epoch": self.best_epoch, "before": self.before, "after": self.after, "history": [*self.history]}
-        return {**own, "float": None if self.baseline is None else self.baseline.to_json()}
 
 
 def fit(
@@ -223,6 +185,7 @@ class _Training:
     kept: Checkpoints
     each: int
     logger: logging.Logger
+    sample: Feed | None = None
     state: State = field(init=False)
 
     @staticmethod
@@ -330,9 +293,13 @@ class _Training:
         self.state = self.kept.write(state, lines)
 
     def _diagnosed(self, epoch: int) -> Iterator[Mapping[str, Any]]:
-        qat = getattr(self.trainee.block, "qat", None)
-        if qat is not None:
-            yield from diagnosis.lines(self.trainee, qat, epoch)
+        """What the journal says of ranges and rounding; not where there is none."""
+        if self.kept.folder is None:
+            return
+        if self.sample is None:
+            with seeded(self.config.seed, 0):
+                self.sample = next(self.data.epoch(0))[0]
+        yield from diagnosed(self.trainee.block, self.sample, epoch)
 
 
 def _score(numbers: Numbers) -> float:

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from mxq.artifacts.record import Explanation
 from mxq.evaluation import Evaluation
+from mxq.qat.result import Trained
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
 from mxq.report import comparing, inspection, tables
@@ -100,3 +101,8 @@ def _(found: Comparison) -> Sequence[RenderableType]:
 def _(found: Evaluation) -> Sequence[RenderableType]:
     rows = [(name, tables.percent(value)) for name, value in found.metrics.items()]
     return [tables.facts([("examples", f"{found.examples:,}"), *rows])]
+
+
+@parts.register(Trained)
+def _(found: Trained) -> Sequence[RenderableType]:
+    return [tables.trained(found)]

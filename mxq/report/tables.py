@@ -17,6 +17,7 @@ from mxq.artifacts.record import Explanation, tensor_of
 from mxq.bench.sweep_result import Row, Sweep
 from mxq.bench.timing import Benchmark
 from mxq.calibration.statistics import Statistics
+from mxq.qat.result import Trained
 from mxq.quant.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.text import megabytes
@@ -369,3 +370,22 @@ def _rate(value: float) -> str:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.{2 if seconds < 0.1 else 1}f}"
+
+
+def trained(found: Trained) -> RenderableType:
+    """A line for each network that was measured: float before and after fine-tuning, and the one that was trained."""
+    quantized, baseline = getattr(found.block, "qat", None) is not None, found.baseline
+    names = ("post-training quantization", "trained with quantization") if quantized else ("before training", "trained")
+    rows = [(names[0], 0, found.before), (names[1], found.best_epoch, found.after)]
+    if baseline is not None:
+        float_ = ("float", 0, baseline.before), ("float, fine-tuned", baseline.best_epoch, baseline.after)
+        rows = [float_[0], rows[0], float_[1], rows[1]]
+    numbers = list(dict.fromkeys(name for _, _, measured in rows for name in measured))
+    table = ruled("", ("network", ">epoch", *(f">{name}" for name in numbers)))
+    for name, epoch, measured in rows:
+        table.add_row(name, str(epoch), *(_number(n, measured[n]) if n in measured else "" for n in numbers))
+    return table
+
+
+def _number(name: str, value: float) -> str:
+    return percent(value) if name in ("top1", "top5") else f"{value:.4g}"
