@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from mxq.data.budget import Budget
 from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node
-from mxq.graph.traits import OWN_NAME
+from mxq.graph.operator_names import OWN_NAME
 from mxq.quant import ANY8, INT8, UINT8, QuantSpec
 from mxq.quant.bits import Bits, Width
 from mxq.quant.hardware import HARDWARE, hardware_of

@@ -14,8 +14,10 @@ from graphs import VERSION
 
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref
+from mxq.graph.operator_names import OWN_NAME
+from mxq.graph.ranks import rank_of
 from mxq.graph.serde import read_text
-from mxq.graph.traits import OWN_NAME, TABLE, UNKNOWN, Arithmetic, Operand, Traits, operators, rank_of, traits_of
+from mxq.graph.traits import TABLE, UNKNOWN, Arithmetic, Operand, Traits, operators, traits_of
 from mxq.runtime import MxnetRunner
 from mxq.runtime.operator_registry import REGISTRY
 

@@ -13,7 +13,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final
 
-from mxq.graph.ir import Array, Graph, Node, Ref
+from mxq.graph.ir import Node
+from mxq.graph.operator_names import OWN_NAME
 
 
 class Arithmetic(Enum):
@@ -244,137 +245,6 @@ TABLE: Final[Mapping[str, Traits]] = MappingProxyType(
 )
 """The traits of each operator with attributes as they are by default, or where these do not matter; see `traits_of`."""
 
-_ALIASES: Final[Mapping[str, str]] = {
-    "Activation": "_npx_activation",
-    "BatchNorm": "_npx_batch_norm",
-    "BlockGrad": "_sparse_stop_gradient stop_gradient",
-    "Cast": "_npi_cast _npx_cast cast",
-    "Concat": "_sparse_concat concat",
-    "Convolution": "_npx_convolution",
-    "Custom": "_npi_Custom",
-    "Deconvolution": "_npx_deconvolution",
-    "Dropout": "_npx_dropout",
-    "Embedding": "_npx_embedding _sparse_Embedding",
-    "Flatten": "_npx_batch_flatten flatten",
-    "FullyConnected": "_npx_fully_connected _sparse_FullyConnected",
-    "LayerNorm": "_npx_layer_norm",
-    "LeakyReLU": "_npx_leaky_relu",
-    "LinearRegressionOutput": "_sparse_LinearRegressionOutput",
-    "LogisticRegressionOutput": "_sparse_LogisticRegressionOutput",
-    "MAERegressionOutput": "_sparse_MAERegressionOutput",
-    "Pooling": "_npx_pooling",
-    "RNN": "_npx_rnn",
-    "Reshape": "reshape",
-    "SliceChannel": "split",
-    "SoftmaxOutput": "Softmax",
-    "SwapAxis": "_npi_swapaxes swapaxes",
-    "_contrib_arange_like": "_npx_arange_like",
-    "_contrib_boolean_mask": "_npi_boolean_mask",
-    "_copy": "identity",
-    "_div_scalar": "_DivScalar",
-    "_equal_scalar": "_EqualScalar",
-    "_full": "_npi_full",
-    "_greater_equal_scalar": "_GreaterEqualScalar",
-    "_greater_scalar": "_GreaterScalar",
-    "_image_random_brightness": "_npx__image_random_brightness",
-    "_image_random_color_jitter": "_npx__image_random_color_jitter",
-    "_image_random_contrast": "_npx__image_random_contrast",
-    "_image_random_flip_left_right": "_npx__image_random_flip_left_right",
-    "_image_random_flip_top_bottom": "_npx__image_random_flip_top_bottom",
-    "_image_random_hue": "_npx__image_random_hue",
-    "_image_random_lighting": "_npx__image_random_lighting",
-    "_image_random_saturation": "_npx__image_random_saturation",
-    "_lesser_equal_scalar": "_LesserEqualScalar",
-    "_lesser_scalar": "_LesserScalar",
-    "_maximum": "_Maximum",
-    "_maximum_scalar": "_MaximumScalar _npi_maximum_scalar",
-    "_minimum": "_Minimum",
-    "_minimum_scalar": "_MinimumScalar _npi_minimum_scalar",
-    "_minus_scalar": "_MinusScalar",
-    "_mod": "_Mod",
-    "_mod_scalar": "_ModScalar",
-    "_mul_scalar": "_MulScalar",
-    "_not_equal_scalar": "_NotEqualScalar",
-    "_npx_nonzero": "_npi_nonzero",
-    "_npx_reshape": "_npi_reshape",
-    "_plus_scalar": "_PlusScalar",
-    "_random_exponential": "random_exponential",
-    "_random_gamma": "random_gamma",
-    "_random_generalized_negative_binomial": "random_generalized_negative_binomial",
-    "_random_negative_binomial": "random_negative_binomial",
-    "_random_normal": "normal random_normal",
-    "_random_poisson": "random_poisson",
-    "_random_randint": "_npi_random_randint random_randint",
-    "_random_uniform": "random_uniform uniform",
-    "_rdiv_scalar": "_RDivScalar",
-    "_rminus_scalar": "_RMinusScalar",
-    "_rmod_scalar": "_RModScalar",
-    "_sample_exponential": "sample_exponential",
-    "_sample_gamma": "sample_gamma",
-    "_sample_generalized_negative_binomial": "sample_generalized_negative_binomial",
-    "_sample_multinomial": "sample_multinomial",
-    "_sample_negative_binomial": "sample_negative_binomial",
-    "_sample_normal": "sample_normal",
-    "_sample_poisson": "sample_poisson",
-    "_sample_uniform": "sample_uniform",
-    "_shuffle": "_npi_shuffle shuffle",
-    "abs": "_sparse_abs",
-    "add_n": "ElementWiseSum _sparse_ElementWiseSum _sparse_add_n",
-    "batch_dot": "_npx_batch_dot",
-    "broadcast_add": "_sparse_broadcast_add _sparse_broadcast_plus broadcast_plus",
-    "broadcast_axis": "broadcast_axes",
-    "broadcast_div": "_sparse_broadcast_div",
-    "broadcast_maximum": "_npi_maximum",
-    "broadcast_minimum": "_npi_minimum",
-    "broadcast_mul": "_sparse_broadcast_mul",
-    "broadcast_sub": "_sparse_broadcast_minus _sparse_broadcast_sub broadcast_minus",
-    "cbrt": "_sparse_cbrt",
-    "ceil": "_sparse_ceil",
-    "clip": "_npi_clip _sparse_clip",
-    "cos": "_sparse_cos",
-    "dot": "_sparse_dot",
-    "elemwise_add": "_Plus _add _plus _sparse_elemwise_add",
-    "elemwise_div": "_Div _div _sparse_elemwise_div",
-    "elemwise_mul": "_Mul _mul _sparse_elemwise_mul",
-    "elemwise_sub": "_Minus _minus _sparse_elemwise_sub _sub",
-    "erf": "_npx_erf",
-    "exp": "_sparse_exp",
-    "expand_dims": "_npi_expand_dims",
-    "expm1": "_sparse_expm1",
-    "fix": "_sparse_fix",
-    "floor": "_sparse_floor",
-    "log": "_sparse_log",
-    "log1p": "_sparse_log1p",
-    "log_softmax": "_npx_log_softmax",
-    "make_loss": "_sparse_make_loss",
-    "negative": "_sparse_negative",
-    "relu": "_sparse_relu",
-    "repeat": "_np_repeat",
-    "reshape_like": "_npx_reshape_like",
-    "reverse": "flip",
-    "rint": "_sparse_rint",
-    "round": "_sparse_round",
-    "rsqrt": "_sparse_rsqrt",
-    "shape_array": "_npx_shape_array",
-    "sigmoid": "_sparse_sigmoid",
-    "sign": "_sparse_sign",
-    "sin": "_sparse_sin",
-    "slice": "_npi_slice _npx_slice _sparse_slice crop",
-    "softmax": "_npx_softmax",
-    "sqrt": "_sparse_sqrt",
-    "square": "_sparse_square",
-    "tanh": "_sparse_tanh",
-    "tile": "_npi_tile",
-    "trunc": "_sparse_trunc",
-    "where": "_sparse_where",
-    "zeros_like": "_sparse_zeros_like",
-}
-"""What else MXNet calls an operator of the table. Files of its first releases have these names."""
-
-OWN_NAME: Final = MappingProxyType({alias: op for op, aliases in _ALIASES.items() for alias in aliases.split()})
-"""Alias -> the operator's own name."""
-
-
 # ---- what attributes decide ----------------------------------------------------------------------------------
 
 
@@ -467,49 +337,3 @@ def operators(which: Callable[[Traits], bool]) -> tuple[str, ...]:
     """The operators, by all of their names, that have traits of that kind with attributes as they are by default."""
     own = [op for op in TABLE if which(traits_of(Node(op, op)))]
     return (*own, *(alias for alias, op in OWN_NAME.items() if op in own))
-
-
-def rank_of(graph: Graph, ref: Ref, params: Mapping[str, Array] = MappingProxyType({})) -> int | None:
-    """The number of axes of ``ref``, where the nodes that make it show it.
-
-    Args:
-        graph: holds the nodes.
-        ref: the first output of one.
-        params: the values of parameters, as far as they are known.
-    """
-    found: dict[Ref, int | None] = {}
-    for node in graph:
-        if node.name in params:
-            found[node.out] = params[node.name].ndim
-        elif node.is_variable:
-            found[node.out] = len(node.note.input_shape) + 1 if node.note.input_shape else None
-        else:
-            found[node.out] = _rank(node, [found.get(r) for r in node.inputs])
-        if node.out == ref:
-            break
-    return found.get(ref)
-
-
-def _rank(node: Node, given: list[int | None]) -> int | None:
-    """The axes of what ``node`` makes of inputs with ``given`` axes."""
-    if (shown := _shown(node)) is not None:
-        return shown or None
-    if traits_of(node).operand is Operand.BROADCAST:
-        known = [axes for axes in given if axes is not None]
-        return max(known) if len(known) == len(given) else None
-    place = 0 if node.op == "FullyConnected" else traits_of(node).ranked_by
-    return given[place] if place is not None and place < len(given) else None
-
-
-def _shown(node: Node) -> int | None:
-    """The axes that attributes say ``node`` makes, 0 where they leave it open; None where its inputs decide."""
-    shape = node.ints("shape")
-    if node.op in ("Convolution", "Deconvolution", "Pooling"):
-        return len(node.ints("kernel")) + 2 if node.ints("kernel") else None
-    if node.op == "Flatten" or (node.op == "FullyConnected" and node.flag("flatten", default=True)):
-        return 2
-    if node.op == "Reshape":
-        return len(shape) if shape and min(shape) >= -1 else 0
-    if node.op == "transpose":
-        return len(node.ints("axes")) or None
-    return 3 if node.op == "_contrib_box_decode" else None

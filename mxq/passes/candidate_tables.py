@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mxq.graph.ir import Graph, Node, Ref
-from mxq.graph.traits import rank_of
+from mxq.graph.ranks import rank_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mxq.graph.ir import Graph, Model, Node, Ref
-from mxq.graph.traits import rank_of
+from mxq.graph.ranks import rank_of
 from mxq.passes.candidate_tables import OtherTable, Part, Table, find_table
 from mxq.passes.candidates import Chosen, Maker, choose, gather
 from mxq.passes.simplify import FLOAT

@@ -18,7 +18,7 @@ from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
 from mxq.errors import ConfigError
 from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
-from mxq.graph.traits import OWN_NAME
+from mxq.graph.operator_names import OWN_NAME
 from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.fuse_relu_into_batchnorm import absorbed_relus
 from mxq.passes.overrides import LayerChoices, override_source, views

@@ -19,7 +19,8 @@ import numpy as np
 
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Model
-from mxq.graph.traits import OWN_NAME, operators, traits_of
+from mxq.graph.operator_names import OWN_NAME
+from mxq.graph.traits import operators, traits_of
 from mxq.passes.same_shape import RENAMED, OfOneShape, shapes_of
 from mxq.rewrite import NO_MATCH, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mxq.graph.ir import Array, Model, Node, Runner
-from mxq.graph.traits import OWN_NAME
+from mxq.graph.operator_names import OWN_NAME
 from mxq.recalibration.moments import Moments
 from mxq.weights.layerwise_executor import LayerwiseExecutor, Schedule, ancestors
 

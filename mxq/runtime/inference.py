@@ -10,7 +10,9 @@ import numpy as np
 
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Array, Graph, Node
-from mxq.graph.traits import OWN_NAME, rank_of, traits_of
+from mxq.graph.operator_names import OWN_NAME
+from mxq.graph.ranks import rank_of
+from mxq.graph.traits import traits_of
 
 _STORAGE: Final = "__storage_type__"
 _CSR: Final = "2"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mxq.errors import GraphError
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Graph, Node
-from mxq.graph.traits import OWN_NAME
+from mxq.graph.operator_names import OWN_NAME
 
 
 def without_target_shapes(graph: Graph) -> Graph:

@@ -19,7 +19,8 @@ import numpy as np
 from mxq.errors import RuntimeFailure
 from mxq.formats.params import LARGEST
 from mxq.graph.ir import Graph, Node, Ref
-from mxq.graph.traits import OWN_NAME, Arithmetic, Operand, traits_of
+from mxq.graph.operator_names import OWN_NAME
+from mxq.graph.traits import Arithmetic, Operand, traits_of
 from mxq.operators.limits import is_of_numpy
 from mxq.runtime.mxnet import mx, to_symbol
 
