@@ -117,7 +117,7 @@ ROWS: Final = (
         joins_concat=False,
         edge_bits=8,
         holds=(),
-        source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.1 (edges) and E (signs by the data)",
+        source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.2.1 (edges) and E (signs by the data)",
     ),
 )
 """TensorRT and TVM leave a bit of what is never negative unused: "symmetric quantization must waste one bit for

@@ -22,6 +22,7 @@ from mxq.runtime.saving import (
     to_block,
     write_pair,
 )
+from mxq.runtime.trainable import TrainableBlock, trainable_block
 
 __all__ = [
     "BLOCK_ATTRIBUTE",
@@ -32,6 +33,7 @@ __all__ = [
     "MxnetRunner",
     "Net",
     "QuantizedBlock",
+    "TrainableBlock",
     "arguments",
     "data_loader",
     "features",
@@ -53,6 +55,7 @@ __all__ = [
     "to_arrays",
     "to_block",
     "to_symbol",
+    "trainable_block",
     "versions",
     "write_pair",
 ]

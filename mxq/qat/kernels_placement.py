@@ -1,0 +1,177 @@
+"""Where mxq quantizes for oneDNN: what its plan and the types of its kernels say, on the network as it trains.
+
+====================================  ==============================================================================
+tensor of the `QuantizedNetwork`      quantizer
+====================================  ==============================================================================
+written in a range of its own         of what the node of that name makes, for all readers
+quantized from float                  for the int8 operators that read it alone
+an average                            with the parameters of what is averaged: the kernel rounds to its codes
+made u8 in s8 memory (``doubled``)    7 bits: the kernel leaves codes 0..127
+shifted until it is u8                a zero point: the shift is that many steps
+rectified by a BatchNorm              unsigned: the lowest code is zero
+====================================  ==============================================================================
+
+Fewer bits than 8 stand at the same places; no kernel has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final
+
+from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.passes.fold_bn import FOLDABLE
+from mxq.qat.algorithms import Site
+from mxq.qat.config import QatConfig
+from mxq.qat.edges import edges
+from mxq.qat.placement import CONCAT, weights
+from mxq.qat.quantizer import Quantizer, activation_name, joined
+from mxq.quant import INT8, MXNET, UINT8, QuantizedNetwork, QuantSpec
+from mxq.quant.model import HALVED
+
+AFFINE8: Final = QuantSpec(signed=False, symmetric=False)
+
+
+@dataclass(frozen=True)
+class KernelPlacement:
+    """What stands where.
+
+    Attributes:
+        quantizers: the places.
+        missing: tensors and weights of the int8 network that have no place in the one that trains.
+    """
+
+    quantizers: tuple[Quantizer, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        if not self.missing:
+            return ()
+        listed = ", ".join(map(repr, self.missing[:3]))
+        return (f"{len(self.missing)} tensors of the int8 network do not exist while it trains, such as {listed}",)
+
+
+def placed_as_planned(model: Model, network: QuantizedNetwork, config: QatConfig) -> KernelPlacement:
+    """The quantizers of a network for oneDNN.
+
+    Args:
+        model: float, as it is to be trained.
+        network: what is decided of the same network, constrained.
+        config: the settings.
+    """
+    placer = _Placer(model.graph, network, config.bits_a)
+    placer.walk()
+    found = [node for node in model.graph.operators if node.op in FOLDABLE and node.name in placer.layers]
+    own = [node for node in found if node.inputs[1].name in model.args]
+    at_edges = edges(model.graph, model.inputs, {node.name for node in own}) if config.edges else frozenset()
+    every = (*joined(placer.found.values(), placer.groups), *weights(model.graph, own, config))
+    return KernelPlacement(
+        tuple(q.with_spec(bits=config.edges) if at_edges & {*q.readers} else q for q in every),
+        tuple(placer.missing),
+    )
+
+
+@dataclass
+class _Placer:
+    graph: Graph
+    network: QuantizedNetwork
+    bits: int
+    found: dict[str, Quantizer] = field(default_factory=dict)
+    groups: list[list[str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @cached_property
+    def owners(self) -> Mapping[str, frozenset[str]]:
+        """Node that trains -> the operators of the quantized network that do its work, or read it for it."""
+        stands = {origin: node.name for node in self.network.fused.graph.operators for origin in node.origins}
+        found: dict[str, frozenset[str]] = {}
+        for node in reversed(self.graph.operators):
+            readers = (found[reader.name] for reader in self.graph.consumers[node.name])
+            found[node.name] = frozenset({stands[node.name]}) if node.name in stands else frozenset().union(*readers)
+        return found
+
+    @cached_property
+    def layers(self) -> frozenset[str]:
+        """Nodes that train and are int8 layers, or parts of such."""
+        return frozenset(name for name, found in self.owners.items() if found & self.network.operations.keys())
+
+    def walk(self) -> None:
+        fused, quantizers = self.network.fused.graph, dict[Ref, str]()
+        for name, operation in self.network.operations.items():
+            node = fused[name]
+            if operation.ranged and not operation.writes_float:
+                quantizers[node.out] = self._made(node)
+            elif not (operation.passes_on or operation.writes_float):
+                self._carried(node, quantizers)
+        for ref, dtype in self.network.conversions:
+            if ref not in self.network.made:
+                self._read(ref, dtype)
+
+    def _made(self, node: Node) -> str:
+        """The quantizer of what an int8 operator writes in a range of its own."""
+        tensor = node.note.unshifted or node.name
+        if tensor not in self.graph:
+            self.missing.append(tensor)
+            return ""
+        readers = tuple(reader.name for reader in self.graph.consumers[tensor])
+        return self._add(Ref(tensor), readers, self._made_spec(node), is_output=tensor in self.graph.head_names)
+
+    def _made_spec(self, node: Node) -> QuantSpec:
+        record = self.network.made[node.out]
+        if node.note.unshifted:
+            return AFFINE8
+        if record.widened > 1:
+            return HALVED
+        return UINT8 if record.offset or record.dtype == "uint8" else INT8
+
+    def _carried(self, node: Node, quantizers: dict[Ref, str]) -> None:
+        """What an int8 operator makes in the range of what it reads: rounded again where it is an average."""
+        sources = [quantizers.get(ref, "") or self._conversion(ref) for ref in node.inputs]
+        known = [name for name in sources if name]
+        if node.op == CONCAT and self._is_aligned(node):
+            self.groups.append(known)
+        if known:
+            quantizers[node.out] = known[0]
+        averages = node.op == "Pooling" and node.attrs.get("pool_type", "max") != "max" and node.name in self.graph
+        if averages and known:
+            source, readers = self.found[known[0]], tuple(r.name for r in self.graph.consumers[node.name])
+            added = self._add(
+                node.out, readers, source.spec, self.tensors[known[0]], node.name in self.graph.head_names
+            )
+            self.groups.append([known[0], added])
+
+    def _is_aligned(self, node: Node) -> bool:
+        """Whether all that a Concat joins has one range."""
+        records = {self.network.stored(ref) for ref in node.inputs}
+        return len({(r.min, r.max) for r in records if r is not None}) == 1
+
+    def _conversion(self, ref: Ref) -> str:
+        """The quantizer of a tensor that is quantized from float."""
+        dtype = next((dtype for known, dtype in self.network.conversions if known == ref), "")
+        return self._read(ref, dtype) if dtype and ref not in self.network.made else ""
+
+    def _read(self, ref: Ref, dtype: str) -> str:
+        """The quantizer of a float tensor for the int8 operators that read it as a type."""
+        known = next((q.name for q in self.found.values() if q.tensor == ref and q.spec.dtype == dtype), "")
+        if known or ref.name not in self.graph:
+            self.missing += [] if known else [str(ref)]
+            return known
+        wanted = {n for n, o in self.network.operations.items() if self._reads(n, ref, dtype)}
+        readers = [r.name for r in self.graph.consumers[ref.name] if self.owners[r.name] & wanted and ref in r.inputs]
+        return self._add(ref, tuple(readers), UINT8 if dtype == "uint8" else INT8)
+
+    def _reads(self, name: str, ref: Ref, dtype: str) -> bool:
+        operation, node = self.network.operations[name], self.network.fused.graph[name]
+        reader = self.network.fused.graph[operation.norm] if operation.norm else node
+        return any(reader.inputs[place] == ref and found == dtype for place, found in operation.reads.items())
+
+    def _add(self, ref: Ref, readers: tuple[str, ...], spec: QuantSpec, *, is_output: bool = False) -> str:
+        name = activation_name(self.graph, ref, self.found)
+        bits = spec.bits if self.bits == 8 else self.bits
+        site = Site(replace(spec, bits=bits), "activation", MXNET.name if spec.symmetric else "")
+        self.found[name] = Quantizer(name, ref, readers, site, is_output=is_output)
+        return name

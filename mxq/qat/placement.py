@@ -1,0 +1,164 @@
+"""Where a network is fake-quantized: exactly where a library would quantize it.
+
+For oneDNN that is what mxq's own plan says (`mxq.qat.kernels_placement`); for others the block graph of the hardware's
+row does (MQBench, arXiv:2111.03759, section 3.3, figures 4, 15 and 16):
+
+1. what each layer reads, for each on its own;
+2. every tensor that a layer, sum, pooling or Concat reads, once for all of them, but one input of each sum: the
+   convolution that makes it alone for this sum, which then adds in 32 bits;
+3. as 2, and all inputs of sums.
+
+What a Concat joins shares its parameters, where the row says so. An operator that only moves values (Flatten, maximum
+pooling, ...) gives codes where it reads codes, so that what it makes is not quantized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.traits import Arithmetic, traits_of
+from mxq.passes.fold_bn import FOLDABLE
+from mxq.qat.algorithms import Site
+from mxq.qat.config import QatConfig
+from mxq.qat.edges import edges, layers
+from mxq.qat.quantizer import Quantizer, activation_name, joined
+
+CONCAT: Final = "Concat"
+
+
+def placed(model: Model, config: QatConfig) -> tuple[Quantizer, ...]:
+    """The quantizers of a network for a row of hardware, by its block graph; specs are settled when ranges are known.
+
+    Args:
+        model: float, operators by their own names.
+        config: the settings.
+
+    Raises:
+        ConfigError: a pattern of ``exclude_layers`` selects nothing.
+    """
+    found = layers(model, config.exclude_layers)
+    names = {node.name for node in found}
+    at_edges = edges(model.graph, model.inputs, names) if config.edges is not None else frozenset[str]()
+    placer = _Placer(model, config, names)
+    placer.walk()
+    activations = joined(placer.found.values(), placer.groups) if config.row.joins_concat else placer.found.values()
+    return (
+        *(_at_edge(q, at_edges, config.edges) for q in activations),
+        *(_at_edge(q, at_edges, config.edges) for q in weights(model.graph, found, config)),
+    )
+
+
+def weights(graph: Graph, found: Sequence[Node], config: QatConfig) -> Iterator[Quantizer]:
+    """Of the weight of each layer; layers that share one share its quantizer."""
+    readers: dict[Ref, list[str]] = {}
+    for node in found:
+        readers.setdefault(node.inputs[1], []).append(node.name)
+    spec, rule = config.row.weight(config.bits_w), ""
+    if config.row.from_kernels:  # whether a kernel reads -127.5 as -128 is for the last bit of a float to say
+        spec, rule = replace(spec, narrow=True), config.row.scheme(spec).name
+    site = Site(spec, "weight", rule)
+    for ref, names in readers.items():
+        yield Quantizer(graph.unused(f"{ref.name}_fq"), ref, tuple(names), site)
+
+
+def _at_edge(quantizer: Quantizer, at_edges: frozenset[str], bits: int | None) -> Quantizer:
+    """With the bits of first and last layers, where one of them reads it."""
+    return quantizer if bits is None or not at_edges & {*quantizer.readers} else quantizer.with_spec(bits=bits)
+
+
+@dataclass
+class _Placer:
+    """Walks through a network and places quantizers of activations.
+
+    Attributes:
+        found: by name.
+        groups: names of those that a Concat makes share their parameters.
+        coded: tensors that hold codes for some reader -> the quantizer that they come from.
+    """
+
+    model: Model
+    config: QatConfig
+    layers: set[str]
+    found: dict[str, Quantizer] = field(default_factory=dict)
+    groups: list[list[str]] = field(default_factory=list)
+    coded: dict[Ref, str] = field(default_factory=dict)
+
+    def walk(self) -> None:
+        for node in self.model.graph.operators:
+            quantized = [self._quantize(ref, node) for ref in self._reads(node)]
+            if node.op == CONCAT and quantized:
+                self.groups.append(quantized)
+            if _moves(node) and (source := self._source(node)):
+                self.coded[node.out] = source
+
+    def _reads(self, node: Node) -> Sequence[Ref]:
+        """The tensors that ``node`` reads as codes."""
+        if node.name in self.layers:
+            return node.inputs[:1]
+        row = self.config.row
+        if node.op == CONCAT:
+            return node.inputs if row.joins_concat else ()
+        if row.graph == 1:
+            return ()
+        if node.op == "Pooling":
+            return node.inputs[:1]
+        return self._summands(node) if self._is_sum(node) else ()
+
+    def _is_sum(self, node: Node) -> bool:
+        if traits_of(node).arithmetic is not Arithmetic.ADD or len(node.inputs) < 2:
+            return False
+        return all(self.model.param(ref.name) is None for ref in node.inputs)
+
+    def _summands(self, node: Node) -> Sequence[Ref]:
+        """What a sum reads as codes: in graph 2 all but the last that a convolution makes for it alone."""
+        if self.config.row.graph == 3:
+            return node.inputs
+        main = [ref for ref in node.inputs if self._made_for(ref, node)]
+        return [ref for ref in node.inputs if ref not in main[-1:]]
+
+    def _made_for(self, ref: Ref, reader: Node) -> bool:
+        """Whether a layer that is quantized makes ``ref``, perhaps with a BatchNorm after it, for one reader alone."""
+        graph = self.model.graph
+        node = graph[ref.name]
+        while graph.consumers[node.name] == (reader,) and node.name not in graph.head_names:
+            if node.op in FOLDABLE:
+                return node.name in self.layers
+            if node.op != "BatchNorm":
+                return False
+            reader, node = node, graph[node.inputs[0].name]
+        return False
+
+    def _quantize(self, ref: Ref, node: Node) -> str:
+        """The quantizer by which ``node`` reads ``ref``, a new one if need be."""
+        if ref in self.coded and self.config.row.graph != 1:
+            return self.coded[ref]
+        own = node.name if self.config.row.graph == 1 else ""
+        known = next((q for q in self.found.values() if q.tensor == ref), None)
+        if known is not None and not own:
+            if node.name not in known.readers:
+                self.found[known.name] = replace(known, readers=(*known.readers, node.name))
+            return known.name
+        name = activation_name(self.model.graph, ref, self.found, own)
+        site = Site(self.config.row.activation(self.config.bits_a), "activation")
+        self.found[name] = Quantizer(name, ref, (node.name,), site)
+        return name
+
+    def _source(self, node: Node) -> str:
+        """The quantizer of the codes that ``node`` moves; empty where it moves floats, or codes of several kinds."""
+        reads = traits_of(node).places(node)
+        sources = {self._read_as(node, node.inputs[place]) for place in reads}
+        if node.op == CONCAT and self.config.row.joins_concat:
+            return min(sources)
+        return sources.pop() if len(sources) == 1 else ""
+
+    def _read_as(self, node: Node, ref: Ref) -> str:
+        reader = next((q.name for q in self.found.values() if q.tensor == ref and node.name in q.readers), "")
+        return reader or self.coded.get(ref, "")
+
+
+def _moves(node: Node) -> bool:
+    """Whether every value that it makes is one that it reads."""
+    return traits_of(node).moves or (node.op == "Pooling" and node.attrs.get("pool_type", "max") == "max")

@@ -1,0 +1,167 @@
+"""From a trained float network to one that trains with quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mxq import observers, pipeline, runtime
+from mxq.backends import default
+from mxq.calibration.collect import collect
+from mxq.calibration.statistics import Statistics
+from mxq.data.feeding import Feeds, feeds, peeked
+from mxq.errors import ConfigError, DataError, QuantizeError
+from mxq.graph.ir import Model, Runner
+from mxq.host import machine
+from mxq.logs import LOG
+from mxq.passes.assignment import assign, requested
+from mxq.passes.simplify import FLOAT, OwnName
+from mxq.pipeline import Prepared
+from mxq.qat import algorithms
+from mxq.qat.config import QatConfig
+from mxq.qat.folding import MERGED, in_training, merged
+from mxq.qat.kernels_placement import placed_as_planned
+from mxq.qat.network import QatNetwork, softmax_head
+from mxq.qat.placement import placed
+from mxq.qat.quantizer import Quantizer
+from mxq.qat.ranges import activation_ranges, with_initial
+from mxq.quant import QuantizedNetwork
+from mxq.rewrite import apply_rules
+
+
+def prepare(
+    net: runtime.Net, calib_data: object, config: QatConfig | None = None, **options: Any
+) -> runtime.TrainableBlock:
+    """A block that computes in float what the quantized network would, and learns to live with it.
+
+    It trains as any other: with ``autograd.record`` and a ``gluon.Trainer``, hybridized or not, on its own, within a
+    block of yours, or by gluon's Estimator. BatchNorms use the batch's statistics while it trains. Where the network
+    ends in a softmax the block ends before it and gives the logits, which ``SoftmaxCrossEntropyLoss`` takes;
+    `mxq.qat.convert` puts the softmax back.
+
+    Args:
+        net: float and trained, in any of the forms that `mxq.quantize_net` takes. It is not changed.
+        calib_data: what the ranges start from: arrays, a loader or batches, as for `mxq.quantize_net`.
+        config: the settings.
+        **options: fields of `QatConfig`, instead of ``config`` or to change it.
+
+    Returns:
+        A block. Its parameters have the names of the float network's, and those of the quantizers beside them:
+        ``NAME_fq_step`` and the like. ``block.qat``, a `QatNetwork`, says what is what: ``config``, ``quantizers``,
+        the names of quantized ``weights``, of what the algorithms have ``learned`` (weight decay leaves it as it is
+        unless you set ``wd_mult``) and of ``batch_norms``' factors. ``block.trained`` has all values by name, and
+        ``block.assign`` sets them: they are all the state there is.
+
+    Raises:
+        ConfigError: a setting is not allowed, or an algorithm is not for what it is asked for.
+        DataError: there is no calibration data, or it does not fit.
+        QuantizeError: the network is quantized already, has no parameters, or nothing in it can be quantized.
+    """
+    config = _config(config, options)
+    if calib_data is None:
+        raise DataError("calib_data is None; allowed: data that the ranges start from, such as an array of examples")
+    calib_data = _settled(net, calib_data)
+    network = prepared(runtime.load_model(net), calib_data, config, runtime.MxnetRunner())
+    for warning in network.warnings:
+        LOG.warning(warning)
+    return block_of(network)
+
+
+def block_of(network: QatNetwork) -> runtime.TrainableBlock:
+    """The block that trains ``network``."""
+    block = runtime.trainable_block(network.model, network.constant, network.learned)
+    block.qat = network
+    return block
+
+
+def _config(config: QatConfig | None, options: Mapping[str, Any]) -> QatConfig:
+    if not isinstance(config, QatConfig | None):
+        raise ConfigError(f"config is {config!r:.80}; allowed: a QatConfig, or None and its fields as options")
+    given = QatConfig() if config is None else config
+    found = QatConfig.from_json({**given.to_json(), **options}) if options else given
+    for name in (found.algorithm, found.of_weights):
+        algorithms.get(name)
+    return found
+
+
+def _settled(net: runtime.Net, calib_data: object) -> object:
+    """``calib_data``, of which a block that waits for shapes has seen the first batch."""
+    if isinstance(calib_data, str | Path):
+        raise DataError(
+            f"calib_data is {str(calib_data)!r}, a path; allowed: arrays, a loader or batches, such as mxq.data opens"
+        )
+    if isinstance(calib_data, Feeds) or not runtime.is_deferred(net):
+        return calib_data
+    feed, rest = peeked(calib_data, runtime.arguments(net))
+    runtime.settle(net, feed)
+    return rest
+
+
+def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner) -> QatNetwork:
+    """The network that `prepare` makes a block of; arguments as there.
+
+    Args:
+        model: float.
+        calib_data: see `mxq.data.feeding.feeds`.
+        config: the settings.
+        runner: runs the float network.
+    """
+    _check(model)
+    source, head = softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])
+    source = merged(source) if config.folding is MERGED else in_training(source)
+    placing = _by_plan if config.row.from_kernels else _by_graph
+    quantizers, statistics, warnings = placing(source, calib_data, config, runner)
+    if not quantizers:
+        raise QuantizeError(
+            "no operator of the network can be quantized; allowed: convolutions, fully connected layers"
+        )
+    quantizers, ranges = activation_ranges(quantizers, statistics, config.init)
+    return with_initial(QatNetwork(source, config, quantizers, head=head, warnings=warnings), ranges)
+
+
+def _check(model: Model) -> None:
+    """Whether the network can train with quantization."""
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    if not model.args:
+        raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
+
+
+_Placed = tuple[tuple[Quantizer, ...], Statistics, tuple[str, ...]]
+
+
+def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
+    """Quantizers by the block graph of the hardware's row, and statistics of their tensors."""
+    found = placed(source, config)
+    observer = observers.get(config.init)
+    asked = {q.tensor: observer for q in found if not q.is_weight}
+    batches = _batches(calib_data, source, config)
+    statistics = collect(runner, source, batches, asked)
+    return found, statistics, batches.warnings
+
+
+def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
+    """Quantizers where mxq's plan for its own kernels quantizes, and statistics of their tensors."""
+    plan = pipeline.plan(source, config.quantization, runner)
+    if plan.nothing_int8:
+        raise QuantizeError(plan.nothing_int8)
+    batches = _batches(calib_data, plan.fused, config)
+    calibrated = pipeline.calibrate(plan, batches, runner)
+    found = placed_as_planned(source, decided(plan, calibrated), config)
+    return found.quantizers, calibrated.statistics, (*plan.warnings, *calibrated.warnings, *found.warnings)
+
+
+def decided(plan: Prepared, calibrated: pipeline.Calibrated) -> QuantizedNetwork:
+    """The types and ranges of the int8 network, on a CPU whose kernels add exactly."""
+    backend = default()
+    requests = requested(plan.choices, plan.config)
+    network = assign(plan.fused, plan.plan, calibrated.thresholds, backend.spec, requests=requests, target=machine.VNNI)
+    return backend.constrain(network)
+
+
+def _batches(calib_data: object, model: Model, config: QatConfig) -> Feeds:
+    if isinstance(calib_data, Feeds):
+        return calib_data
+    return feeds(calib_data, model.arguments, config.quantization.budget)
