@@ -1,7 +1,11 @@
 """Training with quantization (QAT): a network computes in float what its integers would, and learns to live with it.
 
-`fit` fine-tunes a block, `TrainConfig` says how. `mxq.qat.algorithms` has the ways to fake-quantize a tensor, one page
-each.
+    block = mxq.qat.prepare(net, calib_data, mxq.qat.QatConfig(bits_w=4, bits_a=4, hardware="tensorrt"))
+    ...                                  # train it as any gluon block, or by mxq.qat.fit
+    qnet = mxq.qat.convert(block)        # 8 bits on oneDNN: the int8 network, as `mxq.quantize_net` gives it
+
+`mxq.qat.algorithms` has the ways to fake-quantize a tensor, one page each, `mxq.quant.hardware` whose quantizers there
+are, and `mxq.qat.folding` what BatchNorm is meanwhile. `fit` fine-tunes a block, `TrainConfig` says how.
 """
 
 from __future__ import annotations
@@ -10,18 +14,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mxq.qat.config import QatConfig
+    from mxq.qat.network import QatNetwork
     from mxq.qat.options import TrainOptions
+    from mxq.qat.preparing import prepare
     from mxq.qat.result import Trained
     from mxq.qat.schedule import TrainConfig
     from mxq.qat.training import fit
 
-__all__ = ["TrainConfig", "TrainOptions", "Trained", "fit"]
+__all__ = ["QatConfig", "QatNetwork", "TrainConfig", "TrainOptions", "Trained", "fit", "prepare"]
 
 _LAZY = {
+    "QatConfig": "mxq.qat.config",
+    "QatNetwork": "mxq.qat.network",
     "TrainConfig": "mxq.qat.schedule",
     "TrainOptions": "mxq.qat.options",
     "Trained": "mxq.qat.result",
     "fit": "mxq.qat.training",
+    "prepare": "mxq.qat.preparing",
 }
 
 

@@ -33,11 +33,11 @@ def _selected(nodes: Iterable[Node], pattern: str) -> list[str]:
 
 def edges(graph: Graph, inputs: Collection[str], names: Collection[str]) -> frozenset[str]:
     """Of the layers ``names`` those with none before them, on a way from an input, and those with none after them."""
-    free, first = set(inputs), set()
+    free, first = set(inputs), set[str]()
     for node in graph.operators:
         if any(ref.name in free for ref in node.inputs):
             (first if node.name in names else free).add(node.name)
-    ends, last = set[str](), set()
+    ends, last = set[str](), set[str]()
     for node in reversed(graph.operators):
         after = node.name in graph.head_names or any(reader.name in ends for reader in graph.consumers[node.name])
         if after:

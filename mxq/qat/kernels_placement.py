@@ -139,9 +139,7 @@ class _Placer:
         averages = node.op == "Pooling" and node.attrs.get("pool_type", "max") != "max" and node.name in self.graph
         if averages and known:
             source, readers = self.found[known[0]], tuple(r.name for r in self.graph.consumers[node.name])
-            added = self._add(
-                node.out, readers, source.spec, self.tensors[known[0]], node.name in self.graph.head_names
-            )
+            added = self._add(node.out, readers, source.spec, is_output=node.name in self.graph.head_names)
             self.groups.append([known[0], added])
 
     def _is_aligned(self, node: Node) -> bool:

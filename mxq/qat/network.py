@@ -190,7 +190,13 @@ class _Writer:
         parameters = tuple(map(Ref, self.network.names(quantizer)))
         if self.network.config.form == "operators":
             return algorithm.nodes(quantizer.name, quantizer.site, ref, parameters)
-        return (fake_node(quantizer.name, self.network.algorithm_name(quantizer), quantizer.site, ref, parameters),)
+        before, after = f"{quantizer.name}_plain", f"{quantizer.name}_compiled"
+        name = self.network.algorithm_name(quantizer)
+        return (
+            in_plain_layout(before, ref),
+            fake_node(after, name, quantizer.site, Ref(before), parameters),
+            in_plain_layout(quantizer.name, Ref(after)),
+        )
 
     def _shaped(self, node: Node) -> Node:
         value = self._shapes.get(node.name)
@@ -199,6 +205,17 @@ class _Writer:
     @cached_property
     def _shapes(self) -> Mapping[str, Array]:
         return self.network.values
+
+
+def in_plain_layout(name: str, ref: Ref) -> Node:
+    """A copy of ``ref`` that has no layout of oneDNN's, and whose gradient has none.
+
+    An operator in Python runs in a thread of its own. Of what it reads in such a layout MXNet makes a copy in the plain
+    one, and frees that while the operator still reads it (``PushOperator`` in ``src/imperative/imperative_utils.h`` of
+    1.9.1): numbers come out wrong now and then. Slicing is the quickest operator without a kernel of oneDNN that does
+    not work in place, forward or backward.
+    """
+    return Node(name, "slice_axis", {"axis": "0", "begin": "0", "end": "None"}, (ref,))
 
 
 def softmax_head(model: Model) -> tuple[Model, tuple[Node, ...]]:

@@ -10,10 +10,10 @@ import numpy as np
 from mxq import observers
 from mxq.calibration.statistics import Statistics
 from mxq.graph.ir import Array
-from mxq.qat.algorithms import Floats
 from mxq.qat.network import QatNetwork
 from mxq.qat.quantizer import Quantizer
 from mxq.quant import QuantSpec
+from mxq.quant.qparams import Floats
 from mxq.quant.thresholds import Range
 
 
