@@ -12,7 +12,8 @@ graph operators that read codes
 ===== =======================================================================================
 
 All that a Concat joins has one scale where the library demands it. What has no row (softmax, a sigmoid alone, a
-BatchNorm that was not folded) computes in float. Passes that serve oneDNN's speed do not run.
+BatchNorm that was not folded) computes in float. So does what only moves values (Flatten): what reads it quantizes it,
+which changes nothing where these were codes. Passes that serve oneDNN's speed do not run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ _FOR_SPEED: Final = (
 _DENSE: Final = replace(FULLY_CONNECTED, needs=())
 _BETWEEN: Final = (
     OpSpec("Pooling", "", "passthrough", exact=POOLING.exact, calibrated=True, float_output=True),
-    OpSpec("Flatten", "", "passthrough"),
     OpSpec("Concat", "", "passthrough", data_inputs=(), output="widest"),
     OpSpec("elemwise_add", "", "passthrough", data_inputs=(0, 1), output="widest", calibrated=True, float_output=True),
 )
