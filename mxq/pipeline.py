@@ -453,12 +453,12 @@ def _report(
             "calibration_examples": calibrated.statistics.examples,
             "calibration_batches": calibrated.statistics.batches,
             "warnings": [*prepared.warnings, *calibrated.warnings, *warnings],
-            **_simulation(prepared),
+            **simulation(prepared),
         },
     )
 
 
-def _simulation(prepared: Prepared) -> dict[str, object]:
+def simulation(prepared: Prepared) -> dict[str, object]:
     """What a report says of a simulation: of what, and the bits of layers that have others; empty for int8 networks."""
     if not prepared.config.simulate:
         return {}

@@ -330,6 +330,10 @@ def test_both_doors_give_the_same(home: Path, tmp_path: Path) -> None:
     text = command("quantize", home / "net", "--out", tmp_path / "q", "--data", home / "x.npz", *args)
     assert "simulates  NVIDIA TensorRT, W4A4; all of it is float" in text
     assert "7 quantized" in text
+    for seen in (command("inspect", tmp_path / "q"), command("inspect", home / "net", *args)):
+        assert "simulates" in seen
+        assert "NVIDIA TensorRT, W4A4; all of it is float" in seen
+    assert "is float" not in command("verify", home / "net", tmp_path / "q", "--data", home / "x.npz")
     mine, written = load_model(block), load_model(tmp_path / "q")
     assert mine.graph == written.graph
     for name, value in mine.args.items():

@@ -58,7 +58,7 @@ def parts(found: Inspection) -> Sequence[RenderableType]:
     )
     rows = [("network", f"{found.network} ({state})" if found.network else state), ("operators", tables.tally(report))]
     rows += [("calibration", _calibration(report))] if found.written else []
-    rows += tables.input_rows(report)
+    rows += [*tables.simulation_rows(report), *tables.input_rows(report)]
     if found.bytes:
         rows.append(("size", ", ".join(f"{name} {megabytes(size)}" for name, size in found.bytes.items())))
     return [tables.facts(rows), tables.decisions(report)]

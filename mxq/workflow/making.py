@@ -65,7 +65,12 @@ def planned(net: runtime.Net, config: QuantConfig, *, epoch: int | None = None, 
         QuantizeError: it is int8.
     """
     prepared = _planned(runtime.load_model(net, epoch), config, logger)
-    return Report(prepared.plan, config=config.to_json(), trace=prepared.trace.to_json())
+    return Report(
+        prepared.plan,
+        config=config.to_json(),
+        trace=prepared.trace.to_json(),
+        summary=pipeline.simulation(prepared),
+    )
 
 
 def _planned(model: Model, config: QuantConfig, logger: logging.Logger) -> Prepared:
