@@ -101,7 +101,7 @@ class Prepared:
     @cached_property
     def coding(self) -> Coding:
         """The codes that tensors and weights have."""
-        return coding_of(self.fused.graph, self.plan, self.config, self.backend.spec)
+        return coding_of(self.fused, self.plan, self.config, self.backend.spec)
 
     @cached_property
     def fingerprint(self) -> dict[str, object]:

@@ -1,11 +1,12 @@
-"""Layers: the convolution or fully connected operator in a node, fused or not, and what a fused sum adds to it."""
+"""Layers: the convolution or fully connected operator in a node, fused or not; what a fused sum adds; edges."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from mxq.errors import GraphError
-from mxq.graph.ir import Node, Ref
+from mxq.graph.ir import Graph, Node, Ref
 
 CONVOLUTION: Final = "Convolution"
 FULLY_CONNECTED: Final = "FullyConnected"
@@ -55,3 +56,17 @@ def summand_of(node: Node) -> Ref | None:
     """The tensor at `summand_place`."""
     place = summand_place(node)
     return None if place is None else node.inputs[place]
+
+
+def edges(graph: Graph, inputs: Collection[str], names: Collection[str]) -> frozenset[str]:
+    """Of the layers ``names`` those with none before them, on a way from an input, and those with none after them."""
+    free, first = set(inputs), set[str]()
+    for node in graph.operators:
+        if any(ref.name in free for ref in node.inputs):
+            (first if node.name in names else free).add(node.name)
+    ends, last = set[str](), set[str]()
+    for node in reversed(graph.operators):
+        after = node.name in graph.head_names or any(reader.name in ends for reader in graph.consumers[node.name])
+        if after:
+            (last if node.name in names else ends).add(node.name)
+    return frozenset(first | last)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from mxq.backends import BackendSpec
 from mxq.config import QuantConfig, selects
 from mxq.errors import ConfigError
-from mxq.graph.ir import Graph, Node
+from mxq.graph.ir import Graph, Model, Node
+from mxq.graph.layers import edges
 from mxq.passes.overrides import LayerChoices, override_source, views
 from mxq.quant import QuantizedNetwork, QuantSpec, Scheme
 from mxq.quant.bits import Bits
@@ -76,11 +77,11 @@ KERNELS: Coding = Coding(hardware_of("onednn"), Bits())
 """Of networks that are not simulated."""
 
 
-def coding_of(graph: Graph, plan: Plan, config: QuantConfig, spec: BackendSpec) -> Coding:
+def coding_of(model: Model, plan: Plan, config: QuantConfig, spec: BackendSpec) -> Coding:
     """The codes that the settings ask for.
 
     Args:
-        graph: fused.
+        model: fused.
         plan: which of its operators are quantized.
         config: the settings.
         spec: the table that the plan was made by.
@@ -90,12 +91,13 @@ def coding_of(graph: Graph, plan: Plan, config: QuantConfig, spec: BackendSpec) 
     """
     if not config.simulate:
         return KERNELS
-    hardware, bits = hardware_of(config.hardware), config.width
+    hardware, bits, graph = hardware_of(config.hardware), config.width, model.graph
     known = [n.name for n in graph.operators if _is_layer(n, spec)]
     _check_patterns(graph, config, known)
     names, choices = [name for name in known if name in plan.quantized], LayerChoices.of(graph, config)
-    asked = _edges(hardware, known) | {name: own for name in names if (own := choices.bits(name)) is not None}
-    layers = {name: found for name, found in asked.items() if found != bits and name in names}
+    usual = dict.fromkeys(known, bits) | _at_edges(model, hardware, known)
+    asked = {name: choices.bits(name) or usual[name] for name in names}
+    layers = {name: found for name, found in asked.items() if found != bits}
     return Coding(hardware, bits, layers, _widths(graph, names, layers, bits))
 
 
@@ -104,9 +106,10 @@ def _is_layer(node: Node, spec: BackendSpec) -> bool:
     return row is not None and row.role == "compute"
 
 
-def _edges(hardware: Hardware, names: list[str]) -> dict[str, Bits]:
+def _at_edges(model: Model, hardware: Hardware, names: Collection[str]) -> dict[str, Bits]:
+    """The bits of first and last layers, where the hardware has such."""
     width = hardware.edge_bits
-    return {} if width is None else dict.fromkeys((*names[:1], *names[-1:]), Bits(width, width))
+    return {} if width is None else dict.fromkeys(edges(model.graph, model.inputs, names), Bits(width, width))
 
 
 def _check_patterns(graph: Graph, config: QuantConfig, names: Collection[str]) -> None:
