@@ -24,6 +24,8 @@ from mxq.data.feeding import feeds as fed
 from mxq.errors import ConfigError
 from mxq.graph.ir import Model
 from mxq.host import machine
+from mxq.qat.config import QatConfig
+from mxq.qat.placement import placed
 from mxq.quant import QuantizedNetwork
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import HARDWARE, hardware_of
@@ -40,6 +42,7 @@ NET = (
 )  # fmt: skip
 """A residual block between poolings, and a classifier."""
 
+DIGITS = Path(__file__).parents[1] / "models" / "resnet_digits" / "resnet_digits"
 OTHERS = tuple(name for name in HARDWARE if name != "onednn")
 
 
@@ -166,6 +169,20 @@ def test_the_oracle_tells_libraries_apart(row: str) -> None:
     for other in {*OTHERS} - {row}:
         theirs = Numpy(model, other, 4, exact)(data.astype(np.float64))
         assert np.isclose(mine, theirs, rtol=1e-4, atol=1e-4).mean() < 0.5, other
+
+
+def _placed_in_training(model: Model, row: str, backend: Any) -> set[str]:
+    prepared, _ = pipeline.prepare(model, MxnetRunner(), backend)
+    return {str(q.tensor) for q in placed(prepared, QatConfig(hardware=row)) if not q.is_weight}
+
+
+@pytest.mark.parametrize("row", OTHERS)
+def test_training_quantizes_the_same_tensors(row: str) -> None:
+    """Where a sum's operands are both made by convolutions, too, and behind what only moves values."""
+    for model in (build(*NET), load_model(DIGITS)):
+        prepared = pipeline.plan(model, QuantConfig(simulate=True, hardware=row), MxnetRunner())
+        mine = {str(ref) for ref in prepared.plan.observe} - {"m"}  # codes that a pooling moves are rounded again
+        assert mine == _placed_in_training(model, row, prepared.backend) - {"m"}
 
 
 # ---- oneDNN ---------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from functools import cached_property
 from typing import Final
 
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.layers import edges
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
-from mxq.qat.edges import edges
 from mxq.qat.placement import CONCAT, weights
 from mxq.qat.quantizer import Quantizer, activation_name, joined
 from mxq.quant import INT8, MXNET, UINT8, QuantizedNetwork, QuantSpec

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.layers import edges
 from mxq.graph.traits import Arithmetic, traits_of
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
-from mxq.qat.edges import edges, layers
+from mxq.qat.layers import layers
 from mxq.qat.quantizer import Quantizer, activation_name, joined
 
 CONCAT: Final = "Concat"
@@ -113,11 +114,11 @@ class _Placer:
         return all(self.model.param(ref.name) is None for ref in node.inputs)
 
     def _summands(self, node: Node) -> Sequence[Ref]:
-        """What a sum reads as codes: in graph 2 all but the last that a convolution makes for it alone."""
+        """What a sum reads as codes: in graph 2 all but the first that a convolution makes for it alone."""
         if self.config.row.graph == 3:
             return node.inputs
         main = [ref for ref in node.inputs if self._made_for(ref, node)]
-        return [ref for ref in node.inputs if ref not in main[-1:]]
+        return [ref for ref in node.inputs if ref not in main[:1]]
 
     def _made_for(self, ref: Ref, reader: Node) -> bool:
         """Whether a layer that is quantized makes ``ref``, perhaps with a BatchNorm after it, for one reader alone."""
