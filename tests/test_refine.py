@@ -27,6 +27,8 @@ from mxq.pipeline import Quantized
 from mxq.quant.thresholds import Range
 from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
+from mxq.weights import layer
+from mxq.weights.layer import choose_places
 from mxq.weights.layerwise_executor import peak_bytes
 
 NET = (
@@ -164,6 +166,23 @@ class TestEndToEnd:
         assert {done.thresholds.range(name) for name in done.thresholds.keys() - moved} == {given}
         assert {done.thresholds.range(name) for name in moved} <= {Range(0.0, 8.0)}
         assert not {"equalize", "align_ranges"} & {step["pass"] for step in done.report.trace if step["fired"]}
+
+    def test_the_best_effort_looks_at_four_times_as_many_places(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As docs/accuracy.md says; of the layer of most places there are 64 x 36."""
+        counts: dict[str, list[int]] = {}
+        monkeypatch.setattr(layer, "LEAST_PLACES", 256)
+        for effort in ("default", "best"):
+            seen = counts.setdefault(effort, [])
+
+            def counted(*args: Any, seen: list[int] = seen) -> Any:
+                places = choose_places(*args)
+                seen.append(sum(map(len, places)))
+                return places
+
+            monkeypatch.setattr(layer, "choose_places", counted)
+            made(build(*NET), effort=effort)
+        assert max(counts["default"]) == 256
+        assert max(counts["best"]) == 4 * 256
 
     def test_is_repeatable(self) -> None:
         one, other = made(build(*NET)), made(build(*NET))

@@ -13,10 +13,12 @@ from mxq.calibration import patches
 from mxq.calibration.patches import Geometry, Places, inputs_at
 from mxq.config import QuantConfig
 from mxq.graph.ir import Array, Node
+from mxq.quant import QuantSpec
+from mxq.refine import SWEEPS
 from mxq.weights import layer as layers
 from mxq.weights import lowrank
 from mxq.weights import pieces as cut
-from mxq.weights.grid import FULL
+from mxq.weights.grid import FULL, Grid
 from mxq.weights.layer import LEAST_PLACES, Chosen, Layer, choose, choose_places, improved
 from mxq.weights.lowrank import LARGEST
 from mxq.weights.methods import Seen
@@ -143,6 +145,22 @@ def test_more_places_would_tell_no_more() -> None:
     few, chosen, every = np.mean(found, axis=0)
     assert few > every + 0.7
     assert chosen < every + 0.1
+
+
+def test_rounding_gains_by_as_many_sweeps_as_the_best_effort_has() -> None:
+    """Weights of 4 bits: of fewer sweeps there is less, and of more no more."""
+    layer, found = replace(layer_of(conv("x", "data"), (20, 8, 6, 6)), levels=Grid(QuantSpec(4, axis=0))), []
+    most = SWEEPS["best"]
+    for seed in range(3):
+        data = np.tanh(np.random.default_rng(seed).standard_normal((200, 8, 6, 6)).cumsum(axis=2)).astype(np.float32)
+        given, other = [data[:150]], [data[150:]]
+        (held_out,) = inputs_at(other, patches_of(layer, other, None), layer.geometry)
+        places = patches_of(layer, given, layer.places(1))
+        swept = (replace(layer, sweeps=n) for n in (most // 2, most, 4 * most))
+        found.append([noise_db(one, improved(one, given, given, None, places), held_out) for one in swept])
+    fewer, chosen, more = np.mean(found, axis=0)
+    assert fewer > chosen + 0.12
+    assert abs(more - chosen) < 0.06
 
 
 def test_places() -> None:

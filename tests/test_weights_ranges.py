@@ -91,6 +91,22 @@ class TestNarrowed:
         assert narrowed([value], Range(0.0, 1.0), UINT8, [reader]) == Range(0.0, 0.8)
         assert len(heard) == 1 + 4  # the values, then the shares 1, 0.9, 0.8 and 0.7
 
+    @pytest.mark.parametrize(("large", "tried"), [(16, 3), (40, 2)], ids=["1.3, then 2.6 times", "twice"])
+    @pytest.mark.parametrize("missing", [0, 1], ids=["many", "fewer"])
+    def test_an_error_that_has_grown_a_little_may_shrink_again(self, large: int, tried: int, missing: int) -> None:
+        """Large values, cut off by any share below 1: what that costs, in shares of the least error. Of fewer values
+        all shares are tried."""
+        heard = list[int]()
+
+        def reader(x: np.ndarray) -> np.ndarray:
+            heard.append(x.size)
+            return x
+
+        value = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 1, (1 << 16) - missing)).astype(np.float32)
+        value[..., :large] = 1
+        narrowed([value], Range(-1.0, 1.0), INT8, [reader])
+        assert len(heard) == 1 + (len(SHARES) if missing else tried)
+
     def test_small_gains_are_not_worth_it(self) -> None:
         """A calibrated range a little too wide: by 1 % the step would be finer, by 2 % the error smaller; not by a
         tenth, the least that is tried."""
