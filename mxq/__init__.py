@@ -4,7 +4,7 @@
     qnet = mxq.quantize_net(net, calib_data)     # a Gluon block
     mxq.save(qnet, "model-int8")                 # a pair that stock MXNet loads like the original
 
-Import mxq before mxnet. The functions load on first use: ``import mxq`` does not import MXNet. It changes four things
+Import mxq before mxnet. The functions load on first use: ``import mxq`` does not import MXNet. It changes five things
 of the process, each only where it is needed:
 
 - numpy gets back the aliases (``np.bool``, ...) that it no longer has and MXNet reads (`mxq.compat`).
@@ -12,6 +12,7 @@ of the process, each only where it is needed:
   gluoncv import it.
 - ``MXNET_CPU_PARALLEL_SIZE`` is set, unless it is: else a large copy in MXNet starts a second team of OpenMP threads,
   and all networks run slower from then on (`mxq.host.environment.disable_parallel_copy`).
+- MXNet knows the operator of networks that train with quantization (`mxq.registration`).
 - The logger "mxq" gets a handler that writes to stderr (`mxq.logs`).
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mxq import threads
+from mxq import registration, threads
 from mxq.compat import prepare
 from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import (
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 install_log_handler()
 prepare()
+registration.prepare()
 show_by(lambda found: str(importlib.import_module("mxq.report.plain").plain(found)))
 
 __all__ = [

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, toposort
 from mxq.qat import algorithms
-from mxq.qat.algorithms import Algorithm, fake_node
+from mxq.qat.algorithms import Algorithm, fake_nodes
 from mxq.qat.config import QatConfig
 from mxq.qat.folding import UNFOLDED, FoldedPair, folded_weight, nodes, pairs
 from mxq.qat.quantizer import Quantizer, by_reader
@@ -116,7 +116,7 @@ class QatNetwork:
     def model(self) -> Model:
         """What trains: the source with a node for each quantizer, and BatchNorms as the strategy wants them.
 
-        All parameters declare their shapes, which MXNet cannot infer back through the operator of `fake_node`.
+        All parameters declare their shapes, which MXNet cannot infer back through the operator of `fake_nodes`.
         """
         return _Writer(self).model
 
@@ -190,13 +190,8 @@ class _Writer:
         parameters = tuple(map(Ref, self.network.names(quantizer)))
         if self.network.config.form == "operators":
             return algorithm.nodes(quantizer.name, quantizer.site, ref, parameters)
-        before, after = f"{quantizer.name}_plain", f"{quantizer.name}_compiled"
         name = self.network.algorithm_name(quantizer)
-        return (
-            in_plain_layout(before, ref),
-            fake_node(after, name, quantizer.site, Ref(before), parameters),
-            in_plain_layout(quantizer.name, Ref(after)),
-        )
+        return fake_nodes(quantizer.name, name, quantizer.site, ref, parameters)
 
     def _shaped(self, node: Node) -> Node:
         value = self._shapes.get(node.name)
@@ -205,17 +200,6 @@ class _Writer:
     @cached_property
     def _shapes(self) -> Mapping[str, Array]:
         return self.network.values
-
-
-def in_plain_layout(name: str, ref: Ref) -> Node:
-    """A copy of ``ref`` that has no layout of oneDNN's, and whose gradient has none.
-
-    An operator in Python runs in a thread of its own. Of what it reads in such a layout MXNet makes a copy in the plain
-    one, and frees that while the operator still reads it (``PushOperator`` in ``src/imperative/imperative_utils.h`` of
-    1.9.1): numbers come out wrong now and then. Slicing is the quickest operator without a kernel of oneDNN that does
-    not work in place, forward or backward.
-    """
-    return Node(name, "slice_axis", {"axis": "0", "begin": "0", "end": "None"}, (ref,))
 
 
 def softmax_head(model: Model) -> tuple[Model, tuple[Node, ...]]:

@@ -1,29 +1,30 @@
-"""The operator of `mxq.qat.algorithms.fake_node`: compiled kernels, run by MXNet on its own memory.
+"""The operator of `mxq.qat.algorithms.fake_node`: compiled kernels, run by MXNet on its own memory, on the CPU.
 
 MXNet calls a custom operator in a thread of its own. What it gives are views of its arrays, so nothing is copied, and
-the kernels let go of the interpreter's lock. CPU only.
+the kernels let go of the interpreter's lock. `mxq.registration` makes it known to MXNet.
 
-What can be wrong is found before anything runs: when the operator is made, and when shapes and types are inferred. An
-error in one of these, or in a kernel, is printed and comes to the caller as MXNet's error, which has no words of it;
-`failure` has them.
+What can be wrong is found when a network is loaded or bound, before anything runs. MXNet prints what an operator raises
+and goes on with an error of its own, without words; `mxnet_says` finds them in ``OPERATORS_SAID``. What is raised where
+the operator is made would end the process, so it is raised where MXNet asks next, for names.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, MxqError
 from mxq.graph.ir import Array
-from mxq.qat.algorithms import OP_TYPE, Algorithm, Site, get, site_of
-from mxq.runtime.mxnet import mx
+from mxq.qat.algorithms import Algorithm, Site, get, site_of
+from mxq.runtime.mxnet import OPERATORS_SAID, mx
 
 _LIB: Final = mx.base._LIB  # noqa: SLF001  (Python's interface has no call for it)
 _FLOAT: Final = ctypes.POINTER(ctypes.c_float)
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def view(array: Any) -> Array:
@@ -35,6 +36,20 @@ def view(array: Any) -> Array:
     return np.ctypeslib.as_array(ctypes.cast(address, _FLOAT), array.shape)
 
 
+def _heard(method: Method) -> Method:
+    """Keeps what is raised where it can be found."""
+
+    @wraps(method)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            OPERATORS_SAID.append(str(error) if isinstance(error, MxqError) else f"{type(error).__name__}: {error}")
+            raise
+
+    return cast("Method", heard)
+
+
 class FakeQuantize(mx.operator.CustomOp):  # type: ignore[misc]  # MXNet is untyped
     """One fake-quantized tensor."""
 
@@ -43,6 +58,7 @@ class FakeQuantize(mx.operator.CustomOp):  # type: ignore[misc]  # MXNet is unty
         self.algorithm, self.site = algorithm, site
         self.names, self.learned = algorithm.parameters(site), algorithm.learned(site)
 
+    @_heard
     def forward(self, is_train: bool, req: Sequence[str], in_data: Any, out_data: Any, aux: Any) -> None:
         if req[0] == "null":
             return
@@ -54,6 +70,7 @@ class FakeQuantize(mx.operator.CustomOp):  # type: ignore[misc]  # MXNet is unty
         if target is not out:
             out += target
 
+    @_heard
     def backward(self, req: Sequence[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any) -> None:
         if all(each == "null" for each in req):
             return
@@ -87,22 +104,36 @@ def _assign(target: Array, how: str, value: Any) -> None:
 class FakeQuantizeProp(mx.operator.CustomOpProp):  # type: ignore[misc]  # MXNet is untyped
     """What MXNet asks before it runs the operator: names, shapes and types.
 
-    Raises:
-        ConfigError: the attributes are none of `fake_node`'s, or the algorithm is not for such a tensor.
+    Its backward depends on all that there is, as by default, though it does not look at the result. MXNet keeps the
+    dependencies of the operator that was declared last for those of all operators, and fails where they are fewer.
+
+    Args:
+        attrs: as `mxq.qat.algorithms.fake_node` writes them.
     """
 
     def __init__(self, **attrs: str) -> None:
         super().__init__(need_top_grad=True)
-        self.site, self.algorithm = site_of(attrs), get(attrs.get("algorithm", ""))
-        self.algorithm.check(self.site)
+        self._attrs = attrs
+
+    @cached_property
+    def site(self) -> Site:
+        return site_of(self._attrs)
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        found = get(self._attrs.get("algorithm", ""))
+        found.check(self.site)
+        return found
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         return self.algorithm.parameters(self.site)
 
+    @_heard
     def list_arguments(self) -> list[str]:
         return ["data", *self.names]
 
+    @_heard
     def infer_shape(self, in_shape: Any) -> Any:
         data, axis = in_shape[0], self.site.spec.axis
         if axis is not None and data and len(data) <= axis:
@@ -110,16 +141,12 @@ class FakeQuantizeProp(mx.operator.CustomOpProp):  # type: ignore[misc]  # MXNet
         channels = 1 if axis is None else data[axis] if data else 0
         return [data, *([channels] for _ in self.names)], [data], []
 
+    @_heard
     def infer_type(self, in_type: Any) -> Any:
         if np.dtype(in_type[0]) != np.float32:
             raise ConfigError(f"the tensor is {np.dtype(in_type[0])}; allowed in training with quantization: float32")
         return [np.float32] * len(in_type), [np.float32], []
 
-    def declare_backward_dependency(self, out_grad: Any, in_data: Any, out_data: Any) -> list[int]:
-        return [*out_grad, *in_data]
-
+    @_heard
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> FakeQuantize:
         return FakeQuantize(self.algorithm, self.site)
-
-
-mx.operator.register(OP_TYPE)(FakeQuantizeProp)

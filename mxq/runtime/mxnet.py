@@ -51,16 +51,22 @@ FAILURES = (
 """What MXNet raises: its own error, those it is told to (``mxnet.error``), and where its sentence is no UTF-8."""
 
 
+OPERATORS_SAID: list[str] = []
+"""What operators of ours raised since MXNet was last asked; it knows only that one of them failed."""
+
+
 @contextmanager
 def mxnet_says(what: str, error: type[MxqError] = RuntimeFailure) -> Iterator[None]:
     """MXNet's errors as one of ours that begins with ``what``; none of them is left to be raised later."""
+    OPERATORS_SAID.clear()
     try:
         yield
     except MxqError:
         raise
     except FAILURES as failure:
         drain()
-        raise error(f"{what}: {sentence(str(failure))}") from failure
+        said = OPERATORS_SAID[0] if OPERATORS_SAID else sentence(str(failure))
+        raise error(f"{what}: {said}") from failure
 
 
 def drain() -> None:

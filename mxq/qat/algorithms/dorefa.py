@@ -22,7 +22,7 @@ import numpy as np
 from mxq.graph.ir import Ref
 from mxq.qat.algorithms.base import ByRole, Parameters, Uniform, refuse
 from mxq.qat.algorithms.fixed import Fixed
-from mxq.qat.algorithms.grid import NO_RANGE, positive
+from mxq.qat.algorithms.grid import LEAST_STEP, positive
 from mxq.qat.algorithms.plain import Plain
 from mxq.qat.algorithms.protocol import Floats, Site
 from mxq.qat.algorithms.transformed import Transformed
@@ -60,7 +60,7 @@ class TanhWeights(Transformed):
 
     def transformed(self, plain: Plain, parameters: Sequence[Ref], gain: Ref) -> Ref:
         t = plain.op("tanh", plain.x)
-        largest = plain.scalar("maximum", plain.over("max", plain.op("abs", t)), NO_RANGE)
+        largest = plain.scalar("maximum", plain.over("max", plain.op("abs", t)), LEAST_STEP)
         return plain.op("broadcast_mul", t, plain.op("elemwise_div", gain, largest))
 
 
@@ -85,7 +85,7 @@ class DoReFa(ByRole):
 
 def _largest(t: Floats) -> Floats:
     """The largest absolute value of each channel, (C,)."""
-    return np.asarray(np.maximum(np.abs(t).max(axis=(0, 2), initial=0), np.float32(NO_RANGE)), np.float32)
+    return np.asarray(np.maximum(np.abs(t).max(axis=(0, 2), initial=0), np.float32(LEAST_STEP)), np.float32)
 
 
 def _beside(parameter: Floats) -> Floats:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Node, Ref
 from mxq.quant import SCHEMES, QParams, QuantSpec, Scheme, scheme_of
+from mxq.registration import OP_TYPE
 
 Floats: TypeAlias = NDArray[np.float32]
 Role: TypeAlias = Literal["weight", "activation"]
@@ -119,8 +120,33 @@ class Algorithm(Protocol):
         """
 
 
+def fake_nodes(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
+    """What fake-quantizes ``x`` by compiled kernels: `fake_node` between two copies `in_plain_layout`.
+
+    Args:
+        name: of the last, and so of what they make.
+        algorithm, site, x, parameters: as of `fake_node`.
+    """
+    before, after = f"{name}_plain", f"{name}_compiled"
+    node = fake_node(after, algorithm, site, Ref(before), parameters)
+    return in_plain_layout(before, x), node, in_plain_layout(name, node.out)
+
+
+def in_plain_layout(name: str, ref: Ref) -> Node:
+    """A copy of ``ref`` that has no layout of oneDNN's, and whose gradient has none.
+
+    An operator in Python runs in a thread of its own. Of what it reads in such a layout MXNet makes a copy in the plain
+    one, and frees that while the operator still reads it (``PushOperator`` in ``src/imperative/imperative_utils.h`` of
+    1.9.1): numbers come out wrong now and then. Slicing is the quickest operator without a kernel of oneDNN that does
+    not work in place, forward or backward.
+    """
+    return Node(name, "slice_axis", {"axis": "0", "begin": "0", "end": "None"}, (ref,))
+
+
 def fake_node(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> Node:
     """The operator that fake-quantizes ``x`` by compiled kernels (`mxq.runtime.fake_quantization`), on the CPU.
+
+    Neither ``x`` nor the gradient of the result may be in a layout of oneDNN's: see `in_plain_layout`.
 
     Args:
         name: of the node, and so of what it makes.
@@ -150,7 +176,3 @@ def site_of(attrs: Mapping[str, str]) -> Site:
     if role not in ROLES or rule not in ("", *SCHEMES):
         raise ConfigError(f"{OP_TYPE} has role {role!r} and rule {rule!r}; allowed: {ROLES}, {(*SCHEMES, '')}")
     return Site(QuantSpec(**values), cast("Role", role), rule)
-
-
-OP_TYPE = "mxq_fake_quantize"
-"""By which MXNet knows the operator of `fake_node`."""

@@ -2,7 +2,7 @@
 
 With the center c and the distance d, see `mxq.qat.algorithms.transformed`::
 
-    T(x) = gain sign(x) clip(1/2 + (|x| - c) / (2 d), 0, 1)                (eq. 1, with gamma 1)
+    T(x) = gain sign(x) clip(1/2 + (|x| - c) / (2 d), 0, 1)                (with gamma 1)
     dT/dx = gain / (2 d) where c - d <= |x| <= c + d, else 0
     dT/dc = -gain sign(x) / (2 d) there
     dT/dd = -gain sign(x) (|x| - c) / (2 d^2) there
