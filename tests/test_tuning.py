@@ -34,6 +34,7 @@ from mxq.errors import (
     WorkerError,
 )
 from mxq.graph.ir import Model, Ref
+from mxq.qat import TrainConfig
 from mxq.runtime import MxnetRunner
 from mxq.tuning.budget import Budget, OutOfTime
 from mxq.tuning.cost import BYTE, CostModel, cost_model
@@ -47,6 +48,7 @@ from mxq.tuning.search import (
     LAYERS,
     METHODS,
     SKIPPED,
+    TRAINING,
     Bar,
     Method,
     Settings,
@@ -80,6 +82,8 @@ class World:
     time_budget: float | None = None
     seconds: Callable[[Settings], float] = lambda _: 1.0
     path: Path | None = None
+    training: TrainConfig | None = None
+    guess: Callable[[Settings], float | None] = lambda _: None
     ends: Callable[[int], None] = lambda _: None
     clock: Clock = field(default_factory=Clock)
     asked: list[Settings] = field(default_factory=list)
@@ -92,13 +96,16 @@ class World:
         return Made(self.score(settings), 10.0 + sum(ORDER[name] for name in settings.floats), settings)
 
     def run(self) -> Found[Settings]:
-        space = Space(
-            [Settings("naive"), Settings("entropy"), Settings("mse")], [Method("default"), Method("best")], rank
+        calibrators, methods = (
+            [Settings("naive"), Settings("entropy"), Settings("mse")],
+            [Method("default"), Method("best")],
         )
+        space = Space(calibrators, methods, rank, self.training)
         journal = Journal.open(self.path, {"network": 1})
         budget = Budget(self.time_budget, self.clock, sum(e["seconds"] for e in journal.entries))
         bar = Bar(0.9, self.max_drop)
         driver = Driver(bar, self.attempt, journal, budget, lambda trial, made: self.kept.append(made), 1.0)
+        driver.guess = self.guess
         return driver.run(strategy(space, bar))
 
 
@@ -123,6 +130,34 @@ class TestStrategy:
         assert kinds(found) == [(CALIBRATORS, "naive", "fast", ""), (CALIBRATORS, "entropy", "fast", "")]
         assert found.best is found.trials[1]
         assert found.stopped == "a network wholly in int8 meets the bar, and none is faster"
+
+    def test_training_comes_last_and_only_where_nothing_else_meets_the_bar(self) -> None:
+        training = TrainConfig(epochs=3)
+        found = World(lambda s: 0.95 if s.training else 0.5, training=training).run()
+        assert [t.stage for t in found.trials].index(TRAINING) == len(found.trials) - 1
+        assert found.best is found.trials[-1]
+        assert found.best.settings == Settings("naive", training=training)
+        assert found.stopped.endswith("; trained with quantization the network meets it")
+        met = World(needing("a"), training=training).run()
+        assert all(t.settings.training is None for t in met.trials)
+        missed = World(lambda _: 0.5, training=training).run()
+        assert missed.stopped.endswith("; trained with quantization the network misses it")
+
+    def test_training_that_takes_longer_than_there_is_time_is_not_begun(self) -> None:
+        def guess(s: Settings) -> float | None:
+            return 1000.0 if s.training else None
+
+        found = World(lambda _: 0.5, training=TrainConfig(), guess=guess, time_budget=500.0).run()
+        assert all(t.settings.training is None for t in found.trials)
+        assert "1000" in found.stopped
+
+    def test_a_journal_goes_on_with_training(self, tmp_path: Path) -> None:
+        """Data for it may come later; what was tried before is not tried again."""
+        path = tmp_path / "trials"
+        before = World(lambda _: 0.5, path=path).run()
+        later = World(lambda s: 0.9 if s.training else 0.5, path=path, training=TrainConfig())
+        assert len(later.run().trials) == len(before.trials) + 1
+        assert [s.training for s in later.asked] == [TrainConfig()]
 
     def test_methods_are_tried_with_the_best_calibrator(self) -> None:
         scores = {"naive": 0.5, "entropy": 0.8, "mse": 0.7}

@@ -50,6 +50,7 @@ class Driver(Generic[T]):
         keep: called whenever the best changes, after the trial is in the journal.
         first_guess: how many seconds to expect of a trial before there was any.
         tell: called after each trial that was run.
+        guess: how many seconds settings will take, where that is known by other means than trials before.
     """
 
     bar: Bar
@@ -59,6 +60,7 @@ class Driver(Generic[T]):
     keep: Callable[[Trial, T], None]
     first_guess: float = 0.0
     tell: Callable[[Trial], None] = lambda _: None
+    guess: Callable[[Settings], float | None] = lambda _: None
     _trials: list[Trial] = field(default_factory=list)
     _best: tuple[Trial, T] | None = None
 
@@ -123,7 +125,10 @@ class Driver(Generic[T]):
         return Trial(stage, settings, DONE, made.score, made.cost, self.budget.clock() - started), made.network
 
     def _expected(self, settings: Settings) -> float:
-        """Seconds for a trial: the most that one by the same method took, else any."""
+        """Seconds for a trial: as guessed, or the most that one by the same method took, else any."""
+        guessed = self.guess(settings)
+        if guessed is not None:
+            return guessed
         known = self._known()
         alike = [t.seconds for t in known if t.settings.method == settings.method]
         return max(alike or [t.seconds for t in known], default=self.first_guess)

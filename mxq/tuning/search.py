@@ -1,8 +1,9 @@
 """The search for the fastest network that meets the bar. Nothing here knows of networks: settings go out, trials come.
 
 The workflow is that of figure 5 of H. Wu et al., "Integer quantization for deep learning inference: principles and
-empirical evaluation" (2020), up to training: every calibrator, then methods for weights, then layers left in float. All
-networks that are wholly int8 are equally fast, so the first of them that meets the bar ends the search.
+empirical evaluation" (2020): every calibrator, then methods for weights, then layers left in float, then training with
+quantization where there is data for it. All networks that are wholly int8 are equally fast, so the first of them that
+meets the bar ends the search.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any, Final
 
 from mxq.config import QuantConfig
 from mxq.formats.documents import converted
+from mxq.qat.schedule import TrainConfig
 from mxq.tuning.choices import with_floats
 
-CALIBRATORS, METHODS, LAYERS = "calibrators", "methods", "layers"
+CALIBRATORS, METHODS, LAYERS, TRAINING = "calibrators", "methods", "layers", "training"
 """The stages, in order."""
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
@@ -43,11 +45,12 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One network of the search: its calibrator, its method, and the layers left in float."""
+    """One network of the search: its calibrator, its method, the layers left in float, and how it is trained, if so."""
 
     calib_mode: str
     method: Method = Method()
     floats: tuple[str, ...] = ()
+    training: TrainConfig | None = None
 
     def config(self, base: QuantConfig) -> QuantConfig:
         """``base`` with these settings."""
@@ -55,7 +58,8 @@ class Settings:
         return with_floats(replace(base, calib_mode=self.calib_mode, **changes), self.floats)
 
     def to_json(self) -> dict[str, Any]:
-        return {"calib_mode": self.calib_mode, "method": asdict(self.method), "floats": list(self.floats)}
+        found = {"calib_mode": self.calib_mode, "method": asdict(self.method), "floats": list(self.floats)}
+        return found if self.training is None else {**found, "training": self.training.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Trial:
     """One network that was tried.
 
     Attributes:
-        stage: "calibrators", "methods" or "layers".
+        stage: "calibrators", "methods", "layers" or "training".
         settings: what was tried.
         state: "done", "failed", or "skipped" for want of time.
         score: more is better; None where there is none.
@@ -129,11 +133,13 @@ class Space:
         methods: in order, the first tried with two calibrators.
         rank: called once, with the best settings so far: the layers, in the order in which to leave them in float, with
             the time that each costs there.
+        training: how to train, where nothing else meets the bar; None where there is no data for it.
     """
 
     calibrators: Sequence[Settings]
     methods: Sequence[Method]
     rank: Callable[[Settings], Mapping[str, float]]
+    training: TrainConfig | None = None
 
 
 Asking = Generator[tuple[str, Settings], Trial, str]
@@ -186,7 +192,8 @@ def _partial(base: Settings, space: Space, bar: Bar) -> Asking:
             break
         fails = count
     if not meets:
-        return f"with {fails} of {len(order)} layers in float the bar is still missed"
+        missed = f"with {fails} of {len(order)} layers in float the bar is still missed"
+        return missed if space.training is None else (yield from _trained(base, space.training, bar, missed))
     while meets - fails > 1:
         count = (fails + meets) // 2
         met = bar.met((yield LAYERS, replace(base, floats=order[:count])))
@@ -197,6 +204,12 @@ def _partial(base: Settings, space: Space, bar: Bar) -> Asking:
         if bar.met((yield LAYERS, replace(base, floats=fewer))):
             kept = fewer
     return f"{len(kept)} of {len(order)} layers in float meet the bar, with fewer of these it is missed"
+
+
+def _trained(base: Settings, training: TrainConfig, bar: Bar, missed: str) -> Asking:
+    """The last resort. Training chooses weights, so that methods for them have nothing to add."""
+    trial = yield TRAINING, Settings(base.calib_mode, training=training)
+    return f"{missed}; trained with quantization the network {'meets' if bar.met(trial) else 'misses'} it"
 
 
 def _doubling(most: int) -> list[int]:
