@@ -29,7 +29,8 @@ class QatConfig:
         bn_strategy: what BatchNorm after a layer is while it trains, -1 to 4 or its name; see `mxq.qat.folding`. By
             default -1 where folding and rounding commute (each output channel of a weight has a float scale and no
             zero point) or nothing is folded, else 4, which works best generally (MQBench, section 5.3).
-        init: the calibrator that finds the ranges to start from, an observer's name and its parameters.
+        init: the calibrator that finds the ranges to start from, an observer's name and its parameters. By default
+            "naive" for 8 bits; fewer cannot cover all values, and start from "mse".
         weight_init: the same for weights.
         edge_bits: of the first and last layers, their weights and what they read; by default as the hardware says.
         exclude_layers: names or shell patterns of layers that stay in float.
@@ -43,8 +44,8 @@ class QatConfig:
     weight_algorithm: str | None = None
     hardware: str = "onednn"
     bn_strategy: int | str | None = None
-    init: str = "naive"
-    weight_init: str = "naive"
+    init: str | None = None
+    weight_init: str | None = None
     edge_bits: int | None = None
     exclude_layers: tuple[str, ...] = ()
     num_calib_examples: int | str | None = None
@@ -86,6 +87,16 @@ class QatConfig:
         return "max" if self.is_held else self.algorithm
 
     @property
+    def calibrator(self) -> str:
+        """The observer that finds the ranges that activations start from."""
+        return _calibrator(self.bits_a) if self.init is None else self.init
+
+    @property
+    def weight_calibrator(self) -> str:
+        """The same of weights."""
+        return _calibrator(self.bits_w) if self.weight_init is None else self.weight_init
+
+    @property
     def edges(self) -> int | None:
         """Bits of first and last layers; None where they are as all others."""
         return self.row.edge_bits if self.edge_bits is None else self.edge_bits
@@ -100,7 +111,7 @@ class QatConfig:
     def quantization(self) -> QuantConfig:
         """How the network is planned, and quantized when it is trained: as it is, by the ranges that were learned."""
         return QuantConfig(
-            calib_mode=self.init,
+            calib_mode=self.calibrator,
             effort="fast",
             exclude_layers=self.exclude_layers,
             num_calib_examples=self.num_calib_examples,
@@ -126,6 +137,10 @@ class QatConfig:
         return QatConfig(**data)
 
 
+def _calibrator(bits: int) -> str:
+    return "naive" if bits == MOST_BITS else "mse"
+
+
 def _check_bits(name: str, value: object) -> None:
     if value is None and name == "edge_bits":
         return
@@ -134,6 +149,8 @@ def _check_bits(name: str, value: object) -> None:
 
 
 def _check_observer(name: str, value: object) -> None:
+    if value is None:
+        return
     known = (*observers.names(), *observers.OBSERVERS.aliases)
     if not isinstance(value, str) or value.partition(":")[0].strip() not in known:
         raise one_of(name, value, known)

@@ -116,7 +116,7 @@ def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner
         raise QuantizeError(
             "no operator of the network can be quantized; allowed: convolutions, fully connected layers"
         )
-    quantizers, ranges = activation_ranges(quantizers, statistics, config.init)
+    quantizers, ranges = activation_ranges(quantizers, statistics, config.calibrator)
     return with_initial(QatNetwork(source, config, quantizers, head=head, warnings=warnings), ranges)
 
 
@@ -135,7 +135,7 @@ _Placed = tuple[tuple[Quantizer, ...], Statistics, tuple[str, ...]]
 def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
     """Quantizers by the block graph of the hardware's row, and statistics of their tensors."""
     found = placed(source, config)
-    observer = observers.get(config.init)
+    observer = observers.get(config.calibrator)
     asked = {q.tensor: observer for q in found if not q.is_weight}
     batches = _batches(calib_data, source, config)
     statistics = collect(runner, source, batches, asked)

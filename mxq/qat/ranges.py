@@ -76,7 +76,7 @@ def _weight_range(network: QatNetwork, quantizer: Quantizer) -> tuple[Floats, Fl
     """The ends of the range of each channel of a weight (C,), as its observer has it, and the weight (A, C, B)."""
     weight = network.weight(quantizer)
     folded = np.ascontiguousarray(weight, np.float32).reshape(quantizer.site.folded(weight.shape))
-    observer, site = observers.get(network.config.weight_init), quantizer.site
+    observer, site = observers.get(network.config.weight_calibrator), quantizer.site
     rows = folded.transpose(1, 0, 2).reshape(folded.shape[1], -1)
 
     def one(row: Array) -> Range:
