@@ -24,6 +24,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     quantize,
     sensitivity,
     sweep_bits,
+    train,
     tune,
     verify,
 )

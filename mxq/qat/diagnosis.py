@@ -33,7 +33,7 @@ def diagnosed(block: Any, feed: Feed, epoch: int) -> Iterator[Mapping[str, Any]]
     """Lines for the journal about a block as it is; none of one that is not fake-quantized, or cannot be traced.
 
     ==========  ===================================================================================================
-    "ranges"    name of each operator that fake-quantizes -> [low, high], what its codes cover, of all channels
+    "ranges"    name of each quantizer -> [low, high], what its codes cover, of all channels
     "noise"     the same names -> SQNR in dB of what it makes against what it reads; None where that is not finite
     ==========  ===================================================================================================
     """
@@ -47,11 +47,18 @@ def diagnosed(block: Any, feed: Feed, epoch: int) -> Iterator[Mapping[str, Any]]
     refs = [ref for node in nodes for ref in (node.inputs[0], node.out)]
     found = runtime.MxnetRunner().compile(model, refs)(taken(feed, slice(EXAMPLES)))
     tensors = [np.asarray(found[len(model.graph.heads) + i]) for i in range(len(refs))]
-    pairs = dict(zip((n.name for n in nodes), zip(tensors[::2], tensors[1::2], strict=True), strict=True))
-    ranges = {node.name: covered(model, node, pairs[node.name][0]) for node in nodes}
+    names = [quantizer_of(model, node) for node in nodes]
+    pairs = dict(zip(names, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
+    ranges = {name: covered(model, node, pairs[name][0]) for name, node in zip(names, nodes, strict=True)}
     yield {"kind": "ranges", "epoch": epoch, "ranges": ranges}
     noise = {name: sqnr_db(given, made) for name, (given, made) in pairs.items()}
     yield {"kind": "noise", "epoch": epoch, "sqnr_db": {k: v if math.isfinite(v) else None for k, v in noise.items()}}
+
+
+def quantizer_of(model: Model, node: Node) -> str:
+    """The name of the quantizer: of the copy of what a fake-quantizing operator makes, or its own without one."""
+    readers = model.graph.consumers[node.name]
+    return readers[0].name if len(readers) == 1 and node.name.startswith(f"{readers[0].name}_") else node.name
 
 
 def covered(model: Model, node: Node, values: Array) -> list[float]:

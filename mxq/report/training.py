@@ -144,8 +144,7 @@ def _ranges(axes: Axes, lines: Lines) -> None:
         ends[name] = widths[-1]
     ranked = sorted(ends, key=lambda name: ends[name])
     shown = dict.fromkeys((*ranked[:NAMED], *ranked[-NAMED:]))
-    spread = max(ends.values()) - min(ends.values())
-    _label(axes, {name: ends[name] for name in shown}, lines[-1]["epoch"], max(spread, 0.02))
+    _label(axes, {name: ends[name] for name in shown}, lines[-1]["epoch"])
     _frame(axes)
     axes.axhline(1.0, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
     axes.set_title("Width of ranges, by that before training", loc="left", color=_INK)
@@ -153,11 +152,12 @@ def _ranges(axes: Axes, lines: Lines) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _label(axes: Axes, ends: Mapping[str, float], at: float, spread: float) -> None:
+def _label(axes: Axes, ends: Mapping[str, float], at: float) -> None:
     """Names beside the ends of lines, far enough apart to be read."""
+    bottom, top = axes.get_ylim()
     last, words = -math.inf, _short(ends)
     for name, value in sorted(ends.items(), key=lambda pair: pair[1]):
-        last = max(value, last + 0.055 * spread)
+        last = max(value, last + 0.055 * (top - bottom))
         axes.annotate(
             words[name],
             (at, last),
@@ -169,6 +169,7 @@ def _label(axes: Axes, ends: Mapping[str, float], at: float, spread: float) -> N
             parse_math=False,
             annotation_clip=False,
         )
+    axes.set_ylim(bottom, max(top, last))
 
 
 def _noise(axes: Axes, lines: Lines) -> None:

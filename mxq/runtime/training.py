@@ -127,7 +127,7 @@ class Trainee:
     @property
     def shapes(self) -> dict[str, list[int]]:
         """Of all parameters, by their place."""
-        return {name: list(p.shape) for name, p in self._table.items()}
+        return {name: list(p.data().shape) for name, p in self._table.items()}
 
 
 def _inputs(block: Any) -> tuple[str, ...]:

@@ -1,0 +1,121 @@
+"""``mxq train``: fine-tunes a float network, with quantization or without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mxq.cli.app import command
+from mxq.cli.console import print_json, show_result
+from mxq.cli.networks import start_mxnet
+from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, prefix_of
+from mxq.errors import ConfigError
+from mxq.logs import LOG
+
+if TYPE_CHECKING:
+    from mxq.qat.config import QatConfig
+
+_SCHEDULE, _CODES = "Schedule", "Quantization in training"
+
+
+@command
+def train(
+    prefix: Prefix,
+    data: Annotated[Path, option(metavar="PATH", help=f"To train on, with labels. {DATA}")],
+    workdir: Annotated[
+        Path,
+        option(
+            metavar="DIR",
+            help="Folder for the checkpoint, after every epoch, and the journal, which mxq plot draws; run again after "
+            "any end, it goes on.",
+        ),
+    ],
+    labels: Labels = None,
+    eval_data: Annotated[Path | None, option(metavar="PATH", help=f"To measure on, with labels. {DATA}")] = None,
+    eval_labels: Labels = None,
+    plot: Annotated[
+        Path | None, option(metavar="FILE", help="Draw curves, ranges and noise into a .png, .svg or .pdf.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        option(metavar="FILE", help="YAML file with sections training and qat, see mxq.recipe; options override it."),
+    ] = None,
+    epochs: Annotated[int | None, option(min=1, metavar="N", panel=_SCHEDULE, help="Passes over the data.")] = None,
+    lr: Annotated[
+        float | None, option(metavar="RATE", panel=_SCHEDULE, help="The highest learning rate; 1 % of 0.1 by default.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, option(min=1, metavar="N", panel=_SCHEDULE, help="Examples to a step; 64 by default.")
+    ] = None,
+    seed: Annotated[
+        int | None, option(min=0, metavar="N", panel=_SCHEDULE, help="Of the order and of all that is random.")
+    ] = None,
+    bits: Annotated[
+        str | None, option(metavar="N|WxAy", panel=_CODES, help="Bits of codes, 2 to 8; W4A8: of weights and the rest.")
+    ] = None,
+    algorithm: Annotated[
+        str | None, option(metavar="NAME", panel=_CODES, help="How ranges are learned; lsq is the default.")
+    ] = None,
+    hardware: Annotated[
+        str | None, option(metavar="NAME", panel=_CODES, help="Whose quantizers there are; onednn is the default.")
+    ] = None,
+    only_float: Annotated[bool, option("--float", panel=_CODES, help="Train without quantization.")] = False,
+    baseline: Annotated[
+        bool,
+        option("--baseline/--no-baseline", panel=_CODES, help="Train the float network too, to compare with, or not."),
+    ] = True,
+    *,
+    pictures: Pictures,
+    epoch: Epoch = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a network with quantization, and the float one by the same recipe to compare with."""
+    from mxq.qat.schedule import TrainConfig
+    from mxq.recipe import section
+
+    prefix = prefix_of(prefix)
+    schedule = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+    schedule = replace(schedule, **_given(given))
+    start_mxnet()
+    from mxq import workflow
+    from mxq.report import training
+    from mxq.workflow.training import TrainRecipe
+    from mxq.workflow.training import train as run
+
+    asked = {"bits": bits, "algorithm": algorithm, "hardware": hardware}
+    if only_float and _given(asked):
+        name = next(iter(_given(asked)))
+        raise ConfigError(f"--{name} is {asked[name]!r} beside --float, which trains without quantization")
+    qat = None if only_float else _qat_config(recipe, asked)
+    found = run(
+        prefix,
+        workflow.Measured(data, labels),
+        None if eval_data is None else workflow.Measured(eval_data, eval_labels),
+        TrainRecipe(schedule, qat, baseline),
+        pictures.preparation(prefix),
+        workdir=workdir,
+        epoch=epoch,
+    )
+    print_json(found.to_json()) if as_json else show_result(found)
+    if plot is not None:
+        LOG.info("drawn: %s", training.draw(workdir, plot))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _qat_config(recipe: Path | None, asked: dict[str, Any]) -> QatConfig:
+    """What the recipe says of quantization in training, with options on top."""
+    from mxq.qat.config import QatConfig
+    from mxq.quant.bits import Bits
+    from mxq.recipe import section
+
+    config = QatConfig() if recipe is None else section(recipe, "qat", QatConfig.from_json)
+    changes = _given(asked)
+    if "bits" in changes:
+        bits = Bits.parse(changes.pop("bits"), "--bits")
+        changes |= {"bits_w": bits.weights, "bits_a": bits.activations}
+    return replace(config, **changes)

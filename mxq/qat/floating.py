@@ -1,0 +1,40 @@
+"""A float network as a block that trains: what training alone brings, to hold training with quantization against."""
+
+from __future__ import annotations
+
+from mxq import runtime
+from mxq.errors import QuantizeError
+from mxq.graph.ir import Array, Model, Node
+from mxq.passes.simplify import FLOAT, OwnName
+from mxq.qat.folding import in_training
+from mxq.qat.network import softmax_head, with_head
+from mxq.rewrite import apply_rules
+
+
+def float_block(net: runtime.Net) -> runtime.TrainableBlock:
+    """A block of ``net`` that trains as `mxq.qat.prepare`'s does, without quantization.
+
+    BatchNorms use the batch's statistics while it trains, and a softmax at the end is left out.
+
+    Raises:
+        QuantizeError: the network is quantized, or has no parameters.
+    """
+    model = runtime.load_model(net)
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    if not model.args:
+        raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
+    source = in_training(_without_softmax(model)[0])
+    return runtime.trainable_block(source, constant=frozenset(source.auxs), undecayed=())
+
+
+def with_values(net: runtime.Net, values: dict[str, Array]) -> Model:
+    """``net`` with what `float_block` learned, its softmax at its place."""
+    source, head = _without_softmax(runtime.load_model(net))
+    args, auxs = ({k: values.get(k, v) for k, v in table.items()} for table in (source.args, source.auxs))
+    return with_head(Model(source.graph, args, auxs), head)
+
+
+def _without_softmax(model: Model) -> tuple[Model, tuple[Node, ...]]:
+    return softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])

@@ -1,0 +1,98 @@
+"""A float network is fine-tuned, with quantization or without, on labelled data at a path or in memory."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxq import runtime
+from mxq.data.feeding import feeds
+from mxq.data.preparation import Preparation
+from mxq.errors import DataError
+from mxq.logs import LOG
+from mxq.qat.config import QatConfig
+from mxq.qat.floating import float_block
+from mxq.qat.preparing import prepare
+from mxq.qat.result import Trained
+from mxq.qat.schedule import TrainConfig
+from mxq.qat.training import fit
+from mxq.workflow.opening import Measured, open_labelled, preparation_of
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How a network is trained.
+
+    Attributes:
+        training: the schedule.
+        qat: how it is quantized meanwhile; None trains it in float.
+        baseline: whether the float network is fine-tuned as well, to compare with.
+    """
+
+    training: TrainConfig
+    qat: QatConfig | None = None
+    baseline: bool = True
+
+
+def train(
+    net: runtime.Net,
+    data: Measured,
+    evaluated: Measured | None,
+    recipe: TrainRecipe,
+    preparation: Preparation | None = None,
+    *,
+    workdir: Path | None = None,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> Trained:
+    """Fine-tunes ``net``.
+
+    Args:
+        net: float; see `mxq.runtime.load_model`.
+        data: what it trains on, with labels; ranges start from a part of it.
+        evaluated: what to measure on; None: nothing.
+        recipe: how.
+        preparation: how pictures are read; what is known of the network where None.
+        workdir: see `mxq.qat.fit`.
+        epoch: which parameters of a prefix.
+        logger: receives what is said meanwhile.
+
+    Raises:
+        DataError: data at a path has no labels, and others as of `mxq.qat.fit`.
+        QuantizeError: as of `mxq.qat.prepare`.
+    """
+    model = runtime.load_model(net, epoch)
+    preparation = preparation or preparation_of(net)
+    size = recipe.training.examples
+
+    def opened(measured: Measured, what: str) -> tuple[Any, Any]:
+        found, labels = open_labelled(measured, model, preparation, size, logger)
+        if found is not measured.data and found.labels is None and labels is None:
+            raise DataError(
+                f"{what} {measured.data} has no labels; allowed: a folder with labels.csv (or --labels), an .npz with "
+                "labels"
+            )
+        return found, labels
+
+    train_data, labels = opened(data, "training data")
+    eval_data, eval_labels = (None, None) if evaluated is None else opened(evaluated, "data to measure on")
+    block = float_block(model)
+    baseline = None
+    if recipe.qat is not None:
+        budget = recipe.qat.quantization.budget
+        baseline = block if recipe.baseline else None
+        block = prepare(model, feeds(train_data, model.arguments, budget, batch_size=size), recipe.qat)
+    return fit(
+        block,
+        train_data,
+        labels=labels,
+        eval_data=eval_data,
+        eval_labels=eval_labels,
+        metric=None if evaluated is None else evaluated.metric,
+        baseline=baseline,
+        config=recipe.training,
+        workdir=workdir,
+        logger=logger,
+    )

@@ -1,0 +1,132 @@
+"""``mxq train``, and training with quantization as it does it, on the small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_training as small
+from typer.testing import CliRunner
+
+import mxq  # isort: skip  (before mxnet)
+
+import mxnet as mx
+
+from mxq.cli import app
+from mxq.numerics import sqnr_db
+from mxq.qat.checkpoint import FILE
+from mxq.qat.diagnosis import diagnosed
+from mxq.qat.journal import JOURNAL, read_journal
+from mxq.qat.training import fit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained float network, and data with and without labels."""
+    made = tmp_path_factory.mktemp("train")
+    net = fit(small.net(), small.data(), config=small.CONFIG, progress=False).block
+    net.export(str(made / "net"))
+    for name, count, seed in (("train", 64, 0), ("test", 40, 1)):
+        x, y = small.data(count, seed)
+        np.savez(made / f"{name}.npz", data=x, label=y)
+    np.savez(made / "bare.npz", data=x)
+    return made
+
+
+def run(folder: Path, *options: str, code: int = 0) -> Any:
+    given = ["train", str(folder / "net"), "--data", str(folder / "train.npz"), *options]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout) if code == 0 else done.output
+
+
+def test_reports_float_fine_tuned_quantized_and_trained(folder: Path, tmp_path: Path) -> None:
+    options = (
+        "--eval-data", str(folder / "test.npz"), "--workdir", str(tmp_path / "w"), "--bits", "W2A3", "--epochs", "1",
+        "--lr", "0.01", "--batch-size", "32", "--plot", str(tmp_path / "curves.png"), "--json",
+    )  # fmt: skip
+    found = run(folder, *options)
+    assert [e["epoch"] for e in found["history"]] == [e["epoch"] for e in found["float"]["history"]] == [0, 1]
+    x, y = small.data(40, 1)
+    net = mxq.load(folder / "net")
+    assert found["float"]["before"]["top1"] == pytest.approx(np.mean(net(mx.nd.array(x)).asnumpy().argmax(1) == y))
+    lines = read_journal(tmp_path / "w")
+    assert [line["epoch"] for line in lines if line["kind"] == "ranges"] == [0, 1]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert run(folder, *options) == found  # it was finished: nothing is trained again
+
+
+def test_a_recipe_says_how(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("format: mxq-recipe/1\ntraining: {epochs: 1, batch_size: 32}\nqat: {bits_w: 4, bits_a: 4}\n")
+    run(folder, "--recipe", str(recipe), "--workdir", str(tmp_path), "--no-baseline", "--lr", "0.001", "--json")
+    assert len([line for line in read_journal(tmp_path) if line["kind"] == "step"]) == 2
+    about = bytes(mxq.runtime.load_params(tmp_path / FILE)["about"]).decode()
+    assert json.loads(about)["training"]["config"]["lr"] == 0.001
+    assert not (tmp_path / "float").exists()
+
+
+def test_trains_in_float_alone(folder: Path, tmp_path: Path) -> None:
+    found = run(folder, "--float", "--workdir", str(tmp_path), "--epochs", "1", "--json")
+    assert (found["float"], found["best_epoch"]) == (None, 1)
+    assert not [line for line in read_journal(tmp_path) if line["kind"] == "ranges"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--float", "--bits", "4"), "--bits is '4' beside --float"),
+        (("--bits", "9"), "--bits is '9'; allowed: 2 to 8"),
+        (("--hardware", "abacus"), "abacus"),
+        (("--lr", "-1"), "lr is -1.0; allowed: a number above 0"),
+        (("--eval-data", "bare.npz"), "data to measure on .*bare.npz has no labels"),
+    ],
+)
+def test_errors_name_the_option(folder: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    given = [str(folder / o) if o.endswith(".npz") else o for o in options]
+    output = run(folder, "--workdir", str(tmp_path / "w"), *given, code=2)
+    assert " ".join(output.split()).count("mxq: error:") == 1
+    assert pytest.importorskip("re").search(message, " ".join(output.split()))
+
+
+class TestQuantized:
+    """`mxq.qat.fit` on what `mxq.qat.prepare` gives."""
+
+    def block(self, folder: Path) -> Any:
+        return mxq.qat.prepare(str(folder / "net"), small.data(64)[0], bits_w=3, bits_a=3)
+
+    def test_interrupted_it_ends_with_the_same_bytes(self, folder: Path, tmp_path: Path) -> None:
+        def interrupt(_: Any) -> None:
+            raise KeyboardInterrupt
+
+        given = {"eval_data": small.data(40, 1), "metric": mxq.evaluation.metrics.TopK(), "progress": False}
+        given |= {"config": small.CONFIG, "epochs": 2, "lr": 0.01}
+        fit(self.block(folder), small.data(), workdir=tmp_path / "whole", **given)
+        with pytest.raises(KeyboardInterrupt):
+            fit(self.block(folder), small.data(), workdir=tmp_path / "cut", loss=small.Dying(8, interrupt), **given)
+        fit(self.block(folder), small.data(), workdir=tmp_path / "cut", **given)
+        for name in (FILE, JOURNAL):
+            assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+    def test_ranges_and_noise_are_those_of_the_tensors(self, folder: Path) -> None:
+        block = self.block(folder)
+        x = small.data(16)[0]
+        ranges, noise = diagnosed(block, mxq.data.feed.Feed({"data": x}, 16, {"data": 0}), 0)
+        assert ranges["ranges"].keys() == noise["sqnr_db"].keys() == {q.name for q in block.qat.quantizers}
+        step = float(block.trained["data_fq_step"][0])
+        assert ranges["ranges"]["data_fq"] == pytest.approx([-4 * step, 3 * step], rel=1e-6)
+        rounded = np.clip(np.rint(x / step), -4, 3) * step
+        assert noise["sqnr_db"]["data_fq"] == pytest.approx(sqnr_db(x, rounded), abs=1e-3)
+
+    def test_statistics_of_batchnorm_are_taken_anew(self, folder: Path) -> None:
+        block = self.block(folder)
+        before = block.trained
+        found = mxq.recalibrate_batchnorm(block, small.data(64)[0])
+        after = block.trained
+        moving = {name for name in before if "running" in name}
+        assert found is block
+        assert moving
+        assert all(np.array_equal(before[n], after[n]) != (n in moving) for n in before)
