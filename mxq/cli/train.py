@@ -70,7 +70,7 @@ def train(
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network with quantization, and the float one by the same recipe to compare with."""
+    """Fine-tune a network with quantization, and in float by the same recipe; what is learned stays in --workdir."""
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 
