@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_training
 from typer.main import get_command
 
 from mxq.cli.app import app
@@ -118,3 +120,21 @@ def test_headings_and_links_are_read_as_github_reads_them(tmp_path: Path) -> Non
     )
     assert anchors(page) == {"one", "two", "two-1"}
     assert broken(page) == ["gone.md", "#no-heading", "gone.png", "b.md"]
+
+
+def test_the_loop_of_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The user's own loop in docs/qat.md, of 25 lines at most, on the small network: it learns."""
+    import mxnet as mx
+
+    page = ROOT / "docs" / "qat.md"
+    text = next(text for _, text in blocks(page, "python") if "autograd.record" in text)
+    assert len(text.splitlines()) <= 25
+    images, labels = small_training.data(96)
+    net = small_training.net()
+    dataset = mx.gluon.data.ArrayDataset(images, labels)
+    loader = mx.gluon.data.DataLoader(dataset, batch_size=16, shuffle=False)
+    given = {"net": net, "images": images, "labels": labels, "loader": loader}
+    exec(compile(text, str(page), "exec"), given)
+    assert given["error"].asscalar() < 0.8 * math.log(3)
+    assert given["step"] == 12
+    assert "top1" in capsys.readouterr().out
