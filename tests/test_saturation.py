@@ -25,10 +25,19 @@ from mxq.numerics import sqnr_db
 from mxq.passes.limit_saturation import limit_saturation
 from mxq.passes.pair_channels import weight_codes
 from mxq.runtime import MxnetRunner
-from mxq.saturation.activity import sampled
+from mxq.saturation.activity import PLACES, sampled
 from mxq.saturation.kernels import BOTTOM, TOP, at_risk, excess, kernel_of, limit_pairs, lost, pairs, summed
+from mxq.saturation.limits import Sums
 from mxq.saturation.pairing import conflicts, cost_of, matching
-from mxq.saturation.remedies import assumed_activations, change, coarser, remedy
+from mxq.saturation.remedies import (
+    assumed_activations,
+    change,
+    coarser,
+    factors,
+    highest_of,
+    remedy,
+    widened,
+)
 
 pytestmark = pytest.mark.kernels
 
@@ -285,6 +294,7 @@ class TestArithmetic:
         other = limit_pairs(codes)
         wanted = np.square(np.einsum("nik,oik->no", data, other - codes)).mean(axis=0)
         np.testing.assert_allclose(change(codes, other, data), wanted, rtol=1e-5)
+        assert not change(codes, codes, data).any()
 
 
 class TestRemedy:
@@ -310,6 +320,49 @@ class TestRemedy:
         found = remedy(codes, activations(100, 64))
         assert (found.kind, found.exact, found.pairs) == ("pairs", True, 1)
 
+    @pytest.mark.parametrize(("code", "count", "share", "kind"), [(65, 2, 0.04, "pairs"), (66, 1, 0.08, "none")])
+    def test_limits_that_cost_next_to_nothing_are_for_any_data(self, code, count, share, kind):
+        """Where no sum saturates on the samples: in shares of the noise that rounding the weights has anyway."""
+        codes, data = np.random.default_rng(0).integers(-60, 60, (32, 64)), activations(200, 64, low=0, high=100)
+        codes[:count, :2] = code
+        noise = codes.size * np.square(data).mean() / 12
+        assert change(codes, limit_pairs(codes), data).sum() / noise == pytest.approx(share, rel=0.1)
+        found = remedy(codes, data)
+        assert (found.kind, found.exact, found.unguarded) == (kind, kind == "pairs", 0)
+
+    @pytest.mark.parametrize(
+        ("kernel", "low", "seed", "more"),
+        [("pairs", 0, 0, 1.05), ("pairs", 0, 2, 1.05), ("pairs", 200, 1, 1.2), ("shifted", -28, 0, 1.05)],
+    )
+    def test_no_widening_is_much_better_than_those_that_are_tried(self, kernel, low, seed, more):
+        codes, data = random_codes(16, 32, seed=seed), activations(100, 32, low=low, high=256 if low >= 0 else 128)
+        tried, any_other = (
+            min(widened(codes, data, f, kernel=kernel).cost for f in every)
+            for every in (factors(kernel), 2 ** np.arange(1 / 16, 2.01, 1 / 16))
+        )
+        assert tried < more * any_other
+
+    def test_a_wider_range_leaves_the_lesser_of_what_saturates_and_what_limits_cost(self):
+        codes, data = random_codes(16, 32), activations(100, 32)
+        for factor in factors("pairs"):
+            found, free = (widened(codes, data, factor, limit=limit) for limit in (True, False))
+            limits = change(codes, limit_pairs(codes, highest_of(data, factor=factor)), data).sum()
+            coarse = coarser(codes, factor).sum()
+            assert free.cost == pytest.approx(lost(codes, data, factor).sum() + coarse, rel=1e-6)
+            assert found.cost == pytest.approx(min(free.cost, limits + coarse), rel=1e-6)
+            assert found.exact == (lost(codes, np.full((1, 32), 255), factor).sum() == 0)
+
+    @pytest.mark.parametrize(("bounded", "least", "most"), [(True, 60, 106), (False, 45, 80)])
+    def test_assumed_activations_are_of_the_larger_ones_that_there_are(self, bounded, least, most):
+        """Root mean squares of trained networks' codes: 25 to 106 below a clip, 7 to 80 elsewhere."""
+        found = assumed_activations(256, bounded=bounded)
+        assert least < np.sqrt(np.square(found).mean()) < most
+
+    def test_samples_of_many_places_are_not_few(self):
+        """A margin for what few places do not show is for layers that have but few."""
+        assert Sums.of("pairs", 1.0, np.ones((PLACES, 4), np.float32), 4).highest.max() == 1
+        assert Sums.of("pairs", 1.0, np.ones((PLACES // 2, 4), np.float32), 4).highest.max() == 2
+
 
 class TestPairing:
     def test_the_cost_of_a_pair(self):
@@ -323,6 +376,17 @@ class TestPairing:
         order = matching(conflicts(codes))
         assert sorted(order) == [0, 1, 2, 3]
         assert cost_of(order, conflicts(codes)) == 0
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_no_exchange_of_partners_is_left_that_gains(self, seed):
+        costs = conflicts(random_codes(64, 128, seed=seed))
+        one, other = matching(costs).reshape(-1, 2).T
+        now = costs[one, other]
+        across = costs[np.ix_(one, other)]  # of each pair's first with each one's second
+        for exchanged in (costs[np.ix_(one, one)] + costs[np.ix_(other, other)], across + across.T):
+            gain = now[:, None] + now - exchanged
+            np.fill_diagonal(gain, 0)
+            assert gain.max() <= 1e-5 * now.max()
 
     @pytest.mark.parametrize("channels", [1, 2, 3, 64, 65])
     def test_never_worse_than_as_it_is(self, channels):

@@ -148,6 +148,8 @@ def highest_of(samples: Array, kernel: Kernel = "pairs", factor: float = 1.0) ->
 def change(codes: Array, other: Array, samples: Array) -> Array:
     """The mean square that ``other`` codes change each output by: (O,) float64; ``samples`` as for `lost`."""
     rows = np.flatnonzero((other != codes).reshape(len(codes), -1).any(axis=1))
+    if not len(rows):
+        return np.zeros(len(codes))
     off = (other[rows].astype(np.float32) - codes[rows]).reshape(len(rows), codes.shape[1], -1)
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float32)
     parts = [(data, off)] if data.shape[2] > 1 else [(data, off[:, :, k, None]) for k in range(off.shape[2])]
