@@ -23,13 +23,13 @@ from mxq.config import QuantConfig
 from mxq.data.feeding import feeds as fed
 from mxq.errors import ConfigError
 from mxq.graph.ir import Model
-from mxq.host import machine
 from mxq.qat.config import QatConfig
 from mxq.qat.placement import placed
 from mxq.quant import QuantizedNetwork
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import HARDWARE, hardware_of
 from mxq.runtime import MxnetRunner, load_model, write_pair
+from mxq.weights.coding import codes_of
 
 NET = (
     conv("a", "data"), "r = Activation(a) " + RELU,
@@ -188,11 +188,12 @@ def test_training_quantizes_the_same_tensors(row: str) -> None:
 # ---- oneDNN ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("target", ["avx512_vnni", "avx2"])
 @pytest.mark.parametrize("effort", ["fast", "default"])
-def test_onednn_of_8_bits_is_what_the_kernels_give(effort: str) -> None:
+def test_onednn_of_8_bits_is_what_the_kernels_give(effort: str, target: str) -> None:
     model = build(*NET)
-    int8 = made(model, simulate=False, effort=effort, target=machine.VNNI)
-    simulation = made(model, hardware="oneDNN", bits=8, effort=effort, target=machine.VNNI)
+    int8 = made(model, simulate=False, effort=effort, target=target)
+    simulation = made(model, hardware="oneDNN", bits=8, effort=effort, target=target)
     wanted = simulated("onednn").lower(network_of(int8)).model
     assert simulation.model.graph == wanted.graph
     for name, value in wanted.args.items():
@@ -230,6 +231,17 @@ def test_what_cannot_be_done_is_left_out_and_said(row: str) -> None:
         assert record.rounding == ("reconstruction" if fits else "nearest")
         assert ("signed codes with a scale of any size for each output channel" in record.note) is not fits
         assert record.bias_correction == "empirical"
+
+
+@pytest.mark.parametrize("row", HARDWARE)
+def test_methods_round_tensors_as_the_network_does(row: str) -> None:
+    for bits in ("W4A4", "W8A5"):
+        network = network_of(made(build(*NET), hardware=row, bits=bits))
+        spans = {name: threshold.range for name, threshold in network.thresholds.items()}
+        codes = codes_of(network, spans)
+        assert len(codes) > 3
+        for ref, code in codes.items():
+            assert code.params(spans[str(ref)]) == network.tensors[ref], str(ref)
 
 
 def test_weights_are_codes_of_the_hardware() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import VERSION, feed_graph
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 
 from mxq.errors import ConfigError
 from mxq.graph.serde import read_text
-from mxq.quant import MXNET, SYMMETRIC, QuantSpec
+from mxq.quant import MXNET, SYMMETRIC, QuantSpec, scheme_of
 from mxq.weights import grid
-from mxq.weights.grid import FULL, HALVED, SHARES, Grid, extremes, nearest, steps, values, written
+from mxq.weights.grid import FULL, HALVED, SHARES, Grid, Nearest, extremes, nearest, steps, values, written
 
 GRIDS = pytest.mark.parametrize("levels", [FULL, HALVED], ids=["full", "halved"])
 STEPS = st.floats(1e-8, 1e6, allow_nan=False).map(np.float64)
@@ -243,3 +245,47 @@ def test_the_kernel_reads_the_chosen_codes() -> None:
     )  # without ranges: a scale per tensor
     np.testing.assert_array_equal(found, np.rint(grid.read(weight, codes, step, FULL)[0] / step[0][:, None]))
     assert np.mean(found != codes[0]) < 0.02
+
+
+AFFINE = QuantSpec(4, signed=False, symmetric=False)
+PLAIN = {
+    "one zero point": AFFINE,
+    "a zero point for each channel": replace(AFFINE, axis=0),
+    "one scale": QuantSpec(3),
+    "one power of two": QuantSpec(4, scale="power_of_two"),
+}
+
+
+def _clipped(weight: np.ndarray, share: float, spec: QuantSpec) -> np.ndarray:
+    """Rounded in ``share`` of the range of ``weight`` (O, K), in float64, without mxq."""
+    axis = None if spec.axis is None else 1
+    low, high = (end(weight, axis=axis, keepdims=True) * share for end in (np.min, np.max))
+    if spec.symmetric:
+        step = np.maximum(-low, high) / spec.highest
+        step = 2.0 ** np.ceil(np.log2(step)) if spec.scale == "power_of_two" else step
+        inside = np.clip(weight, -np.maximum(-low, high), np.maximum(-low, high))
+        return np.asarray(np.clip(np.rint(inside / step), spec.lowest, spec.highest) * step)
+    step = (high - low) / spec.highest
+    return (
+        np.asarray(np.clip(np.rint(weight / step) - np.rint(low / step), 0, spec.highest) + np.rint(low / step)) * step
+    )
+
+
+@pytest.mark.parametrize("spec", PLAIN.values(), ids=PLAIN)
+def test_codes_of_no_grid_are_the_nearest_in_the_best_range(spec: QuantSpec) -> None:
+    weight = np.random.default_rng(0).standard_t(3, (8, 40)).astype(np.float32)  # a few values far out
+    found = Nearest.of(weight.reshape(8, 4, 10), spec, scheme_of(spec))
+    axis = None if spec.axis is None else 1
+    errors = [np.square(_clipped(weight.astype(np.float64), s, spec) - weight).sum(axis=axis) for s in SHARES]
+    mine = np.square(found.values.reshape(8, 40) - weight.astype(np.float64)).sum(axis=axis)
+    np.testing.assert_allclose(mine, np.min(errors, axis=0), rtol=1e-4)
+    assert np.all(np.min(errors, axis=0) <= errors[0])
+    params = scheme_of(spec).covering(spec, found.weight)
+    np.testing.assert_array_equal(params.fake(found.weight), found.values)  # what a network makes of it
+    assert found.part(slice(2, 5)).values.shape == (3, 4, 10)
+
+
+def test_a_weight_of_zeros_in_codes_of_no_grid() -> None:
+    for spec in PLAIN.values():
+        found = Nearest.of(np.zeros((3, 4), np.float32), spec, scheme_of(spec))
+        np.testing.assert_array_equal(found.values, 0)
