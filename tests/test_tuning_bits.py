@@ -71,6 +71,7 @@ class TestSweep:
         assert "W2A2" in table
         axes = sweep_figure(found).axes[0]
         assert [line.get_label() for line in axes.lines] == [*HARDWARE, "float"]
+        assert len({line.get_color() for line in axes.lines}) == len(HARDWARE) + 1
 
     def test_what_is_in_the_journal_is_not_measured_again(self, home: Path, tmp_path: Path) -> None:
         asked: dict[str, Any] = {"libraries": ("tensorrt",), "workdir": tmp_path, **fast()}

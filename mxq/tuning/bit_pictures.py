@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST: Final = 80
 """Layers drawn, at most: the first."""
 _INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
+_COLOURS: Final = (*plots.PALETTE, "#5B4B8A")
 _MARKERS: Final = "osD^vPX"
 _WIDTH, _HEIGHT, _ROW, _DPI = 10.0, 5.6, 0.22, 100
 
@@ -36,7 +37,7 @@ def sweep_figure(found: BitSweep) -> Figure:
         points = [(j, value) for j, bits in enumerate(widths) if (value := _value(found, name, bits)) is not None]
         if points:
             x, y = zip(*points, strict=True)
-            colour = plots.PALETTE[i % len(plots.PALETTE)]
+            colour = _COLOURS[i % len(_COLOURS)]
             axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], color=colour, label=name, zorder=3)
     whole = found.float.get(found.measure)
     if whole is not None and math.isfinite(whole):
