@@ -202,6 +202,17 @@ def test_a_scale_that_is_a_power_of_two_is_the_largest_that_covers(size: float) 
     assert params.scale <= fine < 2 * params.scale
 
 
+def test_a_search_through_ranges_has_the_steps_of_their_parameters() -> None:
+    """Of one range after the other; but for float32, in which parameters are."""
+    lows, highs = -np.float32([0, 0.5, 3, 0.7]), np.float32([1, 2, 0.1, 900])
+    for spec in (s for s in SPECS if s.axis is None):
+        for scheme in (MXNET, SYMMETRIC) if spec.symmetric else (AFFINE,):
+            steps, zeros = scheme.steps(spec, lows, highs)
+            alone = [scheme.params(spec, *ends) for ends in zip(lows, highs, strict=True)]
+            np.testing.assert_allclose(steps, [1 / float(p.scale) for p in alone], rtol=1e-6)
+            np.testing.assert_array_equal(zeros, [p.zero_point for p in alone])
+
+
 def test_the_range_settles_the_sign() -> None:
     spec = QuantSpec(signed=None)
     assert MXNET.params(spec, 0, 1).spec == UINT8
