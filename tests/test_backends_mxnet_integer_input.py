@@ -305,13 +305,13 @@ def test_whatever_its_bounds_are_called_an_input_can_be_compared(dtype, preproce
     args = {called.get(name, name): value for name, value in done.model.args.items()}
     other = Model(Graph(nodes, done.model.graph.heads, done.model.graph.attrs), args)
     for model, names in ((done.model, ("data_min", "data_max")), (other, ("lowest", "highest"))):
-        held = Counterparts(done.prepared.fused, model).held(Ref("data"))
+        held = Counterparts(done.prepared.fused, model).stored(Ref("data"))
         assert held.refs == (Ref("data"), *map(Ref, names))
 
 
 def test_an_input_that_float_operators_read_has_no_bounds():
     done = made(small(), "uint8", IMAGENET, calib_mode="none")
-    assert Counterparts(done.prepared.fused, done.model).held(Ref("data")).refs == (Ref("data"),)
+    assert Counterparts(done.prepared.fused, done.model).stored(Ref("data")).refs == (Ref("data"),)
 
 
 def test_float32_changes_nothing():

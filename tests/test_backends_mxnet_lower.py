@@ -179,7 +179,7 @@ class TestNames:
                     "thresholds": list(done.thresholds.values()),
                     "refined": [known.get(name, name) for name in done.report.weights],
                     "coded": [tensor_of(done.report, name) is not None for name in ("c", "r", names[2], names[3], "d")],
-                    "taps": [(known.get(t.float.name, t.float.name), t.op, t.held.scale) for t in taps],
+                    "taps": [(known.get(t.float.name, t.float.name), t.op, t.stored.scale) for t in taps],
                     "outputs": [v.tobytes() for v in run(done.model)],
                 }
             )

@@ -450,7 +450,7 @@ class TestBatchNorm:
         assert {"sum1", "bn2", "relu2", "sum2"} <= {tap.name.removeprefix("quantized_") for tap in taps}
         for tap in taps:
             wanted, *coded = (*run(model, {"data": X}, (tap.float,))[1:], *run(done, {"data": X}, tap.int8)[1:])
-            assert sqnr_db(wanted, tap.held.read(coded).values) > 25
+            assert sqnr_db(wanted, tap.stored.read(coded).values) > 25
 
     @pytest.mark.parametrize(("norm", "why"), [('fix_gamma="True"', "fixed"), ('fix_gamma="False" axis="2"', "axis 1")])
     def test_what_it_cannot_do(self, norm: str, why: str) -> None:

@@ -79,8 +79,8 @@ class LayerTally:
     def __init__(self, runner: Runner, model: Model, taps: Sequence[Tap]) -> None:
         self.taps = taps
         self.float_refs = tuple(dict.fromkeys(tap.float for tap in taps))
-        held = (ref for tap in taps for h in (tap.held, *tap.reads.values()) for ref in h.refs)
-        self.int8_refs = tuple(dict.fromkeys(held))
+        stored = (ref for tap in taps for h in (tap.stored, *tap.reads.values()) for ref in h.refs)
+        self.int8_refs = tuple(dict.fromkeys(stored))
         self._runner, self._inputs = runner, frozenset(model.inputs)
         self._sums = [Sums() for _ in taps]
         self._parts = [cut(model, tap.float, tap.reads) for tap in taps]
@@ -91,15 +91,15 @@ class LayerTally:
         sources = {ref: i for i, ref in enumerate(self.float_refs)}
         shapes: dict[Ref, tuple[int, ...]] = {}
 
-        def read(held: StoredTensor) -> Reading:
-            return held.read([candidate(places[ref]) for ref in held.refs])
+        def read(stored: StoredTensor) -> Reading:
+            return stored.read([candidate(places[ref]) for ref in stored.refs])
 
         for i, tap in enumerate(self.taps):
-            x, reading = reference(sources[tap.float]), read(tap.held)
+            x, reading = reference(sources[tap.float]), read(tap.stored)
             shapes[tap.float] = x.shape
-            part = tap.held.part
+            part = tap.stored.part
             if part(x).shape == reading.codes.shape:
-                inputs = {ref: read(held).values for ref, held in tap.reads.items()}
+                inputs = {ref: read(stored).values for ref, stored in tap.reads.items()}
                 f = x if tap.float.name in self._inputs else self._exact(i, inputs, shapes)
                 self._sums[i] = self._sums[i].add(part(x), reading, None if f is None else part(f))
 

@@ -83,7 +83,7 @@ class StoredTensor:
 class Reading:
     """A tensor of the int8 network in one batch: ``codes``, of which ``step`` make a unit; floats have ``step`` 1."""
 
-    held: StoredTensor
+    stored: StoredTensor
     codes: Array
     step: float
 
@@ -100,8 +100,8 @@ class Reading:
             found = np.asarray(self.codes / self.step, np.float32)
         elif self.is_coded:
             found = QParams(BY_DTYPE[str(self.codes.dtype)], self.step).dequantize(self.codes)
-        if self.held.offset or self.held.scale:
-            found = np.asarray((found - self.held.offset) / self.held.factors(found.shape), np.float32)
+        if self.stored.offset or self.stored.scale:
+            found = np.asarray((found - self.stored.offset) / self.stored.factors(found.shape), np.float32)
         return found
 
     def clipped(self, wanted: Array) -> int:
@@ -113,8 +113,8 @@ class Reading:
         if not self.is_coded:
             return 0
         spec = BY_DTYPE[str(self.codes.dtype)]
-        low, high = spec.lowest, min(spec.highest, self.held.top)
-        scaled = (wanted * self.held.factors(wanted.shape) + self.held.offset) * self.step
+        low, high = spec.lowest, min(spec.highest, self.stored.top)
+        scaled = (wanted * self.stored.factors(wanted.shape) + self.stored.offset) * self.step
         above = (self.codes >= high) & (scaled > high + _ROUNDS)
         below = (self.codes <= low) & (scaled < low - _ROUNDS)
         return int(np.count_nonzero(above | below))
@@ -148,8 +148,8 @@ class Counterparts:
                 return Ref(name, ref.output)
         return self.float_of(node.inputs[0]) if recodes(node) else self._door(node)
 
-    def held(self, ref: Ref) -> StoredTensor:
-        """How the tensor ``ref`` is held."""
+    def stored(self, ref: Ref) -> StoredTensor:
+        """How the tensor ``ref`` is stored."""
         node = self.int8.graph[ref.name]
         order, scale = channels_of(self.int8.graph, node)
         offset = _noted(self.int8.graph, node, lambda note: note.offset).offset
@@ -169,11 +169,11 @@ class Counterparts:
                 continue
             seen.add(ref)
             tensor = self.float_of(ref)
-            held = None if tensor is None or tensor == own else self.held(ref)
-            if tensor is None or held is None or not held.is_whole:
+            stored = None if tensor is None or tensor == own else self.stored(ref)
+            if tensor is None or stored is None or not stored.is_whole:
                 pending.extend(reversed(maker.inputs))
             else:
-                found.setdefault(tensor, held)
+                found.setdefault(tensor, stored)
         return found
 
     def _stride(self, node: Node, ref: Ref) -> tuple[int, int]:

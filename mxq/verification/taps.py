@@ -22,20 +22,20 @@ class Tap:
         name: the float tensor's; of what quantizes a float tensor, the quantizer's.
         op: what makes it; for a fused operator the chain, such as "Convolution+Activation".
         float: in the float model.
-        held: in the int8 model.
+        stored: where and how the int8 model has it.
         reads: the nearest tensors before it that both models have, and how the int8 model holds each.
     """
 
     name: str
     op: str
     float: Ref
-    held: StoredTensor
+    stored: StoredTensor
     reads: Mapping[Ref, StoredTensor] = field(default_factory=dict)
 
     @property
     def int8(self) -> tuple[Ref, ...]:
         """Its tensors in the int8 model: one float, or values, minimum, maximum."""
-        return self.held.refs
+        return self.stored.refs
 
 
 def corresponding(float_model: Model, int8_model: Model) -> tuple[Tap, ...]:
@@ -55,11 +55,11 @@ def _taps(parts: Counterparts, node: Node, holders: Collection[Node]) -> Iterato
     own = _best([h for h in holders if h.op != QUANTIZE])
     if own is not None and not (node.is_variable and _is_plain(own)):
         op = _chain(own) or (node.op if not node.is_variable else FED if own.is_variable else own.op)
-        yield Tap(node.name, op, node.out, parts.held(own.out), parts.around(own, node.out))
+        yield Tap(node.name, op, node.out, parts.stored(own.out), parts.around(own, node.out))
     for quantizer in holders:
         if quantizer.op == QUANTIZE:
             read = parts.around(quantizer, None)
-            yield Tap(quantizer.name, quantizer.op, node.out, parts.held(quantizer.out), read)
+            yield Tap(quantizer.name, quantizer.op, node.out, parts.stored(quantizer.out), read)
 
 
 def _best(holders: Collection[Node]) -> Node | None:
