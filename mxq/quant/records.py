@@ -120,8 +120,7 @@ class Records:
             found = Range(0.0, max(found.max, 0.0))
             notes += ["from zero: u8 codes have no zero point"] if given else []
         if found.absmax < _TINY:
-            found = Range(0.0, 1.0)
-            notes.append("the calibrated range was zero")
+            found, notes = Range(0.0, 1.0), ["the calibrated range was zero"]
         if found.max > bound:
             found = Range(min(found.min, bound), bound)
             notes += [f"up to {bound:.6g}, where the values end: the kernel saturates there"] if given else []
