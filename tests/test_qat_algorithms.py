@@ -10,7 +10,7 @@ import fake_quantization as reference
 import numpy as np
 import pytest
 from fake_quantization import Frozen
-from helpers import assert_close
+from helpers import assert_close, install_fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from mxq.qat.algorithms import ALGORITHMS, Algorithm, Site, fake_node, get, site
 from mxq.qat.algorithms.apot import levels
 from mxq.qat.algorithms.grid import LEAST_STEP
 from mxq.quant import MXNET, SYMMETRIC, QuantSpec
+from mxq.registry import Registry
 
 NAMES = ("fixed", "lsq", "lsq_plus", "pact", "dorefa", "dsq", "qil", "apot", "max")
 BITS = range(2, 9)
@@ -326,6 +327,29 @@ class TestNames:
             assert get("identity").name == "identity"
         finally:
             del ALGORITHMS._known["identity"]  # noqa: SLF001  (nobody takes one away but tests)
+
+    def test_one_of_another_package(self, tmp_path, monkeypatch):
+        """An entry point gives a page of its own: here a grid twice as fine as it is asked for."""
+        module = (
+            "import numpy as np\n"
+            "from dataclasses import dataclass\n"
+            "from typing import ClassVar\n"
+            "from mxq.qat.algorithms.base import Stepped\n"
+            "@dataclass(frozen=True)\n"
+            "class Finer(Stepped):\n"
+            "    name: ClassVar[str] = 'finer'\n"
+            "    source: ClassVar[str] = 'nobody'\n"
+            "    def initial(self, site, low, high, values=None):\n"
+            "        found = super().initial(site, low, high, values)\n"
+            "        return {**found, 'step': found['step'] / 2}\n"
+        )
+        install_fake(
+            tmp_path, "finer-grids", {"mxq.qat.algorithms": {"finer": "finer_grids:Finer"}}, finer_grids=module
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        registry = Registry("algorithm", ALGORITHMS.group, ALGORITHMS.kind)
+        p = registry.get("finer").initial(Site(QuantSpec(4), "weight"), np.float32([-7]), np.float32([7]))
+        assert p["step"].tolist() == [0.5]
 
 
 class TestNode:
