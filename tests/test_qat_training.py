@@ -20,13 +20,14 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 
 from mxq.data.examples import open_source
-from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, TrainingError
+from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, StorageError, TrainingError
 from mxq.qat.checkpoint import FILE
 from mxq.qat.epochs import Epochs
 from mxq.qat.journal import JOURNAL, read_journal
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import Trained, fit
 from mxq.runtime.training import seeded
+from mxq.storage import locks
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +288,17 @@ class TestErrors:
     def test_another_training_in_the_folder(self, whole: tuple[Trained, Path]) -> None:
         with pytest.raises(ConfigError, match=r"its config\.lr is 0\.05, here 0\.1; allowed: the same block"):
             training.trained(whole[1], lr=0.1)
+
+    def test_a_folder_that_another_run_trains_in(self, tmp_path: Path) -> None:
+        with locks.alone(tmp_path, ""), pytest.raises(StorageError, match=r"is in use by .*give another workdir"):
+            training.trained(tmp_path)
+        (tmp_path / "file").touch()
+        with pytest.raises(StorageError, match=r"workdir '.*file/w' cannot be made: Not a directory"):
+            training.trained(tmp_path / "file" / "w")
+
+    def test_a_generator_to_measure_on(self) -> None:
+        with pytest.raises(DataError, match="eval_data is a generator, which can be read only once"):
+            fit(training.net(), training.data(), eval_data=(x for x in ()))
 
     def test_damaged_files(self, whole: tuple[Trained, Path], tmp_path: Path) -> None:
         (tmp_path / FILE).write_bytes(files(whole[1])[FILE][:-100])

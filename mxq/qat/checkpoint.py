@@ -7,7 +7,8 @@ Beside it lies the journal, one JSON document a line, which grows with each epoc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from mxq.formats.params import read_params
 from mxq.graph.ir import Array
 from mxq.qat.journal import JOURNAL, added, cut
 from mxq.runtime.params_file import size_of, write_params
+from mxq.storage import locks
 from mxq.storage.writing import regular, replacing
 
 FORMAT: Final = "mxq-training/1"
@@ -78,10 +80,7 @@ class Checkpoints:
         """
         if self.file is None or self.folder is None:
             return None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{self.folder} cannot be used as workdir: {error.strerror or error}") from error
+        _make(self.folder)
         if not regular(self.file).exists():
             cut(self.folder / JOURNAL, 0)
             return None
@@ -123,6 +122,29 @@ class Checkpoints:
         with replacing(self.file, size=size_of(table)) as (draft,):
             write_params(draft, table)
         return state
+
+
+@contextmanager
+def alone(folder: Path | None) -> Iterator[None]:
+    """While inside, no other run trains in ``folder``.
+
+    Raises:
+        StorageError: another run does, or the folder cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    _make(folder)
+    with locks.alone(folder, "wait for its end, or give another workdir"):
+        yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"workdir {str(folder)!r} cannot be made: {why}") from error
 
 
 def _part(table: Mapping[str, Array], part: str) -> dict[str, Array]:

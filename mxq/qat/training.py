@@ -20,7 +20,7 @@ from mxq.formats.reading import path_given
 from mxq.graph.ir import Array
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
-from mxq.qat.checkpoint import Checkpoints, State
+from mxq.qat.checkpoint import Checkpoints, State, alone
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
 from mxq.qat.options import TrainOptions, Unpack
@@ -86,8 +86,9 @@ def fit(
     def run(one: Any, where: Path | None, name: str) -> Trained:
         return _Training.of(one, data, measured, loss, settings, where, heard).run(name, progress=progress)
 
-    tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float", "float")
-    return replace(run(block, folder, "train"), baseline=tuned)
+    with alone(folder):
+        tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float", "float")
+        return replace(run(block, folder, "train"), baseline=tuned)
 
 
 def config_of(config: TrainConfig | None, options: Mapping[str, Any]) -> TrainConfig:
@@ -134,6 +135,11 @@ class _Measured:
 
     @staticmethod
     def of(data: object, labels: Any, metric: Metric[Any] | Function | None, loss: Loss | None) -> _Measured:
+        if isinstance(data, Iterator) and not hasattr(data, "provide_data"):
+            raise DataError(
+                f"eval_data is a {type(data).__name__}, which can be read only once; allowed: what can be read after "
+                "every epoch, see train_data"
+            )
         return _Measured(data, labels, None if metric is None and loss is not None else metric_of(metric))
 
     def numbers(self, trainee: Trainee, batch_size: int) -> dict[str, float]:

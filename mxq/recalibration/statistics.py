@@ -61,7 +61,7 @@ def recalibrated(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Arra
 
 def channels(norm: Node) -> int:
     """The axis of a BatchNorm's channels."""
-    return int(norm.number("axis", 1))
+    return norm.integer("axis", 1)
 
 
 def with_statistics(model: Model, norm: Node, found: Moments) -> Model:
