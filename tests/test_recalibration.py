@@ -25,6 +25,7 @@ from mxq.recalibration import recalibrated, restored
 from mxq.recalibration.folded import moved
 from mxq.recalibration.moments import Moments
 from mxq.runtime import MxnetRunner
+from mxq.weights.layerwise_executor import LayerwiseExecutor
 
 RUNNER = MxnetRunner()
 NET = (
@@ -212,3 +213,17 @@ class TestFunction:
         int8 = mxq.quantize_net(self.block(), DATA, effort="fast")
         with pytest.raises(QuantizeError, match=r"quantized already: .*recalibrate_batchnorm=True where"):
             mxq.recalibrate_batchnorm(int8, DATA)
+
+
+def test_a_layer_whose_weight_is_computed_runs_alone_on_many_batches() -> None:
+    layer = 'c = Convolution(data, w2) kernel="(1, 1)" num_filter="8" no_bias="True"'
+    lines = ('w2 = _mul_scalar(w) scalar="2.0"', layer)
+    model = build(*lines, bn("n", "c"), "return n", data=(2, 3, 8, 8), w=(8, 3, 1, 1))
+    weight = np.random.default_rng(0).normal(size=(8, 3, 1, 1)).astype(np.float32)
+    model = Model(model.graph, {**model.args, "w": weight}, model.auxs)
+    live = LayerwiseExecutor.of(RUNNER, model, feeds(12))
+    for node in model.graph.operators:
+        live.held |= live.step(model, node)
+    assert not live.apart
+    made = np.concatenate(live.held[Ref("c")])
+    assert_close(made, np.einsum("oi,nihw->nohw", 2 * weight[:, :, 0, 0], DATA), rtol=1e-4, atol=1e-5)

@@ -117,9 +117,12 @@ class LayerwiseExecutor:
     def run(self, model: Model, node: Node, outputs: Sequence[Ref] = ()) -> dict[Ref, Batches]:
         """The outputs of ``node``, on what is held; nothing is kept."""
         wanted = tuple(outputs) or (node.out,)
-        call = self.runner.compile(alone(model, node, wanted))
-        fed = _slots(model, node)
-        count = max((len(self.held[r]) for r in fed), default=1)
+        single, slots = alone(model, node, wanted), _slots(model, node)
+        count = max((len(self.held[r]) for r in slots), default=1)
+        # What is constant is a parameter: of a weight that is fed MXNet changes the layout, and takes no other then.
+        constant = {name: self.held[r][0] for r, name in slots.items() if len(self.held[r]) == 1 < count}
+        call = self.runner.compile(Model(single.graph, {**single.args, **constant}, single.auxs))
+        fed = {r: name for r, name in slots.items() if name not in constant}
         parts = []
         for i in range(count):
             found = call({name: self.held[r][min(i, len(self.held[r]) - 1)] for r, name in fed.items()})
