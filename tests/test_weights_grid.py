@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mxq.errors import ConfigError
 from mxq.graph.serde import read_text
 from mxq.quant import MXNET, SYMMETRIC, QuantSpec, scheme_of
+from mxq.quant.spec import ScaleKind
 from mxq.weights import grid
 from mxq.weights.grid import FULL, HALVED, SHARES, Grid, Nearest, extremes, nearest, steps, values, written
 
@@ -289,3 +290,24 @@ def test_a_weight_of_zeros_in_codes_of_no_grid() -> None:
     for spec in PLAIN.values():
         found = Nearest.of(np.zeros((3, 4), np.float32), spec, scheme_of(spec))
         np.testing.assert_array_equal(found.values, 0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("scale", ["float", "power_of_two"])
+def test_codes_of_one_scale_are_read_back(bits: int, scale: ScaleKind) -> None:
+    """Whatever is rounded up or down, as long as the largest weight keeps its code; some channels at a time, too."""
+    rng, spec = np.random.default_rng(bits), QuantSpec(bits, scale=scale)
+    weight = rng.standard_t(4, (6, 30)).astype(np.float32)
+    levels = Grid.of_whole(weight, spec, scheme_of(spec))
+    for parts in ([slice(0, 6)], [slice(0, 2), slice(2, 6)]):
+        codes, made = [], []
+        for rows in parts:
+            wanted = weight[None, rows]
+            step, fixed = steps(wanted, np.ones((1, 30)), levels), extremes(wanted, levels)
+            moved = nearest(wanted, step, fixed, levels) + rng.integers(-1, 2, wanted.shape)
+            chosen = np.where(fixed != 0, fixed, np.clip(moved, -levels.most, levels.most))
+            codes.append(chosen[0])
+            made.append(written(chosen, step, levels)[0])
+        params = scheme_of(spec).covering(spec, np.concatenate(made))
+        np.testing.assert_allclose(params.step, levels.step, rtol=1e-6)
+        np.testing.assert_array_equal(params.quantize(np.concatenate(made)), np.concatenate(codes))

@@ -30,10 +30,12 @@ class Grid:
     """The codes that a kernel can be made to use.
 
     Attributes:
-        spec: what the codes are: signed, symmetric, with a scale of any size for each output channel.
+        spec: what the codes are: signed, symmetric, with a scale of any size for each output channel, or one for all.
         scheme: how the scale follows from a channel's largest weight.
         halved: whether the kernel takes ``rint(w * top / 2 / absmax)`` and doubles that, as oneDNN's that read s8
             without VNNI; see `saturation`.
+        step: of all channels, where the spec has one scale for all; see `Grid.of_whole`.
+        largest: then, the size of the largest weight of all.
 
     Raises:
         ConfigError: the spec is another.
@@ -42,15 +44,28 @@ class Grid:
     spec: QuantSpec = WEIGHT
     scheme: Scheme = MXNET
     halved: bool = False
+    step: float | None = None
+    largest: float = 0.0
 
     def __post_init__(self) -> None:
-        if not Grid.holds(self.spec):
+        if not (Grid.holds(self.spec) if self.step is None else Grid.holds_whole(self.spec)):
             raise ConfigError(f"the codes of weights are {self.spec}; allowed: intN, per channel on axis 0, any scale")
 
     @staticmethod
     def holds(spec: QuantSpec) -> bool:
         """Whether ``spec`` is one of these."""
         return bool(spec.signed) and spec.symmetric and spec.axis == 0 and spec.scale == "float"
+
+    @staticmethod
+    def holds_whole(spec: QuantSpec) -> bool:
+        """Whether ``spec`` is one of these with one scale for all channels, which may be a power of two."""
+        return bool(spec.signed) and spec.symmetric and spec.axis is None
+
+    @staticmethod
+    def of_whole(weight: Array, spec: QuantSpec, scheme: Scheme) -> Grid:
+        """The codes of a weight (O, ...) that has one scale, by the range of `Nearest`."""
+        params = scheme.covering(spec, Nearest.of(weight, spec, scheme).weight)
+        return Grid(spec, scheme, step=float(params.step), largest=float(np.abs(weight).max()))
 
     @property
     def top(self) -> int:
@@ -100,7 +115,7 @@ def grid_in(network: QuantizedNetwork, weight: str, kernel: Kernel) -> Grid | No
 
 @dataclass(frozen=True)
 class Nearest:
-    """A weight in codes that no `Grid` holds: with a zero point, one scale for all of it, or a power of two.
+    """A weight in codes that no `Grid` holds: with a zero point, or a power of two for each channel.
 
     Attributes:
         weight: (O, ...) float32, whose range is that of the codes.
@@ -145,6 +160,8 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
     Returns:
         (G, O) float64; 1 where all of the channel is zero. Source: MMSE range, arXiv:2106.08295, section 3.1.
     """
+    if grid.step is not None:
+        return np.full(weight.shape[:2], grid.step)
     largest = np.abs(weight).max(axis=2).astype(np.float64)
     shares = weight / np.maximum(largest, _DEAD)[:, :, None].astype(np.float32)
     costs, weights = [], importance.astype(np.float32)[:, :, None]
@@ -161,7 +178,11 @@ def steps(weight: Array, importance: Array, grid: Grid) -> Array:
 
 
 def extremes(weight: Array, grid: Grid) -> Array:
-    """The code of the extreme weight of each channel at its place, zero elsewhere: (G, O, K) int16."""
+    """The code of the extreme weight of each channel, or of all, at its place, zero elsewhere: (G, O, K) int16."""
+    if grid.step is not None:
+        highest = min(grid.top, round(grid.largest / grid.step)) if grid.largest > _DEAD else 0
+        is_largest = np.abs(weight) >= np.float32(grid.largest)
+        return np.where(is_largest, np.sign(weight) * highest, 0).astype(np.int16)
     fixed = np.zeros(weight.shape, np.int16)
     place = np.abs(weight).argmax(axis=2)[:, :, None]
     sign = np.take_along_axis(weight, place, axis=2)

@@ -299,7 +299,10 @@ class _LayerwiseState:
 def levels_of(network: QuantizedNetwork, name: str, weight: Array, kernel: Kernel) -> Grid | Nearest:
     """The codes of a layer's ``weight`` (O, ...), which ``network`` has by that name."""
     grid = grid_in(network, name, kernel)
-    return Nearest.of(weight, network.weight_of(name), network.weight_scheme(name)) if grid is None else grid
+    if grid is not None:
+        return grid
+    spec, scheme = network.weight_of(name), network.weight_scheme(name)
+    return Grid.of_whole(weight, spec, scheme) if Grid.holds_whole(spec) else Nearest.of(weight, spec, scheme)
 
 
 def record_of(weight: Array, chosen: layers.Chosen, methods: Methods, levels: Grid | Nearest) -> WeightRecord:
@@ -318,7 +321,7 @@ def record_of(weight: Array, chosen: layers.Chosen, methods: Methods, levels: Gr
         rounding="nearest" if nearest else methods.rounding,
         moved_share=chosen.moved,
         bias_correction=methods.bias_correction,
-        note="methods for rounding take signed codes with a scale of any size for each output channel" * nearest,
+        note="methods for rounding take no codes with a zero point" * nearest,
     )
 
 
