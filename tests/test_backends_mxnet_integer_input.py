@@ -22,6 +22,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.serde import write_text
 from mxq.numerics import sqnr_db
 from mxq.passes import fed_codes
+from mxq.passes.fed_codes import _check_span
 from mxq.quant import QParams
 from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.verification.stored import Counterparts
@@ -239,6 +240,29 @@ def test_wrong_normalisations_are_noticed(name, wrong, monkeypatch):
     record = done.report.tensors["data_normalize"]
     wanted = kernel_params(max(-record.min, record.max), "int8").quantize(floats(settings_)).astype(int)
     assert np.abs(codes_of_pixels(done, PIXELS).astype(int) - wanted).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fits"),
+    [
+        (0, 1, True),
+        (-0.015, 1.015, True),  # as interpolation leaves it
+        (-0.03, 1, False),
+        (0, 1.03, False),
+        (0, 255, False),  # not divided
+        (0.5, 0.525, True),
+        (0.5, 0.515, False),  # divided twice
+    ],
+)
+def test_calibration_data_is_what_preprocess_makes_of_pixels(low, high, fits):
+    found = Threshold(Range(0.0, 1.0), "naive", observed=Range(low, high))
+    if fits:
+        _check_span("data", found, Preprocess(scale=1 / 255))
+        return
+    with pytest.raises(
+        ConfigError, match=r"^preprocess takes pixels to 0 \.\. 1, but the data that 'data' was calibrated"
+    ):
+        _check_span("data", found, Preprocess(scale=1 / 255))
 
 
 def test_codes_of_a_wrong_scale_are_noticed():
