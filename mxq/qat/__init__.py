@@ -15,14 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mxq.qat.config import QatConfig
+    from mxq.qat.converting import convert
     from mxq.qat.network import QatNetwork
     from mxq.qat.options import TrainOptions
     from mxq.qat.preparing import prepare
     from mxq.qat.result import Trained
+    from mxq.qat.saving import load, save
     from mxq.qat.schedule import TrainConfig
     from mxq.qat.training import fit
 
-__all__ = ["QatConfig", "QatNetwork", "TrainConfig", "TrainOptions", "Trained", "fit", "prepare"]
+__all__ = [
+    "QatConfig",
+    "QatNetwork",
+    "TrainConfig",
+    "TrainOptions",
+    "Trained",
+    "convert",
+    "fit",
+    "load",
+    "prepare",
+    "save",
+]
 
 _LAZY = {
     "QatConfig": "mxq.qat.config",
@@ -30,8 +43,11 @@ _LAZY = {
     "TrainConfig": "mxq.qat.schedule",
     "TrainOptions": "mxq.qat.options",
     "Trained": "mxq.qat.result",
+    "convert": "mxq.qat.converting",
     "fit": "mxq.qat.training",
+    "load": "mxq.qat.saving",
     "prepare": "mxq.qat.preparing",
+    "save": "mxq.qat.saving",
 }
 
 

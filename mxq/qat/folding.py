@@ -34,9 +34,11 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+import numpy as np
+
 from mxq.errors import GraphError, one_of
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.passes.fold_bn import FOLD_BN, FoldBatchNorm, fold
+from mxq.passes.fold_bn import FOLD_BN, FoldBatchNorm
 from mxq.rewrite import match, run_pass
 
 Quantized: TypeAlias = Callable[[Ref], tuple[tuple[Node, ...], Ref]]
@@ -101,6 +103,14 @@ class FoldedPair:
         """Whether gamma is 1 whatever it says."""
         return self.norm.flag("fix_gamma", default=True)
 
+    def factor(self, model: Model) -> Array:
+        """``gamma / s`` of the moving variance in ``model``: (C,) float64."""
+        gamma, var = (model.param(ref.name) for ref in (self.norm.inputs[1], self.norm.inputs[4]))
+        if gamma is None or var is None:
+            raise GraphError(f"{self.norm.name!r} has parameters without values")
+        ones = np.ones_like(gamma) if self.fixes_gamma else gamma
+        return np.asarray(ones.astype(np.float64) / np.sqrt(var.astype(np.float64) + self.eps))
+
     @property
     def channels(self) -> str:
         """How (C,) goes with what the layer makes, as the attribute ``shape``."""
@@ -148,11 +158,9 @@ def merged(model: Model) -> Model:
 
 def folded_weight(model: Model, pair: FoldedPair) -> Array:
     """The weight that strategies 1 to 4 quantize in inference, ``w gamma / s``: (O, ...) float32."""
-    gamma, beta, mean, var = (model.param(ref.name) for ref in pair.norm.inputs[1:5])
-    if gamma is None or beta is None or mean is None or var is None:
-        raise GraphError(f"{pair.norm.name!r} has parameters without values")
     weight = model.args[pair.layer.inputs[1].name]
-    return fold(weight, None, gamma, beta, mean, var, eps=pair.eps, fix_gamma=pair.fixes_gamma)[0]
+    factor = pair.factor(model).reshape(-1, *[1] * (weight.ndim - 1))
+    return np.asarray(weight.astype(np.float64) * factor, np.float32)
 
 
 def nodes(pair: FoldedPair, folding: Folding, quantized: Quantized, taken: Container[str]) -> tuple[Node, ...]:

@@ -13,6 +13,7 @@ from mxq.qat.algorithms import Algorithm, fake_nodes
 from mxq.qat.config import QatConfig
 from mxq.qat.folding import UNFOLDED, FoldedPair, folded_weight, nodes, pairs
 from mxq.qat.quantizer import Quantizer, by_reader
+from mxq.quant.thresholds import Thresholds
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class QatNetwork:
         quantizers: where it is fake-quantized.
         parameters: of the algorithms, by name, (C,) float32 each.
         head: the softmax at the end of the network as it was given, without which it trains; empty where there is none.
+        calibrated: the ranges that training began with, by tensor; also of tensors that it does not quantize.
         warnings: what the user should know.
     """
 
@@ -33,6 +35,7 @@ class QatNetwork:
     quantizers: tuple[Quantizer, ...]
     parameters: Mapping[str, Array] = field(default_factory=dict)
     head: tuple[Node, ...] = ()
+    calibrated: Thresholds = field(default_factory=Thresholds)
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

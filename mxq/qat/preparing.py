@@ -9,7 +9,6 @@ from typing import Any
 from mxq import observers, pipeline, runtime
 from mxq.backends import default
 from mxq.calibration.collect import collect
-from mxq.calibration.statistics import Statistics
 from mxq.data.feeding import Feeds, feeds, peeked
 from mxq.errors import ConfigError, DataError, QuantizeError
 from mxq.graph.ir import Model, Runner
@@ -17,7 +16,7 @@ from mxq.host import machine
 from mxq.logs import LOG
 from mxq.passes.assignment import assign, requested
 from mxq.passes.simplify import FLOAT, OwnName
-from mxq.pipeline import Prepared
+from mxq.pipeline import Calibrated, Prepared
 from mxq.qat import algorithms
 from mxq.qat.config import QatConfig
 from mxq.qat.folding import MERGED, in_training, merged
@@ -111,13 +110,14 @@ def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner
     source, head = softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])
     source = merged(source) if config.folding is MERGED else in_training(source)
     placing = _by_plan if config.row.from_kernels else _by_graph
-    quantizers, statistics, warnings = placing(source, calib_data, config, runner)
+    quantizers, calibrated, warnings = placing(source, calib_data, config, runner)
     if not quantizers:
         raise QuantizeError(
             "no operator of the network can be quantized; allowed: convolutions, fully connected layers"
         )
-    quantizers, ranges = activation_ranges(quantizers, statistics, config.calibrator)
-    return with_initial(QatNetwork(source, config, quantizers, head=head, warnings=warnings), ranges)
+    quantizers, ranges = activation_ranges(quantizers, calibrated.statistics, config.calibrator)
+    network = QatNetwork(source, config, quantizers, {}, head, calibrated.thresholds, warnings)
+    return with_initial(network, ranges)
 
 
 def _check(model: Model) -> None:
@@ -129,31 +129,34 @@ def _check(model: Model) -> None:
         raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
 
 
-_Placed = tuple[tuple[Quantizer, ...], Statistics, tuple[str, ...]]
+_Placed = tuple[tuple[Quantizer, ...], Calibrated, tuple[str, ...]]
 
 
 def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
-    """Quantizers by the block graph of the hardware's row, and statistics of their tensors."""
+    """Quantizers by the block graph of the hardware's row, and the ranges of their tensors."""
     found = placed(source, config)
     observer = observers.get(config.calibrator)
-    asked = {q.tensor: observer for q in found if not q.is_weight}
+    asked = {q.tensor: q.spec for q in found if not q.is_weight}
     batches = _batches(calib_data, source, config)
-    statistics = collect(runner, source, batches, asked)
-    return found, statistics, batches.warnings
+    statistics = collect(runner, source, batches, dict.fromkeys(asked, observer))
+    scheme = config.row.scheme(config.row.activation())
+    names = dict.fromkeys(map(str, asked), observer)
+    ranges = statistics.thresholds(names, {str(ref): spec for ref, spec in asked.items()}, scheme)
+    return found, Calibrated(ranges, statistics), batches.warnings
 
 
 def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
-    """Quantizers where mxq's plan for its own kernels quantizes, and statistics of their tensors."""
+    """Quantizers where mxq's plan for its own kernels quantizes, and the ranges of the tensors that it observes."""
     plan = pipeline.plan(source, config.quantization, runner)
     if plan.nothing_int8:
         raise QuantizeError(plan.nothing_int8)
     batches = _batches(calib_data, plan.fused, config)
     calibrated = pipeline.calibrate(plan, batches, runner)
     found = placed_as_planned(source, decided(plan, calibrated), config)
-    return found.quantizers, calibrated.statistics, (*plan.warnings, *calibrated.warnings, *found.warnings)
+    return found.quantizers, calibrated, (*plan.warnings, *calibrated.warnings, *found.warnings)
 
 
-def decided(plan: Prepared, calibrated: pipeline.Calibrated) -> QuantizedNetwork:
+def decided(plan: Prepared, calibrated: Calibrated) -> QuantizedNetwork:
     """The types and ranges of the int8 network, on a CPU whose kernels add exactly."""
     backend = default()
     requests = requested(plan.choices, plan.config)

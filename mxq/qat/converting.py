@@ -1,0 +1,192 @@
+"""From a network that was trained with quantization to the int8 network: the ordinary one, with what was learned.
+
+::
+
+    trained parameters -> float network -> plan, as before training -> ranges from steps -> int8 network
+                                        -> weights on the kernel's grid, code for code
+
+Formula. A range is what the kernels turn into the step that was learned: with ``s`` the step, ``[0, 255.5 s]`` of u8,
+``[-127.5 s, 127.5 s]`` of s8, ``[0, 127.5 s]`` of u8 in s8 memory, and ``[-z s, (255.5 - z) s]`` with a zero point
+``z`` (``GetQuantizeScale`` in ``quantization_utils.h``; `mxq.quant.records`; `mxq.passes.shift_summand`). A layer's
+weight is written as the codes of the fake-quantized one by the step that folding leaves, ``s |gamma| / sqrt(var +
+eps)`` where BatchNorm was not folded in training (`mxq.weights.grid`).
+
+What the int8 network gives differs from what training showed by these alone: the kernel rounds biases to its own grid,
+adds BatchNorm's factors in another order, and so takes another side where a value is half a step from two codes; a
+range that was learned beyond the bound of a clip ends there; and without VNNI sums may saturate, which networks for
+such CPUs are kept from (`mxq.passes.limit_saturation`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from mxq import pipeline, runtime
+from mxq.errors import QuantizeError
+from mxq.graph.ir import Array, Model, Runner
+from mxq.logs import LOG
+from mxq.pipeline import Calibrated, Prepared, Quantized
+from mxq.qat.folding import UNFOLDED
+from mxq.qat.network import QatNetwork, with_head
+from mxq.qat.quantizer import Quantizer
+from mxq.quant import MXNET, QParams
+from mxq.quant.thresholds import FIXED, Range, Threshold, Thresholds
+from mxq.weights.grid import FULL, written
+
+LEARNED: Final = "training"
+"""What reports say asked for a range."""
+_LITTLE: Final = 1e-6
+"""In steps: how far below 0 a range begins that is to be shifted though its zero point is 0."""
+
+
+def convert(block: runtime.TrainableBlock, *, target: str = "native", simulate: bool = False) -> runtime.QuantizedBlock:
+    """The int8 network of what `mxq.qat.prepare` gave and was trained since: what training showed, in stock kernels.
+
+    `mxq.save` writes it as a pair that stock MXNet loads.
+
+    Args:
+        block: from `mxq.qat.prepare` or `mxq.qat.load`. It is not changed, and can be trained further.
+        target: the CPU that the network is for, as of `mxq.QuantConfig`.
+        simulate: give instead a float network of MXNet's own operators that computes the same as ``block`` does in
+            inference, whatever bits and hardware it was trained for. It is no faster than float.
+
+    Raises:
+        QuantizeError: ``block`` is no such block; or MXNet's kernels do not hold what it was trained for, which can
+            only be simulated.
+    """
+    network = trained(block)
+    if simulate:
+        return runtime.to_block(simulated(network))
+    made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
+    for warning in made.warnings:
+        LOG.warning(warning)
+    return runtime.reported_block(made.model, made.report)
+
+
+def trained(block: Any) -> QatNetwork:
+    """The network of a block, with the values that it has now.
+
+    Raises:
+        QuantizeError: it is no block that trains with quantization.
+    """
+    network = getattr(block, "qat", None)
+    if not isinstance(block, runtime.TrainableBlock) or not isinstance(network, QatNetwork):
+        raise QuantizeError(
+            f"block is a {type(block).__name__}; allowed: what mxq.qat.prepare or mxq.qat.load returned"
+        )
+    return network.with_values(block.trained)
+
+
+def simulated(network: QatNetwork) -> Model:
+    """What ``network`` computes in inference, in MXNet's own operators, with the softmax that it was given with."""
+    plain = replace(network, config=replace(network.config, form="operators"))
+    return with_head(plain.model, network.head)
+
+
+def converted(network: QatNetwork, target: str, runner: Runner, versions: dict[str, str]) -> Quantized:
+    """The int8 network; see `convert`."""
+    config = replace(network.config.quantization, target=target)
+    source = with_head(network.source, network.head)
+    plan = pipeline.plan(source, config, runner)
+    _check_held(network, plan)
+    weights = Weights(network, plan.fused).written
+    plan = replace(plan, fused=plan.fused.with_graph(plan.fused.graph, weights))
+    return pipeline.quantize(plan, Calibrated(thresholds(network, plan)), versions)
+
+
+def _check_held(network: QatNetwork, plan: Prepared) -> None:
+    """Whether the kernels hold what was trained."""
+    if network.config.is_held:
+        return
+    held, spec = network.config.row.from_kernels, plan.backend.spec
+    other = next((q for q in network.quantizers if q.spec.bits != 8 or not held), network.quantizers[0])
+    what = "weight" if other.is_weight else "tensor"
+    raise QuantizeError(
+        f"{what} {str(other.tensor)!r} was trained as {other.spec} for {network.config.row.library}; {spec.name} holds "
+        f"{' or '.join(map(str, spec.holds))}, for hardware 'onednn'; convert(block, simulate=True) gives a float "
+        "network that computes the same"
+    )
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------
+
+
+def thresholds(network: QatNetwork, plan: Prepared) -> Thresholds:
+    """The range of every tensor that the plan observes: as it was learned, else as it was calibrated."""
+    learned = {str(q.tensor): learned_range(params_of(network, q)) for q in network.quantizers if not q.is_weight}
+    found = dict[str, Threshold]()
+    for ref in plan.plan.observe:
+        calibrated, span = network.calibrated[str(ref)], learned.get(str(ref))
+        if span is not None:
+            # Types, and what is shifted, follow from whether a range begins below 0, which has to stay as it was.
+            low = min(span.min, 0.0) if calibrated.range.min < 0 else 0.0
+            calibrated = Threshold(Range(low, span.max), FIXED, source=LEARNED)
+        found[str(ref)] = calibrated
+    return Thresholds(found)
+
+
+def params_of(network: QatNetwork, quantizer: Quantizer) -> QParams:
+    """Scale and zero point of an activation, as they were learned."""
+    algorithm = network.algorithm(quantizer)
+    return algorithm.deployed(quantizer.site, np.zeros((1, 1, 1), np.float32), network.of(quantizer))[1]
+
+
+def learned_range(params: QParams) -> Range:
+    """The range that the kernels turn into these parameters."""
+    spec, step, zero = params.spec, float(params.step), float(params.zero_point)
+    if not spec.symmetric:
+        top = spec.highest - spec.lowest + 0.5
+        return Range(-max(zero, _LITTLE) * step, (top - zero) * step)
+    end = MXNET.top(spec) * step
+    return Range(-end if spec.signed else 0.0, end)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the float network that is to be quantized, as the kernels read them code for code."""
+
+    network: QatNetwork
+    fused: Model
+
+    @property
+    def written(self) -> dict[str, Array]:
+        """Of each that is quantized and has its own shape still, by name."""
+        found = {}
+        for q in self.network.quantizers:
+            name = q.tensor.name
+            if q.is_weight and name in self.fused.args and self.fused.args[name].size == self._own(q).size:
+                found[name] = self._written(q).reshape(self.fused.args[name].shape)
+        return found
+
+    def _own(self, quantizer: Quantizer) -> Array:
+        return self.network.source.args[quantizer.tensor.name]
+
+    def _written(self, quantizer: Quantizer) -> Array:
+        """(O, K) float32: on the kernel's grid where a code of the channel is the last one, else as they are."""
+        codes, step = self.codes(quantizer)
+        ends = np.abs(codes).max(axis=1, initial=0) == FULL.top
+        exact = written(codes[None], step[None], FULL)[0] if len(codes) else codes
+        return np.where((ends | (codes == 0).all(axis=1))[:, None], exact, codes * step[:, None]).astype(np.float32)
+
+    def codes(self, quantizer: Quantizer) -> tuple[Array, Array]:
+        """The codes of a weight (O, K), and their step in the folded layer (O,), float64."""
+        weight = np.ascontiguousarray(self.network.weight(quantizer), np.float32)
+        folded = weight.reshape(quantizer.site.folded(weight.shape))
+        parameters = self.network.of(quantizer)
+        values, params = self.network.algorithm(quantizer).deployed(quantizer.site, folded, parameters)
+        codes = params.quantize(values.reshape(len(weight), -1)).astype(np.int16)
+        factor = self._factor(quantizer, len(weight))
+        return codes * np.sign(factor)[:, None].astype(np.int16), np.abs(factor) / params.scale.astype(np.float64)
+
+    def _factor(self, quantizer: Quantizer, channels: int) -> Array:
+        """By what folding multiplies each channel after it was quantized: (C,) float64."""
+        pair = self.network.pairs.get(quantizer.readers[0])
+        if self.network.config.folding is not UNFOLDED or pair is None:
+            return np.ones(channels)
+        return pair.factor(self.network.source)
