@@ -22,11 +22,10 @@ from functools import cached_property
 from typing import Final
 
 from mxq.graph.ir import Graph, Model, Node, Ref
-from mxq.graph.layers import edges
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
-from mxq.qat.placement import CONCAT, weights
+from mxq.qat.placement import CONCAT, weights, with_edges
 from mxq.qat.quantizer import Quantizer, activation_name, joined
 from mxq.quant import INT8, MXNET, UINT8, QuantizedNetwork, QuantSpec
 from mxq.quant.model import HALVED
@@ -67,12 +66,9 @@ def placed_as_planned(model: Model, network: QuantizedNetwork, config: QatConfig
     placer.walk()
     found = [node for node in model.graph.operators if node.op in FOLDABLE and node.name in placer.layers]
     own = [node for node in found if node.inputs[1].name in model.args]
-    at_edges = edges(model.graph, model.inputs, {node.name for node in own}) if config.edges else frozenset()
     every = (*joined(placer.found.values(), placer.groups), *weights(model.graph, own, config))
-    return KernelPlacement(
-        tuple(q.with_spec(bits=config.edges) if at_edges & {*q.readers} else q for q in every),
-        tuple(placer.missing),
-    )
+    names = {node.name for node in own}
+    return KernelPlacement(with_edges(model, names, every, config.edges), tuple(placer.missing))
 
 
 @dataclass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from mxq.config import selects
 from mxq.errors import ConfigError
-from mxq.graph.ir import Model, Node
+from mxq.graph.ir import Graph, Model, Node, Ref
+from mxq.graph.traits import traits_of
 from mxq.passes.fold_bn import FOLDABLE
 
 
@@ -29,3 +30,20 @@ def _selected(nodes: Iterable[Node], pattern: str) -> list[str]:
             f"exclude_layers: {pattern!r} selects no operator of the network; allowed: names and patterns"
         )
     return found
+
+
+def read_by(graph: Graph, names: Collection[str]) -> frozenset[Ref]:
+    """The tensors that the layers ``names`` read, at once or by operators that only move values."""
+    waiting = [graph[name].inputs[0] for name in names]
+    found = set(waiting)
+    while waiting:
+        node = graph[waiting.pop().name]
+        new = [ref for ref in node.inputs if ref not in found] if moves(node) else []
+        found.update(new)
+        waiting += new
+    return frozenset(found)
+
+
+def moves(node: Node) -> bool:
+    """Whether every value that an operator makes is one that it reads."""
+    return traits_of(node).moves or (node.op == "Pooling" and node.attrs.get("pool_type", "max") == "max")

@@ -14,7 +14,7 @@ pooling, ...) gives codes where it reads codes, so that what it makes is not qua
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,7 +24,7 @@ from mxq.graph.traits import Arithmetic, traits_of
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
-from mxq.qat.layers import layers
+from mxq.qat.layers import layers, moves, read_by
 from mxq.qat.quantizer import Quantizer, activation_name, joined
 
 CONCAT: Final = "Concat"
@@ -42,14 +42,10 @@ def placed(model: Model, config: QatConfig) -> tuple[Quantizer, ...]:
     """
     found = layers(model, config.exclude_layers)
     names = {node.name for node in found}
-    at_edges = edges(model.graph, model.inputs, names) if config.edges is not None else frozenset[str]()
     placer = _Placer(model, config, names)
     placer.walk()
     activations = joined(placer.found.values(), placer.groups) if config.row.joins_concat else placer.found.values()
-    return (
-        *(_at_edge(q, at_edges, config.edges) for q in activations),
-        *(_at_edge(q, at_edges, config.edges) for q in weights(model.graph, found, config)),
-    )
+    return with_edges(model, names, (*activations, *weights(model.graph, found, config)), config.edges)
 
 
 def weights(graph: Graph, found: Sequence[Node], config: QatConfig) -> Iterator[Quantizer]:
@@ -65,9 +61,23 @@ def weights(graph: Graph, found: Sequence[Node], config: QatConfig) -> Iterator[
         yield Quantizer(graph.unused(f"{ref.name}_fq"), ref, tuple(names), site)
 
 
-def _at_edge(quantizer: Quantizer, at_edges: frozenset[str], bits: int | None) -> Quantizer:
-    """With the bits of first and last layers, where one of them reads it."""
-    return quantizer if bits is None or not at_edges & {*quantizer.readers} else quantizer.with_spec(bits=bits)
+def with_edges(
+    model: Model, names: Collection[str], quantizers: Iterable[Quantizer], bits: int | None
+) -> tuple[Quantizer, ...]:
+    """``quantizers``, those of the first and last of the layers ``names`` and of what these read with bits of theirs.
+
+    Args:
+        model: float.
+        names: of the layers that are quantized.
+        quantizers: all.
+        bits: None leaves them as they are.
+    """
+    if bits is None:
+        return tuple(quantizers)
+    at_edges = edges(model.graph, model.inputs, names)
+    read = read_by(model.graph, at_edges)
+    groups = {q.group for q in quantizers if (q.is_weight and at_edges & {*q.readers}) or q.tensor in read}
+    return tuple(q.with_spec(bits=bits) if q.group in groups else q for q in quantizers)
 
 
 @dataclass
@@ -92,7 +102,7 @@ class _Placer:
             quantized = [self._quantize(ref, node) for ref in self._reads(node)]
             if node.op == CONCAT and quantized:
                 self.groups.append(quantized)
-            if _moves(node) and (source := self._source(node)):
+            if moves(node) and (source := self._source(node)):
                 self.coded[node.out] = source
 
     def _reads(self, node: Node) -> Sequence[Ref]:
@@ -158,8 +168,3 @@ class _Placer:
     def _read_as(self, node: Node, ref: Ref) -> str:
         reader = next((q.name for q in self.found.values() if q.tensor == ref and node.name in q.readers), "")
         return reader or self.coded.get(ref, "")
-
-
-def _moves(node: Node) -> bool:
-    """Whether every value that it makes is one that it reads."""
-    return traits_of(node).moves or (node.op == "Pooling" and node.attrs.get("pool_type", "max") == "max")
