@@ -12,8 +12,8 @@ weight is written as the codes of the fake-quantized one by the step that foldin
 eps)`` where BatchNorm was not folded in training (`mxq.weights.grid`).
 
 What the int8 network gives differs from what training showed by these alone: the kernel rounds biases to its own grid,
-adds BatchNorm's factors in another order, and so takes another side where a value is half a step from two codes; a
-range that was learned beyond the bound of a clip ends there; and without VNNI sums may saturate, which networks for
+adds BatchNorm's factors in another order, and so takes another side where a value is half a step from two codes; few channels' extreme weights, of ends between 1.99 and 2 times a power of two, are read as
+-128 for -127; a range that was learned beyond the bound of a clip ends there; and without VNNI sums may saturate, which networks for
 such CPUs are kept from (`mxq.passes.limit_saturation`).
 """
 
@@ -171,8 +171,9 @@ class Weights:
         """(O, K) float32: on the kernel's grid where a code of the channel is the last one, else as they are."""
         codes, step = self.codes(quantizer)
         ends = np.abs(codes).max(axis=1, initial=0) == FULL.top
-        exact = written(codes[None], step[None], FULL)[0] if len(codes) else codes
-        return np.where((ends | (codes == 0).all(axis=1))[:, None], exact, codes * step[:, None]).astype(np.float32)
+        plain = codes * step[:, None]
+        exact = written(codes[None], step[None], FULL)[0] if len(codes) else plain
+        return np.where((ends | (codes == 0).all(axis=1))[:, None], exact, plain).astype(np.float32)
 
     def codes(self, quantizer: Quantizer) -> tuple[Array, Array]:
         """The codes of a weight (O, K), and their step in the folded layer (O,), float64."""

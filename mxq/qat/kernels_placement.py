@@ -139,9 +139,9 @@ class _Placer:
             self.groups.append([known[0], added])
 
     def _is_aligned(self, node: Node) -> bool:
-        """Whether all that a Concat joins has one range."""
-        records = {self.network.stored(ref) for ref in node.inputs}
-        return len({(r.min, r.max) for r in records if r is not None}) == 1
+        """Whether all that a Concat joins has one range; of u8 tensors records have its upper part."""
+        records = (self.network.stored(ref) for ref in node.inputs)
+        return len({record.max for record in records if record is not None}) == 1
 
     def _conversion(self, ref: Ref) -> str:
         """The quantizer of a tensor that is quantized from float."""
