@@ -11,10 +11,14 @@ Formula. A range is what the kernels turn into the step that was learned: with `
 weight is written as the codes of the fake-quantized one by the step that folding leaves, ``s |gamma| / sqrt(var +
 eps)`` where BatchNorm was not folded in training (`mxq.weights.grid`).
 
-What the int8 network gives differs from what training showed by these alone: the kernel rounds biases to its own grid,
-adds BatchNorm's factors in another order, and so takes another side where a value is half a step from two codes; few channels' extreme weights, of ends between 1.99 and 2 times a power of two, are read as
--128 for -127; a range that was learned beyond the bound of a clip ends there; and without VNNI sums may saturate, which networks for
-such CPUs are kept from (`mxq.passes.limit_saturation`).
+What the int8 network gives differs from what training showed by these alone:
+
+* The kernel rounds biases to its own grid, and applies BatchNorm's factor before sums, not after: a value near the
+  middle of two codes becomes the other one. Each layer passes such differences on to the next.
+* In few channels, of ends between 1.99 and 2 times a power of two, no float32 is read as -127; -128 it is there.
+* A range that was learned beyond the bound of a clip ends at the bound.
+* A range with values of both signs under a Concat is coded twice where the tensor has none below zero.
+* Without VNNI sums may saturate, which networks for such CPUs are kept from (`mxq.passes.limit_saturation`).
 """
 
 from __future__ import annotations
