@@ -808,7 +808,7 @@ def stats(nets: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["quantize", "calibrate", "tune", "sensitivity", "inspect", "explain"])
 def test_every_command_that_decides_has_every_setting(name: str) -> None:
-    """`QuantConfig`'s fields, but for what Python and recipes alone have, and the effort, which a search chooses."""
+    """`QuantConfig`'s fields, but for what Python and recipes alone have, and what `tune` chooses or cannot have."""
     found = {parameter.name for parameter in typer.main.get_command(app).commands[name].params}
     names = {"quantized_dtype": "dtype", "exclude_layers": "exclude", "include_layers": "include"}
     names |= {"exclude_operators": "exclude_op", "exclude_passes": "exclude_pass"}
@@ -818,6 +818,6 @@ def test_every_command_that_decides_has_every_setting(name: str) -> None:
         "overrides",
         "preprocess",
         "quantize_granularity",
-        *(["effort"] if name == "tune" else []),
+        *(["effort", "simulate", "hardware", "bits"] if name == "tune" else []),
     }
     assert wanted <= found
