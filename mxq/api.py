@@ -27,6 +27,7 @@ from mxq.host import machine
 from mxq.logs import LOG
 from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
 from mxq.options import MxnetOptions, Options, Unpack
+from mxq.qat.schedule import TrainConfig
 from mxq.quant.bits import Width
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
@@ -34,7 +35,7 @@ from mxq.report import plots
 from mxq.report.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, Verification
-from mxq.workflow import Given, Measured
+from mxq.workflow import Given, Measured, TrainingData
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -685,13 +686,16 @@ def tune(
     metric: Metric[Any] | Function | None = None,
     client: Any = None,
     batch_size: int = 32,
+    train_data: object = None,
+    train_labels: Any = None,
+    training: TrainConfig | None = None,
     logger: logging.Logger | None = None,
     **options: Unpack[Options],
 ) -> tuning.Tuned:
     """Finds the fastest INT8 network whose score is at most ``max_drop`` below the float network's.
 
     Tried in this order, until the bar is met: every calibrator, methods for weights, then layers left in float, as few
-    and as cheap ones as will do.
+    and as cheap ones as will do, then training with quantization, where there is data to train on.
 
     Args:
         net, calib_data, config, batch_size, logger, **options: as for `quantize_net`; the search chooses
@@ -707,6 +711,10 @@ def tune(
             the share of answers that are the float network's. Accuracy cannot drop by more than that share lacks, so
             the bar is on the safe side and hard to meet: think of 0.02.
         client: a Dask client, for paths or `Partitions` as ``calib_data``, ``eval_data`` or both.
+        train_data, train_labels: labelled data as for `mxq.qat.fit`, or a path. Where nothing else meets the bar, the
+            network is trained with them, wholly in INT8; what that takes is measured and said first, and counts as any
+            trial does for ``time_budget``.
+        training: how; `mxq.qat.TrainConfig()` where None.
 
     Returns:
         The network and how it was found: ``block``, ``met``, ``report``, ... Where nothing meets the bar, it is the
@@ -727,6 +735,7 @@ def tune(
         max_drop=max_drop,
         time_budget=time_budget,
         workdir=workdir,
+        training=_training(train_data, train_labels, training),
         logger=_heard(logger),
     )
 
@@ -745,6 +754,17 @@ def _config(
         hint = nearest(unknown[0], allowed)
         raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{hint}")
     return replace(config or QuantConfig(), **given)
+
+
+def _training(data: object, labels: Any, config: TrainConfig | None) -> TrainingData | None:
+    if data is None:
+        for name, given in (("train_labels", labels), ("training", config)):
+            if given is not None:
+                raise ConfigError(f"{name} is given without train_data; allowed: both, or neither")
+        return None
+    if not isinstance(config, TrainConfig | None):
+        raise ConfigError(f"training is {config!r:.80}; allowed: a mxq.qat.TrainConfig, or None")
+    return TrainingData(Measured(data, labels), config or TrainConfig())
 
 
 def _preparation(preprocess: Preprocess | Mapping[str, Any] | None) -> Preparation | None:

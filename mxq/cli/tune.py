@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from mxq.cli.app import FAILED, INTERRUPTED, command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import cluster, start_mxnet
 from mxq.cli.options import (
+    DATA,
     BatchSize,
     CalibData,
     Epoch,
@@ -30,6 +31,9 @@ from mxq.cli.options import (
 from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 from mxq.logs import LOG
+
+if TYPE_CHECKING:
+    from mxq.workflow import TrainingData
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -56,6 +60,16 @@ def tune(
         str | None,
         option(metavar="TIME", help="Such as 90, 10m or 2h, for all runs in this folder; no limit by default."),
     ] = None,
+    train_data: Annotated[
+        Path | None,
+        option(
+            metavar="PATH",
+            help=f"To train on, with labels, where nothing else meets the bar; what it takes is said first. {DATA}",
+        ),
+    ] = None,
+    train_labels: Labels = None,
+    epochs: Annotated[int | None, option(min=1, metavar="N", help="Of training; 10 by default.")] = None,
+    lr: Annotated[float | None, option(metavar="RATE", help="Of training, the highest; 0.001 by default.")] = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     batch_size: BatchSize = BATCH,
@@ -73,6 +87,7 @@ def tune(
     start_mxnet()
     from mxq import workflow
 
+    training = training_of(train_data, train_labels, {"epochs": epochs, "lr": lr})
     with cluster(workers, scheduler) as client:
         found = workflow.tune(
             prefix,
@@ -82,6 +97,7 @@ def tune(
             max_drop=max_drop,
             time_budget=seconds,
             workdir=workdir,
+            training=training,
             epoch=epoch,
         )
     print_json(found.to_json()) if as_json else show_result(found)
@@ -90,6 +106,23 @@ def tune(
         raise typer.Exit(INTERRUPTED)
     if not found.met:
         raise typer.Exit(FAILED)
+
+
+def training_of(data: Path | None, labels: Path | None, schedule: dict[str, Any]) -> TrainingData | None:
+    """What to train on, and how.
+
+    Raises:
+        ConfigError: there is a schedule, or labels, but no data.
+    """
+    from mxq.qat.schedule import TrainConfig
+    from mxq.workflow import Measured, TrainingData
+
+    given = {name: value for name, value in schedule.items() if value is not None}
+    if data is None:
+        for name in (*given, *([] if labels is None else ["train-labels"])):
+            raise ConfigError(f"--{name} is given without --train-data; allowed: both, or neither")
+        return None
+    return TrainingData(Measured(data, labels), TrainConfig(**given))
 
 
 def seconds_of(text: str) -> float:

@@ -17,6 +17,7 @@ from mxq.tuning.mixed_bits import MixedBits, choices_of
 from mxq.tuning.running import choose_bits, sensitivity, tune
 from mxq.tuning.scoring import FloatAgreement, Judge, judge_of
 from mxq.tuning.search import Trial
+from mxq.tuning.training import Training
 from mxq.tuning.tuned import Tuned
 from mxq.tuning.tuner import STATISTICS, check
 
@@ -32,6 +33,7 @@ __all__ = [
     "Material",
     "MixedBits",
     "Sensitivity",
+    "Training",
     "Trial",
     "Tuned",
     "asked",

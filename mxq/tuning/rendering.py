@@ -125,7 +125,7 @@ def _cells(found: Tuned, trial: Trial) -> tuple[Text, ...]:
     praise = Text("best" if trial is found.best else "", "bold green")
     return (
         Text(s.calib_mode),
-        Text(str(s.method)),
+        Text(s.how),
         Text(str(len(s.floats) or "-")),
         Text("-" if trial.score is None else f"{trial.score:.4f}"),
         Text("-" if drop is None else f"{drop:.4f}", "green" if found.bar.met(trial) else "red"),

@@ -19,6 +19,7 @@ from mxq.tuning.mixed_bits import JOURNAL as BITS
 from mxq.tuning.mixed_bits import BitSubject, MixedBits
 from mxq.tuning.mixed_bits import choose_bits as chosen_bits
 from mxq.tuning.scoring import Judge
+from mxq.tuning.training import Training
 from mxq.tuning.tuned import Tuned
 from mxq.tuning.tuner import Task, search
 
@@ -100,6 +101,7 @@ def tune(
     budget: Budget | None = None,
     workdir: Path | None = None,
     *,
+    training: Training | None = None,
     progress: bool = True,
 ) -> Tuned:
     """Finds the fastest network that meets the bar; see `mxq.tuning.tuner.search`.
@@ -110,9 +112,10 @@ def tune(
         max_drop: how much less than float is allowed.
         budget: the time.
         workdir: where journals and the best network are; None keeps nothing.
+        training: data to train on where nothing else meets the bar.
         progress: whether to show what is tried, which stays silent where stderr is no terminal.
     """
-    task = Task(material, judge, about(material, judge), max_drop, budget or Budget(), workdir, progress)
+    task = Task(material, judge, about(material, judge), max_drop, budget or Budget(), workdir, progress, training)
     return search(task)
 
 

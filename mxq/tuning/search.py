@@ -52,6 +52,11 @@ class Settings:
     floats: tuple[str, ...] = ()
     training: TrainConfig | None = None
 
+    @property
+    def how(self) -> str:
+        """Its method, in words."""
+        return str(self.method) if self.training is None else "trained with quantization"
+
     def config(self, base: QuantConfig) -> QuantConfig:
         """``base`` with these settings."""
         changes = {k: v for k, v in asdict(self.method).items() if v is not None}

@@ -24,7 +24,7 @@ class Tuned(Shown):
     Attributes:
         model: the int8 network.
         record: every decision in it, as `mxq.quantize_net` reports them.
-        config: its settings; `mxq.quantize_net` makes it again with them.
+        config: its settings; `mxq.quantize_net` makes it again with them, unless it was trained (``best.settings``).
         best: its trial.
         trials: all, in order.
         bar: the float network's score, and how much less was allowed.
@@ -76,7 +76,7 @@ class Tuned(Shown):
     def verdict(self) -> str:
         """One sentence: whether the bar is met, and by what."""
         drop, floats = self.bar.drop(self.best) or 0.0, len(self.best.settings.floats)
-        how = f"{self.best.settings.calib_mode}, {self.best.settings.method}, {floats or 'no'} layers in float"
+        how = f"{self.best.settings.calib_mode}, {self.best.settings.how}, {floats or 'no'} layers in float"
         place = f"{self.score:.4f}, {abs(drop):.4f} {'above' if drop < 0 else 'below'} float's {self.bar.reference:.4f}"
         if self.met:
             return f"the bar is met: {place} ({how})"
@@ -88,7 +88,7 @@ class Tuned(Shown):
         lines = [f"scored by {self.by}; float {self.bar.reference:.4f}, allowed drop {self.bar.max_drop:g}"]
         for trial in self.trials:
             s = trial.settings
-            what = ", ".join((f"{trial.stage}: {s.calib_mode}", str(s.method), *(f"float {name}" for name in s.floats)))
+            what = ", ".join((f"{trial.stage}: {s.calib_mode}", s.how, *(f"float {name}" for name in s.floats)))
             drop, speedup = self.bar.drop(trial), self.speedup(trial)
             found = f"{trial.state}: {trial.reason}"
             if trial.state == DONE and drop is not None:

@@ -22,6 +22,7 @@ from mxq.artifacts import pair
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, DataError, QuantizeError
 from mxq.graph.ir import Model
+from mxq.logs import LOG
 from mxq.passes.partition import NONE
 from mxq.pipeline import Quantized
 from mxq.quant.plan import Report
@@ -35,6 +36,7 @@ from mxq.tuning.layer_sensitivity import ONE_INT8, Meter, Subject, noise, ordere
 from mxq.tuning.material import Material, make, planned
 from mxq.tuning.scoring import FloatAgreement, Judge
 from mxq.tuning.search import Bar, Method, Settings, Space, Trial, strategy
+from mxq.tuning.training import Training
 from mxq.tuning.tuned import Tuned
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
 
@@ -62,6 +64,7 @@ class Task:
         budget: the time.
         workdir: where journals and the best network are; None keeps nothing.
         progress: whether to show what was tried, which stays silent where stderr is no terminal.
+        training: data to train on where nothing else meets the bar; None where there is none.
     """
 
     material: Material
@@ -71,6 +74,7 @@ class Task:
     budget: Budget = field(default_factory=Budget)
     workdir: Path | None = None
     progress: bool = True
+    training: Training | None = None
 
     @property
     def base(self) -> QuantConfig:
@@ -94,9 +98,24 @@ class Task:
 
     def attempt(self, settings: Settings) -> Made[Quantized]:
         """Makes and scores a network."""
-        made = make(self.material, settings.config(self.base))
+        made = self.make(settings)
         score = self.score(self.judge.measure(made.model))
         return Made(score, self.costs.cost(made.prepared.plan.quantized), made)
+
+    def make(self, settings: Settings) -> Quantized:
+        """A network, trained where the settings say so."""
+        config = settings.config(self.base)
+        if self.training is None or settings.training is None:
+            return make(self.material, config)
+        return self.training.network(self.material, config, self.workdir, progress=self.progress)
+
+    def announce(self, settings: Settings) -> float | None:
+        """Seconds that training will take, which it says, too; None for networks that are not trained."""
+        if self.training is None or settings.training is None:
+            return None
+        cost = self.training.cost(self.material, settings.config(self.base))
+        LOG.info("nothing met the bar; training with quantization takes %s", cost)
+        return cost.total
 
     def score(self, numbers: Mapping[str, float]) -> float:
         """The first of what a judge found."""
@@ -115,15 +134,18 @@ def search(task: Task) -> Tuned:
         MxqError: the float network cannot be scored.
     """
     check(task.base, task.max_drop)
+    if task.training is not None:
+        task.training.check(task.material.prepared.fused.arguments)
     journal, measured = task.journal(TRIALS), task.journal(LAYERS)
     task.budget.spent = seconds_in(journal) + seconds_in(measured)
     _calibrate(task, journal)
     reference, seconds = _float_score(task, journal)
     bar = Bar(reference, task.max_drop)
     driver = Driver(bar, task.attempt, journal, task.budget, lambda _, made: _keep(task, made), seconds)
-    space = Space(_calibrators(task.base), _methods(), lambda base: _ranked(task, base, measured))
+    training = None if task.training is None else task.training.config
+    space = Space(_calibrators(task.base), _methods(), lambda base: _ranked(task, base, measured), training)
     with tqdm(desc="tune", unit="network", leave=False, disable=None if task.progress else True) as bar_shown:
-        driver.tell = lambda trial: _show(bar_shown, trial)
+        driver.tell, driver.guess = (lambda trial: _show(bar_shown, trial)), task.announce
         found = driver.run(strategy(space, bar))
     if found.best is None:
         reasons = [trial.reason for trial in found.trials]
@@ -240,13 +262,17 @@ def _keep(task: Task, made: Quantized) -> None:
 
 def _network(task: Task, found: Found[Quantized], best: Trial) -> tuple[Model, Report]:
     """The best network: as it was made in this run, as it lies in the workdir, or made again."""
-    config = best.settings.config(task.base)
-    if found.network is None and task.prefix is not None and (saved := keeping.load(task.prefix, config)):
+    if found.network is None and best.settings.training is None and (saved := _kept(task, best)):
         return saved
-    made = found.network or make(task.material, config)
-    if task.prefix is not None and keeping.load(task.prefix, config) is None:  # a save was cut short
+    made = found.network or task.make(best.settings)  # training goes on from its checkpoint, which is at its end
+    if task.prefix is not None and _kept(task, best) is None:  # a save was cut short
         _keep(task, made)
     return made.model, made.report
+
+
+def _kept(task: Task, best: Trial) -> tuple[Model, Report] | None:
+    """What lies in the workdir, where it was made by the best settings."""
+    return None if task.prefix is None else keeping.load(task.prefix, best.settings.config(task.base))
 
 
 def _show(bar: tqdm, trial: Trial) -> None:

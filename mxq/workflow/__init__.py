@@ -12,11 +12,12 @@ from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.recalibrating import recalibrate_batchnorm
-from mxq.workflow.searching import choose_bits, sensitivity, sweep_bits, tune
+from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
 
 __all__ = [
     "Given",
     "Measured",
+    "TrainingData",
     "calibrate",
     "choose_bits",
     "compare",

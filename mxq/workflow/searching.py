@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mxq import runtime, tuning
@@ -14,9 +14,10 @@ from mxq.config import QuantConfig
 from mxq.data.examples import Source
 from mxq.data.labelled import is_whole
 from mxq.data.preparation import Preparation
-from mxq.errors import StorageError
+from mxq.errors import DataError, StorageError
 from mxq.formats.reading import path_given
 from mxq.logs import LOG
+from mxq.qat.schedule import TrainConfig
 from mxq.quant.bits import Width
 from mxq.storage import locks
 from mxq.workflow.making import Opened
@@ -49,6 +50,27 @@ def sensitivity(
         return tuning.sensitivity(opened.material, _judge(opened, measured or Measured()), mode, kept)
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """Labelled data that a search may train on: ``data``, as of `Measured`, and how, ``config``."""
+
+    data: Measured
+    config: TrainConfig
+
+    def opened(self, opened: Opened) -> tuning.Training:
+        """As the search takes it.
+
+        Raises:
+            DataError: data at a path has no labels, or cannot be used.
+        """
+        given, model = opened.given, opened.prepared.source
+        preparation = given.preparation or Preparation()
+        data, labels = open_labelled(self.data, model, preparation, self.config.examples, opened.logger)
+        if isinstance(data, Source) and data.labels is None and labels is None:
+            raise DataError(f"training data {self.data.data} has no labels; allowed: a folder with labels.csv, an .npz")
+        return tuning.Training(data, labels, self.config)
+
+
 def tune(
     net: runtime.Net,
     given: Given,
@@ -58,6 +80,7 @@ def tune(
     max_drop: float = 0.005,
     time_budget: float | None = None,
     workdir: Where | None = None,
+    training: TrainingData | None = None,
     epoch: int | None = None,
     logger: logging.Logger = LOG,
 ) -> tuning.Tuned:
@@ -69,13 +92,16 @@ def tune(
         max_drop: how much less than float is allowed.
         time_budget: seconds, over all runs in ``workdir``.
         workdir: a folder for the journals, the statistics and the best network so far.
+        training: data to train on where nothing else meets the bar.
     """
     budget = tuning.Budget(time_budget)
     tuning.check(config, max_drop)
     with _folder(workdir) as folder:
         opened = _searched(net, given, config, folder, epoch, logger)
         judge = _judge(opened, measured or Measured(), answers=True)
-        found = tuning.tune(opened.material, judge, max_drop, budget, None if workdir is None else folder)
+        train = None if training is None else training.opened(opened)
+        kept = None if workdir is None else folder
+        found = tuning.tune(opened.material, judge, max_drop, budget, kept, training=train)
     logger.info(found.verdict)
     return found
 

@@ -1,0 +1,114 @@
+"""The end of a search: training, where nothing else meets the bar."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mxq  # isort: skip  (before mxnet)
+
+import mxnet as mx
+from small_training import data, net
+
+from mxq.errors import ConfigError, DataError, TrainingError
+from mxq.graph.serde import write_symbol
+from mxq.qat import TrainConfig
+from mxq.runtime import load_model
+from mxq.tuning import training
+
+SCHEDULE = TrainConfig(epochs=2, lr=0.02, batch_size=16, warmup_epochs=0.5)
+LABELLED = data(48)
+
+
+class Scores:
+    """An ``eval_fn`` for which float is at 1, what was trained at 0.95, and all else at 0.5."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.is_trained, real = 0, False, training.converted
+
+        def converted(*args: Any) -> Any:
+            self.is_trained = True
+            return real(*args)
+
+        monkeypatch.setattr(training, "converted", converted)
+
+    def __call__(self, block: Any) -> float:
+        self.calls += 1
+        return 1.0 if self.calls == 1 else 0.95 if self.is_trained else 0.5
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch) -> Scores:
+    return Scores(monkeypatch)
+
+
+def tuned(score: Callable[[Any], float], workdir: Path | None = None, **options: Any) -> Any:
+    given = {"train_data": LABELLED, "training": SCHEDULE, **options}
+    return mxq.tune(float_net(), mx.nd.array(LABELLED[0]), score, max_drop=0.1, workdir=workdir, **given)
+
+
+@cache
+def float_net() -> Any:
+    """The same one each time: tensors of another have other names, and a folder is of one network."""
+    return net()
+
+
+def test_it_trains_where_nothing_else_meets_the_bar(score: Scores, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "mxq"):
+        found = tuned(score)
+    assert found.met
+    assert found.best.settings.training == SCHEDULE
+    assert found.best.stage == "training"
+    assert "trained with quantization" in found.verdict
+    assert any("training with quantization takes 2 epochs of 3 steps of " in text for text in caplog.messages)
+    loaded = load_model(found.block)
+    assert any(node.op == "_contrib_quantize_v2" for node in loaded.graph.operators)
+
+
+def test_it_does_not_where_something_else_does() -> None:
+    found = tuned(lambda _: 1.0)
+    assert found.met
+    assert all(trial.settings.training is None for trial in found.trials)
+
+
+def test_ended_and_called_again_it_gives_the_same_network(score: Scores, tmp_path: Path) -> None:
+    first = tuned(score, tmp_path)
+    calls = score.calls
+    again = tuned(score, tmp_path)
+    assert score.calls == calls
+    assert write_symbol(again.model.graph) == write_symbol(first.model.graph)
+    for name, value in first.model.args.items():
+        np.testing.assert_array_equal(again.model.args[name], value)
+    assert mxq.load(tmp_path / "best") is not None
+
+
+def test_training_that_fails_leaves_the_best_of_the_others(score: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(training, "fit", fails)
+    found = tuned(score)
+    assert not found.met
+    assert found.trials[-1].state == "failed"
+    assert "the loss is nan" in found.trials[-1].reason
+    assert found.best.settings.training is None
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"train_data": None}, "training is given without train_data"),
+    ({"training": "fast"}, "training is 'fast'; allowed: a mxq.qat.TrainConfig"),
+])  # fmt: skip
+def test_settings_that_make_no_sense(score: Scores, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tuned(score, **options)
+
+
+def test_data_without_labels_is_refused_before_it_trains(score: Scores) -> None:
+    with pytest.raises(DataError, match="train_data has no labels"):
+        tuned(score, train_data=LABELLED[0])
