@@ -5,7 +5,7 @@ Usage::
     python examples/qat/train.py                                   # the shipped network: 2 bits, under 3 minutes
     python examples/qat/train.py --bits 4 --hardware tensorrt      # 4 bits on other hardware
     python examples/qat/train.py --bits 8                          # 8 bits: writes an INT8 pair for MXNet
-    python examples/qat/train.py --model resnet18_v1 --pretrained --data imagenet/train --test-data imagenet/val --bits 4
+    python examples/qat/train.py --model resnet18_v1 --pretrained --data train/ --test-data val/ --bits 4
 
 Prints accuracy in float, rounded without training, and trained; draws how it came about. At 8 bits on oneDNN the result
 is an INT8 pair; no MXNet kernel has fewer bits, so that of others is a float network that computes what they would.
@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "resnet")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "resnet"))
 
 import mxq  # isort: skip  (before mxnet, which the modules below import)
 
@@ -28,6 +29,8 @@ import networks  # noqa: E402
 import numpy as np  # noqa: E402
 import scenes  # noqa: E402
 import task as tasks  # noqa: E402
+
+from mxq.report import training  # noqa: E402
 
 EDGE_BITS = 8
 """Of the first and the last layer, as papers have it (Wu et al., arXiv:2004.09602; MQBench, arXiv:2111.03759)."""
@@ -87,22 +90,26 @@ def main() -> None:
     schedule = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.learning_rate}
     trained = mxq.qat.fit(block, train, eval_data=test, workdir=workdir, **schedule)
     scores = {
-        "float32": mxq.evaluate(network.net, *test)["top1"],
+        "float32": mxq.evaluate(network.net, test).metrics["top1"],
         f"{args.bits} bits, rounded": trained.before["top1"],
         f"{args.bits} bits, trained": trained.after["top1"],
     }
     for name, score in scores.items():
         print(f"{name:>16}: {score:.2%} of {len(labels)} images")
-    print(f"curves and ranges: {mxq.plot(workdir, out=workdir / 'training.png')}")
+    print(f"curves and ranges: {training.draw(workdir, workdir / 'training.png')}")
     write(network, block, args)
     print(f"{time.perf_counter() - started:.0f} s")
 
 
 def write(network: networks.Network, block: networks.Block, args: argparse.Namespace) -> None:
     """The INT8 pair where MXNet's kernels can hold it; else a float network that computes what was trained."""
-    held = block.qat.config.is_held
-    found = mxq.qat.convert(block) if held else mxq.qat.simulate(block)
-    network.write(args.output, found, with_float=False)
+    if block.qat.config.is_held:
+        network.write(args.output, mxq.qat.convert(block), with_float=False)
+        return
+    simulated = mxq.qat.convert(block, simulate=True)
+    prefix = args.output / f"{network.name}-simulated"
+    simulated.export(str(prefix))
+    print(f"float32 that computes the same: {prefix}-symbol.json, -0000.params")
 
 
 if __name__ == "__main__":
