@@ -148,12 +148,14 @@ def main() -> None:
     if options.memory_of:
         sys.stdout.write(f"{memory(options.nets[0], options.memory_of, config)}\n")
         return
-    rows = [row for name in options.nets for row in measured(name, config, options)]
-    table = Table("net", "form", "quantizers", "CPU s a step", "x float", "peak MB")
-    for row in rows:
-        numbers = (f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", f"{row['peak_mb']:.0f}")
-        table.add_row(row["net"], row["form"], str(row["quantizers"]), *numbers)
-    Console(width=100).print(table)
+    rows = []
+    for name in options.nets:
+        rows += (found := measured(name, config, options))
+        table = Table("net", "form", "quantizers", "CPU s a step", "x float", "peak MB")
+        for row in found:
+            numbers = (f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", f"{row['peak_mb']:.0f}")
+            table.add_row(row["net"], row["form"], str(row["quantizers"]), *numbers)
+        Console(width=100).print(table)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
