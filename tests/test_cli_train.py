@@ -69,6 +69,37 @@ def test_a_recipe_says_how(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "float").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Cannot decide type")
+@pytest.mark.parametrize(("options", "int8"), [((), True), (("--bits", "4"), False), (("--float",), False)])
+def test_writes_what_was_trained(folder: Path, tmp_path: Path, options: tuple[str, ...], int8: bool) -> None:
+    """As INT8 where MXNet has kernels for it, else as float; stock MXNet loads either."""
+    more = () if "--float" in options else ("--no-baseline",)
+    run(
+        folder,
+        *options,
+        *more,
+        "--workdir",
+        str(tmp_path / "w"),
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+        "--json",
+    )
+    loaded = mx.gluon.SymbolBlock.imports(str(tmp_path / "o-symbol.json"), ["data"], str(tmp_path / "o-0000.params"))
+    x, y = small.data(40, 1)
+    assert np.mean(loaded(mx.nd.array(x)).asnumpy().argmax(1) == y) > 0.6
+    assert ("_contrib_quantize_v2" in (tmp_path / "o-symbol.json").read_text()) == int8
+    assert (tmp_path / "o-mxq.json").exists() == int8
+
+
+@pytest.mark.parametrize("out", ["net", "nowhere/net"])
+def test_where_it_cannot_write_is_known_before_it_trains(folder: Path, tmp_path: Path, out: str) -> None:
+    said = run(folder, "--workdir", str(tmp_path / "w"), "--out", str(folder / out), code=2)
+    assert "--out is" in said
+    assert not (tmp_path / "w").exists()
+
+
 def test_trains_in_float_alone(folder: Path, tmp_path: Path) -> None:
     found = run(folder, "--float", "--workdir", str(tmp_path), "--epochs", "1", "--json")
     assert (found["float"], found["best_epoch"]) == (None, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, prefix_of
+from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, prefix_of, written_prefix
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
@@ -31,6 +31,14 @@ def train(
             "any end, it goes on.",
         ),
     ],
+    out: Annotated[
+        Path | None,
+        option(
+            parser=written_prefix,
+            metavar="PREFIX",
+            help="Write the trained network: INT8 with --bits 8 for onednn, else a float one that computes the same.",
+        ),
+    ] = None,
     labels: Labels = None,
     eval_data: Annotated[Path | None, option(metavar="PATH", help=f"To measure on, with labels. {DATA}")] = None,
     eval_labels: Labels = None,
@@ -70,18 +78,22 @@ def train(
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network with quantization, and in float by the same recipe; what is learned stays in --workdir."""
+    """Fine-tune a network with quantization, and in float by the same recipe to compare with."""
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 
-    prefix = prefix_of(prefix)
+    prefix, out = prefix_of(prefix), None if out is None else prefix_of(out)
+    if out is not None and prefix.resolve() == out.resolve():
+        raise ConfigError(f"--out is {str(out)!r}, the network itself; choose another prefix")
+    if out is not None and not out.parent.is_dir():  # found out now, not after training
+        raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
     schedule = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     schedule = replace(schedule, **_given(given))
     start_mxnet()
     from mxq import workflow
     from mxq.report import training
-    from mxq.workflow.training import TrainRecipe
+    from mxq.workflow.training import TrainRecipe, write
     from mxq.workflow.training import train as run
 
     asked = {"bits": bits, "algorithm": algorithm, "hardware": hardware}
@@ -99,6 +111,8 @@ def train(
         epoch=epoch,
     )
     print_json(found.to_json()) if as_json else show_result(found)
+    if out is not None:
+        LOG.info("written: %s", ", ".join(map(str, write(found, out))))
     if plot is not None:
         LOG.info("drawn: %s", training.draw(workdir, plot))
 

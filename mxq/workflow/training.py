@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mxq import runtime
+from mxq.artifacts import pair
 from mxq.data.feeding import feeds
 from mxq.data.preparation import Preparation
 from mxq.errors import DataError
 from mxq.logs import LOG
 from mxq.qat.config import QatConfig
+from mxq.qat.converting import converted, simulated, trained
 from mxq.qat.floating import float_block
+from mxq.qat.network import QatNetwork
 from mxq.qat.preparing import prepare
 from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
@@ -96,3 +99,26 @@ def train(
         workdir=workdir,
         logger=logger,
     )
+
+
+def write(found: Trained, prefix: Path, target: str = "native") -> tuple[Path, ...]:
+    """Writes what was trained as a pair: INT8 where MXNet's kernels hold it, else float that computes the same.
+
+    Args:
+        found: from `train`.
+        prefix: of the files.
+        target: the CPU that an INT8 network is for.
+
+    Returns:
+        The files; of an INT8 network the record is the last.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    if not isinstance(getattr(found.block, "qat", None), QatNetwork):
+        return runtime.write_pair(runtime.load_model(found.block), prefix)
+    network = trained(found.block)
+    if not network.config.is_held:
+        return runtime.write_pair(simulated(network), prefix)
+    made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
+    return pair.write(made.model, made.report, prefix)
