@@ -122,13 +122,15 @@ def thresholds(network: QatNetwork, plan: Prepared) -> Thresholds:
     """The range of every tensor that the plan observes: as it was learned, else as it was calibrated."""
     learned = {str(q.tensor): learned_range(params_of(network, q)) for q in network.quantizers if not q.is_weight}
     found = dict[str, Threshold]()
-    for ref in plan.plan.observe:
-        calibrated, span = network.calibrated[str(ref)], learned.get(str(ref))
+    for name in map(str, plan.plan.observe):
+        if name not in network.calibrated:  # which `mxq.pipeline.quantize` names
+            continue
+        calibrated, span = network.calibrated[name], learned.get(name)
         if span is not None:
             # Types, and what is shifted, follow from whether a range begins below 0, which has to stay as it was.
             low = min(span.min, 0.0) if calibrated.range.min < 0 else 0.0
             calibrated = Threshold(Range(low, span.max), FIXED, source=LEARNED)
-        found[str(ref)] = calibrated
+        found[name] = calibrated
     return Thresholds(found)
 
 
