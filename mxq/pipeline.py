@@ -562,7 +562,7 @@ def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubse
     if config.methods.bias.needs == "batch_norm":
         network = analytic(config.methods.bias, prepared.source, aligned.fused, network)
     if looked is not None and config.methods.recalibrate_batchnorm:
-        network = restored(looked.runner, network, looked.feeds, prepared.source)
+        network = restored(looked.runner, network, aligned.fused, looked.feeds, prepared.source)
     return _Built(network, _merged(weights, clipped), warnings)
 
 

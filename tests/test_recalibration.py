@@ -118,7 +118,7 @@ class TestFolded:
     def test_every_layer_has_the_float_moments_again(self, weight: QuantSpec, left: float) -> None:
         model = build(*CHAIN, data=(2, 3, 8, 8))
         network = decided(model).respecified(QuantSpec(bits=4, signed=None), weight)
-        found = restored(RUNNER, network, feeds(16), model)
+        found = restored(RUNNER, network, network.fused, feeds(16), model)
         assert found.trace.fired("restore_moments") == 2
         floats = tapped(network.fused, "n0", "n1")
         before, after = (tapped(simulate(each), "n0_exact", "n1_exact") for each in (network, found))
@@ -128,14 +128,15 @@ class TestFolded:
 
     def test_codes_of_weights_stay_where_scales_are_of_channels(self) -> None:
         network = decided(net())
-        found = restored(RUNNER, network, feeds(16), net())
+        found = restored(RUNNER, network, network.fused, feeds(16), net())
         for name, params in network.weights.items():
             old, new = network.fused.args[name], found.fused.args[name]
             assert np.abs(params.quantize(old).astype(int) - found.weights[name].quantize(new)).max() <= 1
             assert np.mean(params.quantize(old) == found.weights[name].quantize(new)) > 0.99  # but for float32's ties
 
     def test_layers_without_a_norm_stay(self) -> None:
-        found = restored(RUNNER, decided(net()), feeds(16), net())
+        network = decided(net())
+        found = restored(RUNNER, network, network.fused, feeds(16), net())
         assert np.array_equal(found.fused.args["f_weight"], net().args["f_weight"])
         assert np.array_equal(found.fused.args["c3_weight"], net().args["c3_weight"])
 
@@ -169,6 +170,18 @@ class TestPipeline:
         truth = run(model, {"data": DATA})[0]
         assert sqnr_db(truth, heads[1]) > sqnr_db(truth, heads[0]) - 0.5
         assert new.report.config["recalibrate_batchnorm"] is True
+
+    def test_the_moments_are_those_before_biases_were_corrected(self) -> None:
+        """A bias correction moves biases on purpose; taken for the float network's, they would be corrected twice."""
+        model = build(*CHAIN, seed=4, data=(2, 3, 8, 8))
+        plain, both = (
+            quantized(model, bits=4, simulate=True, recalibrate_batchnorm=True, bias_correction=bias)
+            for bias in ("none", "empirical")
+        )
+        wanted = tapped(plain.prepared.fused, "n0", "n1")
+        for made in (plain, both):
+            for truth, new in zip(wanted, tapped(simulate(made.network), "n0_exact", "n1_exact"), strict=True):
+                assert_close(Moments.of([new]).mean, Moments.of([truth]).mean, rtol=0, atol=1e-3)
 
     def test_without_data_a_warning_says_so(self) -> None:
         config = QuantConfig(effort="fast", recalibrate_batchnorm=True)

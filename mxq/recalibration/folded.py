@@ -11,7 +11,8 @@ gives y what a BatchNorm with new statistics would. Scales of weights that are f
 codes stay. Others are rounded anew.
 
 m and s are measured, not beta and |gamma|: a few examples have moments of their own, and it is what quantization moved
-that is to be put back. Bias correction (`mxq.weights.bias`) is the half of it that concerns the mean. A BatchNorm that
+that is to be put back. The mean is what bias correction (`mxq.weights.bias`) is about, too; this comes after it, and
+takes both moments from the float network, so that nothing is corrected twice. A BatchNorm that
 no layer took in is treated as a layer: gamma is its weight, beta its bias.
 
 Conditions: ranges are known, one layer alone reads the weight and the bias. Layers go in graph order, each reads what
@@ -41,19 +42,24 @@ EPS: Final = 1e-5
 
 
 def restored(
-    runner: Runner, network: QuantizedNetwork, feeds: Sequence[Mapping[str, Array]], source: Model | None = None
+    runner: Runner,
+    network: QuantizedNetwork,
+    reference: Model,
+    feeds: Sequence[Mapping[str, Array]],
+    source: Model | None = None,
 ) -> QuantizedNetwork:
     """``network`` with the float network's moments, on ``feeds``, behind every layer that took in a BatchNorm.
 
     Args:
         runner: what runs an operator.
         network: weights, types and ranges are chosen; codes of any number of bits.
+        reference: its fused float network as it was before, with weights and biases that nothing has corrected.
         feeds: batches of data; all of them are in memory, with every tensor that is still to be read.
         source: the network as given, which says where BatchNorms were; without it every layer counts.
     """
     network = with_biases(network)
-    places = [place for node in network.fused.graph.operators if (place := _place(network.fused, node, source))]
-    wanted = _moments(runner, network.fused, feeds, places)
+    places = [place for node in reference.graph.operators if (place := _place(reference, node, source))]
+    wanted = _moments(runner, reference, feeds, places)
     return _Restoring(runner, network, simulate(network), wanted, frozenset(network.weights)).over(feeds)
 
 
@@ -148,7 +154,9 @@ class _Restoring:
         schedule = Schedule.of(ancestors(graph, at))
         for node in schedule.nodes:
             if node.name in at and not live.lost.keys() & set(node.inputs):
-                self._restore(at[node.name], at[node.name].seen(live, self.simulated))
+                place = at[node.name]
+                self._restore(place, place.seen(live, self.simulated))
+                self._centre(place, place.seen(live, self.simulated))
             live.held |= live.step(self.simulated, node, schedule.outputs(node))
             live.forget(schedule.done(node))
         return self.network
@@ -164,6 +172,14 @@ class _Restoring:
         shown = self.network.weight_as(place.key, new[0]).fake(new[0]) if place.key in self.coded else new[0]
         made = {names[0]: shown, names[1]: new[1]}
         self.simulated = self.simulated.with_graph(self.simulated.graph, made)
+
+    def _centre(self, place: _Place, found: Moments) -> None:
+        """The mean once more: of weights that were rounded anew it is another."""
+        bias = place.node.inputs[2].name
+        value = self.network.fused.args[bias] + (self.wanted[place.key].mean - found.mean)
+        new = {bias: value.astype(np.float32)}
+        self.network = self.network.with_weights(new)
+        self.simulated = self.simulated.with_graph(self.simulated.graph, new)
 
 
 def moved(weight: Array, bias: Array, found: Moments, wanted: Moments) -> tuple[Array, Array]:
