@@ -128,6 +128,15 @@ def feeds(seed: int = 1, **inputs: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {n: rng.standard_normal(s).astype(np.float32) for n, s in (inputs or {"data": SHAPE}).items()}
 
 
+def pictures(examples: int, seed: int) -> np.ndarray:
+    """Correlated channels and neighbours, of bounded values, as in pictures; float32 (examples, CHANNELS, 6, 6)."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(99).standard_normal((CHANNELS, 3))
+    smooth = rng.standard_normal((examples, 3, 6, 6)).cumsum(axis=2).cumsum(axis=3) / 4
+    noise = 0.2 * rng.standard_normal((examples, CHANNELS, 6, 6))
+    return np.tanh(np.einsum("ck,nkhw->nchw", mix, smooth) + noise).astype(np.float32)
+
+
 def run(model: Model, given: Mapping[str, np.ndarray] | None = None, taps: tuple[Ref, ...] = ()) -> list[np.ndarray]:
     """All outputs (and then ``taps``) of ``model`` in MXNet, in inference mode, at the second forward."""
     executable = MxnetRunner().compile(model, taps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, SHAPE, build, conv, fc, randomized, run
+from graphs import CHANNELS, CONV1, SHAPE, build, conv, fc, pictures, randomized, run
 
 import mxq  # isort: skip  (before mxnet)
 
@@ -41,15 +41,6 @@ NET = (
     fc("fc0", "conv2"),
     "return fc0",
 )
-
-
-def pictures(examples: int, seed: int) -> np.ndarray:
-    """Correlated channels and neighbours, of bounded values, as in pictures; float32 (examples, CHANNELS, 6, 6)."""
-    rng = np.random.default_rng(seed)
-    mix = np.random.default_rng(99).standard_normal((CHANNELS, 3))
-    smooth = rng.standard_normal((examples, 3, 6, 6)).cumsum(axis=2).cumsum(axis=3) / 4
-    noise = 0.2 * rng.standard_normal((examples, CHANNELS, 6, 6))
-    return np.tanh(np.einsum("ck,nkhw->nchw", mix, smooth) + noise).astype(np.float32)
 
 
 DATA, HELD_OUT = pictures(64, 0), pictures(64, 1)
