@@ -161,3 +161,14 @@ class TestQuantized:
         assert found is block
         assert moving
         assert all(np.array_equal(before[n], after[n]) != (n in moving) for n in before)
+
+
+def test_a_softmax_at_the_end_is_written_again(folder: Path, tmp_path: Path) -> None:
+    with_softmax = mx.sym.softmax(mx.sym.load(str(folder / "net-symbol.json")), name="probabilities")
+    with_softmax.save(str(tmp_path / "net-symbol.json"))
+    (tmp_path / "net-0000.params").write_bytes((folder / "net-0000.params").read_bytes())
+    given = ["--data", str(folder / "train.npz"), "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["train", str(tmp_path / "net"), "--float", "--epochs", "1", *given])
+    assert done.exit_code == 0, done.output
+    sums = mxq.load(tmp_path / "out")(mx.nd.array(small.data(8)[0])).asnumpy().sum(axis=1)
+    assert sums == pytest.approx(np.ones(8), abs=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mxq import runtime
 from mxq.errors import QuantizeError
-from mxq.graph.ir import Array, Model, Node
+from mxq.graph.ir import Model, Node
 from mxq.passes.simplify import FLOAT, OwnName
 from mxq.qat.folding import in_training
 from mxq.qat.network import softmax_head, with_head
@@ -25,15 +25,16 @@ def float_block(net: runtime.Net) -> runtime.TrainableBlock:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
     if not model.args:
         raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
-    source = in_training(_without_softmax(model)[0])
-    return runtime.trainable_block(source, constant=frozenset(source.auxs), undecayed=())
+    source, head = _without_softmax(model)
+    source = in_training(source)
+    block = runtime.trainable_block(source, constant=frozenset(source.auxs), undecayed=())
+    block.head = head
+    return block
 
 
-def with_values(net: runtime.Net, values: dict[str, Array]) -> Model:
-    """``net`` with what `float_block` learned, its softmax at its place."""
-    source, head = _without_softmax(runtime.load_model(net))
-    args, auxs = ({k: values.get(k, v) for k, v in table.items()} for table in (source.args, source.auxs))
-    return with_head(Model(source.graph, args, auxs), head)
+def written(block: runtime.TrainableBlock) -> Model:
+    """The network of a `float_block` as it is now, its softmax at its place."""
+    return with_head(runtime.load_model(block), getattr(block, "head", ()))
 
 
 def _without_softmax(model: Model) -> tuple[Model, tuple[Node, ...]]:

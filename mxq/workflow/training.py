@@ -15,7 +15,7 @@ from mxq.errors import DataError
 from mxq.logs import LOG
 from mxq.qat.config import QatConfig
 from mxq.qat.converting import converted, simulated, trained
-from mxq.qat.floating import float_block
+from mxq.qat.floating import float_block, written
 from mxq.qat.network import QatNetwork
 from mxq.qat.preparing import prepare
 from mxq.qat.result import Trained
@@ -116,7 +116,7 @@ def write(found: Trained, prefix: Path, target: str = "native") -> tuple[Path, .
         StorageError: they cannot be written.
     """
     if not isinstance(getattr(found.block, "qat", None), QatNetwork):
-        return runtime.write_pair(runtime.load_model(found.block), prefix)
+        return runtime.write_pair(written(found.block), prefix)
     network = trained(found.block)
     if not network.config.is_held:
         return runtime.write_pair(simulated(network), prefix)
