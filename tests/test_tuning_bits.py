@@ -16,8 +16,10 @@ import mxq  # isort: skip  (before mxnet)
 
 from graphs import build
 from test_backends_hardware import NET, command
+from typer.testing import CliRunner
 
 from mxq import recipe
+from mxq.cli import app
 from mxq.errors import ConfigError, MxqError, QuantizeError
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import HARDWARE
@@ -236,6 +238,15 @@ class TestChoice:
             "quantize", home / "net", "--data", home / "x.npz", "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "a"
         )
         assert (tmp_path / "a-0000.params").read_bytes() == (tmp_path / "q-0000.params").read_bytes()
+
+    @pytest.mark.parametrize("option", [("--out", "net"), ("--out", "no/x"), ("--recipe-out", "no/x.yaml")])
+    def test_where_it_cannot_write_is_known_before_it_measures(self, home: Path, option: tuple[str, str]) -> None:
+        before = (home / "net-0000.params").read_bytes()
+        args = ["choose-bits", home / "net", "--data", home / "x.npz", option[0], home / option[1]]
+        found = CliRunner().invoke(app, [str(arg) for arg in args])
+        assert found.exit_code == 2
+        assert f"{option[0]} is" in found.output
+        assert (home / "net-0000.params").read_bytes() == before
 
     @pytest.mark.parametrize(
         ("options", "says"),

@@ -24,6 +24,7 @@ from mxq.cli.options import (
     Settings,
     Workdir,
     option,
+    output_of,
     prefix_of,
     widths_of,
     written_prefix,
@@ -68,10 +69,9 @@ def choose_bits(
     as_json: Json = False,
 ) -> None:
     """Choose how many bits each layer has, under a budget of mean bits; simulated."""
-    prefix = prefix_of(prefix)
-    for path in filter(None, (out, recipe_out)):
-        if not path.parent.is_dir():  # found out now, not after the search
-            raise ConfigError(f"{str(path)!r} is to be written, but there is no folder {str(path.parent)!r}")
+    prefix, out = prefix_of(prefix), None if out is None else output_of(out, prefix)
+    if recipe_out is not None and not recipe_out.parent.is_dir():  # found out now, not after the search
+        raise ConfigError(f"--recipe-out is {str(recipe_out)!r}, but there is no folder {str(recipe_out.parent)!r}")
     config = settings.config(effort)
     config = config if hardware is None else replace(config, hardware=hardware)
     preparation = pictures.preparation(prefix, config)
@@ -85,7 +85,7 @@ def choose_bits(
     found = workflow.choose_bits(
         prefix, given, config, measured, mean_bits=mean_bits, choices=widths_of(choices), workdir=workdir, epoch=epoch
     )
-    files = [] if out is None else [*pair.write(found.model, found.record, prefix_of(out))]
+    files = [] if out is None else [*pair.write(found.model, found.record, out)]
     files += [] if recipe_out is None else [recipe.write(found.config, recipe_out)]
     files += [] if plot is None else [bit_pictures.write(found, plot)]
     print_json(found.to_json()) if as_json else show_result(found)

@@ -375,6 +375,20 @@ def prefix_of(path: Path) -> Path:
     return path.with_name(name) if name else path  # "." has no name, and "-symbol.json" none before its ending
 
 
+def output_of(out: Path, prefix: Path) -> Path:
+    """Where to write what is made of the network at ``prefix``, looked at before any work.
+
+    Raises:
+        ConfigError: that is the network itself, or in no folder that exists.
+    """
+    out = prefix_of(out)
+    if prefix_of(prefix).resolve() == out.resolve():
+        raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
+    return out
+
+
 def read_thresholds(path: Path) -> Thresholds:
     """What ``mxq calibrate --out`` wrote, or the record of a quantized network has.
 

@@ -19,6 +19,7 @@ from mxq.cli.options import (
     Prefix,
     Stats,
     option,
+    output_of,
     prefix_of,
     read_thresholds,
     written_prefix,
@@ -55,11 +56,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Calibrate a float network and write its INT8 form, or a simulation of other codes; stock MXNet loads either."""
-    prefix, out = prefix_of(prefix), prefix_of(out)
-    if prefix.resolve() == out.resolve():
-        raise ConfigError(f"--out is {str(out)!r}, the float network itself; choose another prefix")
-    if not out.parent.is_dir():  # found out now, not after calibration
-        raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
+    prefix, out = prefix_of(prefix), output_of(out, prefix)
     config = settings.config(effort)
     if thresholds is not None and stats is not None:
         raise ConfigError(f"--thresholds is {str(thresholds)!r} beside --stats {str(stats)!r}; allowed: one of them")

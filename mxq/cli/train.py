@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, prefix_of, written_prefix
+from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, output_of, prefix_of, written_prefix
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
@@ -82,11 +82,7 @@ def train(
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 
-    prefix, out = prefix_of(prefix), None if out is None else prefix_of(out)
-    if out is not None and prefix.resolve() == out.resolve():
-        raise ConfigError(f"--out is {str(out)!r}, the network itself; choose another prefix")
-    if out is not None and not out.parent.is_dir():  # found out now, not after training
-        raise ConfigError(f"--out is {str(out)!r}, but there is no folder {str(out.parent)!r}")
+    prefix, out = prefix_of(prefix), None if out is None else output_of(out, prefix)
     schedule = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     schedule = replace(schedule, **_given(given))
