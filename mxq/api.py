@@ -16,7 +16,7 @@ from mxq import pipeline, runtime, threads, tuning, workflow
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, quant_spec
+from mxq.config import QuantConfig, check_shape, quant_spec
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
@@ -782,6 +782,8 @@ def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:
     """``net``, its parameters' shapes settled on zeros of ``data_shapes`` where they are still open."""
     if data_shapes is not None and runtime.is_deferred(net):
         shapes = shapes_of(data_shapes, runtime.arguments(net))
+        for shape in shapes.values():
+            check_shape("data_shapes", shape)
         runtime.settle(net, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     return net
 

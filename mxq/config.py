@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from mxq.data.budget import Budget
 from mxq.errors import ConfigError, one_of
+from mxq.formats.params import LARGEST
 from mxq.graph.ir import Node
 from mxq.graph.operator_names import OWN_NAME
 from mxq.quant import ANY8, INT8, UINT8, QuantSpec
@@ -50,6 +51,8 @@ METHOD_REGISTRIES: Mapping[str, Registry[Any]] = {"bias_correction": BIAS_CORREC
 Selector: TypeAlias = str | Callable[[Node], bool]
 """A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
 ("op:Convolution", "op:*Pooling"), or a predicate over nodes."""
+MOST_AXES = 32
+"""Of an array, numpy's and MXNet's; one is the batch."""
 OP = "op:"
 Shape: TypeAlias = tuple[int, ...]
 """Of one example: (3, 224, 224)."""
@@ -360,7 +363,20 @@ def _shape(value: Any) -> Shape:
             f"input_shape is {value!r}; allowed: the axes of one example, (3, 224, 224) or '3x224x224', "
             "or a mapping of inputs to such"
         )
+    check_shape("input_shape", shape)
     return shape
+
+
+def check_shape(name: str, shape: Shape) -> None:
+    """Whether an array can have the shape.
+
+    Raises:
+        ConfigError: it has too many axes or values; the setting ``name`` says so.
+    """
+    if math.prod(shape) > LARGEST or len(shape) >= MOST_AXES:
+        raise ConfigError(
+            f"{name} is {_shown(shape)}; allowed: fewer than {MOST_AXES} axes, and up to {LARGEST} values"
+        )
 
 
 def _layer_config(pattern: Any, value: Any) -> LayerConfig:

@@ -188,6 +188,13 @@ def stem(node: Node) -> bool:
     return True
 
 
+@pytest.mark.parametrize("shape", ["99999999999999999999", (1,) * 40, (2**16, 2**15)])
+def test_a_shape_that_no_array_has(shape: Any) -> None:
+    with pytest.raises(ConfigError, match=r"input_shape is .*; allowed: fewer than 32 axes, and up to 2147483647"):
+        QuantConfig(input_shape=shape)
+    assert QuantConfig(input_shape=(2**15, 2**15)).shapes == {"": (2**15, 2**15)}
+
+
 class TestFromJson:
     def test_the_way_there_and_back(self):
         config = QuantConfig(
