@@ -78,7 +78,7 @@ def train(
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network with quantization, and in float by the same recipe to compare with."""
+    """Fine-tune a network with quantization and, to hold it against, in float by the same recipe."""
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 
