@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from dataclasses import fields
@@ -26,6 +27,7 @@ from mxq.config import (
     QuantConfig,
 )
 from mxq.errors import ConfigError, FormatError
+from mxq.formats.params import LARGEST
 from mxq.qat.schedule import TrainConfig
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS
 
@@ -54,7 +56,7 @@ layers = st.builds(
     bits=st.none() | st.integers(2, 8) | st.tuples(st.integers(2, 8), st.integers(2, 8)),
     threshold=st.none() | st.tuples(numbers, numbers).map(lambda pair: tuple(sorted(pair))),
 )
-shapes = st.lists(st.integers(1, 4096), min_size=1, max_size=4)
+shapes = st.lists(st.integers(1, 4096), min_size=1, max_size=4).filter(lambda sides: math.prod(sides) <= LARGEST)
 configs = st.builds(
     QuantConfig,
     calib_mode=specs,
