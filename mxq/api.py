@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,10 +15,10 @@ from mxq import pipeline, runtime, threads, tuning, workflow
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, check_shape, quant_spec
+from mxq.config import QuantConfig, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
-from mxq.errors import ConfigError, FormatError, QuantizeError, nearest
+from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Model
@@ -746,14 +745,7 @@ def tune(
 def _config(
     config: QuantConfig | None, options: Mapping[str, Any], logger: logging.Logger | None = None
 ) -> QuantConfig:
-    if not isinstance(config, QuantConfig | None):
-        raise ConfigError(f"config is {config!r}; allowed: a QuantConfig, or None and its fields as options")
-    given, allowed = own_options(options, _heard(logger)), [f.name for f in fields(QuantConfig)]
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        hint = nearest(unknown[0], allowed)
-        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{hint}")
-    return replace(config or QuantConfig(), **given)
+    return with_options(QuantConfig(), config, own_options(options, _heard(logger)))
 
 
 def _training(data: object, labels: Any, config: TrainConfig | None) -> TrainingData | None:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from operator import index
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from mxq.data.budget import Budget
-from mxq.errors import ConfigError, one_of
+from mxq.errors import ConfigError, nearest, one_of
 from mxq.formats.params import LARGEST
 from mxq.graph.ir import Node
 from mxq.graph.operator_names import OWN_NAME
@@ -21,6 +21,9 @@ from mxq.quant.bits import Bits, Width
 from mxq.quant.hardware import HARDWARE, hardware_of
 from mxq.registry import Registry
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SPECS: Mapping[str, QuantSpec] = MappingProxyType({"auto": ANY8, "int8": INT8, "uint8": UINT8})
 """What users call a type of activations -> its spec."""
@@ -51,6 +54,7 @@ METHOD_REGISTRIES: Mapping[str, Registry[Any]] = {"bias_correction": BIAS_CORREC
 Selector: TypeAlias = str | Callable[[Node], bool]
 """A shell pattern over node names ("stage1_*", "*conv0*"; case matters), one over op types after `OP`
 ("op:Convolution", "op:*Pooling"), or a predicate over nodes."""
+C = TypeVar("C", bound="DataclassInstance")
 MOST_AXES = 32
 """Of an array, numpy's and MXNet's; one is the batch."""
 OP = "op:"
@@ -341,6 +345,27 @@ class QuantConfig:
                         "allowed: names and patterns"
                     )
         return config
+
+
+def with_options(usual: C, config: C | None, options: Mapping[str, Any]) -> C:
+    """``config``, or ``usual`` where there is none, with other values of some fields.
+
+    Args:
+        usual: settings of the kind that is allowed.
+        config: what the user gave.
+        options: values by field.
+
+    Raises:
+        ConfigError: ``config`` is of another kind, there is no such field, or a value is not allowed.
+    """
+    if not isinstance(config, type(usual) | None):
+        kind = type(usual).__name__
+        raise ConfigError(f"config is {_shown(config)}; allowed: a {kind}, or None and its fields as options")
+    allowed = [f.name for f in fields(usual)]
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{nearest(unknown[0], allowed)}")
+    return replace(usual if config is None else config, **options)
 
 
 def _input_shape(value: Any) -> Shape | dict[str, Shape] | None:

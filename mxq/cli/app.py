@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,6 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 from mxq.cli.console import say
 from mxq.cli.options import option, with_choices
 from mxq.errors import MxqError
+from mxq.logs import LOG
 from mxq.text import one_line, printable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -33,6 +34,13 @@ ORDER = (
 )  # fmt: skip
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 _Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def end_interrupted(workdir: Path | None) -> NoReturn:
+    """Ends a command of which Ctrl-C left what was measured by then."""
+    kept = "" if workdir is None else f"; {workdir} holds what was measured, the same command goes on from there"
+    LOG.warning("interrupted%s", kept)
+    raise typer.Exit(INTERRUPTED)
 
 
 class _Group(TyperGroup):

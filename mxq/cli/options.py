@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -369,6 +369,11 @@ def written_prefix(text: str) -> Path:
     return Path(text)
 
 
+def given_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def prefix_of(path: Path) -> Path:
     """``net-symbol.json``, as a shell completes it, means ``net``."""
     name = _ENDINGS.sub("", path.name)
@@ -430,7 +435,7 @@ def config_of(
         "exclude_passes": (*base.exclude_passes, *(exclude_pass or ())),
     }
     given = {"quantized_dtype": dtype, **others}
-    changes: dict[str, Any] = {**added, **{k: v for k, v in given.items() if v is not None}}
+    changes: dict[str, Any] = {**added, **given_of(given)}
     return replace(base, **changes)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from mxq.cli.app import INTERRUPTED, command
+from mxq.cli.app import command, end_interrupted
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
 from mxq.cli.options import (
@@ -72,6 +70,4 @@ def sweep_bits(
     if plot is not None:
         LOG.info("drawn: %s", bit_pictures.write(found, plot))
     if not found.complete:
-        kept = "" if workdir is None else f"; {workdir} holds what was measured, the same command goes on from there"
-        LOG.warning("interrupted%s", kept)
-        raise typer.Exit(INTERRUPTED)
+        end_interrupted(workdir)

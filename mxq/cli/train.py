@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show_result
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Epoch, Json, Labels, Pictures, Prefix, option, output_of, prefix_of, written_prefix
+from mxq.cli.options import (
+    DATA,
+    Epoch,
+    Json,
+    Labels,
+    Pictures,
+    Prefix,
+    given_of,
+    option,
+    output_of,
+    prefix_of,
+    written_prefix,
+)
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
@@ -85,7 +97,7 @@ def train(
     prefix, out = prefix_of(prefix), None if out is None else output_of(out, prefix)
     schedule = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
-    schedule = replace(schedule, **_given(given))
+    schedule = replace(schedule, **given_of(given))
     start_mxnet()
     from mxq import workflow
     from mxq.report import training
@@ -93,8 +105,8 @@ def train(
     from mxq.workflow.training import train as run
 
     asked = {"bits": bits, "algorithm": algorithm, "hardware": hardware}
-    if only_float and _given(asked):
-        name = next(iter(_given(asked)))
+    if only_float and given_of(asked):
+        name = next(iter(given_of(asked)))
         raise ConfigError(f"--{name} is {asked[name]!r} beside --float, which trains without quantization")
     qat = None if only_float else _qat_config(recipe, asked)
     found = run(
@@ -113,10 +125,6 @@ def train(
         LOG.info("drawn: %s", training.draw(workdir, plot))
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _qat_config(recipe: Path | None, asked: dict[str, Any]) -> QatConfig:
     """What the recipe says of quantization in training, with options on top."""
     from mxq.qat.config import QatConfig
@@ -124,7 +132,7 @@ def _qat_config(recipe: Path | None, asked: dict[str, Any]) -> QatConfig:
     from mxq.recipe import section
 
     config = QatConfig() if recipe is None else section(recipe, "qat", QatConfig.from_json)
-    changes = _given(asked)
+    changes = given_of(asked)
     if "bits" in changes:
         bits = Bits.parse(changes.pop("bits"), "--bits")
         changes |= {"bits_w": bits.weights, "bits_a": bits.activations}

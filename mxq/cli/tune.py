@@ -25,6 +25,7 @@ from mxq.cli.options import (
     Scheduler,
     Settings,
     Workers,
+    given_of,
     option,
     prefix_of,
 )
@@ -117,7 +118,7 @@ def training_of(data: Path | None, labels: Path | None, schedule: dict[str, Any]
     from mxq.qat.schedule import TrainConfig
     from mxq.workflow import Measured, TrainingData
 
-    given = {name: value for name, value in schedule.items() if value is not None}
+    given = given_of(schedule)
     if data is None:
         for name in (*given, *([] if labels is None else ["train-labels"])):
             raise ConfigError(f"--{name} is given without --train-data; allowed: both, or neither")

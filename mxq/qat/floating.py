@@ -19,13 +19,7 @@ def float_block(net: runtime.Net) -> runtime.TrainableBlock:
     Raises:
         QuantizeError: the network is quantized, or has no parameters.
     """
-    model = runtime.load_model(net)
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
-    if not model.args:
-        raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
-    source, head = _without_softmax(model)
+    source, head = trainable(runtime.load_model(net))
     source = in_training(source)
     block = runtime.trainable_block(source, constant=frozenset(source.auxs), undecayed=())
     block.head = head
@@ -37,5 +31,15 @@ def written(block: runtime.TrainableBlock) -> Model:
     return with_head(runtime.load_model(block), getattr(block, "head", ()))
 
 
-def _without_softmax(model: Model) -> tuple[Model, tuple[Node, ...]]:
+def trainable(model: Model) -> tuple[Model, tuple[Node, ...]]:
+    """What trains of a network, and the softmax that follows it, or nothing.
+
+    Raises:
+        QuantizeError: the network is quantized, or has no parameters.
+    """
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    if not model.args:
+        raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
     return softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])

@@ -15,18 +15,17 @@ from mxq.graph.ir import Model, Runner
 from mxq.host import machine
 from mxq.logs import LOG
 from mxq.passes.assignment import assign, requested
-from mxq.passes.simplify import FLOAT, OwnName
 from mxq.pipeline import Calibrated, Prepared
 from mxq.qat import algorithms
 from mxq.qat.config import QatConfig
+from mxq.qat.floating import trainable
 from mxq.qat.folding import MERGED, in_training, merged
 from mxq.qat.kernels_placement import placed_as_planned
-from mxq.qat.network import QatNetwork, softmax_head
+from mxq.qat.network import QatNetwork
 from mxq.qat.placement import placed
 from mxq.qat.quantizer import Quantizer
 from mxq.qat.ranges import activation_ranges, with_initial
 from mxq.quant import QuantizedNetwork
-from mxq.rewrite import apply_rules
 
 
 def prepare(
@@ -106,8 +105,7 @@ def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner
         config: the settings.
         runner: runs the float network.
     """
-    _check(model)
-    source, head = softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])
+    source, head = trainable(model)
     source = merged(source) if config.folding is MERGED else in_training(source)
     placing = _by_plan if config.row.from_kernels else _by_graph
     quantizers, calibrated, warnings = placing(source, calib_data, config, runner)
@@ -118,15 +116,6 @@ def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner
     quantizers, ranges = activation_ranges(quantizers, calibrated.statistics, config.calibrator)
     network = QatNetwork(source, config, quantizers, {}, head, calibrated.thresholds, warnings)
     return with_initial(network, ranges)
-
-
-def _check(model: Model) -> None:
-    """Whether the network can train with quantization."""
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
-    if not model.args:
-        raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
 
 
 _Placed = tuple[tuple[Quantizer, ...], Calibrated, tuple[str, ...]]

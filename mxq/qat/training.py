@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 
 from mxq import runtime
+from mxq.config import with_options
 from mxq.data.feed import Feed, examples_in
 from mxq.data.labelled import labelled
-from mxq.errors import ConfigError, DataError, MxqError, QuantizeError, TrainingError, nearest
+from mxq.errors import ConfigError, DataError, MxqError, QuantizeError, TrainingError
 from mxq.evaluation import Function, Metric, metric_of
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Array
@@ -78,7 +79,8 @@ def fit(
         TrainingError: the loss is no longer finite; the block and ``workdir`` have the last good epoch.
         MxqError: see `mxq.errors`.
     """
-    settings, folder = config_of(config, options), None if workdir is None else path_given("workdir", workdir)
+    settings = with_options(TrainConfig(), config, options)
+    folder = None if workdir is None else path_given("workdir", workdir)
     heard = LOG if logger is None else logger
     measured = _Measured.of(eval_data, eval_labels, metric, loss)
     data = Epochs(train_data, (), labels, settings.examples, settings.seed if settings.shuffle else None)
@@ -89,21 +91,6 @@ def fit(
     with alone(folder):
         tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float", "float")
         return replace(run(block, folder, "train"), baseline=tuned)
-
-
-def config_of(config: TrainConfig | None, options: Mapping[str, Any]) -> TrainConfig:
-    """``config`` with other values of some fields.
-
-    Raises:
-        ConfigError: no such field, or a value that is not allowed.
-    """
-    if not isinstance(config, TrainConfig | None):
-        raise ConfigError(f"config is {config!r:.80}; allowed: a TrainConfig, or None and its fields as options")
-    allowed = [f.name for f in fields(TrainConfig)]
-    unknown = [name for name in options if name not in allowed]
-    if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}; allowed: {', '.join(allowed)}{nearest(unknown[0], allowed)}")
-    return replace(config or TrainConfig(), **options)
 
 
 def _check(block: Any, loss: Loss | None) -> None:

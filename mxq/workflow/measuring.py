@@ -13,12 +13,11 @@ from mxq.data import integers
 from mxq.data.feeding import BATCH
 from mxq.data.integers import IntegerTransform, feeding
 from mxq.data.preparation import Preparation
-from mxq.errors import DataError
 from mxq.evaluation import Evaluation
 from mxq.graph.ir import Array, Runner
 from mxq.logs import LOG
 from mxq.quant.plan import InputRecord
-from mxq.workflow.opening import Measured, on_workers, open_labelled, preparation_of, report_in
+from mxq.workflow.opening import Measured, check_labelled, on_workers, open_labelled, preparation_of, report_in
 
 
 def evaluate(
@@ -41,10 +40,8 @@ def evaluate(
     preparation = preparation or preparation_of(net)
     data, labels = open_labelled(measured, model, preparation, batch_size, logger)
     if data is not measured.data:
-        if data.labels is None and labels is None and measured.metric is None:
-            raise DataError(
-                f"{measured.data} has no labels; allowed: a folder with labels.csv (or --labels), an .npz with labels"
-            )
+        if measured.metric is None:
+            check_labelled(measured, data, labels)
         logger.info("evaluating on %d of %s", data.examples, data.description)
         fed = input_of(net)
         runner = feeding(runner, fed)

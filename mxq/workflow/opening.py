@@ -16,7 +16,7 @@ from mxq.data.feeding import BATCH, peeked
 from mxq.data.preparation import Preparation, beside, recorded
 from mxq.data.preprocess import RAW
 from mxq.distributed import Partitions
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, DataError
 from mxq.evaluation import Function, Metric
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Model
@@ -163,6 +163,24 @@ def open_labelled(
         data = data if measured.examples is None else data.take(measured.examples)
         data = replace(data, labels=None) if measured.noise else data
     return data, None if file is not None else labels
+
+
+def check_labelled(measured: Measured, data: Any, labels: Any, what: str = "") -> None:
+    """Whether data at a path has labels; for what is given in memory those say so who read it.
+
+    Args:
+        measured: as given.
+        data, labels: what `open_labelled` made of it.
+        what: it is, in the message.
+
+    Raises:
+        DataError: it has none.
+    """
+    if data is not measured.data and data.labels is None and labels is None:
+        raise DataError(
+            f"{f'{what} {measured.data}'.lstrip()} has no labels; allowed: a folder with labels.csv (or --labels), "
+            "an .npz with labels"
+        )
 
 
 def partitions(

@@ -14,14 +14,14 @@ from mxq.config import QuantConfig
 from mxq.data.examples import Source
 from mxq.data.labelled import is_whole
 from mxq.data.preparation import Preparation
-from mxq.errors import DataError, StorageError
+from mxq.errors import StorageError
 from mxq.formats.reading import path_given
 from mxq.logs import LOG
 from mxq.qat.schedule import TrainConfig
 from mxq.quant.bits import Width
 from mxq.storage import locks
 from mxq.workflow.making import Opened
-from mxq.workflow.opening import Given, Measured, Where, on_workers, open_labelled
+from mxq.workflow.opening import Given, Measured, Where, check_labelled, on_workers, open_labelled
 
 
 def sensitivity(
@@ -66,8 +66,7 @@ class TrainingData:
         given, model = opened.given, opened.prepared.source
         preparation = given.preparation or Preparation()
         data, labels = open_labelled(self.data, model, preparation, self.config.examples, opened.logger)
-        if isinstance(data, Source) and data.labels is None and labels is None:
-            raise DataError(f"training data {self.data.data} has no labels; allowed: a folder with labels.csv, an .npz")
+        check_labelled(self.data, data, labels, "training data")
         return tuning.Training(data, labels, self.config)
 
 

@@ -11,7 +11,6 @@ from mxq import runtime
 from mxq.artifacts import pair
 from mxq.data.feeding import feeds
 from mxq.data.preparation import Preparation
-from mxq.errors import DataError
 from mxq.logs import LOG
 from mxq.qat.config import QatConfig
 from mxq.qat.converting import converted, simulated, trained
@@ -21,7 +20,7 @@ from mxq.qat.preparing import prepare
 from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
-from mxq.workflow.opening import Measured, open_labelled, preparation_of
+from mxq.workflow.opening import Measured, check_labelled, open_labelled, preparation_of
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,7 @@ def train(
 
     def opened(measured: Measured, what: str) -> tuple[Any, Any]:
         found, labels = open_labelled(measured, model, preparation, size, logger)
-        if found is not measured.data and found.labels is None and labels is None:
-            raise DataError(
-                f"{what} {measured.data} has no labels; allowed: a folder with labels.csv (or --labels), an .npz with "
-                "labels"
-            )
+        check_labelled(measured, found, labels, what)
         return found, labels
 
     train_data, labels = opened(data, "training data")
