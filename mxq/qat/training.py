@@ -64,7 +64,8 @@ def fit(
         baseline: a float block, which is fine-tuned first, by the same recipe: what training alone brings.
         config: the settings.
         workdir: a folder for the checkpoint, after every epoch, and the journal. Ended in any way and called again with
-            the same arguments, training goes on after the last epoch that was finished, and gives the same parameters.
+            the same arguments, training goes on after the last epoch that was finished, and gives the same parameters
+            (bit for bit with the same ``OMP_NUM_THREADS``: threads share the sums of a batch).
         progress: whether to show a bar, which stays silent where stderr is no terminal.
         logger: receives what mxq says instead of ``logging.getLogger("mxq")``.
         **options: fields of `TrainConfig`, instead of ``config`` or to change it.
