@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         explain,
         inspect,
         load,
+        pack,
         plot,
         quantize_model,
         quantize_net,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         simulate,
         sweep_bits,
         tune,
+        unpack,
         verify,
     )
     from mxq.calibration.statistics import Statistics
@@ -113,6 +115,7 @@ __all__ = [
     "explain",
     "inspect",
     "load",
+    "pack",
     "plot",
     "qat",
     "quantize_graph",
@@ -127,6 +130,7 @@ __all__ = [
     "sweep_bits",
     "threads",
     "tune",
+    "unpack",
     "use_physical_cores",
     "verify",
 ]
@@ -147,6 +151,7 @@ _LAZY = {
     "explain": "mxq.api",
     "inspect": "mxq.api",
     "load": "mxq.api",
+    "pack": "mxq.api",
     "plot": "mxq.api",
     "quantize_graph": "mxq.contrib",
     "quantize_model": "mxq.api",
@@ -159,6 +164,7 @@ _LAZY = {
     "simulate": "mxq.api",
     "sweep_bits": "mxq.api",
     "tune": "mxq.api",
+    "unpack": "mxq.api",
     "verify": "mxq.api",
 }
 

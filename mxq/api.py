@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from mxq import pipeline, runtime, threads, tuning, workflow
+from mxq.artifacts import packed as packing
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
@@ -500,25 +502,83 @@ def plot(
     return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, quant_spec(dtype), used), picture)
 
 
-def save(quantized: Any, prefix: str | Path) -> tuple[Path, ...]:
+def save(quantized: Any, prefix: str | Path, *, packed: bool = False) -> tuple[Path, ...]:
     """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and the report ``prefix-mxq.json``, all or none of them.
 
     Args:
         quantized: what `quantize_net`, `quantize_model` or `load` returned.
         prefix: path and first part of the names; the directory must exist.
+        packed: whether to write these in one file of a quarter of their size instead; see `pack`.
 
     Returns:
-        The paths, in that order.
+        The paths, in that order; of the packed file and the script that unpacks it.
 
     Raises:
         QuantizeError: ``quantized`` does not come from mxq.
         FormatError: the directory does not exist or cannot be written.
     """
     report = _report_of("save", quantized)
-    target = path_given("prefix", prefix)
+    target = _written_prefix(prefix)
+    if not packed:
+        return pair.write(runtime.load_model(quantized), report, target)
+    with TemporaryDirectory() as folder:
+        inside = Path(folder) / target.name
+        pair.write(runtime.load_model(quantized), report, inside)
+        return _told(packing.pack(inside, target)).files
+
+
+def pack(prefix: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
+    """Writes the pair ``prefix`` as codes and scales, in one file of a quarter of its size: ``out-packed.npz``.
+
+    Beside it goes ``out-unpack.py``, which makes the pair of it with numpy alone:
+    ``python out-unpack.py out-packed.npz``. Weights that are no codes stay float32; a warning names them.
+
+    Args:
+        prefix: of a pair that `save` wrote.
+        out: path and first part of the names; ``prefix`` by default.
+
+    Returns:
+        The paths of both.
+
+    Raises:
+        FormatError: a file is missing, damaged or changed, or its parameters are not as mxq writes them.
+        StorageError: a file cannot be written.
+    """
+    target = None if out is None else _written_prefix(out, "out")
+    return _told(packing.pack(path_given("prefix", prefix), target)).files
+
+
+def unpack(file: str | Path, prefix: str | Path | None = None) -> tuple[Path, ...]:
+    """Writes the pair of a packed file, bit for bit as it was.
+
+    Args:
+        file: what `pack` wrote.
+        prefix: path and first part of the names of the pair; that of ``file``, without ``-packed.npz``, by default.
+
+    Returns:
+        The paths of report, symbol and parameters.
+
+    Raises:
+        ConfigError: there is no ``prefix``, and ``file`` has none in its name.
+        FormatError: ``file`` is damaged, or no packed pair.
+        StorageError: a file cannot be written.
+    """
+    source = path_given("file", file)
+    return packing.unpack(source, packing.prefix_of(source) if prefix is None else _written_prefix(prefix))
+
+
+def _written_prefix(prefix: str | Path, name: str = "prefix") -> Path:
+    target = path_given(name, prefix)
     if target.name in ("", "..") or os.fspath(prefix).endswith("/"):
-        raise FormatError(f"prefix is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
-    return pair.write(runtime.load_model(quantized), report, target)
+        raise FormatError(f"{name} is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
+    return target
+
+
+def _told(found: packing.Packing) -> packing.Packing:
+    """What packing has come to, after a warning of what stays float32."""
+    if found.whole:
+        LOG.warning("%s", found.advice)
+    return found
 
 
 def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:

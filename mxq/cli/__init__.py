@@ -20,6 +20,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     explain,
     inspect,
     merge_stats,
+    pack,
     plot,
     quantize,
     sensitivity,
