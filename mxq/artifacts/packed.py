@@ -77,8 +77,8 @@ class Packing:
         """What to say of those that are no codes."""
         others = f" and {len(self.whole) - 1} others" if len(self.whole) > 1 else ""
         return (
-            f"{self.whole[0]}{others}: no codes of 8 bits, packed as float32; effort='default' and 'best' write weights as "
-            "codes, effort='fast' leaves it to the kernels to round"
+            f"{self.whole[0]}{others}: no codes of 8 bits, packed as float32; effort='default' and 'best' write codes, "
+            "effort='fast' leaves it to the kernels to round"
         )
 
     def to_json(self) -> dict[str, Any]:
