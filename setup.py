@@ -35,6 +35,13 @@ LEARN = [
 
 PLOT = ["matplotlib>=3.8,<3.11"]
 
+ONNX = ["onnx>=1.16,<1.24"]  # 1.16 is the first that knows opset 17 in full on Python 3.12
+
+RUNTIMES = [  # that run what mxq[onnx] writes; for tests and benchmarks
+    "onnxruntime>=1.19,<1.33",
+    "openvino>=2024.4,<2027",
+]
+
 DISTRIBUTED = ["distributed>=2024.8"]  # Dask's scheduler and workers; its core asks for no numpy
 
 EXAMPLES = [
@@ -50,6 +57,8 @@ TEST = [
     *LEARN,
     *PLOT,
     *DISTRIBUTED,
+    *ONNX,
+    RUNTIMES[0],  # onnxruntime
     "hypothesis>=6.100",
     "mypy>=1.13,<3",
     "pytest>=8.2",
@@ -85,7 +94,14 @@ setup(
     package_data={"mxq": ["py.typed"], "mxq.report": ["*.html", "*.css", "*.js"]},
     python_requires=">=3.10,<3.14",
     install_requires=CORE,
-    extras_require={"distributed": DISTRIBUTED, "examples": EXAMPLES, "plot": PLOT, "test": TEST},
+    extras_require={
+        "distributed": DISTRIBUTED,
+        "examples": EXAMPLES,
+        "onnx": ONNX,
+        "plot": PLOT,
+        "runtimes": [*ONNX, *RUNTIMES],
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["mxq = mxq.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -17,7 +17,7 @@ from mxq.artifacts import packed as packing
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, check_shape, quant_spec, with_options
+from mxq.config import QuantConfig, Shape, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
@@ -600,6 +600,41 @@ def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:
     block = runtime.read_block(target, epoch)
     block.mxq_report = report
     return block
+
+
+@_releasing_threads
+def export_onnx(
+    net: runtime.Net,
+    path: str | Path,
+    *,
+    input_shape: Shape | Mapping[str, Shape] | str | None = None,
+    batch_size: int | None = None,
+    epoch: int | None = None,
+) -> tuple[Path, ...]:
+    """Writes a float network as an ONNX file (opset 17), which other runtimes run; the package onnx is needed.
+
+    Args:
+        net: as for `quantize_net`. It is written as it is, without quantization.
+        path: the file; its folder must exist.
+        input_shape: of one example, without the batch, such as (3, 224, 224), by name where there are several inputs.
+            By default as the ``preprocess.json`` beside the network says.
+        batch_size: examples to a batch, for a network that is made for one size; None: batches of any size.
+        epoch: for a prefix, which ``prefix-NNNN.params``.
+
+    Returns:
+        The files: ``path``, and ``path.data`` beside it for a network of more than 2 GB.
+
+    Raises:
+        ConfigError: onnx is not installed, a shape is missing, or the network does not take batches of any size.
+        QuantizeError: the network is int8, or operators of it have no form in ONNX: the message names all.
+        MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
+    """
+    target, shapes = path_given("path", path), QuantConfig(input_shape=input_shape).shapes
+    if runtime.is_deferred(net) and shapes:
+        names = runtime.arguments(net)
+        zeros = {name or names[0]: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+        runtime.settle(net, zeros)
+    return workflow.export_onnx(net, target, shapes=shapes, batch_size=batch_size, epoch=epoch)
 
 
 @_releasing_threads

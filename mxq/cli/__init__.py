@@ -18,6 +18,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     doctor,
     evaluate,
     explain,
+    export,
     inspect,
     merge_stats,
     pack,

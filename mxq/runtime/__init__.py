@@ -22,6 +22,7 @@ from mxq.runtime.saving import (
     to_block,
     write_pair,
 )
+from mxq.runtime.tensors import tensors_of
 from mxq.runtime.trainable import TrainableBlock, trainable_block
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "serve",
     "set_values",
     "settle",
+    "tensors_of",
     "to_arrays",
     "to_block",
     "to_symbol",

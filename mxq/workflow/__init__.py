@@ -7,6 +7,7 @@ is said meanwhile goes to a logger.
 from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
+from mxq.workflow.exporting import export_onnx
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
@@ -22,6 +23,7 @@ __all__ = [
     "choose_bits",
     "compare",
     "evaluate",
+    "export_onnx",
     "input_of",
     "inspect",
     "open_data",

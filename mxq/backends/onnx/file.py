@@ -1,0 +1,140 @@
+"""Files: an ONNX graph as `onnx` writes it, checked, whole or not at all.
+
+A file holds up to `LARGEST_FILE` bytes, as protocol buffers do. The values of a larger network go to a second file
+beside it, ``net.onnx.data``, which the first names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mxq.backends.onnx.context import ELEMENT, OPSET, Operator
+from mxq.backends.onnx.lowering import Lowering
+from mxq.errors import ConfigError, QuantizeError
+from mxq.graph.ir import Array
+from mxq.graph.tensors import Tensor
+from mxq.storage.writing import replacing, write_bytes
+from mxq.version import __version__
+
+IR_VERSION: Final = 8
+"""The format of the file, that of `OPSET`'s time."""
+LARGEST_FILE: Final = 2**31 - 2**20
+SMALL: Final = 1024
+"""Bytes up to which a value stays in the first file."""
+
+
+def require_onnx() -> Any:
+    """The package.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    try:
+        return importlib.import_module("onnx")
+    except ImportError:
+        raise ConfigError("ONNX files need the package onnx: pip install 'mxq[onnx]'") from None
+
+
+def write(lowering: Lowering, path: Path, about: Mapping[str, str], largest: int = LARGEST_FILE) -> tuple[Path, ...]:
+    """Writes ``path``, and ``path.data`` where it would hold more than ``largest`` bytes.
+
+    Args:
+        lowering: what to write.
+        path: the file.
+        about: what the file says of itself (its metadata).
+        largest: bytes.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: onnx is not installed.
+        QuantizeError: onnx finds fault with the network.
+        StorageError: a file cannot be written.
+    """
+    onnx = require_onnx()
+    model = _model(onnx, lowering, about)
+    _check(onnx, model, lowering.constants)
+    total = sum(value.nbytes for value in lowering.constants.values()) + len(model.SerializeToString())
+    if total <= largest:
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in _stored(lowering))
+        return (write_bytes(path, model.SerializeToString(deterministic=True)),)
+    return _write_two(onnx, model, lowering, path, total)
+
+
+def _write_two(onnx: Any, model: Any, lowering: Lowering, path: Path, total: int) -> tuple[Path, ...]:
+    data = path.with_name(f"{path.name}.data")
+    with replacing(path, data, size=total) as (draft, values):
+        with values.open("wb") as stream:
+            for name, value in _stored(lowering):
+                tensor = onnx.numpy_helper.from_array(value, name) if value.nbytes <= SMALL else onnx.TensorProto()
+                if value.nbytes > SMALL:
+                    _place(tensor, name, value, data.name, stream.tell(), onnx.TensorProto.EXTERNAL)
+                    stream.write(value.data)
+                model.graph.initializer.append(tensor)
+        draft.write_bytes(model.SerializeToString(deterministic=True))
+    return path, data
+
+
+def _place(tensor: Any, name: str, value: Array, file: str, offset: int, external: int) -> None:
+    """Says of a value in which file it is, and where."""
+    tensor.name, tensor.data_type, tensor.data_location = name, ELEMENT[value.dtype.name], external
+    tensor.dims.extend(value.shape)
+    for key, text in (("location", file), ("offset", str(offset)), ("length", str(value.nbytes))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, text
+
+
+def _stored(lowering: Lowering) -> Iterator[tuple[str, Array]]:
+    """Constants as files have them: contiguous, little-endian; of rank 0 what is a number."""
+    for name, value in lowering.constants.items():
+        yield name, np.asarray(value, value.dtype.newbyteorder("<"), order="C")
+
+
+def _model(onnx: Any, lowering: Lowering, about: Mapping[str, str]) -> Any:
+    """The network without its constants."""
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [_node(helper, one) for one in lowering.operators],
+        "mxq",
+        [_value(helper, name, tensor) for name, tensor in lowering.inputs.items()],
+        [_value(helper, name, tensor) for name, tensor in lowering.outputs.items()],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="mxq",
+        producer_version=__version__,
+    )
+    helper.set_model_props(model, {"mxq.version": __version__, **about})
+    return model
+
+
+def _node(helper: Any, one: Operator) -> Any:
+    return helper.make_node(one.kind, one.inputs, one.outputs, name=one.name, **one.attrs)
+
+
+def _value(helper: Any, name: str, tensor: Tensor) -> Any:
+    sides = [side if isinstance(side, int) else str(side) for side in tensor.shape]
+    return helper.make_tensor_value_info(name, ELEMENT[tensor.dtype], sides)
+
+
+def _check(onnx: Any, model: Any, constants: Mapping[str, Array]) -> None:
+    """Has onnx check all, with shapes, the large constants as if they were inputs, which takes no room."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for name, value in constants.items():
+        if value.nbytes > SMALL:
+            probe.graph.input.append(onnx.helper.make_tensor_value_info(name, ELEMENT[value.dtype.name], value.shape))
+        else:
+            probe.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    try:
+        onnx.checker.check_model(probe, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise QuantizeError(f"onnx refuses the network that mxq made of it: {error}") from error

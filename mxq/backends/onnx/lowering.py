@@ -1,0 +1,150 @@
+"""From a model to an ONNX graph: every node by its row, and all that have none, or cannot be written, in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mxq.backends.onnx.context import Builder, Context, Feed, FloatFeed, Operator, Unfit, Why, plain
+from mxq.backends.onnx.table import row_of
+from mxq.errors import QuantizeError
+from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.graph.tensors import Tensor
+
+SHOWN: Final = 12
+"""Nodes that an error names, at most."""
+MOST_OUTPUTS: Final = 256
+"""Outputs that a node may have."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that cannot be written: its name and operator, the kind of reason, and what of it is meant."""
+
+    node: str
+    op: str
+    why: Why
+    detail: str
+
+    def __str__(self) -> str:
+        more = f": {self.detail}" if self.detail else ""
+        return f"{self.node!r} ({self.op}): {self.why.value}{more}"
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """An ONNX graph, before any of it is ONNX's.
+
+    Attributes:
+        inputs: name -> what is fed.
+        outputs: name -> what is given.
+        operators: in the order in which they run.
+        constants: name -> value, parameters among them.
+    """
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    operators: Sequence[Operator]
+    constants: Mapping[str, Array]
+
+
+def lower(model: Model, tensors: Mapping[Ref, Tensor], feed: Feed | None = None) -> Lowering:
+    """Writes every node of ``model``.
+
+    Args:
+        model: a float network.
+        tensors: what its tensors are, see `mxq.runtime.tensors`.
+        feed: how tensors come to operators; as they are where None.
+
+    Raises:
+        QuantizeError: nodes that cannot be written, all of them.
+    """
+    builder = Builder(model, tensors, feed or FloatFeed())
+    refusals = [found for node in model.graph.nodes if (found := _node(builder, node)) is not None]
+    if refusals:
+        raise QuantizeError(_listed(refusals))
+    outputs = _outputs(builder)
+    inputs = {name: tensors[Ref(name)] for name in model.inputs if Ref(name) in tensors}
+    operators = _needed(builder.operators, outputs)
+    read = {name for one in operators for name in one.inputs}
+    constants = {name: value for name, value in builder.constants.items() if name in read}
+    return Lowering(inputs, outputs, operators, constants)
+
+
+def _needed(operators: Sequence[Operator], outputs: Mapping[str, Tensor]) -> Sequence[Operator]:
+    """Those that an output needs."""
+    wanted, kept = {*outputs}, list[Operator]()
+    for one in reversed(operators):
+        if wanted.intersection(one.outputs):
+            wanted.update(one.inputs)
+            kept.append(one)
+    return kept[::-1]
+
+
+def _node(builder: Builder, node: Node) -> Refusal | None:
+    """Writes one node; where it cannot be, its outputs are taken as written, so that others are looked at too."""
+    if node.is_variable:
+        _variable(builder, node)
+        return None
+    since = len(builder.operators)
+    try:
+        row = row_of(node.op)
+        if row is None:
+            raise Unfit(Why.OPERATOR)
+        result = row.lower(Context(node, builder))
+    except Unfit as unfit:
+        _bind(builder, node, [node.name] * MOST_OUTPUTS)
+        return Refusal(node.name, node.op, unfit.why, unfit.detail)
+    _name(builder, node, since, (result,) if isinstance(result, str) else result)
+    return None
+
+
+def _variable(builder: Builder, node: Node) -> None:
+    value = builder.model.param(node.name)
+    if value is not None:
+        builder.constants[node.name] = value
+    _bind(builder, node, [node.name])
+
+
+def _bind(builder: Builder, node: Node, names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        builder.names[Ref(node.name, i)] = name
+
+
+def _name(builder: Builder, node: Node, since: int, made: Sequence[str]) -> None:
+    """Calls what a node makes as the node is called, where it did not only pass on what it read."""
+    own = {name for one in builder.operators[since:] for name in one.outputs}
+    for i, name in enumerate(made):
+        ref = Ref(node.name, i)
+        if name in own:
+            builder.rename(since, name, str(ref))
+        builder.names[ref] = builder.feed.made(builder, ref, str(ref) if name in own else name)
+
+
+def _outputs(builder: Builder) -> dict[str, Tensor]:
+    """The network's outputs; one that is an input, a constant, or there twice gets a name of its own."""
+    made = {name for one in builder.operators for name in one.outputs}
+    found: dict[str, Tensor] = {}
+    for head in builder.model.graph.heads:
+        name = builder.names[plain(head)]
+        if name in found or name not in made:
+            name = _copied(builder, name, str(head))
+        found[name] = builder.tensors[plain(head)]
+    return found
+
+
+def _copied(builder: Builder, tensor: str, head: str) -> str:
+    """A copy of ``tensor`` that is called ``head``, if nothing else is."""
+    taken = {*builder.constants, *builder.model.inputs, *(name for one in builder.operators for name in one.outputs)}
+    (made,) = builder.emit(head, "Identity", [tensor], {})
+    if head in taken:
+        return made
+    builder.rename(len(builder.operators) - 1, made, head)
+    return head
+
+
+def _listed(refusals: Sequence[Refusal]) -> str:
+    more = f"; and {len(refusals) - SHOWN} more" if len(refusals) > SHOWN else ""
+    shown = "; ".join(map(str, refusals[:SHOWN]))
+    return f"{len(refusals)} operators cannot be written as ONNX: {shown}{more}"

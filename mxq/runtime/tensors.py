@@ -1,0 +1,104 @@
+"""The shape and type of every tensor of a network, by MXNet's own inference, for one batch size or for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+
+from mxq.errors import ConfigError, RuntimeFailure
+from mxq.graph.ir import Graph, Model, Ref
+from mxq.graph.tensors import Shape, Tensor, affine
+from mxq.graph.traits import traits_of
+from mxq.operators.limits import is_of_numpy
+from mxq.runtime.mxnet import mx, mxnet_says, to_symbol
+
+PROBES: Final = (2, 3, 4, 6)
+"""Batch sizes that are tried where any is to do; not 1, which broadcasts."""
+
+
+def tensors_of(model: Model, shapes: Mapping[str, Sequence[int]], batch: int | None = None) -> dict[Ref, Tensor]:
+    """What every tensor is that an operator reads or makes, or the network gives.
+
+    Args:
+        model: the network.
+        shapes: input -> shape of one example, without the batch.
+        batch: examples to a batch; None: any number, which sides of shapes then follow.
+
+    Raises:
+        ConfigError: the network does not work with batches of any size.
+        RuntimeFailure: it does not work with these shapes at all.
+    """
+    graph = model.graph
+    every = [*(r for n in graph.operators for r in (*n.inputs, n.out)), *graph.heads]
+    refs = tuple(dict.fromkeys(Ref(r.name, r.output) for r in every))
+    symbol = to_symbol(Graph(graph.nodes, refs, graph.attrs))
+    with _semantics(model):
+        types = _types(symbol, model)
+        if batch is not None:
+            found = [_at(symbol, refs, model, shapes, batch)]
+            return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, found[0], types, strict=True)}
+        try:
+            found = [_at(symbol, refs, model, shapes, size) for size in PROBES]
+        except RuntimeFailure as failure:
+            raise ConfigError(f"batches of any size do not fit the network: {failure}; give one batch_size") from None
+    sides = [_shape(model, ref, each) for ref, each in zip(refs, zip(*found, strict=True), strict=True)]
+    return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, sides, types, strict=True)}
+
+
+@contextmanager
+def _semantics(model: Model) -> Iterator[None]:
+    """Numpy's shapes where an operator asks for them: elsewhere MXNet says () of what it does not know, too."""
+    if not any(is_of_numpy(node.op) for node in model.graph.operators):
+        yield
+        return
+    with mx.util.np_shape(active=True):
+        yield
+
+
+def _types(symbol: Any, model: Model) -> list[str]:
+    given = {name: value.dtype for name, value in {**model.args, **model.auxs}.items()}
+    given |= {name: np.dtype(model.graph[name].input_dtype) for name in model.inputs}
+    names = set(symbol.list_inputs())
+    with mxnet_says("MXNet cannot infer types"):
+        _, found, _ = symbol.infer_type_partial(**{k: v for k, v in given.items() if k in names})
+    return [np.dtype(each or np.float32).name for each in found]
+
+
+def _at(
+    symbol: Any, refs: Sequence[Ref], model: Model, shapes: Mapping[str, Sequence[int]], batch: int
+) -> list[tuple[int, ...]]:
+    given = {name: value.shape for name, value in {**model.args, **model.auxs}.items()}
+    given |= {name: (batch, *shapes[name]) for name in model.inputs}
+    names = set(symbol.list_inputs())
+    with mxnet_says(f"MXNet cannot infer shapes for batches of {batch}"):
+        _, found, _ = symbol.infer_shape(**{k: v for k, v in given.items() if k in names})
+    known = dict(zip(refs, found or (), strict=bool(found)))
+    for node in model.graph.operators:
+        made = known.get(node.out)
+        if made is None:
+            raise RuntimeFailure(f"MXNet cannot tell the shape that {node.name!r} ({node.op}) makes of batches")
+        if traits_of(node).keeps_order and prod(read := known[Ref(node.inputs[0].name, node.inputs[0].output)]) != prod(
+            made
+        ):
+            raise RuntimeFailure(  # MXNet does not look
+                f"{node.name!r} ({node.op}) would make {list(made)} of {list(read)} for batches of {batch}"
+            )
+    return list(found)
+
+
+def _shape(model: Model, ref: Ref, found: Sequence[tuple[int, ...]]) -> Shape:
+    """The shape of a tensor from those that it has at the batch sizes of `PROBES`."""
+    sides = [affine(PROBES, sizes) for sizes in zip(*found, strict=True)] if len({*map(len, found)}) == 1 else [None]
+    shape = tuple(side for side in sides if side is not None)
+    if len(shape) == len(sides):
+        return shape
+    node = model.graph[ref.name]
+    seen = ", ".join(f"{list(shape)} of {batch}" for shape, batch in zip(found, PROBES, strict=True))
+    raise ConfigError(
+        f"batches of any size do not fit the network: {node.name!r} ({node.op}) makes {seen} examples; give one "
+        "batch_size"
+    )
