@@ -69,13 +69,10 @@ def academic(bits: int, **settings: Any) -> Settings:
 
 
 PARTS: Mapping[str, tuple[Settings, ...]] = {
-    # The last two: whether ranges are learned (Wu et al., arXiv:2004.09602, table 8).
-    "bits": (
-        {},
-        *map(academic, BITS),
-        academic(8, hardware="onednn"),
-        *(academic(b, algorithm="fixed") for b in (4, 3)),
-    ),
+    "bits": ({}, *map(academic, BITS)),
+    "int8": (academic(8, hardware="onednn"),),
+    # Whether ranges that are learned are better (Wu et al., arXiv:2004.09602, table 8).
+    "ranges": tuple(academic(b, algorithm="fixed") for b in (8, 4, 3)),
     "algorithms": tuple(academic(bits, algorithm=name) for bits in (8, 4, 3, 2) for name in ALGORITHMS),
     "hardware": tuple(academic(bits, hardware=name) for bits in (8, 4) for name in HARDWARE),
     "strategies": tuple(academic(4, hardware="tvm", bn_strategy=each) for each in STRATEGIES),
