@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +23,7 @@ from fuzzing.seeds import PREPROCESS, RECIPES
 from fuzzing.trees import bytes_mutated, dump, mutated
 from mxq import observers, recipe, runtime
 from mxq.artifacts import record
+from mxq.artifacts.packed import ENDING
 from mxq.calibration.statistics import Statistics
 from mxq.cli import app
 from mxq.config import Budget
@@ -83,6 +84,8 @@ def _formats(seeds: Path) -> Iterator[Format]:
     yield Format("npy", 2, plain, binary.npy_mutated, _into("a.npy"), _feeds("a.npy"))
     kept = tuple(binary.Archive.of((seeds / f"{n}.stats").read_bytes()) for n in ("plain", "naive"))
     yield Format("stats", 3, kept, _statistics_mutated, _into("a.stats"), _statistics)
+    packed = (binary.Archive.of((seeds / f"plain{ENDING}").read_bytes()),)
+    yield Format("packed", 1, packed, _packed_mutated, _into(f"m{ENDING}"), _unpack)
     shards = tuple(((seeds / f"{n}.rec").read_bytes(), (seeds / f"{n}.idx").read_text()) for n in ("shard", "vectors"))
     yield Format("rec", 2, shards, _shard_mutated, _shard, _records)
     yield Format("labels", 1, ((seeds / "labels.csv").read_text(),), texts.text_mutated, _labels(seeds), _folder)
@@ -289,6 +292,28 @@ def _quantize_kind(folder: Path) -> None:
 def run_once(model: Any, data: Any) -> None:
     name = next(iter(model.inputs), "data")
     runtime.MxnetRunner().compile(model)({name: data})
+
+
+def _packed_mutated(document: binary.Archive | bytes, rng: Random) -> binary.Archive | bytes:
+    """Members or bytes, or what the file says of itself."""
+    if isinstance(document, bytes) or rng.random() < 0.6:
+        return binary.archive_mutated(document, rng)
+    return replace(document, members=tuple((n, _about_mutated(n, c, rng)) for n, c in document.members))
+
+
+def _about_mutated(name: str, content: bytes, rng: Random) -> bytes:
+    if name != "about.npy":
+        return content
+    try:
+        about = json.loads(np.load(io.BytesIO(content)).tobytes())
+    except (ValueError, MemoryError):  # mutated before
+        return bytes_mutated(content, rng)
+    return binary.npy(np.frombuffer(_bytes(mutated(about, rng)), np.uint8))
+
+
+def _unpack(folder: Path) -> None:
+    mxq.unpack(folder / f"m{ENDING}")
+    mxq.load(folder / "m")
 
 
 def _load_params(folder: Path) -> None:

@@ -71,6 +71,7 @@ def make(where: Path) -> None:
         net.export(str(where / name))
     for name in ("plain", "residual"):
         mxq.save(mxq.quantize_net(str(where / name), data, effort="fast"), where / f"{name}-int8")
+    mxq.save(mxq.quantize_net(str(where / "plain"), data), where / "plain", packed=True)
     ranges = mxq.calibrate(str(where / "plain"), data, stats=where / "plain.stats", calib_mode="entropy")
     (where / "plain-ranges.json").write_text(json.dumps(ranges.to_json()))
     mxq.calibrate(str(where / "plain"), data, stats=where / "naive.stats")
