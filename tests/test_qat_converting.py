@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from helpers import ROOT, SATURATES, WITHOUT_MXQ, assert_close, fresh_python
 
 import mxq
 from mxq import qat
-from mxq.errors import FormatError, QuantizeError
+from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.qat.converting import Weights, converted, learned_range, trained
 from mxq.qat.network import softmax_head
 from mxq.quant import AFFINE, MXNET, UINT8, QuantSpec
@@ -225,6 +227,10 @@ class TestOtherThanTheKernels:
         with pytest.raises(QuantizeError, match=r"block is a Dense; allowed: what mxq\.qat\.prepare or mxq\.qat\.load"):
             qat.convert(mx.gluon.nn.Dense(2))
 
+    def test_simulate_is_true_or_false(self) -> None:
+        with pytest.raises(ConfigError, match="simulate is 'no'; allowed: True, False"):
+            qat.convert(small(), simulate="no")
+
 
 class TestPairs:
     def test_the_int8_block_is_saved_as_any_other_and_loads(self, tmp_path: Path) -> None:
@@ -264,6 +270,33 @@ class TestFiles:
         block.save_parameters(str(tmp_path / "net.params"))
         other.load_parameters(str(tmp_path / "net.params"))
         assert_close(run(other, images(8)), run(block, images(8)), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda block: pickle.loads(pickle.dumps(block))])
+    def test_a_copy_trains_apart_and_alike(self, copied: Any) -> None:
+        block, data, labels = small(bits_w=4), images(16), np.arange(16) % 4
+        block.hybridize()
+        run(block, data)  # a block of MXNet that has been hybridized and run cannot be copied
+        next(iter(block.collect_params().values())).lr_mult = 0.5
+        found, before = copied(block), block.trained
+        train(found, data, labels, 0.05)
+        assert all(np.array_equal(value, before[name]) for name, value in block.trained.items())
+        train(block, data, labels, 0.05)
+        for name, value in found.trained.items():
+            assert_close(value, block.trained[name], rtol=0, atol=0)
+        found, block = (qat.convert(each, simulate=True) for each in (found, block))
+        assert_close(run(found, data), run(block, data), rtol=0, atol=0)
+
+    def test_it_stays_float32(self) -> None:
+        block = small()
+        block.cast("float32")
+        for dtype, shown in (("float16", "'float16'"), (np.float64, "'float64'"), ("half a float", "'half a float'")):
+            with pytest.raises(ConfigError, match=f"dtype is {shown}; allowed: 'float32'"):
+                block.cast(dtype)
+
+    def test_paths_that_are_none(self) -> None:
+        for call in (lambda: qat.save(small(), None), lambda: qat.load(3)):
+            with pytest.raises(ConfigError, match=r"path is .*; allowed: a path"):
+                call()
 
     def test_another_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=r"net\.params"):

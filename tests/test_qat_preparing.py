@@ -334,7 +334,9 @@ class TestErrors:
             ({"edge_bits": 0}, "edge_bits is 0; allowed: 2 to 8"),
             ({"hardware": "openvino"}, "hardware is 'openvino'; allowed: 'onednn', 'tensorrt'"),
             ({"algorithm": "lsqq"}, "algorithm is 'lsqq'; allowed: .*'lsq'"),
-            ({"weight_algorithm": "none"}, "algorithm is 'none'; allowed"),
+            ({"weight_algorithm": "none"}, "weight_algorithm is 'none'; allowed"),
+            ({"weight_algorithm": 3}, "weight_algorithm is 3; allowed: 'lsq'"),
+            ({"algorithm": None}, "^algorithm is None; allowed: 'lsq'"),
             ({"bn_strategy": 5}, "bn_strategy is 5; allowed: -1, 0, 1, 2, 3, 4"),
             ({"init": "median"}, "init is 'median'; allowed"),
             ({"weight_init": "ema_minmax"}, "weight_init is 'ema_minmax', an average over batches"),
@@ -357,6 +359,9 @@ class TestErrors:
             qat.prepare(build(f"relu0 = Activation(data) {RELU}", "return relu0"), images())
         with pytest.raises(QuantizeError, match="the network is quantized already"):
             qat.prepare(mxq.quantize_net(block_net(), images(), effort="fast"), images())
+        for hardware in ("onednn", "tvm"):
+            with pytest.raises(QuantizeError, match=r"trains with quantization already: .* fake-quantizes 'data"):
+                qat.prepare(qat.prepare(block_net(), images()), images(), hardware=hardware)
         with pytest.raises(QuantizeError, match="no operator of the network can be"):
             qat.prepare(build(bn("bn0", "data"), "return bn0"), images(), hardware="tvm")
         with pytest.raises(ConfigError, match="config is 8; allowed: a QatConfig"):

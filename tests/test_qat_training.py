@@ -21,7 +21,7 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 
 from mxq.data.examples import open_source
-from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, StorageError, TrainingError
+from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, RuntimeFailure, StorageError, TrainingError
 from mxq.qat.checkpoint import FILE
 from mxq.qat.epochs import Epochs
 from mxq.qat.journal import JOURNAL, read_journal
@@ -323,3 +323,133 @@ class TestErrors:
             fit(training.net(), training.data(), epoch=3)  # type: ignore[call-arg]
         with pytest.raises(ConfigError, match="loss is 3; allowed: a gluon loss"):
             fit(training.net(), training.data(), loss=3)  # type: ignore[arg-type]
+
+
+class Share:
+    """A metric of two numbers, of which the second is NaN: a class without examples."""
+
+    def empty(self) -> float:
+        return 0.5
+
+    def update(self, state: float, outputs: Any, labels: Any) -> float:
+        return state
+
+    def merge(self, a: float, b: float) -> float:
+        return a
+
+    def result(self, state: float) -> dict[str, float]:
+        return {"share": state, "rare": math.nan}
+
+
+class Rising:
+    """A loss that is 0 where its gradient is not finite."""
+
+    def __call__(self, output: Any, labels: Any) -> Any:
+        return mx.nd.sqrt(output * 0)
+
+
+def fails(*_: Any) -> Any:
+    raise KeyError("mine")
+
+
+class TestWhatUsersGive:
+    """Data, losses and metrics of users, each a case with an error of ours or a right result."""
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (np.zeros(71), r"train_data has 70 examples, an array or labels of it the shape \(71,\); allowed: as many"),
+            (np.zeros(5), r"train_data has 70 examples, an array or labels of it the shape \(5,\); allowed: as many"),
+            (np.array(["a"] * 70), "train_data, batch 1: labels are of type <U1; allowed: numbers"),
+            (np.array([None] * 70), "train_data, batch 1: labels are of type object; allowed: numbers"),
+        ],
+    )
+    def test_labels_that_do_not_fit(self, labels: np.ndarray, message: str) -> None:
+        x = training.data()[0]
+        for given in ({"train_data": (x, labels)}, {"train_data": x, "labels": labels}):
+            with pytest.raises(DataError, match=message):
+                fit(training.net(), **given, progress=False)
+
+    def test_labels_of_true_and_false_are_numbers(self) -> None:
+        x, y = training.data(16)
+        loss = mx.gluon.loss.SigmoidBCELoss()
+
+        def first(output: Any, labels: Any) -> Any:
+            return loss(output[:, :1], labels)
+
+        settings = {"loss": first, "config": training.CONFIG, "epochs": 1, "progress": False}
+        true, one = (fit(training.net(), (x, each), **settings) for each in (y > 0, (y > 0).astype(np.float32)))
+        assert true.history[1]["loss"] == one.history[1]["loss"]
+
+    @pytest.mark.parametrize("part", ["train", "eval"])
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_values_that_are_no_numbers(self, part: str, value: float) -> None:
+        x, y = training.data(16)
+        bad = x.copy()
+        bad[3, 0, 0] = value
+        given = {"train_data": (x, y), "eval_data": (x, y), f"{part}_data": (bad, y)}
+        message = rf"{part}_data, batch 1: 8 of 3072 values of 'data' are not finite; allowed: no NaN, no Inf"
+        with pytest.raises(DataError, match=message):
+            fit(training.net(), **given, config=training.CONFIG, progress=False, shuffle=False)
+
+    @pytest.mark.parametrize(
+        ("loss", "message"),
+        [
+            (fails, "the loss raised KeyError: 'mine'"),
+            (lambda output, labels: 1.0, "the loss gave a float; allowed: an array of MXNet"),
+            (lambda output, labels: [output], "the loss gave a list; allowed: an array of MXNet"),
+            (lambda output: output, "the loss raised TypeError: .*positional argument"),
+            (mx.gluon.loss.L2Loss, "the loss gave a L2Loss; allowed"),
+        ],
+    )
+    def test_losses_that_fail(self, loss: Any, message: str) -> None:
+        with pytest.raises(RuntimeFailure, match=message):
+            fit(training.net(), training.data(16), loss=loss, config=training.CONFIG, progress=False)
+
+    @pytest.mark.parametrize(
+        ("metric", "message"),
+        [
+            (fails, "the metric raised KeyError: 'mine'"),
+            (
+                lambda outputs, labels: {"a": "b"},
+                "metric 'a' is 'b' for a batch of 16 examples; allowed",
+            ),
+            (lambda outputs, labels: {"a": np.ones(2)}, "metric 'a' is array.*; allowed: a finite number"),
+            (lambda outputs, labels: {}, "the metric gives no number of eval_data; allowed: one or more"),
+        ],
+    )
+    def test_metrics_that_fail(self, metric: Any, message: str) -> None:
+        data = training.data(16)
+        with pytest.raises(DataError, match=message):
+            fit(training.net(), data, eval_data=data, metric=metric, config=training.CONFIG, progress=False)
+
+    def test_a_number_without_a_word_in_json_is_the_same_after_a_new_start(self, tmp_path: Path) -> None:
+        first, again = (training.trained(tmp_path, metric=Share()) for _ in range(2))
+        for found in (first, again):
+            assert found.after["share"] == 0.5
+            assert math.isnan(found.after["rare"])
+            assert json.loads(json.dumps(found.to_json(), allow_nan=False))["after"] == {"share": 0.5, "rare": None}
+        assert read_journal(tmp_path)[0]["eval"] == {"share": 0.5, "rare": None}
+
+    def test_parameters_that_are_no_numbers_are_not_kept(self) -> None:
+        block = training.net()
+        before = block[0].weight.data().asnumpy()
+        with pytest.raises(TrainingError, match=r"parameter '.*' is not finite after epoch 1 .*as after epoch 0 of 3"):
+            fit(block, training.data(16), loss=Rising(), config=training.CONFIG, progress=False)
+        assert np.array_equal(block[0].weight.data().asnumpy(), before)
+
+    def test_a_loss_on_held_out_data_that_is_no_number(self) -> None:
+        data = training.data(16)
+        loss = training.Dying(1, lambda found: found * math.nan)
+        with pytest.raises(TrainingError, match="'loss' of eval_data is nan, which cannot say which epoch is best"):
+            fit(training.net(), data, eval_data=data, loss=loss, config=training.CONFIG, progress=False)
+
+    def test_what_mxnet_itself_cannot_train(self) -> None:
+        x, y = training.data(16)
+        block = mx.gluon.nn.HybridSequential()
+        block.add(mx.gluon.nn.Conv1D(8, 3), mx.gluon.nn.BatchNorm(), mx.gluon.nn.Dense(3))
+        block.initialize()
+        flat = x.reshape(16, 3, 64)
+        block(mx.nd.array(flat))
+        with pytest.raises(RuntimeFailure, match="MXNet failed in training"):
+            fit(block, (flat, y), config=training.CONFIG, progress=False)

@@ -20,6 +20,18 @@ from __future__ import annotations
 from mxq.data.feeding import ALL
 from mxq.data.labelled import labelled
 from mxq.evaluation.fold import Tally, evaluate
-from mxq.evaluation.metrics import Averaged, Evaluation, Function, Metric, TopK, metric_of
+from mxq.evaluation.metrics import Averaged, Evaluation, Function, Metric, TopK, metric_of, metric_says
 
-__all__ = ["ALL", "Averaged", "Evaluation", "Function", "Metric", "Tally", "TopK", "evaluate", "labelled", "metric_of"]
+__all__ = [
+    "ALL",
+    "Averaged",
+    "Evaluation",
+    "Function",
+    "Metric",
+    "Tally",
+    "TopK",
+    "evaluate",
+    "labelled",
+    "metric_of",
+    "metric_says",
+]

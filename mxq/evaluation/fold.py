@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mxq.data.feed import examples_in, is_array
 from mxq.data.labelled import is_whole, labelled
 from mxq.errors import DataError
-from mxq.evaluation.metrics import Evaluation, Metric
+from mxq.evaluation.metrics import Evaluation, Metric, metric_says
 from mxq.graph.ir import Array, Graph, Model, Runner
 
 
@@ -69,7 +69,8 @@ def evaluate(
         size = examples_in(feed)
         _check_numbers(model.graph, outputs, tally.batches + 1)
         try:
-            state = metric.update(tally.state, outputs, truth)
+            with metric_says():
+                state = metric.update(tally.state, outputs, truth)
         except DataError as error:
             raise DataError(f"batch {tally.batches + 1}: {error}") from error
         tally = Tally(state, tally.examples + size, tally.batches + 1)

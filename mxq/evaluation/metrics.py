@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from mxq.errors import ConfigError, DataError
+from mxq.errors import ConfigError, DataError, MxqError
 from mxq.graph.ir import Array
 from mxq.text import Shown
 
@@ -128,8 +129,10 @@ class Averaged:
             raise DataError(f"the metric returned {found!r:.60}; allowed: a mapping of names to numbers")
         size = len(outputs[0])
         for name, value in found.items():
-            if not math.isfinite(value):
-                raise DataError(f"metric {name!r} is {value} for a batch of {size} examples; allowed: a finite number")
+            if not _is_finite(value):
+                raise DataError(
+                    f"metric {name!r} is {value!r:.60} for a batch of {size} examples; allowed: a finite number"
+                )
         return self.merge(state, Sums(size, {name: Fraction(float(value)) * size for name, value in found.items()}))
 
     def merge(self, a: Sums, b: Sums) -> Sums:
@@ -143,6 +146,24 @@ class Averaged:
 
     def result(self, state: Sums) -> Mapping[str, float]:
         return {name: float(total / state.examples) for name, total in state.totals.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+@contextmanager
+def metric_says() -> Iterator[None]:
+    """What a metric raises inside, as one of our errors."""
+    try:
+        yield
+    except MxqError:
+        raise
+    except Exception as error:  # it is the user's code that runs
+        raise DataError(f"the metric raised {type(error).__name__}: {error}") from error
 
 
 def metric_of(metric: Any) -> Metric[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,6 +20,14 @@ from mxq.errors import GraphError
 from mxq.graph.annotation import NOTHING, Annotation
 
 Array = NDArray[Any]
+
+
+def reduced(value: Any) -> tuple[Any, ...]:
+    """`object.__reduce__` of a dataclass whose mappings are in proxies, which can be neither copied nor pickled."""
+    parts = (getattr(value, f.name) for f in fields(value) if f.init)
+    return type(value), tuple(dict(part) if isinstance(part, MappingProxyType) else part for part in parts)
+
+
 VARIABLE = "null"
 """The op name of a variable (input or parameter) in MXNet's symbol JSON."""
 
@@ -55,6 +63,8 @@ class Node:
     subgraphs: tuple[Graph, ...] = ()
     label: str = ""
     note: Annotation = NOTHING
+
+    __reduce__ = reduced
 
     def __post_init__(self) -> None:
         if not isinstance(self.attrs, MappingProxyType):
@@ -153,6 +163,8 @@ class Graph:
     nodes: tuple[Node, ...]
     heads: tuple[Ref, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = reduced
 
     def __post_init__(self) -> None:
         if not isinstance(self.attrs, MappingProxyType):
@@ -284,6 +296,8 @@ class Model:
     graph: Graph
     args: Mapping[str, Array] = field(default_factory=dict)
     auxs: Mapping[str, Array] = field(default_factory=dict)
+
+    __reduce__ = reduced
 
     def __post_init__(self) -> None:
         for name in ("args", "auxs"):

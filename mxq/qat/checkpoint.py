@@ -7,6 +7,7 @@ Beside it lies the journal, one JSON document a line, which grows with each epoc
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from mxq.errors import ConfigError, FormatError, StorageError
 from mxq.formats.documents import parse_json
 from mxq.formats.params import read_params
 from mxq.graph.ir import Array
-from mxq.qat.journal import JOURNAL, added, cut
+from mxq.qat.journal import JOURNAL, added, cut, sayable
 from mxq.runtime.params_file import size_of, write_params
 from mxq.storage import locks
 from mxq.storage.writing import regular, replacing
@@ -97,7 +98,10 @@ class Checkpoints:
                 raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
             _check(name, said["training"], json.loads(json.dumps(self.about)))
             parts = {part: _part(table, part) for part in _TABLES}
-            history, counts = tuple(said["history"]), (said["epoch"], said["best_epoch"], said["journal"])
+            history, counts = (
+                tuple(map(_measured, said["history"])),
+                (said["epoch"], said["best_epoch"], said["journal"]),
+            )
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
             raise FormatError(f"{name} is no checkpoint of a training, or damaged; delete it to begin anew") from error
         return State(counts[0], **parts, best_epoch=counts[1], history=history, journal=counts[2])
@@ -117,7 +121,7 @@ class Checkpoints:
         state = replace(state, journal=end)
         table = {f"{part}:{name}": value for part in _TABLES for name, value in getattr(state, part).items()}
         said = {"format": FORMAT, "training": self.about, "epoch": state.epoch, "best_epoch": state.best_epoch,
-                "journal": end, "history": state.history}  # fmt: skip
+                "journal": end, "history": sayable(state.history)}  # fmt: skip
         table[_ABOUT] = np.frombuffer(json.dumps(said, allow_nan=False).encode(), np.uint8)
         with replacing(self.file, size=size_of(table)) as (draft,):
             write_params(draft, table)
@@ -145,6 +149,16 @@ def _make(folder: Path) -> None:
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         raise StorageError(f"workdir {str(folder)!r} cannot be made: {why}") from error
+
+
+def _measured(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An epoch's numbers as they were before `mxq.qat.journal.sayable`."""
+    tables = {
+        name: {k: math.nan if v is None else v for k, v in entry[name].items()}
+        for name in ("eval", "train")
+        if name in entry
+    }
+    return {**entry, **tables}
 
 
 def _part(table: Mapping[str, Array], part: str) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from mxq import observers
 from mxq.config import QuantConfig
 from mxq.errors import ConfigError, one_of
+from mxq.qat import algorithms
 from mxq.qat.folding import Folding, folding_of
 from mxq.quant.hardware import Hardware, hardware_of
 from mxq.quant.spec import LEAST_BITS, MOST_BITS
@@ -57,6 +58,8 @@ class QatConfig:
         object.__setattr__(self, "hardware", hardware_of(self.hardware).name)
         if self.bn_strategy is not None:
             folding_of(self.bn_strategy)
+        for name in ("algorithm", "weight_algorithm"):
+            _check_algorithm(name, getattr(self, name))
         for name in ("init", "weight_init"):
             _check_observer(name, getattr(self, name))
         if self.form not in FORMS:
@@ -146,6 +149,15 @@ def _check_bits(name: str, value: object) -> None:
         return
     if type(value) is not int or not LEAST_BITS <= value <= MOST_BITS:
         raise ConfigError(f"{name} is {value!r}; allowed: {LEAST_BITS} to {MOST_BITS}")
+
+
+def _check_algorithm(name: str, value: object) -> None:
+    if value is None and name == "weight_algorithm":
+        return
+    known = algorithms.ALGORITHMS.names()
+    if not isinstance(value, str) or value.partition(":")[0].strip() not in known:
+        raise one_of(name, value, known)
+    algorithms.get(value)
 
 
 def _check_observer(name: str, value: object) -> None:

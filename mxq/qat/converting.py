@@ -29,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 
 from mxq import pipeline, runtime
-from mxq.errors import QuantizeError
+from mxq.errors import QuantizeError, one_of
 from mxq.graph.ir import Array, Model, Runner
 from mxq.logs import LOG
 from mxq.pipeline import Calibrated, Prepared, Quantized
@@ -58,10 +58,13 @@ def convert(block: runtime.TrainableBlock, *, target: str = "native", simulate: 
             inference, whatever bits and hardware it was trained for. It is no faster than float.
 
     Raises:
+        ConfigError: a setting is not allowed.
         QuantizeError: ``block`` is no such block; or MXNet's kernels do not hold what it was trained for, which can
             only be simulated.
     """
     network = trained(block)
+    if not isinstance(simulate, bool):
+        raise one_of("simulate", simulate, (True, False))
     if simulate:
         return runtime.to_block(simulated(network))
     made = converted(network, target, runtime.MxnetRunner(), runtime.versions())

@@ -56,13 +56,14 @@ class Epochs:
         data, labels = self.data, self.labels
         if self.seed is not None:
             data, labels = shuffled(data, labels, np.random.default_rng([self.seed, number]))
-        for feed, truth in labelled(data, self.inputs, labels, self.batch_size):
+        for batch, (feed, truth) in enumerate(labelled(data, self.inputs, labels, self.batch_size), start=1):
             if truth is None:
                 raise DataError(
                     "train_data has no labels; allowed: batches of inputs and labels, whole arrays (data, labels), a "
                     "folder with labels.csv, or labels="
                 )
-            yield feed, truth
+            check_finite(feed, f"train_data, batch {batch}")
+            yield feed, numbers(truth, f"train_data, batch {batch}")
 
     def steps(self) -> int:
         """How many batches an epoch has; where nothing tells, they are counted."""
@@ -76,11 +77,40 @@ class Epochs:
         return known or sum(1 for _ in self.epoch(0))
 
 
+def check_finite(feed: Feed, where: str) -> None:
+    """Refuses inputs that are not finite: what fake-quantizes NaN makes a number of it, so that no loss would tell.
+
+    Raises:
+        DataError: names the input.
+    """
+    for name, value in feed.items():
+        wrong = value.size - np.count_nonzero(np.isfinite(value))
+        if wrong:
+            raise DataError(
+                f"{where}: {wrong} of {value.size} values of {name!r} are not finite; allowed: no NaN, no Inf"
+            )
+
+
+def numbers(labels: Array, where: str) -> Array:
+    """Labels as MXNet takes them: those of true and false are float32.
+
+    Raises:
+        DataError: they are no numbers.
+    """
+    if labels.dtype.kind not in "fiub":
+        raise DataError(f"{where}: labels are of type {labels.dtype}; allowed: numbers")
+    return labels.astype(np.float32) if labels.dtype.kind == "b" else labels
+
+
 def shuffled(data: Any, labels: Any, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Data, and labels beside it, in another order where any can be had; else as they are."""
+    """Data, and labels beside it, in another order where any can be had; else as they are.
+
+    Raises:
+        DataError: there are more or fewer labels than examples.
+    """
     if isinstance(data, Source):
         order = rng.permutation(data.examples)
-        return _picked(data, order), None if labels is None else np.asarray(labels)[order]
+        return _picked(data, order), None if labels is None else _rows(labels, order)
     if is_array(data):
         order = rng.permutation(len(data))
         return _rows(data, order), None if labels is None else _rows(labels, order)
@@ -97,7 +127,12 @@ def shuffled(data: Any, labels: Any, rng: np.random.Generator) -> tuple[Any, Any
 
 
 def _rows(values: Any, order: Array) -> Array:
-    rows: Array = np.asarray(values.asnumpy() if hasattr(values, "asnumpy") else values)[order]
+    given: Array = np.asarray(values.asnumpy() if hasattr(values, "asnumpy") else values)
+    if given.shape[:1] != order.shape:
+        raise DataError(
+            f"train_data has {len(order)} examples, an array or labels of it the shape {given.shape}; allowed: as many"
+        )
+    rows: Array = given[order]
     return rows
 
 

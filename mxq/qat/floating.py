@@ -6,6 +6,7 @@ from mxq import runtime
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Model, Node
 from mxq.passes.simplify import FLOAT, OwnName
+from mxq.qat.algorithms import OP_TYPE
 from mxq.qat.folding import in_training
 from mxq.qat.network import softmax_head, with_head
 from mxq.rewrite import apply_rules
@@ -35,11 +36,17 @@ def trainable(model: Model) -> tuple[Model, tuple[Node, ...]]:
     """What trains of a network, and the softmax that follows it, or nothing.
 
     Raises:
-        QuantizeError: the network is quantized, or has no parameters.
+        QuantizeError: the network is quantized, trains with quantization already, or has no parameters.
     """
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    fake = next((node for node in model.graph.operators if node.attrs.get("op_type") == OP_TYPE), None)
+    if fake is not None:
+        raise QuantizeError(
+            f"the network trains with quantization already: {fake.name!r} fake-quantizes {str(fake.inputs[0])!r}; "
+            "allowed: the float network that it was made of"
+        )
     if not model.args:
         raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")
     return softmax_head(apply_rules(model, (OwnName(),), "own_names")[0])

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def cut(path: Path, length: int) -> None:
 
 def added(path: Path, start: int, lines: Iterable[Mapping[str, Any]]) -> int:
     """Writes lines from byte ``start`` on, so that they are on the disk, and gives where they end."""
-    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
+    content = "".join(json.dumps(sayable(line), allow_nan=False) + "\n" for line in lines).encode()
     try:
         with regular(path).open("ab") as stream:
             stream.truncate(start)
@@ -46,6 +47,15 @@ def added(path: Path, start: int, lines: Iterable[Mapping[str, Any]]) -> int:
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
     return start + len(content)
+
+
+def sayable(value: Any) -> Any:
+    """``value`` with None for numbers that JSON has no word for, such as a metric of a class without examples."""
+    if isinstance(value, Mapping):
+        return {name: sayable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [sayable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_journal(folder: Path) -> list[Mapping[str, Any]]:

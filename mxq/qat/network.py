@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
-from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, toposort
+from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, reduced, toposort
 from mxq.qat import algorithms
 from mxq.qat.algorithms import Algorithm, fake_nodes
 from mxq.qat.config import QatConfig
@@ -37,6 +37,8 @@ class QatNetwork:
     head: tuple[Node, ...] = ()
     calibrated: Thresholds = field(default_factory=Thresholds)
     warnings: tuple[str, ...] = ()
+
+    __reduce__ = reduced
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))

@@ -16,7 +16,6 @@ from mxq.host import machine
 from mxq.logs import LOG
 from mxq.passes.assignment import assign, requested
 from mxq.pipeline import Calibrated, Prepared
-from mxq.qat import algorithms
 from mxq.qat.config import QatConfig
 from mxq.qat.floating import trainable
 from mxq.qat.folding import MERGED, in_training, merged
@@ -77,10 +76,7 @@ def _config(config: QatConfig | None, options: Mapping[str, Any]) -> QatConfig:
     if not isinstance(config, QatConfig | None):
         raise ConfigError(f"config is {config!r:.80}; allowed: a QatConfig, or None and its fields as options")
     given = QatConfig() if config is None else config
-    found = QatConfig.from_json({**given.to_json(), **options}) if options else given
-    for name in (found.algorithm, found.of_weights):
-        algorithms.get(name)
-    return found
+    return QatConfig.from_json({**given.to_json(), **options}) if options else given
 
 
 def _settled(net: runtime.Net, calib_data: object) -> object:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mxq.qat.journal import sayable
 from mxq.text import Shown
 
 Numbers: TypeAlias = Mapping[str, float]
@@ -45,4 +46,4 @@ class Trained(Shown):
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, without the block."""
         own = {"best_epoch": self.best_epoch, "before": self.before, "after": self.after, "history": [*self.history]}
-        return {**own, "float": None if self.baseline is None else self.baseline.to_json()}
+        return {**sayable(own), "float": None if self.baseline is None else self.baseline.to_json()}

@@ -17,6 +17,7 @@ from mxq import runtime
 from mxq.errors import FormatError
 from mxq.formats.documents import parse_json
 from mxq.formats.params import read_params
+from mxq.formats.reading import path_given
 from mxq.graph.ir import Array, Model
 from mxq.graph.serde import read_symbol, write_symbol
 from mxq.qat.config import QatConfig
@@ -46,7 +47,7 @@ def save(block: runtime.TrainableBlock, path: str | os.PathLike[str]) -> Path:
         QuantizeError: it is no such block.
         StorageError: the file cannot be written.
     """
-    network, target = trained(block), Path(path)
+    network, target = trained(block), path_given("path", path)
     about = {
         "format": FORMAT,
         "config": network.config.to_json(),
@@ -71,7 +72,7 @@ def load(path: str | os.PathLike[str]) -> runtime.TrainableBlock:
     Raises:
         FormatError: the file is missing, damaged, or another.
     """
-    where = Path(path)
+    where = path_given("path", path)
     table = read_params(where)
     if _ABOUT not in table:
         raise FormatError(f"{str(where)!r} holds no block in training; allowed: what mxq.qat.save wrote")

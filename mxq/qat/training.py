@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from tqdm import tqdm
 
 from mxq import runtime
 from mxq.config import with_options
 from mxq.data.feed import Feed, examples_in
-from mxq.data.labelled import labelled
-from mxq.errors import ConfigError, DataError, MxqError, QuantizeError, TrainingError
-from mxq.evaluation import Function, Metric, metric_of
+from mxq.errors import ConfigError, MxqError, QuantizeError, TrainingError
+from mxq.evaluation import Function, Metric
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Array
 from mxq.logs import LOG
@@ -24,8 +24,9 @@ from mxq.passes.simplify import FLOAT
 from mxq.qat.checkpoint import Checkpoints, State, alone
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
+from mxq.qat.measuring import Measured, Tally, score
 from mxq.qat.options import TrainOptions, Unpack
-from mxq.qat.result import Numbers, Trained
+from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
 from mxq.runtime.training import Loss, Settings, Trainee, seeded
 
@@ -83,7 +84,7 @@ def fit(
     settings = with_options(TrainConfig(), config, options)
     folder = None if workdir is None else path_given("workdir", workdir)
     heard = LOG if logger is None else logger
-    measured = _Measured.of(eval_data, eval_labels, metric, loss)
+    measured = Measured.of(eval_data, eval_labels, metric, loss)
     data = Epochs(train_data, (), labels, settings.examples, settings.seed if settings.shuffle else None)
 
     def run(one: Any, where: Path | None, name: str) -> Trained:
@@ -113,68 +114,13 @@ def _check(block: Any, loss: Loss | None) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What is measured: of ``data`` by ``metric``; the loss where that is None."""
-
-    data: Any
-    labels: Any
-    metric: Metric[Any] | None
-
-    @staticmethod
-    def of(data: object, labels: Any, metric: Metric[Any] | Function | None, loss: Loss | None) -> _Measured:
-        if isinstance(data, Iterator) and not hasattr(data, "provide_data"):
-            raise DataError(
-                f"eval_data is a {type(data).__name__}, which can be read only once; allowed: what can be read after "
-                "every epoch, see train_data"
-            )
-        return _Measured(data, labels, None if metric is None and loss is not None else metric_of(metric))
-
-    def numbers(self, trainee: Trainee, batch_size: int) -> dict[str, float]:
-        """Of the block as it is; empty where there is no data."""
-        if self.data is None:
-            return {}
-        tally = _Tally(self.metric)
-        for feed, truth in labelled(self.data, trainee.inputs, self.labels, batch_size):
-            if truth is None:
-                raise DataError("eval_data has no labels; allowed: batches of inputs and labels, or eval_labels=")
-            tally.add(trainee.outputs(feed), truth, math.nan if self.metric else trainee.loss(feed, truth))
-        return tally.result()
-
-
-@dataclass
-class _Tally:
-    """Numbers of batches so far."""
-
-    metric: Metric[Any] | None
-    state: Any = None
-    loss: float = 0.0
-    examples: int = 0
-
-    def add(self, outputs: list[Array], labels: Array, loss: float) -> None:
-        if self.metric is not None:
-            state = self.metric.empty() if self.state is None else self.state
-            self.state = self.metric.update(state, outputs, labels)
-        self.loss += loss * len(labels)
-        self.examples += len(labels)
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss / max(self.examples, 1)
-
-    def result(self) -> dict[str, float]:
-        if self.metric is None:
-            return {"loss": self.mean_loss}
-        return {} if self.state is None else {k: float(v) for k, v in self.metric.result(self.state).items()}
-
-
 @dataclass
 class _Training:
     """A training under way."""
 
     trainee: Trainee
     data: Epochs
-    measured: _Measured
+    measured: Measured
     config: TrainConfig
     kept: Checkpoints
     each: int
@@ -186,7 +132,7 @@ class _Training:
     def of(
         block: Any,
         data: Epochs,
-        measured: _Measured,
+        measured: Measured,
         loss: Loss | None,
         config: TrainConfig,
         folder: Path | None,
@@ -244,13 +190,14 @@ class _Training:
 
     def _epoch(self, number: int, bar: Any) -> None:
         """One epoch, and the checkpoint after it."""
-        lines, tally = list[Mapping[str, Any]](), _Tally(self.measured.metric)
+        lines, tally = list[Mapping[str, Any]](), Tally(self.measured.metric)
         with seeded(self.config.seed, number):
             for place, (feed, labels) in enumerate(self.data.epoch(number)):
                 step = (number - 1) * self.each + place
                 lines.append(self._step(number, step, feed, labels, tally))
                 bar.update()
                 bar.set_postfix(loss=f"{tally.mean_loss:.3f}", refresh=False)
+        self._check_finite(number, lines[-1]["rate"])
         numbers = self.measured.numbers(self.trainee, self.config.examples)
         entry = {"epoch": number, "loss": tally.mean_loss, "rate": lines[-1]["rate"]}
         entry |= {"train": tally.result(), "eval": numbers}
@@ -260,7 +207,7 @@ class _Training:
             "epoch %d of %d: loss %.4g%s", number, self.config.passes, tally.mean_loss, words and f", {words}"
         )
 
-    def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: _Tally) -> Mapping[str, Any]:
+    def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: Tally) -> Mapping[str, Any]:
         rate = self.config.rate(min(step, self.config.passes * self.each - 1), self.each)
         loss, outputs = self.trainee.step(feed, labels, rate)
         if not math.isfinite(loss):
@@ -271,10 +218,19 @@ class _Training:
         tally.add(outputs, labels, loss)
         return {"kind": "step", "epoch": epoch, "step": step, "rate": rate, "loss": loss, "examples": examples_in(feed)}
 
+    def _check_finite(self, epoch: int, rate: float) -> None:
+        """Whether what was learned are numbers: a gradient need not be finite where the loss is."""
+        lost = next((name for name, value in self.trainee.values.items() if not np.isfinite(value).all()), None)
+        if lost is not None:
+            raise TrainingError(
+                f"parameter {lost!r} is not finite after epoch {epoch} (learning rate {rate:.4g}): {self._left}; "
+                "allowed: a lower lr, a loss whose gradients are finite"
+            )
+
     def _keep(self, entry: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> None:
         """The state after an epoch, in memory and on the disk."""
         values, best = self.trainee.values, self.state.history[self.state.best_epoch]["eval"]
-        better = not entry["eval"] or _score(entry["eval"]) > _score(best)
+        better = not entry["eval"] or score(entry["eval"]) > score(best)
         state = replace(
             self.state,
             epoch=entry["epoch"],
@@ -294,9 +250,3 @@ class _Training:
             with seeded(self.config.seed, 0):
                 self.sample = next(self.data.epoch(0))[0]
         yield from diagnosed(self.trainee.block, self.sample, epoch)
-
-
-def _score(numbers: Numbers) -> float:
-    """More is better."""
-    name, value = next(iter(numbers.items()))
-    return -value if name == "loss" else value

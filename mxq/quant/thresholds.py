@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mxq.errors import CalibrationError, FormatError
 from mxq.formats.documents import Count, converted, parse_json
+from mxq.graph.ir import reduced
 from mxq.numerics import LARGEST
 from mxq.text import Shown
 
@@ -132,6 +133,8 @@ class Thresholds(Shown, Mapping[str, Threshold]):
     """Tensor name (``str(Ref)``: "node" or "node:1") -> `Threshold`."""
 
     table: Mapping[str, Threshold] = field(default_factory=dict)
+
+    __reduce__ = reduced
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", MappingProxyType(dict(self.table)))

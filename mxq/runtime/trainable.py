@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
+import numpy as np
+
+from mxq.errors import one_of
 from mxq.graph.ir import Array, Model
 from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_arrays, to_numpy, to_symbol, variable
+
+KEPT: Final = ("qat", "head")
+"""Attributes of a `TrainableBlock` that others set."""
+WAYS: Final = ("grad_req", "lr_mult", "wd_mult")
+"""What a parameter says of how it trains."""
 
 
 class TrainableBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is untyped
@@ -18,6 +26,27 @@ class TrainableBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is un
     """
 
     qat: Any
+    _made_of: tuple[Model, Collection[str], Collection[str]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew: MXNet's objects leave what they have to do with gradients behind."""
+        kept = {name: value for name in KEPT if (value := getattr(self, name, None)) is not None}
+        ways = {name: [getattr(p, each) for each in WAYS] for name, p in self.collect_params().items()}
+        return _again, (*self._made_of, self.trained, ways, kept)
+
+    def cast(self, dtype: Any) -> None:
+        """Refuses any type but float32.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        try:
+            found = np.dtype(dtype)
+        except TypeError:
+            raise one_of("dtype", dtype, ("float32",)) from None
+        if found != np.float32:
+            raise one_of("dtype", found.name, ("float32",))
+        super().cast("float32")
 
     @property
     def trained(self) -> dict[str, Array]:
@@ -59,4 +88,24 @@ def trainable_block(model: Model, constant: Collection[str], undecayed: Collecti
             found[name].grad_req = "null"
         for name in undecayed:
             found[name].wd_mult = 0.0
+    block._made_of = model, constant, undecayed  # noqa: SLF001  (MXNet makes blocks of symbols by a call of its own)
+    return block
+
+
+def _again(
+    model: Model,
+    constant: Collection[str],
+    undecayed: Collection[str],
+    values: Mapping[str, Array],
+    ways: Mapping[str, Sequence[Any]],
+    kept: Mapping[str, Any],
+) -> TrainableBlock:
+    """The block that `TrainableBlock.__reduce__` took apart."""
+    block = trainable_block(model, constant, undecayed)
+    block.assign(values)
+    for name, parameter in block.collect_params().items():
+        for way, value in zip(WAYS, ways[name], strict=True):
+            setattr(parameter, way, value)
+    for name, value in kept.items():
+        setattr(block, name, value)
     return block

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mxq.errors import QuantizeError
+from mxq.errors import MxqError, QuantizeError, RuntimeFailure
 from mxq.graph.ir import Array
 from mxq.runtime.blocks import arguments
-from mxq.runtime.mxnet import mx, mxnet_says, of_mode, to_ndarray, to_numpy
+from mxq.runtime.mxnet import mx, mxnet_says, of_mode, sentence, to_ndarray, to_numpy
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
 """From what a block gives, and labels, both MXNet's arrays, to losses: a ``gluon.loss.Loss``, or a function."""
@@ -72,7 +72,7 @@ class Trainee:
         with mxnet_says(f"MXNet cannot train on a batch {_described(feed)} with labels {list(labels.shape)}"):
             with mx.autograd.record():
                 output = self.block(*self._arrays(feed))
-                loss = self._loss(output, of_mode(to_ndarray(labels))).mean()
+                loss = self._mean(output, labels)
             value = float(loss.asnumpy())
             if np.isfinite(value):
                 loss.backward()
@@ -87,8 +87,25 @@ class Trainee:
     def loss(self, feed: Mapping[str, Array], labels: Array) -> float:
         """The mean loss in inference."""
         with mxnet_says(f"MXNet cannot run the loss on a batch {_described(feed)}"), mx.autograd.predict_mode():
-            found = self._loss(self.block(*self._arrays(feed)), of_mode(to_ndarray(labels)))
-            return float(found.mean().asnumpy())
+            return float(self._mean(self.block(*self._arrays(feed)), labels).asnumpy())
+
+    def _mean(self, output: Any, labels: Array) -> Any:
+        """The loss of a batch.
+
+        Raises:
+            RuntimeFailure: the loss, which is the user's code, raises something or gives no array.
+        """
+        try:
+            found = self._loss(output, of_mode(to_ndarray(labels)))
+        except (MxqError, mx.base.MXNetError):
+            raise
+        except Exception as error:
+            raise RuntimeFailure(f"the loss raised {type(error).__name__}: {sentence(str(error))}") from error
+        if not isinstance(found, mx.nd.NDArray):
+            raise RuntimeFailure(
+                f"the loss gave a {type(found).__name__}; allowed: an array of MXNet, such as one loss an example"
+            )
+        return found.mean()
 
     def outputs(self, feed: Mapping[str, Array]) -> list[Array]:
         """What the block gives in inference."""
@@ -102,8 +119,13 @@ class Trainee:
 
     @property
     def values(self) -> dict[str, Array]:
-        """All parameters, by their place in the block."""
-        return {name: to_numpy(p.data()) for name, p in self._table.items()}
+        """All parameters, by their place in the block.
+
+        Raises:
+            RuntimeFailure: an operator failed in a step before, which MXNet tells of only now.
+        """
+        with mxnet_says("MXNet failed in training; it cannot compute the gradient of some operator of the block"):
+            return {name: to_numpy(p.data()) for name, p in self._table.items()}
 
     def assign(self, values: Mapping[str, Array]) -> None:
         """Gives them other values."""

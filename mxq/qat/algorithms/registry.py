@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
 
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, one_of
 from mxq.qat.algorithms.protocol import Algorithm
 from mxq.registry import Registry
 
@@ -38,6 +38,8 @@ def get(spec: str) -> Algorithm:
     Raises:
         ConfigError: no such algorithm or setting, or a value that is not allowed; the message lists those known.
     """
+    if not isinstance(spec, str):
+        raise one_of("algorithm", spec, ALGORITHMS.names())
     name, _, settings = spec.strip().partition(":")
     known = ALGORITHMS.get(name.strip())
     if not settings.strip():
@@ -47,7 +49,8 @@ def get(spec: str) -> Algorithm:
 
 
 def _setting(algorithm: Any, key: str, text: str) -> tuple[str, Any]:
-    kinds = {field.name: type(getattr(algorithm, field.name)) for field in fields(algorithm)}
+    own = fields(algorithm) if is_dataclass(algorithm) else ()
+    kinds = {field.name: type(getattr(algorithm, field.name)) for field in own}
     if key not in kinds:
         raise ConfigError(f"{algorithm.name!r} has no setting {key!r}; allowed: {', '.join(kinds) or 'none'}")
     try:
