@@ -286,6 +286,7 @@ REAL = {
     "resnet50_pqf": {"data": (3, 224, 224)},
     "mbv2_yolov3_nano_voc": {"data": (3, 352, 352)},
     "ssd_face_slim320/ssd_face_slim320_raw": {"data": (3, 240, 320)},
+    "ssd_face_slim320/ssd_face_slim320": {"data": (3, 240, 320)},
     "crnn_english_g2": {"data": (1, 64, 256)},
     "ppocrv4_det": {"data": (3, 320, 320)},
     "minilm_l6_small": {"tokens": (64,), "mask": (64,)},

@@ -92,6 +92,17 @@ def recurrent(mode: str, layers: int = 1, *, both: bool = False, states: bool = 
     return Case("RNN", attrs, shape=(6, 3), lines=tuple(lines))
 
 
+TABLE_OF_BOXES = (
+    'c = SliceChannel(data) axis="2" num_outputs="6"',
+    'm = _mul_scalar(c:0) scalar="3"',
+    "k = floor(m)",
+    "right = broadcast_add(c:2, c:4)",
+    "low = broadcast_add(c:3, c:5)",
+    't = Concat(k, c:1, c:2, c:3, right, low) dim="2" num_args="6"',
+)
+"""Rows of a class from 0 to 2, a score, and corners, made of six random numbers each."""
+
+
 def attention() -> tuple[str, ...]:
     return (
         'x = transpose(data) axes="(1, 0, 2)"',
@@ -386,6 +397,57 @@ CASES: dict[str, list[Case]] = {
     **{f"_contrib_interleaved_matmul_encdec_{part}": one(
         "", part, shape=(5, 8), others={"other": (6, 16)}, lines=encoder_decoder()) for part in ("qk", "valatt")},
     "_contrib_div_sqrt_dim": one("_contrib_div_sqrt_dim"),
+    # detection
+    "_contrib_MultiBoxPrior": [
+        Case("_contrib_MultiBoxPrior", more, lines=(f"y = _contrib_MultiBoxPrior(data) {more}", "return y"))
+        for more in (
+            'sizes="(0.4, 0.7)" ratios="(1, 2, 0.5)"',
+            'sizes="(0.2,)" ratios="(2, 1)" clip="True" steps="(0.1, 0.2)" offsets="(0.3, 0.6)"',
+        )
+    ],
+    "_contrib_box_decode": [
+        Case("_contrib_box_decode", more, shape=(6, 4), span=(0.1, 1), lines=(
+            'a = slice_axis(other) axis="0" begin="0" end="1"', f"y = _contrib_box_decode(data, a) {more}", "return y"),
+            others={"other": (6, 4)})
+        for more in ('std0="0.1" std1="0.1" std2="0.2" std3="0.2"', 'format="corner" clip="0.5"')
+    ],
+    "_contrib_box_nms": [
+        Case("_contrib_box_nms", more, shape=(40, 6), span=(0, 1), lines=(*TABLE_OF_BOXES, f"y = {op}(t) {more}",
+                                                                         "return y"))
+        for op in ("_contrib_box_nms",) for more in (
+            'overlap_thresh="0.3" valid_thresh="0.2" topk="25" id_index="0"',
+            'overlap_thresh="0.3" valid_thresh="0.2" id_index="0" force_suppress="True"',
+            'overlap_thresh="0.5" topk="60"',
+            'overlap_thresh="0.2" valid_thresh="2"',
+            'overlap_thresh="0.3" id_index="0" in_format="center" out_format="corner"',
+            'overlap_thresh="0.3" topk="30" in_format="corner" out_format="center"',
+        )
+    ],
+    "_contrib_MultiBoxDetection": [
+        Case("_contrib_MultiBoxDetection", more, shape=(4, 40), others={"moves": (160,), "boxes": (40, 4)}, span=(0, 1),
+             lines=(
+                 'p = softmax(data) axis="1"', 'a = slice_axis(boxes) axis="0" begin="0" end="1"',
+                 'b = sort(a) axis="2"', 'c = SliceChannel(b) axis="2" num_outputs="4"',
+                 'd = Concat(c:0, c:1, c:2, c:3) dim="2" num_args="4"',
+                 f"y = _contrib_MultiBoxDetection(p, moves, d) {more}", "return y"))
+        for more in (
+            'nms_threshold="0.3" threshold="0.3"',
+            'nms_threshold="0.4" threshold="0.29" nms_topk="38" clip="False" variances="(0.1, 0.2, 0.3, 0.1)"',
+            'nms_threshold="0.4" force_suppress="True"',
+            'threshold="0.9"',
+        )
+    ],
+    "_contrib_ROIAlign": [
+        Case("_contrib_ROIAlign", more, shape=(2, 12, 12), others={"other": (4,)}, span=(0, 1), lines=(
+            'i = _contrib_arange_like(other) axis="0"', 'j = Reshape(i) shape="(-1, 1)"', 's = sort(other) axis="1"',
+            'b = _mul_scalar(s) scalar="20"', 'r = Concat(j, b) dim="1" num_args="2"',
+            f"y = _contrib_ROIAlign(data, r) {more}", "return y"))
+        for more in (
+            'pooled_size="(3, 2)" spatial_scale="0.5" sample_ratio="2"',
+            'pooled_size="(2, 2)" spatial_scale="0.5" sample_ratio="-1"',
+            'pooled_size="(2, 2)" spatial_scale="0.5" sample_ratio="2" aligned="True"',
+        )
+    ],
 }  # fmt: skip
 """Of each row nodes that show it; of none that `NOT_RUN` names."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -61,14 +61,24 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
+class Body:
+    """A graph within an operator, of float32 tensors that are its own: what it is given, gives, and does."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: tuple[Operator, ...]
+
+
+@dataclass(frozen=True)
 class Operator:
-    """One ONNX operator: its ``kind``, the names of its tensors, its attributes and its own ``name``."""
+    """One ONNX operator: its ``kind``, the names of its tensors, its attributes, ``body`` and its own ``name``."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    body: Body | None = None
 
 
 class Feed(Protocol):
@@ -132,7 +142,13 @@ class Builder:
         return found
 
     def emit(
-        self, of: str, kind: str, inputs: Sequence[str], attrs: Mapping[str, Attribute], outputs: int = 1
+        self,
+        of: str,
+        kind: str,
+        inputs: Sequence[str],
+        attrs: Mapping[str, Attribute],
+        outputs: int = 1,
+        body: Body | None = None,
     ) -> tuple[str, ...]:
         """Writes an operator, named after ``of``; gives its outputs."""
         name = self.unused(f"{of}_{kind}")
@@ -140,7 +156,7 @@ class Builder:
         kept = {key: value for key, value in attrs.items() if value is not None}
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
-        self.operators.append(Operator(name, kind, tuple(inputs), made, kept))
+        self.operators.append(Operator(name, kind, tuple(inputs), made, kept, body))
         return made
 
     def constant(self, value: Array, name: str = "constant") -> str:
@@ -190,7 +206,7 @@ class Builder:
             one = self.operators[i]
             swap = {old: new}
             inputs, outputs = (tuple(swap.get(n, n) for n in names) for names in (one.inputs, one.outputs))
-            self.operators[i] = Operator(one.name, one.kind, inputs, outputs, one.attrs)
+            self.operators[i] = replace(one, inputs=inputs, outputs=outputs)
         for key, name in self._known.items():
             if name == old:
                 self._known[key] = new

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.backends.onnx.context import ELEMENT, OPSET, Operator
+from mxq.backends.onnx.context import ELEMENT, OPSET, Body, Operator
 from mxq.backends.onnx.lowering import Lowering
 from mxq.errors import ConfigError, QuantizeError
 from mxq.graph.ir import Array
@@ -117,7 +117,16 @@ def _model(onnx: Any, lowering: Lowering, about: Mapping[str, str]) -> Any:
 
 
 def _node(helper: Any, one: Operator) -> Any:
-    return helper.make_node(one.kind, one.inputs, one.outputs, name=one.name, **one.attrs)
+    inner = {} if one.body is None else {"body": _body(helper, one.name, one.body)}
+    return helper.make_node(one.kind, one.inputs, one.outputs, name=one.name, **one.attrs, **inner)
+
+
+def _body(helper: Any, name: str, body: Body) -> Any:
+    given, made = (
+        [helper.make_tensor_value_info(one, ELEMENT["float32"], None) for one in names]
+        for names in (body.inputs, body.outputs)
+    )
+    return helper.make_graph([_node(helper, one) for one in body.operators], name, given, made)
 
 
 def _value(helper: Any, name: str, tensor: Tensor) -> Any:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from mxq.backends.onnx.row import Row
-from mxq.backends.onnx.rows import images, layers, moves, norms, pointwise, pooling, reductions, sequences
+from mxq.backends.onnx.rows import detection, images, layers, moves, norms, pointwise, pooling, reductions, sequences
 from mxq.graph.operator_names import OWN_NAME
 
 TOPICS: Final = {
@@ -19,6 +19,7 @@ TOPICS: Final = {
     "shapes and parts": moves.ROWS,
     "reductions and order": reductions.ROWS,
     "sequences": sequences.ROWS,
+    "detection": detection.ROWS,
 }
 """The rows by topic, for the documentation."""
 
