@@ -314,6 +314,27 @@ class TestErrors:
         mxq.runtime.params_file.write_params(tmp_path / FILE, {"x": np.zeros(3, np.float32)})
         with pytest.raises(FormatError, match="is no checkpoint of a training, or damaged; delete it"):
             training.trained(tmp_path)
+        whole_file = mxq.formats.params.read_params(whole[1] / FILE)
+        for change in (
+            {"epoch": "two"},
+            {"epoch": 99},
+            {"best_epoch": 7},
+            {"history": [{}] * 4},
+            {"journal": -5},
+            {"journal": "q"},
+            {"values": np.full(3, 1, np.float32)},
+            {"best": np.full((8, 3, 3, 3), np.nan, np.float32)},
+            {"momenta": np.zeros(3, np.float32)},
+        ):
+            table, (which, value) = dict(whole_file), next(iter(change.items()))
+            if isinstance(value, np.ndarray):
+                table[f"{which}:0.weight"] = value
+            else:
+                said = json.loads(table["about"].tobytes()) | change
+                table["about"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+            mxq.runtime.params_file.write_params(tmp_path / FILE, table)
+            with pytest.raises(FormatError, match="is no checkpoint of a training, or damaged; delete it"):
+                training.trained(tmp_path)
         (tmp_path / JOURNAL).write_text("[]\n")
         with pytest.raises(FormatError, match="is no journal of a training"):
             read_journal(tmp_path)

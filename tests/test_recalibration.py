@@ -228,6 +228,24 @@ class TestFunction:
             mxq.recalibrate_batchnorm(int8, DATA)
 
 
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (np.nan, "calibration data, batch 1: 6144 of 6144 values of 'data' are not finite; allowed: no NaN, no Inf"),
+        (1e30, "'.*running_.*' would not be finite: .*; the network is as it was"),
+    ],
+)
+def test_data_that_gives_no_numbers_leaves_the_block_as_it_was(factor: float, message: str) -> None:
+    block = mx.gluon.nn.HybridSequential()
+    block.add(mx.gluon.nn.Conv2D(4, 3, in_channels=3), mx.gluon.nn.BatchNorm())
+    block.initialize()
+    block(mx.nd.array(DATA))
+    before = block[1].running_mean.data().asnumpy()
+    with pytest.raises(DataError, match=message):
+        mxq.recalibrate_batchnorm(block, (DATA * factor).astype(np.float32))
+    assert np.array_equal(block[1].running_mean.data().asnumpy(), before)
+
+
 def test_a_layer_whose_weight_is_computed_runs_alone_on_many_batches() -> None:
     layer = 'c = Convolution(data, w2) kernel="(1, 1)" num_filter="8" no_bias="True"'
     lines = ('w2 = _mul_scalar(w) scalar="2.0"', layer)

@@ -148,3 +148,17 @@ def flattened(items: Iterable[object]) -> Iterator[object]:
 def described(value: object) -> str:
     text = repr(value) if isinstance(value, str | bytes | int | float) or value is None else ""
     return f"{type(value).__name__} {text[:60]}".rstrip()
+
+
+def check_finite(feed: Feed, where: str) -> None:
+    """Refuses inputs that are not finite. A clip may make numbers of them, and nobody would be told.
+
+    Raises:
+        DataError: names the input.
+    """
+    for name, value in feed.items():
+        wrong = value.size - np.count_nonzero(np.isfinite(value))
+        if wrong:
+            raise DataError(
+                f"{where}: {wrong} of {value.size} values of {name!r} are not finite; allowed: no NaN, no Inf"
+            )

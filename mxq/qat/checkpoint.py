@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mxq.errors import ConfigError, FormatError, StorageError
+from mxq.errors import ConfigError, FormatError, MxqError, StorageError
 from mxq.formats.documents import parse_json
 from mxq.formats.params import read_params
 from mxq.graph.ir import Array
@@ -98,13 +98,25 @@ class Checkpoints:
                 raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
             _check(name, said["training"], json.loads(json.dumps(self.about)))
             parts = {part: _part(table, part) for part in _TABLES}
-            history, counts = (
-                tuple(map(_measured, said["history"])),
-                (said["epoch"], said["best_epoch"], said["journal"]),
-            )
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            self._check_tables(parts)
+            history = tuple(map(_measured, said["history"]))
+            epoch, best = (_count(said[which], len(history) - 1) for which in ("epoch", "best_epoch"))
+            state = State(epoch, **parts, best_epoch=best, history=history, journal=_count(said["journal"]))
+        except MxqError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FormatError(f"{name} is no checkpoint of a training, or damaged; delete it to begin anew") from error
-        return State(counts[0], **parts, best_epoch=counts[1], history=history, journal=counts[2])
+        return state
+
+    def _check_tables(self, parts: Mapping[str, Mapping[str, Array]]) -> None:
+        """Refuses, by a ValueError, what is not of the block's parameters, or not finite."""
+        shapes = self.about["parameters"]
+        for part, table in parts.items():
+            found = {name: list(value.shape) for name, value in table.items()}
+            if found != (shapes if part != "momenta" else {name: shapes[name] for name in found}):
+                raise ValueError(f"{part} do not fit")
+            if not all(np.isfinite(value).all() for value in table.values()):
+                raise ValueError(f"{part} are not finite")
 
     def write(self, state: State, lines: Iterable[Mapping[str, Any]] = ()) -> State:
         """Adds ``lines`` to the journal and writes the checkpoint; killed in between, `read` gives the one before.
@@ -151,12 +163,17 @@ def _make(folder: Path) -> None:
         raise StorageError(f"workdir {str(folder)!r} cannot be made: {why}") from error
 
 
+def _count(value: Any, most: float = math.inf) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
 def _measured(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """An epoch's numbers as they were before `mxq.qat.journal.sayable`."""
     tables = {
         name: {k: math.nan if v is None else v for k, v in entry[name].items()}
-        for name in ("eval", "train")
-        if name in entry
+        for name in ("eval", *entry.keys() & {"train"})
     }
     return {**entry, **tables}
 

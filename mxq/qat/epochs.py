@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mxq.data.examples import Source
-from mxq.data.feed import Feed, is_array
+from mxq.data.feed import Feed, check_finite, is_array
 from mxq.data.labelled import is_whole, labelled
 from mxq.errors import DataError
 from mxq.graph.ir import Array
@@ -75,20 +75,6 @@ class Epochs:
             return -(-len(next(iter(parts))) // size)
         known = 0 if hasattr(self.data, "provide_data") else operator.length_hint(self.data)
         return known or sum(1 for _ in self.epoch(0))
-
-
-def check_finite(feed: Feed, where: str) -> None:
-    """Refuses inputs that are not finite: what fake-quantizes NaN makes a number of it, so that no loss would tell.
-
-    Raises:
-        DataError: names the input.
-    """
-    for name, value in feed.items():
-        wrong = value.size - np.count_nonzero(np.isfinite(value))
-        if wrong:
-            raise DataError(
-                f"{where}: {wrong} of {value.size} values of {name!r} are not finite; allowed: no NaN, no Inf"
-            )
 
 
 def numbers(labels: Array, where: str) -> Array:

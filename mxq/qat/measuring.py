@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mxq.data.feed import check_finite
 from mxq.data.labelled import labelled
 from mxq.errors import DataError, TrainingError
 from mxq.evaluation import Function, Metric, metric_of, metric_says
 from mxq.graph.ir import Array
-from mxq.qat.epochs import check_finite, numbers
+from mxq.qat.epochs import numbers
 from mxq.qat.result import Numbers
 from mxq.runtime.training import Loss, Trainee
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+import numpy as np
+
 from mxq import runtime, tuning
 from mxq.data.budget import Budget
-from mxq.data.feed import examples_in
+from mxq.data.feed import check_finite, examples_in
 from mxq.data.feeding import BATCH
 from mxq.data.preparation import Preparation
 from mxq.errors import DataError, QuantizeError
+from mxq.graph.ir import Model
 from mxq.logs import LOG
 from mxq.passes.shapes import input_ranks
 from mxq.passes.simplify import FLOAT
@@ -35,7 +38,7 @@ def recalibrate_batchnorm(
     """``net``, a block, with the statistics that ``data`` shows; of another form, a block of it that has them.
 
     Raises:
-        DataError: there is no data.
+        DataError: there is no data, or it has values that are not finite, or the network makes such of it.
         QuantizeError: the network is int8, or has no BatchNorm.
     """
     preparation = preparation or preparation_of(net)
@@ -57,7 +60,10 @@ def recalibrate_batchnorm(
     batches = tuning.repeatable(opened, model.arguments, budget, batch_size=batch_size, ranks=ranks)
     runner = runtime.MxnetRunner()
     looked = CalibrationSubset.of(runner, model, batches, getattr(batches, "planned", None) or MOST)
+    for batch, feed in enumerate(looked.feeds, start=1):
+        check_finite(feed, f"calibration data, batch {batch}")
     found = recalibrated(runner, model, looked.feeds)
+    _check_statistics(found.model)
     for name, why in found.kept.items():
         logger.warning("the statistics of BatchNorm %r stay: %s", name, why)
     examples = sum(map(examples_in, looked.feeds))
@@ -66,3 +72,13 @@ def recalibrate_batchnorm(
         return runtime.to_block(found.model)
     runtime.set_values(net, found.model.auxs)
     return net
+
+
+def _check_statistics(model: Model) -> None:
+    """Whether new statistics are numbers: they are set in the user's block."""
+    for name, value in model.auxs.items():
+        if not np.isfinite(value).all():
+            raise DataError(
+                f"{name!r} would not be finite: what the BatchNorm reads is beyond float32 on this data; allowed: data "
+                "as in training; the network is as it was"
+            )
