@@ -45,7 +45,6 @@ CLOSED: Mapping[str, tuple[str | None, ...]] = {
     "range_choice": (*RANGE_CHOICES, None),
     "stem": (*STEMS, None),
     "target": TARGETS,
-    "hardware": tuple(HARDWARE),
 }
 """Field of `QuantConfig` -> all values that it may have."""
 METHOD_REGISTRIES: Mapping[str, Registry[Any]] = {"bias_correction": BIAS_CORRECTIONS, "rounding": ROUNDINGS}
@@ -128,7 +127,9 @@ def _check_calibrator(name: str, value: Any, where: str = "") -> None:
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """What the field ``name`` of `QuantConfig` may be, by names; those of other packages are among them.
+    """What the field ``name`` of `QuantConfig`, or "algorithm" of `mxq.qat.QatConfig`, may be, by names.
+
+    Those of other packages are among them.
 
     Calibrators may be followed by parameters: "percentile:99.9".
     """
@@ -136,6 +137,12 @@ def choices(name: str) -> tuple[str, ...]:
         return tuple(value for value in CLOSED[name] if value is not None)
     if name in METHOD_REGISTRIES:
         return METHOD_REGISTRIES[name].names()
+    if name == "hardware":
+        return HARDWARE.names()
+    if name == "algorithm":
+        from mxq.qat.algorithms import ALGORITHMS  # noqa: PLC0415 - as below
+
+        return ALGORITHMS.names()
     from mxq import observers  # noqa: PLC0415 - it compiles kernels, of which settings have no need
 
     return (*observers.names(), "none") if name == "calib_mode" else observers.names()

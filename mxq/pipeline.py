@@ -19,7 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mxq import observers
-from mxq.backends import Backend, default, simulated
+from mxq.backends import Backend, default
+from mxq.backends.hardware import simulated
 from mxq.calibration.collect import Checkpoint, collect
 from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig

@@ -17,7 +17,7 @@ from helpers import assert_close
 from typer.testing import CliRunner
 
 from mxq import pipeline
-from mxq.backends import simulated
+from mxq.backends.hardware import simulated
 from mxq.cli import app
 from mxq.config import QuantConfig
 from mxq.data.feeding import feeds as fed
@@ -43,7 +43,7 @@ NET = (
 """A residual block between poolings, and a classifier."""
 
 DIGITS = Path(__file__).parents[1] / "models" / "resnet_digits" / "resnet_digits"
-OTHERS = tuple(name for name in HARDWARE if name != "onednn")
+OTHERS = tuple(name for name in HARDWARE.names() if name != "onednn")
 
 
 def made(model: Model, data: np.ndarray | None = None, **options: Any) -> pipeline.Quantized:
@@ -210,7 +210,7 @@ def test_onednn_of_fewer_bits_is_worse() -> None:
 # ---- methods --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", HARDWARE)
+@pytest.mark.parametrize("row", HARDWARE.names())
 def test_methods_help_on_all_hardware(row: str) -> None:
     model, data = build(*NET), feeds(3, data=(32, 8, 6, 6))["data"]
     wanted = run(model, {"data": data})[0]
@@ -222,7 +222,7 @@ def test_methods_help_on_all_hardware(row: str) -> None:
     assert noise["default"] < noise["fast"]
 
 
-@pytest.mark.parametrize("row", HARDWARE)
+@pytest.mark.parametrize("row", HARDWARE.names())
 def test_what_cannot_be_done_is_left_out_and_said(row: str) -> None:
     report = made(build(*NET), hardware=row, bits=4, effort="default").report
     weights = hardware_of(row).weights
@@ -233,7 +233,7 @@ def test_what_cannot_be_done_is_left_out_and_said(row: str) -> None:
         assert record.bias_correction == "empirical"
 
 
-@pytest.mark.parametrize("row", HARDWARE)
+@pytest.mark.parametrize("row", HARDWARE.names())
 def test_methods_round_tensors_as_the_network_does(row: str) -> None:
     for bits in ("W4A4", "W8A5"):
         network = network_of(made(build(*NET), hardware=row, bits=bits))

@@ -85,14 +85,20 @@ def test_the_page_by_calls(package: Path) -> None:
     passes = "print([row['pass'] for row in qnet.mxq_report.trace])\n"
     codes = "made = next(r for r in found.network.refs if r.name in prepared.plan.quantized)\n"
     codes += "print(len(np.unique(runner.compile(found.model, [made])({'data': loader})[-1])))\n"
-    shown = (ranges, weights, passes, codes)
+    specs = "print(sorted({str(q.spec) for q in block.qat.quantizers}))\n"
+    specs += "print([node.op for node in load_model(sim).graph.operators].count('clip') > 1)\n"
+    learned = "print({block.qat.algorithm_name(q) for q in block.qat.quantizers}, block.qat.learned)\n"
+    shown = (ranges, weights, passes, specs, learned, codes)
     said = python(
         f"import os; os.chdir({str(package)!r})\n{NET}{FLOAT}"
         + "".join(f"{u}\n{p}" for u, p in zip(called, shown, strict=True)),
         package,
     )
-    ranges, weights, passes, codes = said.splitlines()
+    ranges, weights, passes, specs, simulated, learned, codes = said.splitlines()
     assert int(codes) <= 16
+    assert specs == "['int6, per channel on axis 0', 'uint5, zero point']"
+    assert simulated == "True"
+    assert learned == "{'leaky:leak=0.2'} frozenset()"
     assert ranges == "{'double_percentile:99.5,3.0'}"
     assert weights == "{'keep_sums'}"
     assert "'join_clips'" in passes
@@ -129,6 +135,42 @@ class TestInstalled:
         said = mxq(installed, "quantize", "--help").stdout
         assert "nearest|reconstruction|keep_sums" in said
         assert re.search(r"auto,\W+double_percentile,\W+ema_minmax", said)
+        training = mxq(installed, "train", "--help").stdout
+        for text, last in ((said, "academic|our_npu"), (training, "academic|our_npu"), (training, "max|leaky")):
+            assert last in re.sub(r"[\s│]", "", text)
+
+    def test_training_and_its_two_forms(self, installed: Path) -> None:
+        """Both forms of the page's algorithm give the same values and gradients, beyond the range a part of them."""
+        code = """
+from mxnet import autograd
+def trained(form):
+    config = mxq.qat.QatConfig(bits_w=6, bits_a=5, hardware="our_npu", algorithm="leaky:leak=0.25", form=form)
+    block = mxq.qat.prepare(net, loader[:8] / 4, config)
+    with autograd.record():
+        found = block(mx.nd.array(loader))
+    found.backward(mx.nd.array(np.random.default_rng(1).normal(size=found.shape)))
+    grads = {n: p.grad().asnumpy() for n, p in block.collect_params().items() if p.grad_req != "null"}
+    return found.asnumpy(), grads, block.qat
+(one, by_kernels, qat), (other, by_operators, _) = trained("compiled"), trained("operators")
+np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+assert by_kernels and all(abs(g).max() > 0 for g in by_kernels.values())
+for name, grad in by_kernels.items():
+    np.testing.assert_allclose(grad, by_operators[name], rtol=1e-4, atol=1e-4)
+from mxq.qat.algorithms import get
+quantizer = next(q for q in qat.quantizers if not q.is_weight)
+x = np.float32([[[-1e3, 0.0, 1e3]]])
+print(get("leaky:leak=0.25").backward(quantizer.site, x, np.ones_like(x), qat.of(quantizer))[0].ravel())
+print(mxq.sweep_bits(net, loader, data=loader, libraries=["our_npu"], widths=["W6A5"]).points[0].problem)
+try:
+    mxq.qat.QatConfig(hardware="our_gpu")
+except mxq.ConfigError as error:
+    print(error)
+"""
+        gradients, problem, refused = python(f"{NET}{code}", installed).splitlines()
+        assert gradients == "[0.25 1.   0.25]"
+        assert problem in ("", "None")
+        assert refused.startswith("hardware is 'our_gpu'; allowed: 'onednn'")
+        assert "'our_npu'" in refused
 
     def test_recipes_errors_and_the_search(self, installed: Path) -> None:
         code = """

@@ -296,6 +296,19 @@ class TestErrors:
         with pytest.raises(ConfigError, match=r"its config\.lr is 0\.05, here 0\.1; allowed: the same block"):
             training.trained(whole[1], lr=0.1)
 
+    def test_another_quantization_in_the_folder(self, tmp_path: Path) -> None:
+        """Blocks whose parameters have the same shapes train in one folder only where they are quantized alike."""
+        images, _ = training.data()
+
+        def run(bits: int) -> None:
+            block = mxq.qat.prepare(training.net(), images, bits_w=bits, bits_a=bits)
+            fit(block, training.data(), config=training.CONFIG, epochs=1, workdir=tmp_path, progress=False)
+
+        run(4)
+        run(4)
+        with pytest.raises(ConfigError, match=r"its qat\.bits_w is 4, here 3; allowed: the same block and settings"):
+            run(3)
+
     def test_a_folder_that_another_run_trains_in(self, tmp_path: Path) -> None:
         with locks.alone(tmp_path, ""), pytest.raises(StorageError, match=r"is in use by .*give another workdir"):
             training.trained(tmp_path)

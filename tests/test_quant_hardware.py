@@ -40,7 +40,7 @@ def test_the_row_of_onednn_is_what_the_kernels_hold() -> None:
     assert row.scheme(row.weight(8)) is MXNET
 
 
-@pytest.mark.parametrize("name", HARDWARE)
+@pytest.mark.parametrize("name", HARDWARE.names())
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_have_as_many_bits_as_are_asked_for_and_the_signs_of_the_paper(name: str, bits: int) -> None:
     row = hardware_of(name)

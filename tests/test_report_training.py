@@ -47,7 +47,7 @@ def test_curves_are_those_of_the_journal() -> None:
     assert ([0.0, 1.0, 2.0], [0.5, 0.55, 0.6]) in drawn_lines(panels[1])
     assert ([1.0, 2.0], [0.6, 0.7]) in drawn_lines(panels[1])
     assert [text.get_text() for text in panels[1].get_legend().get_texts()] == [
-        "float, in training", "float, held out", "in training", "held out"
+        "float, training data", "float, evaluation data", "quantized, training data", "quantized, evaluation data"
     ]  # fmt: skip
 
 

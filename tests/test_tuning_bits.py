@@ -64,16 +64,16 @@ class TestSweep:
 
     def test_all_hardware_and_widths_by_default(self, home: Path) -> None:
         found = mxq.sweep_bits(home / "net", DATA, labels=LABELS, data=DATA, **fast())
-        assert found.hardware == tuple(HARDWARE)
+        assert found.hardware == HARDWARE.names()
         assert [bits.weights for bits in found.widths] == [8, 7, 6, 5, 4, 3, 2]
         assert found.measure == "top1"
         assert not any(point.problem for point in found.points)
         table = str(found)
-        assert all(name in table for name in HARDWARE)
+        assert all(name in table for name in HARDWARE.names())
         assert "W2A2" in table
         axes = sweep_figure(found).axes[0]
-        assert [line.get_label() for line in axes.lines] == [*HARDWARE, "float"]
-        assert len({line.get_color() for line in axes.lines}) == len(HARDWARE) + 1
+        assert [line.get_label() for line in axes.lines] == [*HARDWARE.names(), "float"]
+        assert len({line.get_color() for line in axes.lines}) == len(HARDWARE.names()) + 1
 
     def test_what_is_in_the_journal_is_not_measured_again(self, home: Path, tmp_path: Path) -> None:
         asked: dict[str, Any] = {"libraries": ("tensorrt",), "workdir": tmp_path, **fast()}
@@ -113,7 +113,10 @@ class TestSweep:
             ({"libraries": ("tensorrt", "cuda")}, "hardware is 'cuda'; allowed: 'onednn', 'tensorrt'"),
             ({"widths": (8, 1)}, "bits is 1; allowed: 2 to 8"),
             ({"widths": ()}, "bits to sweep over is empty; allowed: one or more, or None for all"),
-            ({"hardware": "acl"}, "hardware is 'acl' among the settings of a sweep; allowed: in what it goes over"),
+            (
+                {"hardware": "acl"},
+                "hardware is 'acl' among the settings of a sweep, which has many; allowed: as libraries= or widths=",
+            ),
             ({"bits": 4}, "bits is 'W4A4' among the settings of a sweep"),
         ],
     )

@@ -42,14 +42,17 @@ def arguments() -> argparse.Namespace:
     tasks.add_arguments(parser)
     parser.add_argument("--test-data", type=Path, help="as --data, to measure on; default: --data")
     parser.add_argument("--bits", type=int, default=2, help="of weights and activations, 2 to 8")
-    parser.add_argument("--hardware", default="academic", help="onednn, tensorrt, acl, tvm, snpe, fbgemm or academic")
-    parser.add_argument("--algorithm", default="lsq", help="lsq, pact, dorefa, dsq, qil, ...")
+    known = "onednn, tensorrt, acl, tvm, snpe, fbgemm or academic (8 bits at both ends)"
+    parser.add_argument("--hardware", help=f"{known}; default: onednn at 8 bits, else academic")
+    parser.add_argument("--algorithm", default="lsq", help="how ranges are learned: lsq, pact, dorefa, dsq, qil, ...")
     parser.add_argument("--train-images", type=int, default=3000)
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--calib-images", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=0.01)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.hardware = args.hardware or ("onednn" if args.bits == 8 else "academic")
+    return args
 
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -96,7 +99,7 @@ def main() -> None:
     }
     for name, score in scores.items():
         print(f"{name:>16}: {score:.2%} of {len(labels)} images")
-    print(f"curves and ranges: {training.draw(workdir, workdir / 'training.png')}")
+    print(f"loss, accuracy, ranges and noise: {training.draw(workdir, workdir / 'training.png')}")
     write(network, block, args)
     print(f"{time.perf_counter() - started:.0f} s")
 

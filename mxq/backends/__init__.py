@@ -1,7 +1,7 @@
 """Backends: what kernels can do, as rows of a table, what their files ask for, and how a quantized network is written.
 
-`get` gives a backend by name, `default` the one where none is named, `simulated` that of other hardware; `register`
-adds another.
+`get` gives a backend by name, `default` the one where none is named; `register` adds another. That of other hardware is
+`mxq.backends.hardware.simulated`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Final
 from mxq.backends.protocol import Backend, Lowered
 from mxq.backends.spec import BackendSpec, OpSpec, PostOp, Requirement
 from mxq.graph.layers import groups_of, layer_of, result_of, summand_of, summand_place, the_layer_of
-from mxq.quant.hardware import hardware_of
 from mxq.registry import Registry
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "names",
     "register",
     "result_of",
-    "simulated",
     "summand_of",
     "summand_place",
     "the_layer_of",
@@ -43,25 +41,9 @@ BACKENDS: Final = Registry[Backend](
         "mxnet": "mxq.backends.mxnet:MXNET",
         "mxnet_run_time": "mxq.backends.mxnet:MXNET_RUN_TIME",
         "simulate": "mxq.backends.simulate:SIMULATED_MXNET",
-        "simulate_tensorrt": "mxq.backends.hardware:TENSORRT",
-        "simulate_acl": "mxq.backends.hardware:ACL",
-        "simulate_tvm": "mxq.backends.hardware:TVM",
-        "simulate_snpe": "mxq.backends.hardware:SNPE",
-        "simulate_fbgemm": "mxq.backends.hardware:FBGEMM",
-        "simulate_academic": "mxq.backends.hardware:ACADEMIC",
     },
 )
 get, names, register = BACKENDS.get, BACKENDS.names, BACKENDS.register
-
-
-def simulated(hardware: str) -> Backend:
-    """The backend that writes a float network which computes what one on ``hardware`` would.
-
-    Raises:
-        ConfigError: there is no such hardware.
-    """
-    row = hardware_of(hardware)
-    return get("simulate" if row.from_kernels else f"simulate_{row.name}")
 
 
 def default(*, at_run_time: bool = False) -> Backend:

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
+from mxq.backends import get
 from mxq.backends.mxnet.table import CONVOLUTION, FULLY_CONNECTED, POOLING
-from mxq.backends.protocol import Lowered
+from mxq.backends.protocol import Backend, Lowered
 from mxq.backends.simulate import simulate
 from mxq.backends.spec import BackendSpec, OpSpec
 from mxq.passes.align_ranges import align_ranges
@@ -74,7 +75,7 @@ class SimulatedHardware:
 
     @property
     def name(self) -> str:
-        """By which `mxq.backends.get` gives it."""
+        """What it is called in records."""
         return f"simulate_{self.hardware.name}"
 
     @cached_property
@@ -93,9 +94,11 @@ class SimulatedHardware:
         return Lowered(simulate(network))
 
 
-TENSORRT: Final = SimulatedHardware(hardware_of("tensorrt"))
-ACL: Final = SimulatedHardware(hardware_of("acl"))
-TVM: Final = SimulatedHardware(hardware_of("tvm"))
-SNPE: Final = SimulatedHardware(hardware_of("snpe"))
-FBGEMM: Final = SimulatedHardware(hardware_of("fbgemm"))
-ACADEMIC: Final = SimulatedHardware(hardware_of("academic"))
+def simulated(hardware: str) -> Backend:
+    """The backend that writes a float network which computes what one on ``hardware`` would.
+
+    Raises:
+        ConfigError: there is no such hardware.
+    """
+    row = hardware_of(hardware)
+    return get("simulate") if row.from_kernels else SimulatedHardware(row)

@@ -39,7 +39,7 @@ def train(
         Path,
         option(
             metavar="DIR",
-            help="Folder for the checkpoint, after every epoch, and the journal, which mxq plot draws; run again after "
+            help="Folder for the checkpoint, after every epoch, and the journal, which mxq plot draws. Run again after "
             "any end, it goes on.",
         ),
     ],
@@ -48,22 +48,34 @@ def train(
         option(
             parser=written_prefix,
             metavar="PREFIX",
-            help="Write the trained network: INT8 with --bits 8 for onednn, else a float one that computes the same.",
+            help="Write the trained network: an INT8 pair for --bits 8 on onednn, else a float one that simulates it.",
         ),
     ] = None,
     labels: Labels = None,
-    eval_data: Annotated[Path | None, option(metavar="PATH", help=f"To measure on, with labels. {DATA}")] = None,
+    eval_data: Annotated[
+        Path | None,
+        option(
+            metavar="PATH",
+            help=f"To measure on, with labels; without it nothing is measured, and the last epoch is kept. {DATA}",
+        ),
+    ] = None,
     eval_labels: Labels = None,
     plot: Annotated[
         Path | None, option(metavar="FILE", help="Draw curves, ranges and noise into a .png, .svg or .pdf.")
     ] = None,
     recipe: Annotated[
         Path | None,
-        option(metavar="FILE", help="YAML file with sections training and qat, see mxq.recipe; options override it."),
+        option(
+            metavar="FILE",
+            help="YAML file with sections training (the schedule) and qat (quantization), see docs/qat.md; options "
+            "override it.",
+        ),
     ] = None,
-    epochs: Annotated[int | None, option(min=1, metavar="N", panel=_SCHEDULE, help="Passes over the data.")] = None,
+    epochs: Annotated[
+        int | None, option(min=1, metavar="N", panel=_SCHEDULE, help="Passes over the data, 10 by default.")
+    ] = None,
     lr: Annotated[
-        float | None, option(metavar="RATE", panel=_SCHEDULE, help="The highest learning rate; 1 % of 0.1 by default.")
+        float | None, option(metavar="RATE", panel=_SCHEDULE, help="The highest learning rate, 0.001 by default.")
     ] = None,
     batch_size: Annotated[
         int | None, option(min=1, metavar="N", panel=_SCHEDULE, help="Examples to a step; 64 by default.")
@@ -72,13 +84,28 @@ def train(
         int | None, option(min=0, metavar="N", panel=_SCHEDULE, help="Of the order and of all that is random.")
     ] = None,
     bits: Annotated[
-        str | None, option(metavar="N|WxAy", panel=_CODES, help="Bits of codes, 2 to 8; W4A8: of weights and the rest.")
+        str | None,
+        option(
+            metavar="N|WnAn",
+            panel=_CODES,
+            help="Bits of codes, 2 to 8; of weights and of all else: W4A8. 8 is the default.",
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, option(metavar="NAME", panel=_CODES, help="How ranges are learned; lsq is the default.")
+        str | None,
+        option(
+            metavar="{algorithm}",
+            panel=_CODES,
+            help="How ranges are learned; lsq is the default. Settings follow a colon: dsq:alpha=0.3.",
+        ),
     ] = None,
     hardware: Annotated[
-        str | None, option(metavar="NAME", panel=_CODES, help="Whose quantizers there are; onednn is the default.")
+        str | None,
+        option(
+            metavar="{hardware}",
+            panel=_CODES,
+            help="Whose codes, and which tensors have them; onednn, the default, is what MXNet's kernels have.",
+        ),
     ] = None,
     only_float: Annotated[bool, option("--float", panel=_CODES, help="Train without quantization.")] = False,
     baseline: Annotated[
@@ -90,7 +117,7 @@ def train(
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network with quantization and, to hold it against, in float by the same recipe."""
+    """Fine-tune a network with quantization and, to compare it with, in float by the same recipe."""
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 

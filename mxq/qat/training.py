@@ -25,9 +25,11 @@ from mxq.qat.checkpoint import Checkpoints, State, alone
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
 from mxq.qat.measuring import Measured, Tally, score
+from mxq.qat.network import QatNetwork
 from mxq.qat.options import TrainOptions, Unpack
 from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
+from mxq.quant.bits import Bits
 from mxq.runtime.training import Loss, Settings, Trainee, seeded
 
 SOFTMAX: Final = ("softmax", "SoftmaxOutput", "SoftmaxActivation")
@@ -57,7 +59,7 @@ def fit(
             or what `mxq.data` opens at a path.
         labels: (examples, ...), where they are not in the data.
         eval_data, eval_labels: the same to measure on, before training and after every epoch. Without it the last epoch
-            is kept.
+            is kept, and the result has no numbers.
         metric: as for `mxq.evaluate`; its first number says which epoch is best. By default top-1, or with ``loss``
             the loss, of which less is better.
         loss: a gluon loss, or a function of what the block gives and labels. By default softmax cross-entropy of the
@@ -87,12 +89,18 @@ def fit(
     measured = Measured.of(eval_data, eval_labels, metric, loss)
     data = Epochs(train_data, (), labels, settings.examples, settings.seed if settings.shuffle else None)
 
-    def run(one: Any, where: Path | None, name: str) -> Trained:
-        return _Training.of(one, data, measured, loss, settings, where, heard).run(name, progress=progress)
+    def run(one: Any, where: Path | None) -> Trained:
+        return _Training.of(one, data, measured, loss, settings, where, heard).run(progress=progress)
 
     with alone(folder):
-        tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float", "float")
-        return replace(run(block, folder, "train"), baseline=tuned)
+        tuned = None if baseline is None else run(baseline, None if folder is None else folder / "float")
+        return replace(run(block, folder), baseline=tuned)
+
+
+def _quantization(block: Any) -> Mapping[str, Any] | None:
+    """How a block is quantized in training, JSON-ready; None for a float one."""
+    network = getattr(block, "qat", None)
+    return network.config.to_json() if isinstance(network, QatNetwork) else None
 
 
 def _check(block: Any, loss: Loss | None) -> None:
@@ -124,6 +132,7 @@ class _Training:
     config: TrainConfig
     kept: Checkpoints
     each: int
+    name: str
     logger: logging.Logger
     sample: Feed | None = None
     state: State = field(init=False)
@@ -145,16 +154,18 @@ class _Training:
         trainee = Trainee(block, loss, settings)
         data = replace(data, inputs=trainee.inputs)
         each = data.steps()
-        about = {"config": config.to_json(), "parameters": trainee.shapes, "steps": each}
-        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, logger)
+        quantization = _quantization(block)
+        about = {"config": config.to_json(), "qat": quantization, "parameters": trainee.shapes, "steps": each}
+        name = "float" if quantization is None else str(Bits(quantization["bits_w"], quantization["bits_a"]))
+        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, name, logger)
 
-    def run(self, name: str, *, progress: bool) -> Trained:
+    def run(self, *, progress: bool) -> Trained:
         """All epochs that are still to come; see `fit`."""
         self._begin()
         total, done = self.config.passes * self.each, self.state.epoch * self.each
         hidden = None if progress else True
         try:
-            with tqdm(None, name, total, initial=done, leave=False, unit="batch", disable=hidden) as bar:
+            with tqdm(None, self.name, total, initial=done, leave=False, unit="batch", disable=hidden) as bar:
                 for number in range(self.state.epoch + 1, self.config.passes + 1):
                     self._epoch(number, bar)
         except KeyboardInterrupt:
@@ -204,7 +215,12 @@ class _Training:
         self._keep(entry, [*lines, {"kind": "epoch", **entry}, *self._diagnosed(number)])
         words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self.logger.info(
-            "epoch %d of %d: loss %.4g%s", number, self.config.passes, tally.mean_loss, words and f", {words}"
+            "%s, epoch %d of %d: training loss %.4g%s",
+            self.name,
+            number,
+            self.config.passes,
+            tally.mean_loss,
+            words and f"; measured: {words}",
         )
 
     def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: Tally) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`Hardware`: how inference libraries quantize, as rows of data; `hardware_of` gives one by name.
+"""`Hardware`: how inference libraries quantize, as rows of data; `hardware_of` gives one by name, `register` adds one.
 
 Source of the rows: MQBench (Li et al., arXiv:2111.03759), upper half of table 1 (form of scale, granularity, symmetry,
 graph, folding), appendix E (which of weights and activations each is about, signs), sections 3.3 and appendix G (block
@@ -18,15 +18,14 @@ graph quantized
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 from mxq.errors import one_of
 from mxq.quant.model import WEIGHT
 from mxq.quant.scheme import MXNET, Scheme, scheme_of
 from mxq.quant.spec import ANY8, INT8, QuantSpec
+from mxq.registry import Registry
 
 BlockGraph: TypeAlias = Literal[1, 2, 3]
 
@@ -43,9 +42,9 @@ class Hardware:
         graph: which tensors are quantized, see the module.
         folds_batch_norm: whether BatchNorm is part of the layer before it when it computes.
         joins_concat: whether all that a Concat joins, and what it makes, has one scale and zero point.
-        from_kernels: whether the plan of mxq's own kernels says which tensors are quantized; else ``graph`` does.
+        from_kernels: whether the plan for MXNet's kernels says which tensors are quantized; else ``graph`` does. Of
+            oneDNN alone.
         edge_bits: of first and last layer where nobody says, their weights and what they read; None for those of all.
-        holds: the widths for which it has kernels; others can be simulated alone.
         source: of the row.
     """
 
@@ -58,7 +57,6 @@ class Hardware:
     joins_concat: bool = True
     from_kernels: bool = False
     edge_bits: int | None = None
-    holds: tuple[int, ...] = (8,)
     source: str = "MQBench (arXiv:2111.03759), table 1 and appendix E"
 
     def weight(self, bits: int = 8) -> QuantSpec:
@@ -86,47 +84,53 @@ class Hardware:
 _SIGNED: Final = INT8
 _AFFINE: Final = QuantSpec(signed=False, symmetric=False)
 
-ROWS: Final = (
-    Hardware(
-        "onednn",
-        "oneDNN in MXNet 1.9.1",
-        weights=WEIGHT,
-        activations=ANY8,
-        graph=2,
-        from_kernels=True,
-        source="src/operator/subgraph/mkldnn and src/operator/quantization of MXNet 1.9.1 (mxq.backends.mxnet.table)",
-    ),
-    Hardware("tensorrt", "NVIDIA TensorRT", weights=replace(_SIGNED, axis=0), activations=_SIGNED, graph=2),
-    Hardware("acl", "Huawei ACL", weights=replace(_SIGNED, axis=0), activations=_AFFINE, graph=1),
-    Hardware(
-        "tvm",
-        "TVM on ARM",
-        weights=replace(_SIGNED, scale="power_of_two"),
-        activations=replace(_SIGNED, scale="power_of_two"),
-        graph=3,
-    ),
-    Hardware("snpe", "Qualcomm SNPE", weights=_AFFINE, activations=_AFFINE, graph=3),
-    Hardware("fbgemm", "Facebook FBGEMM", weights=replace(_AFFINE, axis=0), activations=_AFFINE, graph=3),
-    Hardware(
-        "academic",
-        "papers",
-        weights=_SIGNED,
-        activations=ANY8,
-        graph=1,
-        folds_batch_norm=False,
-        joins_concat=False,
-        edge_bits=8,
-        holds=(),
-        source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.2.1 (edges) and E (signs by the data)",
-    ),
+ONEDNN: Final = Hardware(
+    "onednn",
+    "oneDNN in MXNet 1.9.1",
+    weights=WEIGHT,
+    activations=ANY8,
+    graph=2,
+    from_kernels=True,
+    source="src/operator/subgraph/mkldnn and src/operator/quantization of MXNet 1.9.1 (mxq.backends.mxnet.table)",
 )
+TENSORRT: Final = Hardware(
+    "tensorrt", "NVIDIA TensorRT", weights=replace(_SIGNED, axis=0), activations=_SIGNED, graph=2
+)
+ACL: Final = Hardware("acl", "Huawei ACL", weights=replace(_SIGNED, axis=0), activations=_AFFINE, graph=1)
+TVM: Final = Hardware(
+    "tvm",
+    "TVM on ARM",
+    weights=replace(_SIGNED, scale="power_of_two"),
+    activations=replace(_SIGNED, scale="power_of_two"),
+    graph=3,
+)
+SNPE: Final = Hardware("snpe", "Qualcomm SNPE", weights=_AFFINE, activations=_AFFINE, graph=3)
+FBGEMM: Final = Hardware("fbgemm", "Facebook FBGEMM", weights=replace(_AFFINE, axis=0), activations=_AFFINE, graph=3)
+ACADEMIC: Final = Hardware(
+    "academic",
+    "papers",
+    weights=_SIGNED,
+    activations=ANY8,
+    graph=1,
+    folds_batch_norm=False,
+    joins_concat=False,
+    edge_bits=8,
+    source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.2.1 (edges) and E (signs by the data)",
+)
+
+ROWS: Final = (ONEDNN, TENSORRT, ACL, TVM, SNPE, FBGEMM, ACADEMIC)
 """TensorRT and TVM leave a bit of what is never negative unused: "symmetric quantization must waste one bit for
 non-negative activation in real-world hardware" (appendix E). ACL is symmetric in weights and asymmetric in activations
 (appendix E); SNPE and FBGEMM are asymmetric in both. "Concatenation is not considered to be quantized" by papers
 (appendix G)."""
 
-HARDWARE: Final[Mapping[str, Hardware]] = MappingProxyType({row.name: row for row in ROWS})
-"""By name."""
+HARDWARE: Final = Registry[Hardware](
+    "hardware", "mxq.hardware", Hardware, {row.name: f"{__name__}:{row.name.upper()}" for row in ROWS}
+)
+"""All rows by name. Entry points of other packages give a row."""
+
+register = HARDWARE.register
+"""Makes a row known by its name: to settings, sweeps and training."""
 
 
 def hardware_of(name: str) -> Hardware:
@@ -135,7 +139,6 @@ def hardware_of(name: str) -> Hardware:
     Raises:
         ConfigError: there is none, with those that there are.
     """
-    row = HARDWARE.get(name.lower()) if isinstance(name, str) else None
-    if row is None:
-        raise one_of("hardware", name, HARDWARE)
-    return row
+    if not isinstance(name, str):
+        raise one_of("hardware", name, HARDWARE.names())
+    return HARDWARE.get(name if name in HARDWARE else name.lower())

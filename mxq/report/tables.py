@@ -377,11 +377,15 @@ def trained(found: Trained) -> RenderableType:
     quantized, baseline = getattr(found.block, "qat", None) is not None, found.baseline
     names = ("post-training quantization", "trained with quantization") if quantized else ("before training", "trained")
     rows = [(names[0], 0, found.before), (names[1], found.best_epoch, found.after)]
+    if not found.after:
+        return Text(
+            f"{len(found.history) - 1} epochs, the last is kept; without data to measure on there are no numbers"
+        )
     if baseline is not None:
         float_ = ("float", 0, baseline.before), ("float, fine-tuned", baseline.best_epoch, baseline.after)
         rows = [float_[0], rows[0], float_[1], rows[1]]
     numbers = list(dict.fromkeys(name for _, _, measured in rows for name in measured))
-    table = ruled("", ("network", ">epoch", *(f">{name}" for name in numbers)))
+    table = ruled("", ("network", ">best epoch", *(f">{name}" for name in numbers)))
     for name, epoch, measured in rows:
         table.add_row(name, str(epoch), *(_number(n, measured[n]) if n in measured else "" for n in numbers))
     return table

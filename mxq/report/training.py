@@ -92,7 +92,7 @@ def smoothed(values: Sequence[float], share: float = SMOOTH) -> list[float]:
 
 
 def _loss(axes: Axes, lines: Lines, baseline: Lines) -> None:
-    for steps, colour, name in ((_of(baseline, "step"), _GREEN, "float"), (_of(lines, "step"), _BLUE, "trained")):
+    for steps, colour, name in ((_of(baseline, "step"), _GREEN, "float"), (_of(lines, "step"), _BLUE, "quantized")):
         if steps:
             places, losses = [s["step"] + 1 for s in steps], [s["loss"] for s in steps]
             axes.plot(places, losses, color=colour, linewidth=0.8, alpha=0.3)
@@ -104,7 +104,7 @@ def _loss(axes: Axes, lines: Lines, baseline: Lines) -> None:
     rate.set_ylabel("learning rate (dotted)", color=_FAINT)
     _frame(rate, grid=False)
     _frame(axes)
-    axes.set_title("Loss", loc="left", color=_INK)
+    axes.set_title("Training loss (pale: each step; bold: moving average)", loc="left", color=_INK)
     axes.set_xlabel("step", color=_FAINT)
     if baseline:
         axes.legend(frameon=False, labelcolor=_INK)
@@ -116,11 +116,12 @@ def _numbers(axes: Axes, lines: Lines, baseline: Lines) -> None:
 
     epochs = _of(lines, "epoch")
     name = next(iter({**epochs[0]["eval"], **epochs[-1].get("train", {})}), "loss")
-    for found, colour, who in ((_of(baseline, "epoch"), _GREEN, "float, "), (epochs, _BLUE, "")):
+    own = "quantized, " if baseline else ""
+    for found, colour, who in ((_of(baseline, "epoch"), _GREEN, "float, "), (epochs, _BLUE, own)):
         for part, style, marker in (("train", "--", ""), ("eval", "-", "o")):
             points = [(e["epoch"], e[part][name]) for e in found if name in e.get(part, {})]
             if points:
-                label = f"{who}{'in training' if part == 'train' else 'held out'}"
+                label = f"{who}{'training data' if part == 'train' else 'evaluation data'}"
                 x, y = zip(*points, strict=True)
                 axes.plot(x, y, style, marker=marker, markersize=5, color=colour, linewidth=1.8, label=label)
     _frame(axes)
@@ -147,8 +148,9 @@ def _ranges(axes: Axes, lines: Lines) -> None:
     _label(axes, {name: ends[name] for name in shown}, lines[-1]["epoch"])
     _frame(axes)
     axes.axhline(1.0, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
-    axes.set_title("Width of ranges, by that before training", loc="left", color=_INK)
-    axes.set_xlabel("epoch", color=_FAINT)
+    axes.set_title("Learned ranges, a line for each tensor", loc="left", color=_INK)
+    axes.set_xlabel("epoch (0: as calibrated)", color=_FAINT)
+    axes.set_ylabel("width / calibrated width", color=_FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -179,14 +181,14 @@ def _noise(axes: Axes, lines: Lines) -> None:
     worst = sorted(known, key=lambda name: after[name])[:MOST]
     rows, words = range(len(worst)), _short(worst)
     axes.hlines(rows, [before[n] for n in worst], [after[n] for n in worst], color=_GRID, linewidth=2.5, zorder=2)
-    axes.plot([before[n] for n in worst], rows, linestyle="", marker="o", color=_FAINT, label="before", zorder=3)
-    axes.plot([after[n] for n in worst], rows, linestyle="", marker="D", color=_BLUE, label="after", zorder=3)
+    for found, marker, colour, when in ((before, "o", _FAINT, "before training"), (after, "D", _BLUE, "after it")):
+        axes.plot([found[n] for n in worst], rows, linestyle="", marker=marker, color=colour, label=when, zorder=3)
     axes.set_yticks(rows, [words[name] for name in worst], parse_math=False)
     axes.set_ylim(max(len(worst), 1) - 0.5, -0.5)
     _frame(axes)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_title("Noise of rounding, the worst tensors", loc="left", color=_INK)
-    axes.set_xlabel("SQNR (dB)", color=_FAINT)
+    axes.set_title("Tensors with the most quantization noise", loc="left", color=_INK)
+    axes.set_xlabel("SQNR (dB); further right: less noise", color=_FAINT)
     axes.legend(frameon=False, labelcolor=_INK)
 
 

@@ -44,9 +44,8 @@ def sweep_figure(found: BitSweep) -> Figure:
         axes.axhline(_scaled(found.measure, whole), color=_FAINT, linewidth=1.2, label="float", zorder=2)
     axes.set_xticks(range(len(widths)), [str(bits) for bits in widths])
     axes.set_ylabel(_unit(found.measure), color=_FAINT)
-    axes.set_title(
-        f"By hardware and bits, simulated: {found.by}", loc="left", fontsize=13, color=_INK, parse_math=False
-    )
+    axes.set_xlabel("bits of weights (W) and of activations (A)", color=_FAINT)
+    axes.set_title(f"Simulated by hardware and bits: {found.by}", loc="left", fontsize=13, color=_INK, parse_math=False)
     if found.hardware:
         axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     return drawn
@@ -61,11 +60,13 @@ def mixed_figure(found: MixedBits) -> Figure:
     rows = found.layers[:MOST]
     drawn, axes = _empty(1.6 + _ROW * max(len(rows), 4))
     axes.barh(range(len(rows)), [row.bits.weights for row in rows], color=plots.PALETTE[0], zorder=3, height=0.7)
-    axes.axvline(found.mean, color=plots.PALETTE[1], linewidth=1.2, label=f"mean {found.mean:.3g}", zorder=4)
+    mean = f"mean of all weights: {found.mean:.3g}"
+    axes.axvline(found.mean, color=plots.PALETTE[1], linewidth=1.2, label=mean, zorder=4)
     axes.set_yticks(range(len(rows)), [row.layer for row in rows], parse_math=False)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("bits of weights", color=_FAINT)
-    axes.set_title(f"Bits of each layer, {found.hardware}", loc="left", fontsize=13, color=_INK, parse_math=False)
+    title = f"Bits chosen for each layer, simulated as {found.hardware}"
+    axes.set_title(title, loc="left", fontsize=13, color=_INK, parse_math=False)
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     return drawn
 

@@ -133,8 +133,12 @@ def asked(
     """
     if (config.hardware, config.bits) != ("onednn", None):
         name, value = ("bits", config.bits) if config.bits is not None else ("hardware", config.hardware)
-        raise ConfigError(f"{name} is {value!r} among the settings of a sweep; allowed: in what it goes over")
-    found = tuple(dict.fromkeys(hardware_of(name).name for name in (HARDWARE if hardware is None else hardware)))
+        raise ConfigError(
+            f"{name} is {value!r} among the settings of a sweep, which has many; allowed: as libraries= or widths="
+        )
+    found = tuple(
+        dict.fromkeys(hardware_of(name).name for name in (HARDWARE.names() if hardware is None else hardware))
+    )
     bits = tuple(dict.fromkeys(map(Bits.parse, WIDTHS if widths is None else widths)))
     for name, values in (("hardware", found), ("bits", bits)):
         if not values:

@@ -60,7 +60,11 @@ def mixed_bits(found: MixedBits) -> RenderableType:
     for row in found.layers:
         noises = (decibels(_decibels(row.noise.get(bits))) for bits in widths)
         table.add_row(Text(row.layer), Text(short_op(row.op)), f"{row.weights:,}", str(row.bits), *noises)
-    rows = [("measured by", f"{found.by}: {found.measure}"), ("float", number(found.measure, found.float).plain)]
+    rows = [
+        ("alone", "SQNR at the output where this layer alone has so many bits; more dB is less noise"),
+        ("measured by", f"{found.by}: {found.measure}"),
+        ("float", number(found.measure, found.float).plain),
+    ]
     rows += [(f"all {bits}", number(found.measure, numbers).plain) for bits, numbers in found.uniform.items()]
     mean = f"{number(found.measure, found.mixed).plain} at {found.mean:.3g} bits, of {found.budget:g} allowed"
     return Group(table, Text(""), facts([*rows, ("mixed", mean)]))

@@ -3,14 +3,14 @@
 With the range's top a, ``u = x / a`` clipped to -1 .. 1 (0 .. 1 of unsigned codes), P the nearest level, y = a P(u)::
 
     dy/dx = 1 within the range, else 0
-    dy/da = P(u) - u within the range, else sign(x)                        (section 2.3)
+    dy/da = P(u) - u within the range, else sign(x)                        ("reparameterized clipping function")
 
-Levels (section 2.2) of B bits, one fewer than the spec's where codes are signed: sums of n = B // 2 terms of two bits,
-of which term i is 0 or one of ``2^-(j n + i)``, j = 0, 1, 2. An odd bit is a term 0 or ``2^-2n``, and the powers below
-it move by one. All are divided by the largest sum. The paper's normalization of weights is left out: it is for training
-from the start, and a trained network would no longer be itself.
+Levels of B bits, one fewer than the spec's where codes are signed, are those of the authors' published code: sums of
+n = B // 2 terms of two bits, of which term i is 0 or one of ``2^-(j n + i)``, j = 0, 1, 2. An odd bit is a term 0 or
+``2^-2n``, and the powers below it move by one. All are divided by the largest sum. The paper's normalization of weights
+is left out: it is for training from the start, and a trained network would no longer be itself.
 
-Source: Li et al., "Additive Powers-of-Two Quantization" (arXiv:1909.13144), section 2.
+Source: Li et al., "Additive Powers-of-Two Quantization" (arXiv:1909.13144); MQBench, arXiv:2111.03759, appendix F.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Apot:
     """Sums of powers of two, with a learned range."""
 
     name: ClassVar[str] = "apot"
-    source: ClassVar[str] = "Li et al. (arXiv:1909.13144), section 2.2 and 2.3"
+    source: ClassVar[str] = "Li et al. (arXiv:1909.13144)"
 
     def parameters(self, site: Site) -> tuple[str, ...]:
         return ("clip",)

@@ -12,7 +12,7 @@ import numpy as np
 from mxq.errors import ConfigError
 from mxq.graph.ir import Node, Ref
 from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, covering, rounded, used
-from mxq.qat.algorithms.plain import Plain
+from mxq.qat.algorithms.plain import End, Plain
 from mxq.qat.algorithms.protocol import Floats, Site
 from mxq.quant import QParams
 
@@ -83,11 +83,16 @@ class Stepped(Uniform):
 
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         plain = Plain(name, site, x)
+        return plain.result(plain.fake(plain.x, *self.plain_grid(plain, parameters)))
+
+    def plain_grid(self, plain: Plain, parameters: Sequence[Ref]) -> tuple[Ref, End, End]:
+        """`grid` in plain operators: the scale, and the lowest and the highest code less that of value 0."""
+        site = plain.site
         kept = parameters if self.learned(site) else [plain.constant(parameter) for parameter in parameters]
         rate = self.rate(site, plain)
         step = plain.step(plain.beside(kept[0]), rate)
         zero = None if site.spec.symmetric else self.zero(plain, step, plain.beside(kept[1]), rate)
-        return plain.result(plain.fake(plain.x, plain.inverse(step), *plain.ends(zero)))
+        return plain.inverse(step), *plain.ends(zero)
 
     def zero(self, plain: Plain, step: Ref, parameter: Ref, rate: Ref | None) -> Ref:
         """The code of value 0 in plain operators, by its parameter."""

@@ -2,10 +2,10 @@
 
 Weights, in each channel where the spec has channels, see `mxq.qat.algorithms.transformed`::
 
-    v = gain tanh(w) / max|tanh(w)|                                        (eq. 9)
+    v = gain tanh(w) / max|tanh(w)|                                        (eq. 9; MQBench, eq. 14 and 15)
 
 The gradient passes the largest value, too. Activations are of the fixed range 0 .. 1, or -1 .. 1 where codes are signed
-or have a zero point (MQBench, arXiv:2111.03759, appendix F, eq. 14 and 15).
+or have a zero point (MQBench, arXiv:2111.03759, appendix F).
 
 Source: Zhou et al., "DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients"
 (arXiv:1606.06160), section 2.3 and 2.4.

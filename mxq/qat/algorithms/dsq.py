@@ -6,12 +6,13 @@ Within the range, ``u = x / s`` in codes, ``f`` its fraction, ``1 - alpha = tanh
     y = s rint(u)
     dy/dx = soft'(u) = k (1 - tanh(k (f - 1/2))^2) / (2 tanh(k / 2)), 0 beyond the range
 
-``alpha`` says how soft: from 0, hard rounding, to 1, none. It is not learned here; 0.4 is that of MQBench
-(arXiv:2111.03759, appendix F). The range is learned from values beyond it, see `mxq.qat.algorithms.clipped`. It starts
-from the calibrated one, of weights without a zero point from ``|mean| + 2.6 deviations`` (MQBench, eq. 12 and 13).
+``alpha`` says how soft: from 0, hard rounding, to 1, none. The paper learns it. Here it is kept, as in MQBench
+(arXiv:2111.03759, appendix F), whose published code has 0.4 and the same k, ``log((2 - alpha) / alpha)``. The range is
+learned from values beyond it, see `mxq.qat.algorithms.clipped`. It starts from the calibrated one, of weights without a
+zero point from ``|mean| + 2.6 deviations`` (MQBench, eq. 12 and 13).
 
 Source: Gong et al., "Differentiable Soft Quantization: Bridging Full-Precision and Low-Bit Neural Networks"
-(arXiv:1908.05033), section 3.
+(arXiv:1908.05033).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Dsq(Clipped):
     """
 
     name: ClassVar[str] = "dsq"
-    source: ClassVar[str] = "Gong et al. (arXiv:1908.05033), section 3"
+    source: ClassVar[str] = "Gong et al. (arXiv:1908.05033)"
     alpha: float = 0.4
 
     def __post_init__(self) -> None:

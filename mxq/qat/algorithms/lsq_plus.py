@@ -8,11 +8,11 @@ With ``u = (x - b) / s`` and ``r = clip(rint(u), n, p)``, ``y = r s + b``::
 
 A kernel has whole zero points, so ``-b / s`` is rounded, straight through, to a code. Both gradients are multiplied by
 LSQ's g. Without a zero point it is LSQ; the step of a signed weight starts at ``max(|m - 3 d|, |m + 3 d|) / 2^(bits -
-1)``, with mean m and standard deviation d. That of an activation starts from the calibrated range; the paper's is that
-of the ``mse`` calibrator.
+1)``, with mean m and standard deviation d (as MQBench's "MeanStd", arXiv:2111.03759, eq. 11). That of an activation
+starts from the calibrated range; the paper's is that of the ``mse`` calibrator (MQBench, appendix C.4).
 
 Source: Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable offsets and better initialization"
-(arXiv:2004.09576), section 3.
+(arXiv:2004.09576).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LsqPlus(Lsq):
     """A learned step and offset."""
 
     name: ClassVar[str] = "lsq_plus"
-    source: ClassVar[str] = "Bhalgat et al. (arXiv:2004.09576), section 3"
+    source: ClassVar[str] = "Bhalgat et al. (arXiv:2004.09576)"
 
     def parameters(self, site: Site) -> tuple[str, ...]:
         return ("step",) if site.spec.symmetric else ("step", "offset")

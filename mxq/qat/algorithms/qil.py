@@ -2,7 +2,7 @@
 
 With the center c and the distance d, see `mxq.qat.algorithms.transformed`::
 
-    T(x) = gain sign(x) clip(1/2 + (|x| - c) / (2 d), 0, 1)                (with gamma 1)
+    T(x) = gain sign(x) clip(1/2 + (|x| - c) / (2 d), 0, 1)                (MQBench, eq. 16 and 17, gamma 1)
     dT/dx = gain / (2 d) where c - d <= |x| <= c + d, else 0
     dT/dc = -gain sign(x) / (2 d) there
     dT/dd = -gain sign(x) (|x| - c) / (2 d^2) there
@@ -14,7 +14,7 @@ interval is the whole range at first. Unsigned codes prune negative values.
 An activation is quantized to one grid and read as another, so that kernels cannot hold it: see `Qil.deployed`.
 
 Source: Jung et al., "Learning to Quantize Deep Networks by Optimizing Quantization Intervals with Task Loss"
-(arXiv:1808.05779), section 3.
+(arXiv:1808.05779).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Qil(Transformed):
     """A learned interval."""
 
     name: ClassVar[str] = "qil"
-    source: ClassVar[str] = "Jung et al. (arXiv:1808.05779), section 3; MQBench (arXiv:2111.03759), eq. 16 and 17"
+    source: ClassVar[str] = "Jung et al. (arXiv:1808.05779); MQBench (arXiv:2111.03759), eq. 16 and 17"
 
     def parameters(self, site: Site) -> tuple[str, ...]:
         return ("center", "distance", "gain")
