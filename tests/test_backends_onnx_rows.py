@@ -432,7 +432,7 @@ CASES: dict[str, list[Case]] = {
                  f"y = _contrib_MultiBoxDetection(p, moves, d) {more}", "return y"))
         for more in (
             'nms_threshold="0.3" threshold="0.3"',
-            'nms_threshold="0.4" threshold="0.29" nms_topk="38" clip="False" variances="(0.1, 0.2, 0.3, 0.1)"',
+            'nms_threshold="0.4" threshold="0.29" nms_topk="12" clip="False" variances="(0.1, 0.2, 0.3, 0.1)"',
             'nms_threshold="0.4" force_suppress="True"',
             'threshold="0.9"',
         )

@@ -246,6 +246,7 @@ def multibox_detection(c: Context) -> str:
     ids = c.emit("Cast", c.emit("ArgMax", classes, axis=1, keepdims=0), to=1)
     rows = c.emit("Concat", *(c.emit("Unsqueeze", x, c.integers(-1)) for x in (ids, scores)), _boxes(c), axis=-1)
     valid = c.emit("GreaterOrEqual", scores, c.constant(c.node.number("threshold", 0.01)))
+    found = rows
     values, rows = _best(c, c.emit("Where", valid, scores, c.constant(LOWEST)), rows, count)
     there = c.emit("Greater", values, c.constant(LOWEST))
     shared, union = _overlaps(c, _columns(c, rows, 2))
@@ -253,7 +254,17 @@ def multibox_detection(c: Context) -> str:
     over = c.emit("GreaterOrEqual", share, c.constant(limit))
     ids = "" if c.node.flag("force_suppress") else _column(c, rows, 0)
     kept = _kept(c, c.emit("Cast", there, to=1), _dropped(c, over, ids, count), count)
-    return _filled(c, _marked(c, rows, kept, there), count, total)
+    best = _marked(c, rows, kept, there)
+    return best if count == total else c.emit("Concat", best, _rest(c, found, valid, count, total), axis=1)
+
+
+def _rest(c: Context, rows: str, valid: str, count: int, total: int) -> str:
+    """What MXNet leaves after the ``count`` best: the ``valid`` rows at these places as if none had been sorted."""
+    places = c.emit("Where", valid, c.constant(np.arange(total, 0, -1)), c.constant(0))
+    values, order = c.emit_many("TopK", places, c.integers(total), outputs=2, axis=1)
+    there = c.emit("Greater", c.sliced(values, 1, count), c.constant(0))
+    rows = _picked(c, rows, c.sliced(order, 1, count))
+    return _marked(c, rows, c.emit("Mul", c.sliced(values, 1, count), c.constant(0)), there)
 
 
 def _marked(c: Context, rows: str, kept: str, there: str) -> str:
@@ -301,9 +312,6 @@ ROWS: Final[Rows] = {
     "_contrib_MultiBoxPrior": Row(anchors),
     "_contrib_box_decode": Row(box_decode),
     "_contrib_box_nms": Row(box_nms),
-    "_contrib_MultiBoxDetection": Row(
-        multibox_detection,
-        "background 0, an overlap of 1 at most; candidates beyond `nms_topk` are dropped, where MXNet leaves them in",
-    ),
+    "_contrib_MultiBoxDetection": Row(multibox_detection, "background 0, `nms_threshold` above 0 and up to 1"),
     "_contrib_ROIAlign": Row(roi_align, "plain averages"),
 }

@@ -168,7 +168,9 @@ def _scalar(kind: str, *, turned: bool = False) -> Callable[[Context], str]:
 
 
 def _modulo(c: Context, dividend: str, divisor: str) -> str:
-    """``mshadow_op.h``: the rest has the divisor's sign, as in Python."""
+    """``mshadow_op.h``: the rest has the divisor's sign, as in Python; ONNX's ``Mod`` does so for integers alone."""
+    if np.issubdtype(c.tensor().dtype, np.integer):
+        return c.emit("Mod", dividend, divisor)
     whole = c.emit("Floor", c.emit("Div", dividend, divisor))
     return c.emit("Sub", dividend, c.emit("Mul", whole, divisor))
 
