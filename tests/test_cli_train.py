@@ -100,6 +100,13 @@ def test_where_it_cannot_write_is_known_before_it_trains(folder: Path, tmp_path:
     assert not (tmp_path / "w").exists()
 
 
+def test_where_it_cannot_draw_is_known_before_it_trains(folder: Path, tmp_path: Path) -> None:
+    for name, message in (("no/x.png", "there is no folder"), ("x.gif", "allowed: .png, .svg, .pdf")):
+        said = run(folder, "--workdir", str(tmp_path / "w"), "--plot", str(tmp_path / name), code=2)
+        assert message in " ".join(said.split())
+        assert not (tmp_path / "w").exists()
+
+
 def test_trains_in_float_alone(folder: Path, tmp_path: Path) -> None:
     found = run(folder, "--float", "--workdir", str(tmp_path), "--epochs", "1", "--json")
     assert (found["float"], found["best_epoch"]) == (None, 1)

@@ -113,6 +113,10 @@ class TestSweep:
             ({"libraries": ("tensorrt", "cuda")}, "hardware is 'cuda'; allowed: 'onednn', 'tensorrt'"),
             ({"widths": (8, 1)}, "bits is 1; allowed: 2 to 8"),
             ({"widths": ()}, "bits to sweep over is empty; allowed: one or more, or None for all"),
+            ({"widths": 8.5}, "bits is 8.5; allowed: 2 to 8"),
+            ({"widths": "8,4"}, "bits is '8,4'; allowed: 2 to 8"),
+            ({"libraries": 3}, "hardware is 3; allowed: 'onednn', 'tensorrt'"),
+            ({"libraries": "cuda"}, "hardware is 'cuda'; allowed: 'onednn', 'tensorrt'"),
             (
                 {"hardware": "acl"},
                 "hardware is 'acl' among the settings of a sweep, which has many; allowed: as libraries= or widths=",
@@ -242,6 +246,19 @@ class TestChoice:
         )
         assert (tmp_path / "a-0000.params").read_bytes() == (tmp_path / "q-0000.params").read_bytes()
 
+    @pytest.mark.parametrize("command", ["sweep-bits", "choose-bits", "sensitivity"])
+    @pytest.mark.parametrize(
+        ("file", "says"), [("no/x.png", "there is no folder"), ("x.gif", "allowed: .png, .svg, .pdf")]
+    )
+    def test_where_it_cannot_draw_is_known_before_it_measures(
+        self, home: Path, tmp_path: Path, command: str, file: str, says: str
+    ) -> None:
+        args = [command, home / "net", "--data", home / "x.npz", "--workdir", tmp_path / "w", "--plot", tmp_path / file]
+        found = CliRunner().invoke(app, [str(arg) for arg in args])
+        assert found.exit_code == 2
+        assert says in " ".join(found.output.split())
+        assert not (tmp_path / "w").exists()
+
     @pytest.mark.parametrize("option", [("--out", "net"), ("--out", "no/x"), ("--recipe-out", "no/x.yaml")])
     def test_where_it_cannot_write_is_known_before_it_measures(self, home: Path, option: tuple[str, str]) -> None:
         before = (home / "net-0000.params").read_bytes()
@@ -258,7 +275,10 @@ class TestChoice:
             ({"mean_bits": math.nan}, "mean_bits is nan; allowed"),
             ({"mean_bits": "4"}, "mean_bits is '4'; allowed"),
             ({"choices": (4,)}, "choices are W4A4; allowed: two widths or more"),
-            ({"choices": (4, 12)}, "bits is 12; allowed: 2 to 8"),
+            ({"choices": (4, 12)}, "choices is 12; allowed: 2 to 8"),
+            ({"choices": 4}, "choices are W4A4; allowed: two widths or more"),
+            ({"choices": 4.5}, "choices is 4.5; allowed: 2 to 8"),
+            ({"bits": 3}, "bits is 'W3A3' beside mean_bits; allowed: widths among choices"),
             ({"hardware": "tpu"}, "hardware is 'tpu'; allowed"),
         ],
     )

@@ -23,6 +23,7 @@ from mxq.cli.options import (
     Prefix,
     Settings,
     Workdir,
+    check_plot,
     option,
     output_of,
     prefix_of,
@@ -75,6 +76,7 @@ def choose_bits(
     config = settings.config(effort)
     config = config if hardware is None else replace(config, hardware=hardware)
     preparation = pictures.preparation(prefix, config)
+    check_plot(plot)
     start_mxnet()
     from mxq import recipe, workflow
     from mxq.artifacts import pair

@@ -394,6 +394,18 @@ def output_of(out: Path, prefix: Path) -> Path:
     return out
 
 
+def check_plot(path: Path | None) -> None:
+    """Whether a picture can be written to ``path``, looked at before any work.
+
+    Raises:
+        ConfigError: it cannot, and why.
+    """
+    if path is not None:
+        from mxq.report.plots import check_place
+
+        check_place(path)
+
+
 def read_thresholds(path: Path) -> Thresholds:
     """What ``mxq calibrate --out`` wrote, or the record of a quantized network has.
 

@@ -20,6 +20,7 @@ from mxq.cli.options import (
     Plot,
     Prefix,
     Workdir,
+    check_plot,
     option,
     prefix_of,
 )
@@ -67,6 +68,7 @@ def sensitivity(
     prefix = prefix_of(prefix)
     config = settings.config(effort)
     preparation = pictures.preparation(prefix, config)
+    check_plot(plot)
     start_mxnet()
     from mxq import workflow
     from mxq.tuning import picture

@@ -21,6 +21,7 @@ from mxq.cli.options import (
     Prefix,
     Settings,
     Workdir,
+    check_plot,
     option,
     prefix_of,
     widths_of,
@@ -57,6 +58,7 @@ def sweep_bits(
     prefix = prefix_of(prefix)
     config = settings.config(effort)
     preparation = pictures.preparation(prefix, config)
+    check_plot(plot)
     start_mxnet()
     from mxq import workflow
     from mxq.tuning import bit_pictures

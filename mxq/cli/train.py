@@ -16,6 +16,7 @@ from mxq.cli.options import (
     Labels,
     Pictures,
     Prefix,
+    check_plot,
     given_of,
     option,
     output_of,
@@ -125,6 +126,7 @@ def train(
     schedule = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     schedule = replace(schedule, **given_of(given))
+    check_plot(plot)
     start_mxnet()
     from mxq import workflow
     from mxq.report import training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -49,6 +49,16 @@ class Bits:
 
 Width: TypeAlias = int | str | Sequence[int] | Bits
 """What `Bits.parse` reads: 4, "4", "W4A8" or (4, 8)."""
+
+
+def several(field: str, values: Width | Sequence[Width]) -> tuple[Bits, ...]:
+    """Widths, each once; a single one is one of them.
+
+    Raises:
+        ConfigError: one of ``values`` is none; names ``field``.
+    """
+    given = [values] if isinstance(values, int | str | Bits) or not isinstance(values, Iterable) else values
+    return tuple(dict.fromkeys(Bits.parse(value, field) for value in given))
 
 
 def _numbers(value: Any) -> tuple[Any, ...]:

@@ -199,6 +199,20 @@ def draw(statistics: Statistics, tensor: str, lines: Sequence[Line], path: str |
     return write(figure(heading(tensor, statistics.examples, "int8" if signed else "uint8"), state, lines), path)
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Whether `write` could write there: to be looked at before long work whose result is drawn.
+
+    Raises:
+        ConfigError: the suffix is another than those allowed, there is no such folder, or matplotlib is missing.
+    """
+    require_matplotlib()
+    target = Path(path)
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise ConfigError(f"plot is {str(target)!r}, but there is no folder {str(target.parent)!r}")
+
+
 def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Writes ``figure`` as png, svg or pdf, which the suffix of ``path`` decides. It appears whole or not at all.
 

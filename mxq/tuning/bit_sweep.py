@@ -6,7 +6,7 @@ run that ends in any way goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,9 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from mxq.config import QuantConfig
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, one_of
 from mxq.graph.ir import Model
-from mxq.quant.bits import Bits, Width
+from mxq.quant.bits import Bits, Width, several
 from mxq.quant.hardware import HARDWARE, hardware_of
 from mxq.text import Shown
 from mxq.tuning.journal import Journal, json_numbers
@@ -136,10 +136,11 @@ def asked(
         raise ConfigError(
             f"{name} is {value!r} among the settings of a sweep, which has many; allowed: as libraries= or widths="
         )
-    found = tuple(
-        dict.fromkeys(hardware_of(name).name for name in (HARDWARE.names() if hardware is None else hardware))
-    )
-    bits = tuple(dict.fromkeys(map(Bits.parse, WIDTHS if widths is None else widths)))
+    names = HARDWARE.names() if hardware is None else [hardware] if isinstance(hardware, str) else hardware
+    if not isinstance(names, Iterable):
+        raise one_of("hardware", names, HARDWARE.names())
+    found = tuple(dict.fromkeys(hardware_of(name).name for name in names))
+    bits = several("bits", WIDTHS if widths is None else widths)
     for name, values in (("hardware", found), ("bits", bits)):
         if not values:
             raise ConfigError(f"{name} to sweep over is empty; allowed: one or more, or None for all")

@@ -29,7 +29,7 @@ from mxq.config import LayerConfig, QuantConfig
 from mxq.errors import ConfigError, QuantizeError
 from mxq.graph.ir import Model
 from mxq.pipeline import Quantized
-from mxq.quant.bits import Bits, Width
+from mxq.quant.bits import Bits, Width, several
 from mxq.quant.plan import Report
 from mxq.text import Shown
 from mxq.tuning.choices import Layer, with_only
@@ -218,7 +218,7 @@ def choices_of(budget: float, choices: Sequence[Width] | None) -> tuple[Bits, ..
     Raises:
         ConfigError: they are fewer than two, or the budget is no number that they allow.
     """
-    found = tuple(sorted(set(map(Bits.parse, CHOICES if choices is None else choices)), key=_size))
+    found = tuple(sorted(several("choices", CHOICES if choices is None else choices), key=_size))
     if len(found) < 2:
         raise ConfigError(f"choices are {', '.join(map(str, found)) or 'none'}; allowed: two widths or more")
     least = min(bits.weights for bits in found)

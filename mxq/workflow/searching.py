@@ -14,7 +14,7 @@ from mxq.config import QuantConfig
 from mxq.data.examples import Source
 from mxq.data.labelled import is_whole
 from mxq.data.preparation import Preparation
-from mxq.errors import StorageError
+from mxq.errors import ConfigError, StorageError
 from mxq.formats.reading import path_given
 from mxq.logs import LOG
 from mxq.qat.schedule import TrainConfig
@@ -161,6 +161,8 @@ def choose_bits(
         workdir: a folder for the journal and the statistics.
     """
     widths = tuning.choices_of(mean_bits, choices)
+    if config.bits is not None:
+        raise ConfigError(f"bits is {config.bits!r} beside mean_bits; allowed: widths among choices")
     with _folder(workdir) as folder:
         kept = None if workdir is None else folder
         opened = _searched(net, given, replace(config, simulate=True), kept, epoch, logger)
