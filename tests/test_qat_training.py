@@ -298,10 +298,10 @@ class TestErrors:
 
     def test_another_quantization_in_the_folder(self, tmp_path: Path) -> None:
         """Blocks whose parameters have the same shapes train in one folder only where they are quantized alike."""
-        images, _ = training.data()
+        net, (images, _) = training.net(), training.data()
 
         def run(bits: int) -> None:
-            block = mxq.qat.prepare(training.net(), images, bits_w=bits, bits_a=bits)
+            block = mxq.qat.prepare(net, images, bits_w=bits, bits_a=bits)
             fit(block, training.data(), config=training.CONFIG, epochs=1, workdir=tmp_path, progress=False)
 
         run(4)
