@@ -227,6 +227,18 @@ class TestOtherThanTheKernels:
         with pytest.raises(QuantizeError, match=r"block is a Dense; allowed: what mxq\.qat\.prepare or mxq\.qat\.load"):
             qat.convert(mx.gluon.nn.Dense(2))
 
+    def test_a_block_whose_training_diverged(self, tmp_path: Path) -> None:
+        block = small()
+        block.assign({"data_fq_step": np.full(1, np.nan, np.float32)})
+        for call in (qat.convert, lambda b: qat.convert(b, simulate=True), lambda b: qat.save(b, tmp_path / "x")):
+            with pytest.raises(QuantizeError, match="parameter 'data_fq_step' is not finite, so that the training"):
+                call(block)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_parameter_that_it_has_not(self) -> None:
+        with pytest.raises(ConfigError, match=r"parameter is 'data_fq_stop'; allowed: .*did you mean 'data_fq_step'"):
+            small().assign({"data_fq_stop": np.ones(1, np.float32)})
+
     def test_simulate_is_true_or_false(self) -> None:
         with pytest.raises(ConfigError, match="simulate is 'no'; allowed: True, False"):
             qat.convert(small(), simulate="no")

@@ -77,14 +77,21 @@ def trained(block: Any) -> QatNetwork:
     """The network of a block, with the values that it has now.
 
     Raises:
-        QuantizeError: it is no block that trains with quantization.
+        QuantizeError: it is no block that trains with quantization, or its training diverged.
     """
     network = getattr(block, "qat", None)
     if not isinstance(block, runtime.TrainableBlock) or not isinstance(network, QatNetwork):
         raise QuantizeError(
             f"block is a {type(block).__name__}; allowed: what mxq.qat.prepare or mxq.qat.load returned"
         )
-    return network.with_values(block.trained)
+    values = block.trained
+    lost = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
+    if lost is not None:
+        raise QuantizeError(
+            f"parameter {lost!r} is not finite, so that the training diverged; allowed: the parameters of an earlier "
+            "epoch (block.assign, load_parameters)"
+        )
+    return network.with_values(values)
 
 
 def simulated(network: QatNetwork) -> Model:

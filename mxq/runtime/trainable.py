@@ -58,9 +58,13 @@ class TrainableBlock(mx.gluon.SymbolBlock):  # type: ignore[misc]  # MXNet is un
         """Gives parameters, by name, other values.
 
         Raises:
+            ConfigError: it has no parameter of a name.
             RuntimeFailure: MXNet refuses one, as of another shape.
         """
         found = self.collect_params()
+        unknown = next((name for name in values if name not in found), None)
+        if unknown is not None:
+            raise one_of("parameter", unknown, found)
         with mxnet_says("the parameters do not fit the network"):
             for name, value in values.items():
                 found[name].set_data(of_mode(mx.nd.array(value, dtype=value.dtype)))
