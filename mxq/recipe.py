@@ -33,7 +33,7 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
       stage1_*: {dtype: int8}
       data: {threshold: [-2.1, 2.6]}
       output_fc: {quantize: false, bits: W8A8}   # bits: of its weight and of what it reads
-    training:                         # of mxq train alone: the fields of mxq.qat.TrainConfig
+    training:                         # of mxq train and mxq tune: the fields of mxq.qat.TrainConfig
       original_epochs: 90             # of the float network's training, and what is changed of it
       original_lr: 0.1
       original_batch_size: 256

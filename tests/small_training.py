@@ -14,7 +14,7 @@ import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
 
-from mxq.qat import checkpoint
+from mxq.qat import checkpoint, prepare
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import Trained, fit
 
@@ -45,9 +45,9 @@ def net(seed: int = 0) -> mx.gluon.nn.HybridSequential:
     return made
 
 
-def trained(workdir: Path | None = None, **options: Any) -> Trained:
-    """The network, trained."""
-    return fit(net(), data(), eval_data=data(40, 1), config=CONFIG, workdir=workdir, progress=False, **options)
+def trained(workdir: Path | None = None, block: Any = None, **options: Any) -> Trained:
+    """The network, or another block, trained."""
+    return fit(block or net(), data(), eval_data=data(40, 1), config=CONFIG, workdir=workdir, progress=False, **options)
 
 
 class Dying:
@@ -66,7 +66,12 @@ def kill(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: str, moment: str, count: str) -> None:
+def quantized() -> Any:
+    """The network, prepared to train with quantization."""
+    return prepare(net(), data()[0][:32])
+
+
+def main(folder: str, moment: str, count: str, kind: str = "float") -> None:
     """Trains in ``folder`` and is killed at a moment's ``count``-th time: "step", "journal" (written) or "draft"."""
     left = int(count)
 
@@ -87,7 +92,7 @@ def main(folder: str, moment: str, count: str) -> None:
         checkpoint.write_params = dying(checkpoint.write_params)
     loss = Dying(int(count), kill) if moment == "step" else None
     metric = mxq.evaluation.metrics.TopK()
-    trained(Path(folder), loss=loss, metric=metric)
+    trained(Path(folder), quantized() if kind == "qat" else None, loss=loss, metric=metric)
 
 
 if __name__ == "__main__":

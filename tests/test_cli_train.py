@@ -16,10 +16,13 @@ import mxq  # isort: skip  (before mxnet)
 import mxnet as mx
 
 from mxq.cli import app
+from mxq.cli.tune import training_of
+from mxq.errors import ConfigError
 from mxq.numerics import sqnr_db
 from mxq.qat.checkpoint import FILE
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.journal import JOURNAL, read_journal
+from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
 
 
@@ -34,6 +37,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(made / f"{name}.npz", data=x, label=y)
     np.savez(made / "bare.npz", data=x)
     return made
+
+
+def test_tune_reads_how_to_train_in_the_recipe(tmp_path: Path) -> None:
+    """As ``mxq train``: options override it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("format: mxq-recipe/1\ntraining: {original_epochs: 30, lr: 0.2, seed: 5}\n")
+    found = training_of(tmp_path, None, {"epochs": None, "lr": 0.1}, recipe)
+    assert found is not None
+    assert found.config == TrainConfig(original_epochs=30, lr=0.1, seed=5)
+    recipe.write_text("format: mxq-recipe/1\ntraining: {epoch: 30}\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml, training: training has 'epoch'; allowed: "):
+        training_of(tmp_path, None, {}, recipe)
 
 
 def run(folder: Path, *options: str, code: int = 0) -> Any:

@@ -185,8 +185,21 @@ class TestDeployed:
     def test_what_max_trains_is_what_the_kernels_compute_of_the_weights(self):
         site = Site(QuantSpec(axis=0), "weight", "mxnet")
         x = np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32)
+        x[0, 0, 0, 0], x[1, 0, 0, 0] = -4, 4
         _, params = get("max").deployed(site, x.reshape(site.folded(x.shape)), {})
-        assert params == MXNET.covering(site.spec, x)
+        kernels = MXNET.covering(site.spec, x)
+        assert_close(params.scale, kernels.scale, rtol=2.5e-7, atol=0)
+        codes, theirs = params.quantize(x), kernels.quantize(x)
+        assert codes[0, 0, 0, 0] == -128
+        assert codes[1, 0, 0, 0] == 127
+        assert (theirs[codes != theirs] == -127).all()  # by the last bit of a product
+
+    def test_a_largest_weight_below_zero_is_the_last_code_whatever_its_last_bit(self):
+        site = Site(QuantSpec(axis=0), "weight", "mxnet")
+        x = -np.exp(np.random.default_rng(1).uniform(-9, 9, (5000, 1))).astype(np.float32)
+        _, params = get("max").deployed(site, x.reshape(site.folded(x.shape)), {})
+        assert (params.quantize(x) == -128).all()
+        assert (MXNET.covering(site.spec, x).quantize(x) == -127).mean() > 0.2
 
 
 HOSTILE = (0.0, -0.0, -0.3, 1e-30, -1e-30, 1e30, 2.0**-126, 1.0)

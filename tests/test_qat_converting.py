@@ -17,6 +17,7 @@ from helpers import ROOT, SATURATES, WITHOUT_MXQ, assert_close, fresh_python
 import mxq
 from mxq import qat
 from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.graph.ir import Model, Ref
 from mxq.qat.converting import Weights, converted, learned_range, trained
 from mxq.qat.network import softmax_head
 from mxq.quant import AFFINE, MXNET, UINT8, QuantSpec
@@ -42,17 +43,24 @@ SMALL = (
     "return fc0",
 )
 """Convolution, BatchNorm, ReLU, a sum with a projection, pooling, a fully connected layer."""
+OWN_BIAS = (conv("conv0", "data", 'kernel="(3, 3)" num_filter="16" pad="(1, 1)"'), fc("fc0", "conv0"), "return fc0")
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 8, 10, 10)).astype(np.float32)
 
 
-def small(**settings: Any) -> Any:
-    """A block of the small network after a few steps of training."""
-    block = qat.prepare(build(*SMALL, data=(2, 8, 10, 10)), images(32), **settings)
+def small(lines: tuple[str, ...] = SMALL, **settings: Any) -> Any:
+    """A block of the small network, or another, after a few steps. Some factors of BatchNorm are negative at first."""
+    model = build(*lines, data=(2, 8, 10, 10))
+    args = {name: value * signs(value) if name.endswith("gamma") else value for name, value in model.args.items()}
+    block = qat.prepare(Model(model.graph, args, model.auxs), images(32), **settings)
     train(block, images(64, 1), np.arange(64) % 10, 0.02)
     return block
+
+
+def signs(values: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(values.size) % 3 == 1, np.float32(-1), np.float32(1))
 
 
 def train(block: Any, data: np.ndarray, labels: np.ndarray, rate: float, batch: int = 16) -> None:
@@ -86,30 +94,62 @@ class TestKernelsGiveWhatTrainingShowed:
         data = images(400, 2)
         equal, decibels = agreement(run(block, data), run(qat.convert(block), data))
         assert equal >= 0.995
-        assert decibels >= 35
+        assert decibels >= 40
 
     @VNNI
     def test_on_the_shipped_network_of_digits(self) -> None:
         block, data = digits()
         equal, decibels = agreement(run(block, data), run(qat.convert(block), data))
         assert equal >= 0.995
-        assert decibels >= 35
+        assert decibels >= 40
 
     @VNNI
     def test_on_a_real_network(self, mxq_data: Path) -> None:
-        """8 bits are 18 dB from float in these 20 layers; what kernels do otherwise is 15 dB below that."""
+        """8 bits are 18 dB from float in these 20 layers; what kernels do otherwise is 25 dB below that."""
         block, data = cifar(mxq_data)
         equal, decibels = agreement(run(block, data), run(qat.convert(block), data))
-        assert equal >= 0.985
-        assert decibels >= 33
+        assert equal >= 0.995
+        assert decibels >= 40
+
+    @pytest.mark.parametrize("form", ["compiled", "operators"])
+    @pytest.mark.parametrize(
+        ("lines", "layer", "strategy"),
+        [*((SMALL, "bn0", strategy) for strategy in range(-1, 5)), (OWN_BIAS, "conv0", -1)],
+    )
+    def test_a_bias_is_what_the_kernel_rounds_it_to(
+        self, lines: tuple[str, ...], layer: str, strategy: int, form: str
+    ) -> None:
+        """What a layer makes of zeros is its bias."""
+        block = small(lines, bn_strategy=strategy, form=form)
+        made = converted(trained(block), "avx512_vnni", MxnetRunner(), {}).network
+        assert made is not None
+        node = next(node for node in made.fused.graph.operators if layer in node.origins)
+        scale = made.read_as(node.inputs[0], "int8").scale * made.weights[node.inputs[1].name].scale
+        bias = made.fused.args[node.inputs[2].name]
+        found = MxnetRunner().compile(trained(block).model, [Ref(layer)])({"data": 0 * images(1)})[-1]
+        units = np.asarray(found)[0, :, 4, 4] * scale
+        assert_close(units, np.rint(bias * scale), rtol=4e-5, atol=1e-3)  # an end of a weight is moved so much
+        assert np.abs(bias * scale - np.rint(units)).max() > 0.1  # it had to be moved
+
+    def test_no_bias_is_rounded_where_kernels_do_not(self) -> None:
+        assert [bias.layer for bias in small().qat.biases] == ["conv0", "conv1", "down", "conv2", "fc0"]
+        assert small(hardware="tensorrt").qat.biases == ()
+        assert small(OWN_BIAS, algorithm="apot", bits_w=4, bits_a=4).qat.biases == ()  # its levels have no step
+
+    def test_gradients_pass_a_bias_that_is_rounded_straight_through(self) -> None:
+        block = small()
+        with mx.autograd.record():
+            block(mx.nd.array(images(8))).sum().backward()
+        grads = {name: p.grad().asnumpy() for name, p in block.collect_params().items() if p.grad_req != "null"}
+        assert_close(grads["fc0_bias"], np.full(10, 8.0), rtol=1e-6, atol=0)
+        for name in ("conv2_bias", "bn1_beta", "bn2_beta", "conv0_weight", "relu0_fq_step"):
+            assert np.isfinite(grads[name]).all()
+            assert np.abs(grads[name]).max() > 0
 
     def test_the_codes_of_weights_are_those_of_training_in_every_layer(self) -> None:
         """For all strategies, with negative factors of BatchNorm too."""
         for strategy in (-1, 1, 4):
             block = small(bn_strategy=strategy)
-            gamma = np.array(block.trained["bn0_gamma"])
-            gamma[::2] *= -1
-            block.assign({"bn0_gamma": gamma})
             network = trained(block)
             made = converted(network, "avx512_vnni", MxnetRunner(), {})
             assert made.network is not None
@@ -119,9 +159,9 @@ class TestKernelsGiveWhatTrainingShowed:
                 value = made.network.fused.args[q.tensor.name]
                 codes, step = weights.codes(q)
                 read = params.quantize(value).reshape(len(value), -1)
-                assert (read[read != codes] == -128).all()  # of few ends no float32 is read as -127
-                assert (read != codes).sum() <= 1
-                assert_close(params.step, step, rtol=2e-4, atol=0)  # an end is moved so that it is read as -127
+                np.testing.assert_array_equal(read, codes)
+                assert codes.min() == -128
+                assert_close(params.step, step, rtol=4e-5, atol=0)  # an end is moved so that it is read as -128
 
     def test_a_softmax_that_was_taken_off_is_there_again(self) -> None:
         model = build(*SMALL[:-1], 'prob = softmax(fc0) axis="-1"', "return prob", data=(2, 8, 10, 10))

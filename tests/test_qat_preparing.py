@@ -19,7 +19,7 @@ from mxq.graph.layers import edges
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
 from mxq.qat.network import QatNetwork
-from mxq.qat.preparing import block_of
+from mxq.qat.preparing import Seen, block_of, prepared
 from mxq.qat.quantizer import Quantizer, joined
 from mxq.quant import QuantSpec
 from mxq.runtime import MxnetRunner, load_model
@@ -78,6 +78,28 @@ def activations(found: QatNetwork) -> dict[str, set[str]]:
 
 
 WEIGHTS = {"stem_weight", "conv1_weight", "conv2_weight", "down_weight", "conv3_weight", "fc0_weight"}
+
+
+class TestWhatWasSeenBefore:
+    """Statistics of the same network take the place of the data."""
+
+    @staticmethod
+    def seen(model: Model) -> Seen:
+        plan = pipeline.plan(model, QuantConfig(effort="fast"), MxnetRunner())
+        return Seen(plan.fused, pipeline.calibrate(plan, images(), MxnetRunner()).statistics)
+
+    def test_of_the_same_network(self) -> None:
+        model = block_net()
+        known = prepared(model, None, QatConfig(), MxnetRunner(), self.seen(model))
+        assert known.calibrated == prepared(model, images(), QatConfig(), MxnetRunner()).calibrated
+
+    def test_not_of_other_weights(self) -> None:
+        model = block_net()
+        args = {**model.args, "fc0_weight": 2 * model.args["fc0_weight"]}
+        other = self.seen(Model(model.graph, args, model.auxs))
+        plan = pipeline.plan(model, QuantConfig(effort="fast"), MxnetRunner())
+        assert not other.covers(plan)
+        assert self.seen(model).covers(plan)
 
 
 class TestPlacement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -25,6 +26,7 @@ from mxq.errors import ConfigError, DataError, FormatError, QuantizeError, Runti
 from mxq.qat.checkpoint import FILE
 from mxq.qat.epochs import Epochs
 from mxq.qat.journal import JOURNAL, read_journal
+from mxq.qat.result import LossRise
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import Trained, fit
 from mxq.runtime.training import seeded
@@ -243,6 +245,39 @@ class TestKills:
         assert found.history == whole[0].history
         x = mx.nd.array(training.data(40, 1)[0])
         assert np.array_equal(found.block(x).asnumpy(), whole[0].block(x).asnumpy())
+
+
+class TestLossThatRises:
+    """Where nothing is measured, a training that has failed says so."""
+
+    def test_a_rate_that_is_too_high(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING, "mxq"):
+            found = fit(training.net(), training.data(), config=training.CONFIG, lr=10.0, progress=False)
+        assert found.rise is not None
+        assert found.rise.after > 2 * found.rise.before
+        assert found.to_json()["loss_rise"]["epoch"] == 3
+        assert "float: the loss rose from" in caplog.text
+        assert "allowed: a lower lr, a longer warm-up (warmup_epochs), or eval_data" in caplog.text
+
+    @pytest.mark.parametrize("options", [{}, {"lr": 10.0, "eval_data": training.data(40, 1)}])
+    def test_a_loss_that_falls_or_epochs_that_are_measured(
+        self, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        found = fit(training.net(), training.data(), config=training.CONFIG, progress=False, **options)
+        assert found.rise is None
+        assert "the loss rose" not in caplog.text
+
+    @pytest.mark.parametrize(("epochs", "rises"), [
+        ([], False),
+        ([(2, 1, 1.5)], False), ([(2, 2.1, 3.9)], False), ([(2, 1.9, 5)], False), ([(2, 2.1, 4.1)], True),
+        ([(-2, -1, -1)], False), ([(-2, -1, 1)], True),
+        ([(2, 1, 1.5), (2, 1.4, 3)], False), ([(2, 1, 1.5), (2, 1.6, 3)], True), ([(2, 50, 90), (9, 5, 9)], True),
+    ])  # fmt: skip
+    def test_above_the_first_batch_or_the_first_epoch(
+        self, epochs: list[tuple[float, float, float]], rises: bool
+    ) -> None:
+        history = [{"epoch": 0}, *({"first": first, "least": least, "loss": loss} for first, least, loss in epochs)]
+        assert (LossRise.of(history) is not None) == rises
 
 
 class TestErrors:

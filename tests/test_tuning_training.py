@@ -18,7 +18,7 @@ from small_training import data, net
 
 from mxq.errors import ConfigError, DataError, TrainingError
 from mxq.graph.serde import write_symbol
-from mxq.qat import TrainConfig
+from mxq.qat import TrainConfig, preparing
 from mxq.runtime import load_model
 from mxq.tuning import training
 
@@ -69,6 +69,12 @@ def test_it_trains_where_nothing_else_meets_the_bar(score: Scores, caplog: pytes
     assert any("training with quantization takes 2 epochs of 3 steps of " in text for text in caplog.messages)
     loaded = load_model(found.block)
     assert any(node.op == "_contrib_quantize_v2" for node in loaded.graph.operators)
+
+
+def test_training_starts_from_the_statistics_of_the_search(score: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float network is not run over the calibration data again."""
+    monkeypatch.delattr(preparing, "_batches")
+    assert tuned(score).best.settings.training == SCHEDULE
 
 
 def test_it_does_not_where_something_else_does() -> None:

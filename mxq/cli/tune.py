@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,7 @@ def tune(
     start_mxnet()
     from mxq import workflow
 
-    training = training_of(train_data, train_labels, {"epochs": epochs, "lr": lr})
+    training = training_of(train_data, train_labels, {"epochs": epochs, "lr": lr}, settings.recipe)
     with cluster(workers, scheduler) as client:
         found = workflow.tune(
             prefix,
@@ -109,13 +110,16 @@ def tune(
         raise typer.Exit(FAILED)
 
 
-def training_of(data: Path | None, labels: Path | None, schedule: dict[str, Any]) -> TrainingData | None:
-    """What to train on, and how.
+def training_of(
+    data: Path | None, labels: Path | None, schedule: dict[str, Any], recipe: Path | None = None
+) -> TrainingData | None:
+    """What to train on, and how: as the section "training" of a recipe says, and options on top.
 
     Raises:
         ConfigError: there is a schedule, or labels, but no data.
     """
     from mxq.qat.schedule import TrainConfig
+    from mxq.recipe import section
     from mxq.workflow import Measured, TrainingData
 
     given = given_of(schedule)
@@ -123,7 +127,8 @@ def training_of(data: Path | None, labels: Path | None, schedule: dict[str, Any]
         for name in (*given, *([] if labels is None else ["train-labels"])):
             raise ConfigError(f"--{name} is given without --train-data; allowed: both, or neither")
         return None
-    return TrainingData(Measured(data, labels), TrainConfig(**given))
+    config = TrainConfig() if recipe is None else section(recipe, "training", TrainConfig.from_json)
+    return TrainingData(Measured(data, labels), replace(config, **given))
 
 
 def seconds_of(text: str) -> float:

@@ -13,9 +13,12 @@ eps)`` where BatchNorm was not folded in training (`mxq.weights.grid`).
 
 What the int8 network gives differs from what training showed by these alone:
 
-* The kernel rounds biases to its own grid, and applies BatchNorm's factor before sums, not after: a value near the
-  middle of two codes becomes the other one. Each layer passes such differences on to the next.
-* In few channels, of ends between 1.99 and 2 times a power of two, no float32 is read as -127; -128 it is there.
+* The kernel multiplies whole sums by one float32, where training multiplies codes by steps, and sums by BatchNorm's
+  factor: a value within 1e-5 codes of the middle of two becomes the other one. Each layer passes such differences on
+  to the next. Biases are rounded in training as well (`mxq.qat.biases`).
+* A factor of BatchNorm that became negative in training turns code -128 into 127 (`mxq.qat.signs`).
+* Where weights have learned steps, and -127 is the largest code of a channel, no float32 is read as that in 1 % of
+  channels (ends between 1.99 and 2 times a power of two); -128 it is there.
 * A range that was learned beyond the bound of a clip ends at the bound.
 * A range with values of both signs under a Concat is coded twice where the tensor has none below zero.
 * Without VNNI sums may saturate, which networks for such CPUs are kept from (`mxq.passes.limit_saturation`).
@@ -156,8 +159,15 @@ def learned_range(params: QParams) -> Range:
     if not spec.symmetric:
         top = spec.highest - spec.lowest + 0.5
         return Range(-max(zero, _LITTLE) * step, (top - zero) * step)
-    end = MXNET.top(spec) * step
+    end = _end(MXNET.top(spec), params.scale)
     return Range(-end if spec.signed else 0.0, end)
+
+
+def _end(top: float, scale: Array) -> float:
+    """The end of a range that kernels turn into ``scale``, to the last bit where float32 has one; ``top`` in codes."""
+    near = np.float32(top) / np.float32(scale)
+    tried = [near, *(np.nextafter(near, np.float32(way * np.inf)) for way in (1, -1))]
+    return float(next((end for end in tried if np.float32(top) / end == scale), near))
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------
@@ -184,12 +194,20 @@ class Weights:
         return self.network.source.args[quantizer.tensor.name]
 
     def _written(self, quantizer: Quantizer) -> Array:
-        """(O, K) float32: on the kernel's grid where a code of the channel is the last one, else as they are."""
+        """(O, K) float32: on the kernel's grid where a code of the channel is one of the last, else as they are.
+
+        127.5 steps are read as 127 whatever the last bit says, so an end is moved only where all such are below 0.
+        """
         codes, step = self.codes(quantizer)
-        ends = np.abs(codes).max(axis=1, initial=0) == FULL.top
         plain = codes * step[:, None]
-        exact = written(codes[None], step[None], FULL)[0] if len(codes) else plain
-        return np.where((ends | (codes == 0).all(axis=1))[:, None], exact, plain).astype(np.float32)
+        if not len(codes):
+            return np.asarray(plain, np.float32)
+        lowest, highest = codes.min(axis=1, keepdims=True), codes.max(axis=1, keepdims=True)
+        risen = np.where(codes == FULL.top, FULL.span * step[:, None], plain)
+        moved = written(codes[None], step[None], FULL)[0]
+        kept = np.where(highest == FULL.top, risen, np.where(lowest == -FULL.top, moved, plain))
+        found = np.where((lowest < -FULL.top) | ((lowest == 0) & (highest == 0)), moved, kept)
+        return np.asarray(found, np.float32)
 
     def codes(self, quantizer: Quantizer) -> tuple[Array, Array]:
         """The codes of a weight (O, K), and their step in the folded layer (O,), float64."""
@@ -199,7 +217,8 @@ class Weights:
         values, params = self.network.algorithm(quantizer).deployed(quantizer.site, folded, parameters)
         codes = params.quantize(values.reshape(len(weight), -1)).astype(np.int16)
         factor = self._factor(quantizer, len(weight))
-        return codes * np.sign(factor)[:, None].astype(np.int16), np.abs(factor) / params.scale.astype(np.float64)
+        turned = np.minimum(codes * np.sign(factor)[:, None].astype(np.int16), FULL.top)
+        return turned, np.abs(factor) / params.scale.astype(np.float64)
 
     def _factor(self, quantizer: Quantizer, channels: int) -> Array:
         """By what folding multiplies each channel after it was quantized: (C,) float64."""

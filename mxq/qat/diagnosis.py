@@ -57,7 +57,7 @@ def diagnosed(block: Any, feed: Feed, epoch: int) -> Iterator[Mapping[str, Any]]
 
 def quantizer_of(model: Model, node: Node) -> str:
     """The name of the quantizer: of the copy of what a fake-quantizing operator makes, or its own without one."""
-    readers = model.graph.consumers[node.name]
+    readers = [reader for reader in model.graph.consumers[node.name] if node.out in reader.inputs]
     return readers[0].name if len(readers) == 1 and node.name.startswith(f"{readers[0].name}_") else node.name
 
 

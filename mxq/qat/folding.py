@@ -42,7 +42,7 @@ from mxq.passes.fold_bn import FOLD_BN, FoldBatchNorm
 from mxq.rewrite import match, run_pass
 
 Quantized: TypeAlias = Callable[[Ref], tuple[tuple[Node, ...], Ref]]
-"""From a weight to the nodes that fake-quantize it, and what they make."""
+"""From a weight to the nodes that fake-quantize it, and what they make; or from a bias to those that round it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,11 @@ class FoldedPair:
         return np.asarray(ones.astype(np.float64) / np.sqrt(var.astype(np.float64) + self.eps))
 
     @property
+    def own_bias(self) -> Ref | None:
+        """The bias of the layer itself."""
+        return None if self.layer.flag("no_bias") else self.layer.inputs[2]
+
+    @property
     def channels(self) -> str:
         """How (C,) goes with what the layer makes, as the attribute ``shape``."""
         return f"(1, -1{', 1' * len(self.layer.ints('kernel'))})"
@@ -163,7 +168,14 @@ def folded_weight(model: Model, pair: FoldedPair) -> Array:
     return np.asarray(weight.astype(np.float64) * factor, np.float32)
 
 
-def nodes(pair: FoldedPair, folding: Folding, quantized: Quantized, taken: Container[str]) -> tuple[Node, ...]:
+def as_it_is(ref: Ref) -> tuple[tuple[Node, ...], Ref]:
+    """Of a bias that is not rounded."""
+    return (), ref
+
+
+def nodes(
+    pair: FoldedPair, folding: Folding, quantized: Quantized, taken: Container[str], rounded: Quantized = as_it_is
+) -> tuple[Node, ...]:
     """What stands for the two while they train; the last of them has the name of the BatchNorm.
 
     Args:
@@ -171,8 +183,9 @@ def nodes(pair: FoldedPair, folding: Folding, quantized: Quantized, taken: Conta
         folding: 1 to 4; others leave layer and BatchNorm as they are.
         quantized: fake-quantizes a weight.
         taken: names that cannot be given.
+        rounded: rounds the bias that is beside the folded weight; 4 has none.
     """
-    built = _Built(pair, quantized, taken)
+    built = _Built(pair, quantized, taken, rounded)
     {1: built.frozen, 2: built.batch, 3: built.corrected, 4: built.rescaled}[folding.number]()
     return tuple(built.made)
 
@@ -184,6 +197,7 @@ class _Built:
     pair: FoldedPair
     quantized: Quantized
     taken: Container[str]
+    rounded: Quantized = as_it_is
     made: list[Node] = field(default_factory=list)
 
     def frozen(self) -> None:
@@ -209,16 +223,11 @@ class _Built:
         factor = self._nonzero(self._node("factor", "elemwise_mul", self._gamma, self._inverse))
         made = self._layer(self._name("layer"), self._scaled_weight(factor), None)
         made = self._node("rescaled", "broadcast_div", made, self._beside(factor, "factor"))
-        if self._own_bias is not None:
-            made = self._node("biased", "broadcast_add", made, self._beside(self._own_bias, "bias"))
+        if self.pair.own_bias is not None:
+            made = self._node("biased", "broadcast_add", made, self._beside(self.pair.own_bias, "bias"))
         self.made.append(replace(self.pair.norm, inputs=(made, *self.pair.norm.inputs[1:])))
 
     # ---- parts ----
-
-    @property
-    def _own_bias(self) -> Ref | None:
-        layer = self.pair.layer
-        return None if layer.flag("no_bias") else layer.inputs[2]
 
     @cached_property
     def _gamma(self) -> Ref:
@@ -252,10 +261,13 @@ class _Built:
         return Ref(name, 1), Ref(name, 2)
 
     def _shift(self, mean: Ref, factor: Ref) -> Ref:
-        """``beta + (b - mean) factor``."""
-        below = mean if self._own_bias is None else self._node("below", "elemwise_sub", mean, self._own_bias)
+        """``beta + (b - mean) factor``, rounded."""
+        own = self.pair.own_bias
+        below = mean if own is None else self._node("below", "elemwise_sub", mean, own)
         product = self._node("lowered", "elemwise_mul", below, factor)
-        return self._node("bias", "elemwise_sub", self.pair.norm.inputs[2], product)
+        made, bias = self.rounded(self._node("bias", "elemwise_sub", self.pair.norm.inputs[2], product))
+        self.made += made
+        return bias
 
     def _scaled_weight(self, factor: Ref) -> Ref:
         column = self._node("factor_rows", "Reshape", factor, shape=self.pair.rows)

@@ -4,7 +4,7 @@
 "kind"     and beside "epoch"
 =========  ============================================================================================================
 "step"     "step" from 0, "rate", "loss", "examples"
-"epoch"    "eval": numbers by name; but for epoch 0, which is before training, "loss", "rate" and "train"
+"epoch"    "eval": numbers by name; but for epoch 0, which is before training, "loss", "first", "least", "rate", "train"
 "ranges"   "ranges": see `mxq.qat.diagnosis`
 "noise"    "sqnr_db": the same
 =========  ============================================================================================================

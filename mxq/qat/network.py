@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref, reduced, toposort
 from mxq.qat import algorithms
-from mxq.qat.algorithms import Algorithm, fake_nodes
+from mxq.qat.algorithms import Algorithm, compiled_name, fake_nodes, scale_name
+from mxq.qat.biases import BiasNodes, RoundedBias
 from mxq.qat.config import QatConfig
-from mxq.qat.folding import UNFOLDED, FoldedPair, folded_weight, nodes, pairs
+from mxq.qat.folding import RESCALED, UNFOLDED, FoldedPair, as_it_is, folded_weight, nodes, pairs
 from mxq.qat.quantizer import Quantizer, by_reader
 from mxq.quant.thresholds import Thresholds
 
@@ -25,6 +26,7 @@ class QatNetwork:
         config: the settings.
         quantizers: where it is fake-quantized.
         parameters: of the algorithms, by name, (C,) float32 each.
+        biases: those that are rounded.
         head: the softmax at the end of the network as it was given, without which it trains; empty where there is none.
         calibrated: the ranges that training began with, by tensor; also of tensors that it does not quantize.
         warnings: what the user should know.
@@ -34,6 +36,7 @@ class QatNetwork:
     config: QatConfig
     quantizers: tuple[Quantizer, ...]
     parameters: Mapping[str, Array] = field(default_factory=dict)
+    biases: tuple[RoundedBias, ...] = ()
     head: tuple[Node, ...] = ()
     calibrated: Thresholds = field(default_factory=Thresholds)
     warnings: tuple[str, ...] = ()
@@ -151,7 +154,8 @@ class _Writer:
         return Model(graph, source.args, source.auxs).with_graph(graph, network.parameters)
 
     def _plain(self, node: Node) -> None:
-        self.made.append(self._redirected(node))
+        bias = self._rounded.get(node.name)
+        self.made += (self._redirected(node),) if bias is None else self._with_rounded(self._redirected(node), bias)
         weight = self._weight_of(node)
         if weight is not None:
             made = self._fake(weight, weight.tensor) if node.name == weight.readers[0] else ()
@@ -169,7 +173,47 @@ class _Writer:
         data = self._redirects.get((pair.layer.name, pair.layer.inputs[0]))
         inputs = (Ref(data) if data else pair.layer.inputs[0], *pair.layer.inputs[1:])
         moved = replace(pair, layer=replace(pair.layer, inputs=inputs))
-        self.made += nodes(moved, self.network.config.folding, quantized, graph.by_name)
+        bias, folding = self._biases.get(pair.layer.name), self.network.config.folding
+        rounded = as_it_is if bias is None else self._bias(bias).rounded
+        made = nodes(moved, folding, quantized, graph.by_name, rounded)
+        if bias is not None and folding is RESCALED:
+            made = (*made[:-1], *self._bias(bias).norm(pair, made[-1], folded=True))
+        self.made += made
+
+    # ---- biases ----
+
+    @cached_property
+    def _biases(self) -> Mapping[str, RoundedBias]:
+        return {bias.layer: bias for bias in self.network.biases}
+
+    @cached_property
+    def _rounded(self) -> Mapping[str, RoundedBias]:
+        """The nodes that have the biases of layers which do not become others: those layers, and their BatchNorms."""
+        pairs = self.network.pairs
+        return {pairs[name].norm.name if name in pairs else name: bias for name, bias in self._biases.items()}
+
+    def _with_rounded(self, node: Node, bias: RoundedBias) -> tuple[Node, ...]:
+        pair = self.network.pairs.get(bias.layer)
+        if pair is not None:
+            return self._bias(bias).norm(pair, node, folded=False)
+        made, ref = self._bias(bias).rounded(node.inputs[2])
+        return (*made, replace(node, inputs=(*node.inputs[:2], ref)))
+
+    def _bias(self, bias: RoundedBias) -> BiasNodes:
+        data, weight = map(self._scale, (bias.data, bias.weight))
+        return BiasNodes(bias.layer, data, weight, self.network.source.graph.by_name)
+
+    def _scale(self, quantizer: str) -> Ref:
+        """Codes per unit of value in what a quantizer makes."""
+        plain = self.network.config.form == "operators"
+        return Ref(scale_name(quantizer)) if plain else Ref(compiled_name(quantizer), 1)
+
+    @cached_property
+    def _scaled(self) -> frozenset[str]:
+        """The quantizers whose scales are read."""
+        return frozenset(name for bias in self.network.biases for name in (bias.data, bias.weight))
+
+    # ---- quantizers ----
 
     def _redirected(self, node: Node) -> Node:
         if not node.inputs:
@@ -196,7 +240,8 @@ class _Writer:
         if self.network.config.form == "operators":
             return algorithm.nodes(quantizer.name, quantizer.site, ref, parameters)
         name = self.network.algorithm_name(quantizer)
-        return fake_nodes(quantizer.name, name, quantizer.site, ref, parameters)
+        scaled = quantizer.name in self._scaled
+        return fake_nodes(quantizer.name, name, quantizer.site, ref, parameters, scaled=scaled)
 
     def _shaped(self, node: Node) -> Node:
         value = self._shapes.get(node.name)

@@ -26,6 +26,7 @@ from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
 from mxq.qat.layers import layers, moves, read_by
 from mxq.qat.quantizer import Quantizer, activation_name, joined
+from mxq.quant.spec import MOST_BITS
 
 CONCAT: Final = "Concat"
 
@@ -54,8 +55,8 @@ def weights(graph: Graph, found: Sequence[Node], config: QatConfig) -> Iterator[
     for node in found:
         readers.setdefault(node.inputs[1], []).append(node.name)
     spec, rule = config.row.weight(config.bits_w), ""
-    if config.row.from_kernels:  # whether a kernel reads -127.5 as -128 is for the last bit of a float to say
-        spec, rule = replace(spec, narrow=True), config.row.scheme(spec).name
+    if config.row.from_kernels:  # which hold -128; no kernel says what becomes of the last code of fewer bits
+        spec, rule = replace(spec, narrow=spec.bits < MOST_BITS), config.row.scheme(spec).name
     site = Site(spec, "weight", rule)
     for ref, names in readers.items():
         yield Quantizer(graph.unused(f"{ref.name}_fq"), ref, tuple(names), site)

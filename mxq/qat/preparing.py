@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mxq import observers, pipeline, runtime
 from mxq.backends import default
 from mxq.calibration.collect import collect
+from mxq.calibration.statistics import Statistics
 from mxq.data.feeding import Feeds, feeds, peeked
 from mxq.errors import ConfigError, DataError, QuantizeError
-from mxq.graph.ir import Model, Runner
+from mxq.graph.ir import Array, Model, Runner
 from mxq.host import machine
 from mxq.logs import LOG
 from mxq.passes.assignment import assign, requested
 from mxq.pipeline import Calibrated, Prepared
 from mxq.qat.config import QatConfig
 from mxq.qat.floating import trainable
-from mxq.qat.folding import MERGED, in_training, merged
+from mxq.qat.folding import MERGED, UNFOLDED, in_training, merged
 from mxq.qat.kernels_placement import placed_as_planned
 from mxq.qat.network import QatNetwork
 from mxq.qat.placement import placed
 from mxq.qat.quantizer import Quantizer
 from mxq.qat.ranges import activation_ranges, with_initial
+from mxq.qat.rounding import with_rounded_biases
+from mxq.qat.signs import with_positive_factors
 from mxq.quant import QuantizedNetwork
 
 
@@ -92,7 +98,31 @@ def _settled(net: runtime.Net, calib_data: object) -> object:
     return rest
 
 
-def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner) -> QatNetwork:
+@dataclass(frozen=True)
+class Seen:
+    """What calibration saw of a network before: ``statistics`` of tensors of ``fused``."""
+
+    fused: Model
+    statistics: Statistics
+
+    def covers(self, plan: Prepared) -> bool:
+        """Whether all tensors that ``plan`` asks for are among them: made by the same nodes, of the same parameters."""
+        fused, known = plan.fused, self.fused.graph.by_name
+        return (
+            all(str(ref) in self.statistics.states for ref in pipeline.wanted(plan))
+            and all(known.get(node.name) == node for node in fused.graph)
+            and all(_same(value, self.fused.args.get(name)) for name, value in fused.args.items())
+            and all(_same(value, self.fused.auxs.get(name)) for name, value in fused.auxs.items())
+        )
+
+
+def _same(value: Array, other: Array | None) -> bool:
+    return other is not None and np.array_equal(value, other)
+
+
+def prepared(
+    model: Model, calib_data: object, config: QatConfig, runner: Runner, seen: Seen | None = None
+) -> QatNetwork:
     """The network that `prepare` makes a block of; arguments as there.
 
     Args:
@@ -100,17 +130,22 @@ def prepared(model: Model, calib_data: object, config: QatConfig, runner: Runner
         calib_data: see `mxq.data.feeding.feeds`.
         config: the settings.
         runner: runs the float network.
+        seen: what is known of the same network, which then is not run where that says enough.
     """
     source, head = trainable(model)
     source = merged(source) if config.folding is MERGED else in_training(source)
-    placing = _by_plan if config.row.from_kernels else _by_graph
-    quantizers, calibrated, warnings = placing(source, calib_data, config, runner)
+    source = with_positive_factors(source) if config.folding is UNFOLDED else source
+    if config.row.from_kernels:
+        quantizers, calibrated, warnings = _by_plan(source, calib_data, config, runner, seen)
+    else:
+        quantizers, calibrated, warnings = _by_graph(source, calib_data, config, runner)
     if not quantizers:
         raise QuantizeError(
             "no operator of the network can be quantized; allowed: convolutions, fully connected layers"
         )
     quantizers, ranges = activation_ranges(quantizers, calibrated.statistics, config.calibrator)
-    network = QatNetwork(source, config, quantizers, {}, head, calibrated.thresholds, warnings)
+    network = QatNetwork(source, config, quantizers, {}, (), head, calibrated.thresholds, warnings)
+    network = with_rounded_biases(network) if config.row.rounds_biases else network
     return with_initial(network, ranges)
 
 
@@ -130,13 +165,15 @@ def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runn
     return found, Calibrated(ranges, statistics), batches.warnings
 
 
-def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
+def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner, seen: Seen | None) -> _Placed:
     """Quantizers where mxq's plan for its own kernels quantizes, and the ranges of the tensors that it observes."""
     plan = pipeline.plan(source, config.quantization, runner)
     if plan.nothing_int8:
         raise QuantizeError(plan.nothing_int8)
-    batches = _batches(calib_data, plan.fused, config)
-    calibrated = pipeline.calibrate(plan, batches, runner)
+    if seen is not None and seen.covers(plan):
+        calibrated = pipeline.ranges(plan, seen.statistics)
+    else:
+        calibrated = pipeline.calibrate(plan, _batches(calib_data, plan.fused, config), runner)
     found = placed_as_planned(source, decided(plan, calibrated), config)
     return found.quantizers, calibrated, (*plan.warnings, *calibrated.warnings, *found.warnings)
 

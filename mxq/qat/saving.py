@@ -20,6 +20,7 @@ from mxq.formats.params import read_params
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Array, Model
 from mxq.graph.serde import read_symbol, write_symbol
+from mxq.qat.biases import RoundedBias
 from mxq.qat.config import QatConfig
 from mxq.qat.converting import trained
 from mxq.qat.network import QatNetwork, softmax_head, with_head
@@ -52,6 +53,7 @@ def save(block: runtime.TrainableBlock, path: str | os.PathLike[str]) -> Path:
         "format": FORMAT,
         "config": network.config.to_json(),
         "quantizers": [q.to_json() for q in network.quantizers],
+        "biases": [bias.to_json() for bias in network.biases],
         "calibrated": network.calibrated.to_json(),
         "symbol": json.loads(write_symbol(with_head(network.source, network.head).graph)),
     }
@@ -88,7 +90,8 @@ def _network(about: Mapping[str, Any], table: Mapping[str, Array], name: str) ->
         source, head = softmax_head(Model(read_symbol(about["symbol"], name), args, auxs))
         quantizers = tuple(map(Quantizer.from_json, about["quantizers"]))
         calibrated = Thresholds.from_json(about["calibrated"])
-        return QatNetwork(source, QatConfig.from_json(about["config"]), quantizers, own, head, calibrated)
+        biases = tuple(map(RoundedBias.from_json, about["biases"]))
+        return QatNetwork(source, QatConfig.from_json(about["config"]), quantizers, own, biases, head, calibrated)
     except (KeyError, TypeError) as error:
         raise FormatError(f"{name!r} lacks {error}; allowed: what mxq.qat.save wrote") from None
 

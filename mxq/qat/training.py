@@ -174,7 +174,10 @@ class _Training:
         finally:
             self.trainee.assign(self.state.values)
         self.trainee.assign(self.state.best)
-        return Trained(self.trainee.block, self.state.best_epoch, self.state.history, workdir=self.kept.folder)
+        found = Trained(self.trainee.block, self.state.best_epoch, self.state.history, workdir=self.kept.folder)
+        if found.rise is not None:
+            self.logger.warning("%s: %s", self.name, found.rise)
+        return found
 
     @property
     def _left(self) -> str:
@@ -210,8 +213,9 @@ class _Training:
                 bar.set_postfix(loss=f"{tally.mean_loss:.3f}", refresh=False)
         self._check_finite(number, lines[-1]["rate"])
         numbers = self.measured.numbers(self.trainee, self.config.examples)
-        entry = {"epoch": number, "loss": tally.mean_loss, "rate": lines[-1]["rate"]}
-        entry |= {"train": tally.result(), "eval": numbers}
+        losses = [line["loss"] for line in lines]
+        entry = {"epoch": number, "loss": tally.mean_loss, "first": losses[0], "least": min(losses)}
+        entry |= {"rate": lines[-1]["rate"], "train": tally.result(), "eval": numbers}
         self._keep(entry, [*lines, {"kind": "epoch", **entry}, *self._diagnosed(number)])
         words = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self.logger.info(

@@ -44,6 +44,7 @@ class Hardware:
         joins_concat: whether all that a Concat joins, and what it makes, has one scale and zero point.
         from_kernels: whether the plan for MXNet's kernels says which tensors are quantized; else ``graph`` does. Of
             oneDNN alone.
+        rounds_biases: whether kernels add biases to sums of products, in whole units of these.
         edge_bits: of first and last layer where nobody says, their weights and what they read; None for those of all.
         source: of the row.
     """
@@ -56,6 +57,7 @@ class Hardware:
     folds_batch_norm: bool = True
     joins_concat: bool = True
     from_kernels: bool = False
+    rounds_biases: bool = False
     edge_bits: int | None = None
     source: str = "MQBench (arXiv:2111.03759), table 1 and appendix E"
 
@@ -91,6 +93,7 @@ ONEDNN: Final = Hardware(
     activations=ANY8,
     graph=2,
     from_kernels=True,
+    rounds_biases=True,
     source="src/operator/subgraph/mkldnn and src/operator/quantization of MXNet 1.9.1 (mxq.backends.mxnet.table)",
 )
 TENSORRT: Final = Hardware(

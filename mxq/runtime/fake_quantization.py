@@ -19,7 +19,7 @@ import numpy as np
 
 from mxq.errors import ConfigError, MxqError
 from mxq.graph.ir import Array
-from mxq.qat.algorithms import Algorithm, Site, get, site_of
+from mxq.qat.algorithms import SCALED, Algorithm, Gridded, Site, get, site_of
 from mxq.runtime.mxnet import OPERATORS_SAID, mx
 
 _LIB: Final = mx.base._LIB  # noqa: SLF001  (Python's interface has no call for it)
@@ -60,12 +60,14 @@ class FakeQuantize(mx.operator.CustomOp):  # type: ignore[misc]  # MXNet is unty
 
     @_heard
     def forward(self, is_train: bool, req: Sequence[str], in_data: Any, out_data: Any, aux: Any) -> None:
+        x, *values = map(view, in_data)
+        folded, parameters = self.site.folded(x.shape), dict(zip(self.names, values, strict=True))
+        if len(out_data) > 1 and isinstance(self.algorithm, Gridded):
+            _assign(view(out_data[1]), req[1], self.algorithm.scale(self.site, x.reshape(folded), parameters))
         if req[0] == "null":
             return
-        x, *values = map(view, in_data)
-        folded, out = self.site.folded(x.shape), view(out_data[0])
+        out = view(out_data[0])
         target = out if req[0] in _WRITES else np.empty_like(out)
-        parameters = dict(zip(self.names, values, strict=True))
         self.algorithm.forward(self.site, x.reshape(folded), parameters, target.reshape(folded))
         if target is not out:
             out += target
@@ -129,6 +131,16 @@ class FakeQuantizeProp(mx.operator.CustomOpProp):  # type: ignore[misc]  # MXNet
     def names(self) -> tuple[str, ...]:
         return self.algorithm.parameters(self.site)
 
+    @property
+    def is_scaled(self) -> bool:
+        return self._attrs.get(SCALED) == "True"
+
+    @_heard
+    def list_outputs(self) -> list[str]:
+        if self.is_scaled and not isinstance(self.algorithm, Gridded):
+            raise ConfigError(f"the scale of {self.algorithm.name!r} is asked for; allowed: of what has one grid")
+        return ["output", "scale"] if self.is_scaled else ["output"]
+
     @_heard
     def list_arguments(self) -> list[str]:
         return ["data", *self.names]
@@ -139,13 +151,13 @@ class FakeQuantizeProp(mx.operator.CustomOpProp):  # type: ignore[misc]  # MXNet
         if axis is not None and data and len(data) <= axis:
             raise ConfigError(f"the tensor is {list(data)}; allowed for {self.site.spec}: more than {axis} axes")
         channels = 1 if axis is None else data[axis] if data else 0
-        return [data, *([channels] for _ in self.names)], [data], []
+        return [data, *([channels] for _ in self.names)], [data, [channels]][: 1 + self.is_scaled], []
 
     @_heard
     def infer_type(self, in_type: Any) -> Any:
         if np.dtype(in_type[0]) != np.float32:
             raise ConfigError(f"the tensor is {np.dtype(in_type[0])}; allowed in training with quantization: float32")
-        return [np.float32] * len(in_type), [np.float32], []
+        return [np.float32] * len(in_type), [np.float32] * (1 + self.is_scaled), []
 
     @_heard
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> FakeQuantize:

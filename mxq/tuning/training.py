@@ -18,7 +18,7 @@ from mxq.pipeline import Quantized
 from mxq.qat.config import QatConfig
 from mxq.qat.converting import converted, trained
 from mxq.qat.epochs import Epochs
-from mxq.qat.preparing import block_of, prepared
+from mxq.qat.preparing import Seen, block_of, prepared
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
 from mxq.runtime.training import Settings, Trainee
@@ -98,8 +98,8 @@ class Training:
 
     def _block(self, material: Material, base: QuantConfig) -> Any:
         source = material.prepared.source
-        config = qat_config(base, source.graph)
-        return block_of(prepared(source, material.data, config, material.runner))
+        config, seen = qat_config(base, source.graph), Seen(material.prepared.fused, material.statistics)
+        return block_of(prepared(source, material.data, config, material.runner, seen))
 
 
 def qat_config(base: QuantConfig, graph: Graph) -> QatConfig:

@@ -5,13 +5,13 @@ its scheme: 127.5 for int8 in MXNet (``GetQuantizeScale`` in ``quantization_util
 ``s = absmax / top``. A code k is written as ``k * s``, and one weight of the channel, the extreme one, as
 ``a = top * s``, which saturates to the last code; without it the step would be finer. Where a negative one, ``-a``, is
 half a code beyond that, it would round to the even neighbour, -128 of -127.5. It is moved by a few units in the last
-place, to where ``fl(fl(top / a) * a) < top``, and so rounds to -127.
+place, to where ``fl(fl(top / a) * a) < top``, and so rounds to -127; or, where -128 is wanted, to where it is not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -201,35 +201,38 @@ def written(codes: Array, step: Array, grid: Grid) -> Array:
     """Float weights that the kernel reads back as ``codes``.
 
     Args:
-        codes: (G, O, K) integers, one of them ``grid.top`` or its negative in every channel that is not zero.
+        codes: (G, O, K) integers, one of them ``grid.top``, its negative, or the code below that, which kernels hold
+            as well, in every channel that is not zero.
         step: (G, O).
 
     Returns:
         (G, O, K) float32.
     """
-    end = (step * grid.span).astype(np.float32)
-    if grid.is_moved:
-        end = _rounding_down(end, grid.span)
-    end = end[:, :, None]
-    inner = (codes * step[:, :, None]).astype(np.float32)
-    return np.where(codes == grid.top, end, np.where(codes == -grid.top, -end, inner))
+    exact, inner = (step * grid.span).astype(np.float32), (codes * step[:, :, None]).astype(np.float32)
+    end = (_moved(exact, grid.span, "down") if grid.is_moved else exact)[:, :, None]
+    found = np.where(codes == grid.top, end, np.where(codes == -grid.top, -end, inner))
+    below = codes < -grid.top
+    if not below.any():
+        return found
+    last = np.where(below, -_moved(exact, grid.span, "up")[:, :, None], inner)
+    return np.where(below.any(axis=2, keepdims=True), last, found)
 
 
-def _rounding_down(absmax: Array, top: float, tries: int = 512) -> Array:
-    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than ``top``.
+def _moved(absmax: Array, top: float, way: Literal["down", "up"], tries: int = 512) -> Array:
+    """The next float32 at or above each ``absmax`` that the kernel's own scale takes to less than ``top``, or to it.
 
-    Where there is none within ``tries`` (1 % of them for int8, a third for int2), it is left as it is, and `read` as
-    the code below, -128. A narrow spec has no such code.
+    Where none within ``tries`` goes "down" (1 % of them for int8, a third for int2), it is left as it is, and `read`
+    as the code below, -128. A narrow spec has no such code. "up" there is always one.
     """
     span, found = np.float32(top), absmax.ravel().copy()
     left = np.flatnonzero(found > 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for _ in range(tries):
-            left = left[(span / found[left]) * found[left] >= span]
+            left = left[((span / found[left]) * found[left] >= span) == (way == "down")]
             if not len(left):
                 break
             found[left] = np.nextafter(found[left], np.float32(np.inf))
-        left = left[(span / found[left]) * found[left] >= span]
+        left = left[((span / found[left]) * found[left] >= span) == (way == "down")]
     found[left] = absmax.ravel()[left]
     return found.reshape(absmax.shape)
 

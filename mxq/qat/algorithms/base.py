@@ -11,7 +11,7 @@ import numpy as np
 
 from mxq.errors import ConfigError
 from mxq.graph.ir import Node, Ref
-from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, covering, rounded, used
+from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, covering, rounded, scale_of, used
 from mxq.qat.algorithms.plain import End, Plain
 from mxq.qat.algorithms.protocol import Floats, Site
 from mxq.quant import QParams
@@ -46,6 +46,9 @@ class Uniform(ABC):
         """Nothing is refused where a page does not say otherwise."""
         return
 
+    def scale(self, site: Site, x: Floats, parameters: Parameters) -> Floats:
+        return self.grid(site, x, parameters).scale
+
     def chain(self, site: Site, x: Floats, parameters: Parameters, sums: Sums) -> dict[str, Reals]:
         """The gradients of what is learned."""
         return {}
@@ -79,7 +82,7 @@ class Stepped(Uniform):
     def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
         step, _ = used(site.spec, parameters["step"])
         zero = 0.0 if site.spec.symmetric else rounded(site.spec, parameters["zero_point"])
-        return Grid.of(site.spec, np.float32(1) / step, zero)
+        return Grid.of(site.spec, scale_of(site, step), zero)
 
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         plain = Plain(name, site, x)
@@ -92,7 +95,7 @@ class Stepped(Uniform):
         rate = self.rate(site, plain)
         step = plain.step(plain.beside(kept[0]), rate)
         zero = None if site.spec.symmetric else self.zero(plain, step, plain.beside(kept[1]), rate)
-        return plain.inverse(step), *plain.ends(zero)
+        return plain.scale_of(step), *plain.ends(zero)
 
     def zero(self, plain: Plain, step: Ref, parameter: Ref, rate: Ref | None) -> Ref:
         """The code of value 0 in plain operators, by its parameter."""
@@ -137,6 +140,9 @@ class ByRole:
 
     def nodes(self, name: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
         return self.of(site).nodes(name, site, x, parameters)
+
+    def scale(self, site: Site, x: Floats, parameters: Parameters) -> Floats:
+        return self.of(site).scale(site, x, parameters)
 
     def deployed(self, site: Site, values: Floats, parameters: Parameters) -> tuple[Floats, QParams]:
         return self.of(site).deployed(site, values, parameters)

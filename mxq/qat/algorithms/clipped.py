@@ -18,7 +18,7 @@ import numpy as np
 
 from mxq.graph.ir import Node, Ref
 from mxq.qat.algorithms.base import Parameters, Uniform
-from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, ends_of, used, zero_of
+from mxq.qat.algorithms.grid import Grid, Reals, Sums, alive, ends_of, scale_of, used, zero_of
 from mxq.qat.algorithms.plain import Plain
 from mxq.qat.algorithms.protocol import Floats, Site
 
@@ -38,7 +38,7 @@ class Clipped(Uniform):
         return {"clip": width * np.float32(site.spec.highest / site.scheme.top(site.spec))}
 
     def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
-        scale = np.float32(1) / self._step(site, parameters)[0]
+        scale = scale_of(site, self._step(site, parameters)[0])
         if site.spec.symmetric:
             return Grid.of(site.spec, scale)
         low = np.minimum(parameters["low"], np.float32(0))
@@ -69,7 +69,7 @@ class Clipped(Uniform):
         lowest, highest = ends_of(plain.site.spec)
         if plain.site.spec.symmetric:
             step = plain.step(plain.scalar("div", learned[0], highest))
-            scale = plain.constant(plain.inverse(step))
+            scale = plain.constant(plain.scale_of(step))
             one = plain.op("elemwise_mul", step, scale)
             return scale, plain.scalar("mul", one, lowest), plain.scalar("mul", one, highest)
         low, high = plain.scalar("minimum", learned[0], 0.0), plain.scalar("maximum", learned[1], 0.0)

@@ -91,6 +91,21 @@ def used(spec: QuantSpec, step: Floats) -> tuple[Floats, Floats]:
     return found, np.where(step < 0, -found, found) / size
 
 
+def scale_of(site: Site, step: Floats) -> Floats:
+    """Codes per unit of value for a step (C,) that is used: its reciprocal, or the last bit of a kernel's.
+
+    A kernel divides by a range, which is made of the step. Pixels often lie in the very middle between two codes, and
+    with another last bit become the other one.
+    """
+    top = np.float32(site.scheme.top(site.spec)) if has_range(site) else np.float32(1)
+    return np.asarray(top / (top * step), np.float32)
+
+
+def has_range(site: Site) -> bool:
+    """Whether the rule of a site makes a float scale of a range."""
+    return bool(site.rule) and site.spec.symmetric and site.spec.scale == "float"
+
+
 def positive(x: Floats) -> Floats:
     """The absolute value, neither too small nor too large to divide by."""
     return np.clip(np.abs(x), np.float32(LEAST_STEP), np.float32(MOST_STEP))

@@ -24,7 +24,7 @@ import numpy as np
 
 from mxq.graph.ir import Ref
 from mxq.qat.algorithms.base import Parameters
-from mxq.qat.algorithms.grid import Grid, Reals, Sums, rounded, spread, used
+from mxq.qat.algorithms.grid import Grid, Reals, Sums, rounded, scale_of, spread, used
 from mxq.qat.algorithms.lsq import Lsq, rate_of
 from mxq.qat.algorithms.plain import Plain
 from mxq.qat.algorithms.protocol import Floats, Site
@@ -52,7 +52,7 @@ class LsqPlus(Lsq):
 
     def grid(self, site: Site, x: Floats, parameters: Parameters) -> Grid:
         step, _ = used(site.spec, parameters["step"])
-        scale = np.float32(1) / step
+        scale = scale_of(site, step)
         if site.spec.symmetric:
             return Grid.of(site.spec, scale)
         with np.errstate(over="ignore"):  # a product beyond float32 is a code like any other

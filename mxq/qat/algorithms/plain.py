@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from mxq.graph.ir import Node, Ref
-from mxq.qat.algorithms.grid import LEAST_STEP, MOST_STEP, NO_RANGE, ends_of
-from mxq.qat.algorithms.protocol import Site
+from mxq.qat.algorithms.grid import LEAST_STEP, MOST_STEP, NO_RANGE, ends_of, has_range
+from mxq.qat.algorithms.protocol import Site, scale_name
 from mxq.quant.scheme import ZERO_RANGE_SCALE
 
 _MAGIC: Final = 1.5 * 2.0**23
@@ -109,6 +109,13 @@ class Plain:
     def inverse(self, x: Ref) -> Ref:
         return self.scalar("rdiv", x, 1.0)
 
+    def scale_of(self, step: Ref) -> Ref:
+        """`mxq.qat.algorithms.grid.scale_of`."""
+        if not has_range(self.site):
+            return self.inverse(step)
+        top = self.site.scheme.top(self.site.spec)
+        return self.scalar("rdiv", self.scalar("mul", step, top), top)
+
     def code(self, zero: Ref) -> Ref:
         """`mxq.qat.algorithms.grid.rounded`, a constant."""
         return self.constant(self.round(self.clip(zero, *ends_of(self.site.spec))))
@@ -167,6 +174,7 @@ class Plain:
 
     def fake(self, x: Ref, scale: Ref, low: End, high: End) -> Ref:
         """``x`` on a grid, see `mxq.qat.algorithms.grid.Grid`."""
+        self.made.append(Node(scale_name(self.name), "Reshape", {"shape": "(-1,)"}, (scale,)))
         code = self.round(self.clip(self.op("broadcast_mul", x, scale), low, high))
         return self.op("broadcast_div", code, scale)
 

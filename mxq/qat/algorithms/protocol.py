@@ -26,6 +26,8 @@ Floats: TypeAlias = NDArray[np.float32]
 Role: TypeAlias = Literal["weight", "activation"]
 """Which of the two a tensor is; algorithms treat them apart."""
 ROLES: Final = ("weight", "activation")
+SCALED: Final = "scaled"
+"""The attribute of `fake_node` of that name."""
 _LITERALS: Final = ("bits", "signed", "symmetric", "axis", "narrow")
 
 
@@ -120,16 +122,36 @@ class Algorithm(Protocol):
         """
 
 
-def fake_nodes(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> tuple[Node, ...]:
+@runtime_checkable
+class Gridded(Protocol):
+    """An algorithm whose results are multiples of a step, so that units of sums of their products are known."""
+
+    def scale(self, site: Site, x: Floats, parameters: Mapping[str, Floats]) -> Floats:
+        """Codes per unit of value in what `Algorithm.forward` gives, (C,). `Algorithm.nodes` has it as `scale_name`."""
+
+
+def scale_name(name: str) -> str:
+    """The plain operator that makes the scale (C,) of what is quantized under ``name``."""
+    return f"{name}_codes_per_unit"
+
+
+def fake_nodes(
+    name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref], *, scaled: bool = False
+) -> tuple[Node, ...]:
     """What fake-quantizes ``x`` by compiled kernels: `fake_node` between two copies `in_plain_layout`.
 
     Args:
         name: of the last, and so of what they make.
-        algorithm, site, x, parameters: as of `fake_node`.
+        algorithm, site, x, parameters, scaled: as of `fake_node`; the scale is of `compiled_name`.
     """
-    before, after = f"{name}_plain", f"{name}_compiled"
-    node = fake_node(after, algorithm, site, Ref(before), parameters)
+    before = f"{name}_plain"
+    node = fake_node(compiled_name(name), algorithm, site, Ref(before), parameters, scaled=scaled)
     return in_plain_layout(before, x), node, in_plain_layout(name, node.out)
+
+
+def compiled_name(name: str) -> str:
+    """The operator between the two copies of `fake_nodes`."""
+    return f"{name}_compiled"
 
 
 def in_plain_layout(name: str, ref: Ref) -> Node:
@@ -143,7 +165,9 @@ def in_plain_layout(name: str, ref: Ref) -> Node:
     return Node(name, "slice_axis", {"axis": "0", "begin": "0", "end": "None"}, (ref,))
 
 
-def fake_node(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref]) -> Node:
+def fake_node(
+    name: str, algorithm: str, site: Site, x: Ref, parameters: Sequence[Ref], *, scaled: bool = False
+) -> Node:
     """The operator that fake-quantizes ``x`` by compiled kernels (`mxq.runtime.fake_quantization`), on the CPU.
 
     Neither ``x`` nor the gradient of the result may be in a layout of oneDNN's: see `in_plain_layout`.
@@ -154,10 +178,11 @@ def fake_node(name: str, algorithm: str, site: Site, x: Ref, parameters: Sequenc
         site: what ``x`` is.
         x: the tensor.
         parameters: variables (C,), in the algorithm's order.
+        scaled: whether its second output is the scale (C,), of an algorithm that is `Gridded`.
     """
     spec = {key: str(value) for key, value in site.spec.to_json().items()}
     attrs = {"op_type": OP_TYPE, "algorithm": algorithm, "role": site.role, "rule": site.rule, **spec}
-    return Node(name, "Custom", attrs, (x, *parameters))
+    return Node(name, "Custom", attrs | ({SCALED: "True"} if scaled else {}), (x, *parameters))
 
 
 def site_of(attrs: Mapping[str, str]) -> Site:
