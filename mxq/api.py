@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from mxq.artifacts import packed as packing
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, Shape, check_shape, quant_spec, with_options
+from mxq.config import QuantConfig, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
@@ -150,7 +151,7 @@ def simulate(
 
     Args:
         net, calib_data, config, thresholds, statistics, batch_size, logger, **options: as for `quantize_net`. Of the
-            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm" or "academic", ``bits`` 2 to 8:
+            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm", "onnx" or "academic", ``bits`` 2 to 8:
             4, or of weights and of all else "W4A8" or (4, 8); single layers have others by ``overrides``.
 
     Returns:
@@ -606,18 +607,29 @@ def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:
 def export_onnx(
     net: runtime.Net,
     path: str | Path,
+    calib_data: object = None,
     *,
-    input_shape: Shape | Mapping[str, Shape] | str | None = None,
+    config: QuantConfig | None = None,
+    thresholds: Thresholds | None = None,
+    statistics: Statistics | str | Path | None = None,
     batch_size: int | None = None,
     epoch: int | None = None,
+    logger: logging.Logger | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Path, ...]:
-    """Writes a float network as an ONNX file (opset 17), which other runtimes run; the package onnx is needed.
+    """Writes a network as an ONNX file (opset 17), which other runtimes run; the package onnx is needed.
+
+    With calibration data, thresholds or statistics it is quantized, for CPUs with VNNI: QuantizeLinear and
+    DequantizeLinear stand where ONNX Runtime and OpenVINO fuse them to integer operators. Tensors are u8 with a zero
+    point, weights s8 by channel, biases 32 bits (`mxq.quant.hardware`, "onnx").
 
     Args:
-        net: as for `quantize_net`. It is written as it is, without quantization.
+        net: as for `quantize_net`; a float network.
         path: the file; its folder must exist.
-        input_shape: of one example, without the batch, such as (3, 224, 224), by name where there are several inputs.
-            By default as the ``preprocess.json`` beside the network says.
+        calib_data, config, thresholds, statistics, logger, **options: as for `quantize_net`. Without any of the first,
+            ``thresholds`` and ``statistics`` the file is float. Of the options, ``input_shape`` is that of one example,
+            without the batch, such as (3, 224, 224), by name where there are several inputs; by default as the data has
+            it, or the ``preprocess.json`` beside the network says.
         batch_size: examples to a batch, for a network that is made for one size; None: batches of any size.
         epoch: for a prefix, which ``prefix-NNNN.params``.
 
@@ -626,15 +638,32 @@ def export_onnx(
 
     Raises:
         ConfigError: onnx is not installed, a shape is missing, or the network does not take batches of any size.
-        QuantizeError: the network is int8, or operators of it have no form in ONNX: the message names all.
+        QuantizeError: the network is int8, or operators of it have no form in ONNX: the message names all; or nothing
+            of it can be quantized.
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
-    target, shapes = path_given("path", path), QuantConfig(input_shape=input_shape).shapes
+    target, asked = path_given("path", path), _config(config, options)
+    shapes, settings = asked.shapes, replace(asked, input_shape=None)
     if runtime.is_deferred(net) and shapes:
         names = runtime.arguments(net)
         zeros = {name or names[0]: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
         runtime.settle(net, zeros)
-    return workflow.export_onnx(net, target, shapes=shapes, batch_size=batch_size, epoch=epoch)
+    sources = (calib_data, thresholds, statistics)
+    given = None if all(each is None for each in sources) else Given(*sources)
+    if given is None and settings != QuantConfig():
+        raise ConfigError(
+            "calib_data is None beside settings; allowed: calibration data, or no settings (a float file)"
+        )
+    return workflow.export_onnx(
+        net,
+        target,
+        shapes=shapes,
+        batch_size=batch_size,
+        epoch=epoch,
+        given=given,
+        config=settings,
+        logger=_heard(logger),
+    )
 
 
 @_releasing_threads

@@ -33,7 +33,7 @@ def simulate(network: QuantizedNetwork) -> Model:
     Raises:
         QuantizeError: ranges are found at run time, or a tensor has a scale for each channel.
     """
-    return _Simulator(network).model
+    return Simulator(network).model
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class Simulated:
 
 
 @dataclass
-class _Simulator:
+class Simulator:
+    """Makes `model` of ``network``; what stands for codes, `_fake` writes."""
+
     network: QuantizedNetwork
     nodes: dict[str, Node] = field(default_factory=dict)
     faked: dict[tuple[Ref, str], Ref] = field(default_factory=dict)

@@ -4,48 +4,71 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
 
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import Epoch, Json, Prefix, option, prefix_of
+from mxq.cli.options import DATA, Effort, Epoch, Json, Pictures, Prefix, Settings, Stats, option, prefix_of
+from mxq.config import QuantConfig
 from mxq.errors import ConfigError
 from mxq.text import megabytes
 
 _SIDES: Final = re.compile(r"[0-9]{1,9}([x,][0-9]{1,9})*")
 
 
-@command
-def export(
-    prefix: Prefix,
-    out: Annotated[Path, option(metavar="FILE", help="Where to write the ONNX file.")],
-    as_float: Annotated[bool, option("--float", help="Write the float network as it is.")] = False,
+@dataclass(frozen=True)
+class ExportSettings(Settings):
+    """Those of `QuantConfig`, but for shapes, which are of any number of inputs and change no operator."""
+
     input_shape: Annotated[
         list[str] | None,
         option(
             "--input-shape",
             metavar="[INPUT=]CxHxW",
-            help="Shape of one example, without the batch; as preprocess.json says by default. May be repeated, one "
-            "for each input.",
+            help="Shape of one example, without the batch; as --data or preprocess.json says by default. May be "
+            "repeated, one for each input.",
         ),
-    ] = None,
+    ] = None  # type: ignore[assignment]
+
+    def config(self, effort: str | None = None) -> QuantConfig:
+        return replace(Settings(**{**vars(self), "input_shape": None}).config(effort), input_shape=None)
+
+
+@command
+def export(
+    prefix: Prefix,
+    out: Annotated[Path, option(metavar="FILE", help="Where to write the ONNX file.")],
+    data: Annotated[Path | None, option(metavar="PATH", help=DATA)] = None,
+    stats: Stats = None,
+    as_float: Annotated[bool, option("--float", help="Write the float network as it is.")] = False,
     batch_size: Annotated[
         int | None, option(min=1, metavar="N", help="Take batches of N examples alone; any number by default.")
     ] = None,
+    *,
+    settings: ExportSettings,
+    effort: Effort = None,
+    pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Write a network as an ONNX file, for ONNX Runtime, OpenVINO and others (mxq[onnx])."""
-    if not as_float:
-        raise ConfigError("--float is missing; allowed: --float, which writes the float network")
-    shapes = _shapes(input_shape)
+    """Write a network as an ONNX file, INT8 or float, for ONNX Runtime, OpenVINO and others (mxq[onnx])."""
+    config, prefix = settings.config(effort), prefix_of(prefix)
+    if as_float == (data is not None or stats is not None):
+        found = "beside --data or --stats" if as_float else "missing, so are --data and --stats"
+        raise ConfigError(f"--float is {found}; allowed: calibration data for an INT8 file, or --float for a float one")
+    shapes = _shapes(settings.input_shape)
+    preparation = None if as_float else pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
     from mxq.report import tables
 
-    files = workflow.export_onnx(prefix_of(prefix), out, shapes=shapes, batch_size=batch_size, epoch=epoch)
+    given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
+    files = workflow.export_onnx(
+        prefix, out, shapes=shapes, batch_size=batch_size, epoch=epoch, given=given, config=config
+    )
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
         print_json({"files": list(sizes), "bytes": sum(sizes.values())})

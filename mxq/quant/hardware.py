@@ -109,6 +109,15 @@ TVM: Final = Hardware(
 )
 SNPE: Final = Hardware("snpe", "Qualcomm SNPE", weights=_AFFINE, activations=_AFFINE, graph=3)
 FBGEMM: Final = Hardware("fbgemm", "Facebook FBGEMM", weights=replace(_AFFINE, axis=0), activations=_AFFINE, graph=3)
+ONNX: Final = Hardware(
+    "onnx",
+    "ONNX Runtime and OpenVINO",
+    weights=replace(_SIGNED, axis=0),
+    activations=_AFFINE,
+    graph=3,
+    joins_concat=False,
+    source="what both fuse: onnxruntime/core/optimizer/qdq_transformer, OpenVINO's low precision transformations",
+)
 ACADEMIC: Final = Hardware(
     "academic",
     "papers",
@@ -121,7 +130,7 @@ ACADEMIC: Final = Hardware(
     source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.2.1 (edges) and E (signs by the data)",
 )
 
-ROWS: Final = (ONEDNN, TENSORRT, ACL, TVM, SNPE, FBGEMM, ACADEMIC)
+ROWS: Final = (ONEDNN, TENSORRT, ACL, TVM, SNPE, FBGEMM, ONNX, ACADEMIC)
 """TensorRT and TVM leave a bit of what is never negative unused: "symmetric quantization must waste one bit for
 non-negative activation in real-world hardware" (appendix E). ACL is symmetric in weights and asymmetric in activations
 (appendix E); SNPE and FBGEMM are asymmetric in both. "Concatenation is not considered to be quantized" by papers

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from mxq import runtime
 from mxq.backends import onnx
-from mxq.config import Shape
+from mxq.config import QuantConfig, Shape
+from mxq.data.feed import Feed
 from mxq.data.preparation import beside
 from mxq.errors import ConfigError, QuantizeError
 from mxq.graph.ir import Model
+from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
+from mxq.quant import QuantizedNetwork
 from mxq.rewrite import run_pass
+from mxq.workflow.making import Opened
+from mxq.workflow.opening import Given
+
+HARDWARE: Final = "onnx"
+"""Whose codes there are, see `mxq.quant.hardware`."""
 
 
 def export_onnx(
@@ -25,8 +37,11 @@ def export_onnx(
     shapes: Mapping[str, Shape],
     batch_size: int | None = None,
     epoch: int | None = None,
+    given: Given | None = None,
+    config: QuantConfig | None = None,
+    logger: logging.Logger = LOG,
 ) -> tuple[Path, ...]:
-    """Writes a float network as an ONNX file.
+    """Writes a network as an ONNX file.
 
     Args:
         net: see `mxq.runtime.load_model`.
@@ -34,6 +49,9 @@ def export_onnx(
         shapes: input -> shape of one example; under "" that of the only input.
         batch_size: examples to a batch; None: any number.
         epoch: for a prefix, which parameters.
+        given: what ranges of an int8 file are to come from; None writes a float one.
+        config: the settings of an int8 file.
+        logger: receives what is said meanwhile.
 
     Returns:
         The files: ``path``, and ``path.data`` where the network is larger than one can be.
@@ -44,25 +62,59 @@ def export_onnx(
         StorageError: a file cannot be written.
     """
     onnx.require_onnx()
+    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+        raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
+    if given is not None:
+        made, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
+        coded = onnx.Coded.of(made)
+        tensors = runtime.tensors_of(coded.model, examples, batch_size)
+        return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, {"mxq.kind": "int8"})
     model = runtime.load_model(net, epoch)
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized: {refusal.reason}; allowed: the float network")
     examples = _examples(net, model, shapes)
-    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
-        raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
     model, _ = run_pass(fold_constants(runtime.MxnetRunner()), model)
     lowering = onnx.lower(model, runtime.tensors_of(model, examples, batch_size))
     return onnx.write(lowering, path, {"mxq.kind": "float"})
 
 
-def _examples(net: runtime.Net, model: Model, given: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Input -> shape of one example: as given, as the network says, or as the preprocess.json beside it."""
+def _quantized(
+    net: runtime.Net,
+    given: Given,
+    config: QuantConfig,
+    epoch: int | None,
+    shapes: Mapping[str, Shape],
+    logger: logging.Logger,
+) -> tuple[QuantizedNetwork, dict[str, Shape]]:
+    """The network that is written, and the shape of one example of each input."""
+    for name in ("hardware", "bits", "simulate", "input_dtype"):
+        if getattr(config, name) != getattr(QuantConfig(), name):
+            raise ConfigError(f"{name} is {getattr(config, name)!r} for an ONNX file; allowed: the default")
+    opened = Opened.of(net, given, replace(config, simulate=True, hardware=HARDWARE), epoch, logger)
+    made = opened.quantized()
+    if made.network is None:
+        raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
+    fed = {} if isinstance(opened.given.data, Iterator) else _fed(opened.batches)
+    return made.network, _examples(net, opened.prepared.source, shapes, fed)
+
+
+def _fed(batches: Iterable[Feed] | None) -> dict[str, Shape]:
+    """The shapes of examples that calibration is fed."""
+    feeds = iter(()) if batches is None else iter(batches)
+    return {name: tuple(value.shape[1:]) for feed in islice(feeds, 1) for name, value in feed.items()}
+
+
+def _examples(
+    net: runtime.Net, model: Model, given: Mapping[str, Shape], fed: Mapping[str, Shape] = MappingProxyType({})
+) -> dict[str, Shape]:
+    """Input -> shape of one example: as given, as data has it, as the network says, or as its preprocess.json does."""
     unknown = [name for name in given if name and name not in model.inputs]
     if unknown or ("" in given and len(model.inputs) != 1):
         raise ConfigError(f"input_shape is of {unknown or 'one input'}; the inputs are {', '.join(model.inputs)}")
     found = {name: model.graph[name].note.input_shape for name in model.inputs}
     found = {name: shape for name, shape in found.items() if shape} | _pictures(net, model)
+    found |= fed
     found |= {name or model.inputs[0]: shape for name, shape in given.items()}
     missing = [name for name in model.inputs if name not in found]
     if missing:

@@ -40,15 +40,7 @@ def quantize(
         epoch: which parameters of a prefix.
         logger: receives what is said meanwhile.
     """
-    opened = Opened.of(net, given, config, epoch, logger)
-    calibrated = opened.calibrated()
-    versions = runtime.versions()
-    made = pipeline.quantize(opened.prepared, calibrated, versions, runner=opened.runner, data=opened.batches)
-    for warning in made.warnings:
-        logger.warning(warning)
-    kind = f"simulated as {opened.prepared.coding}" if config.simulate else "int8"
-    logger.info("%d of %d operators are %s", made.report.summary["int8"], len(made.report.plan.decisions), kind)
-    return made
+    return Opened.of(net, given, config, epoch, logger).quantized()
 
 
 def calibrate(
@@ -139,6 +131,17 @@ class Opened:
         where = given.data if isinstance(given.data, str | Path) else None
         opened = replace(given, data=data, preparation=preparation)
         return Opened(prepared, opened, where, batches, logger)
+
+    def quantized(self) -> Quantized:
+        """The int8 network with its report."""
+        logger, config = self.logger, self.prepared.config
+        calibrated = self.calibrated()
+        made = pipeline.quantize(self.prepared, calibrated, runtime.versions(), runner=self.runner, data=self.batches)
+        for warning in made.warnings:
+            logger.warning(warning)
+        kind = f"simulated as {self.prepared.coding}" if config.simulate else "int8"
+        logger.info("%d of %d operators are %s", made.report.summary["int8"], len(made.report.plan.decisions), kind)
+        return made
 
     def planned_for(self, config: QuantConfig) -> Opened:
         """The same network and data with other settings."""

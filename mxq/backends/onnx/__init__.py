@@ -18,7 +18,7 @@
   protocol buffers, has ``onnx.checker`` look at them with full shape inference, and writes, whole or not at all.
 * Rows know nothing of codes. A row reads a tensor by ``context.read(place)`` and parameters by
   ``context.weight(place, axes)``, and what it makes is announced. What stands for these tensors is the business of a
-  `context.Feed`: `FloatFeed` hands them on as they are; one for a `mxq.quant.QuantizedNetwork` hands on what a
+  `context.Feed`: `FloatFeed` hands them on as they are; `codes.CodeFeed` of a `QuantizedNetwork` hands on what a
   DequantizeLinear makes of them, of weights by the codes with their axes in the order that was asked for, and puts a
   QuantizeLinear after what is made as codes. What only moves values (Flatten before a Gemm) is told to ``read`` so that
   it comes before the codes, which runtimes ask for. Which tensors are codes is for a capability table to say.
@@ -27,10 +27,24 @@
 
 from __future__ import annotations
 
+from mxq.backends.onnx.codes import Coded, CodeFeed
 from mxq.backends.onnx.context import Unfit, Why
 from mxq.backends.onnx.file import require_onnx, write
 from mxq.backends.onnx.lowering import Lowering, lower
 from mxq.backends.onnx.row import Row
 from mxq.backends.onnx.table import TABLE, TOPICS, row_of
 
-__all__ = ["TABLE", "TOPICS", "Lowering", "Row", "Unfit", "Why", "lower", "require_onnx", "row_of", "write"]
+__all__ = [
+    "TABLE",
+    "TOPICS",
+    "CodeFeed",
+    "Coded",
+    "Lowering",
+    "Row",
+    "Unfit",
+    "Why",
+    "lower",
+    "require_onnx",
+    "row_of",
+    "write",
+]

@@ -1,0 +1,161 @@
+"""Codes in ONNX files: QuantizeLinear and DequantizeLinear (Q, DQ) where a `QuantizedNetwork` has codes.
+
+Before:  x -> conv{Convolution, relu} (reads u8) -> y
+After:   x -> Q -> DQ -> Conv (codes -> DQ) -> Relu -> y      which runtimes fuse to one integer convolution
+
+The network is that of `mxq.backends.simulate`, with an identity where that writes a chain of operators: what reads it
+reads through Q and DQ. So what is written computes what the simulation does, but for biases, which are int32 codes
+whose step is the product of those of data and weight, as integer kernels add them.
+
+Scales and zero points of tensors have rank 0: ONNX Runtime fuses no sum of others. A bias in codes may be of 31 bits: a
+weight whose channel is nearly dead gets a larger step where its bias would have more, as 32 bits overflow without a
+word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from mxq.backends.onnx.context import Builder, Context, FloatFeed, plain
+from mxq.backends.simulate import Simulator
+from mxq.errors import QuantizeError
+from mxq.graph.inline import inlined
+from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.quant import QParams, QuantizedNetwork
+
+LARGEST_BIAS: Final = 2**30
+"""Of a bias in codes; products of codes are added to it in 32 bits."""
+FUSED: Final = ("_sg_mkldnn_conv", "_sg_mkldnn_fully_connected")
+LAYERS: Final = ("Convolution", "FullyConnected", "Deconvolution")
+"""Operators with a weight at place 1 and a bias at place 2."""
+
+
+@dataclass
+class _Marker(Simulator):
+    """Puts an identity where codes are made, and keeps of which kind they are in ``marked``."""
+
+    marked: dict[Ref, QParams] = field(default_factory=dict)
+
+    def _fake(self, ref: Ref, params: QParams, offset: float, end: Node) -> None:
+        if offset or params.spec.axis is not None or params.spec.bits != 8:
+            raise QuantizeError(
+                f"tensor {str(ref)!r} is {params.spec}; allowed in an ONNX file: 8 bits, one scale, no offset"
+            )
+        self.nodes[end.name] = Node(end.name, "_copy", {}, (ref,), label=end.label)
+        self.marked[Ref(end.name)] = params
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A network on its way to an ONNX file.
+
+    Attributes:
+        model: of plain operators, with an identity where tensors are codes.
+        tensors: each of these -> scale and zero point.
+        weights: parameter -> those of its codes.
+    """
+
+    model: Model
+    tensors: Mapping[Ref, QParams]
+    weights: Mapping[str, QParams]
+
+    @staticmethod
+    def of(network: QuantizedNetwork) -> Coded:
+        """The parts of ``network``.
+
+        Raises:
+            QuantizeError: it has codes that such files do not have.
+        """
+        marker = _Marker(network)
+        model = marker.model
+        model = model.with_graph(inlined(model.graph, FUSED))
+        weights = dict(network.weights)
+        for name, params in weights.items():
+            if params.spec.bits != 8:
+                raise QuantizeError(f"weight {name!r} is {params.spec}; allowed in an ONNX file: 8 bits")
+        coded = Coded(model, marker.marked, weights)
+        return replace(coded, weights=weights | dict(_with_room(coded)))
+
+    def bias_step(self, layer: Node) -> Array | None:
+        """Of an integer layer that has a bias: (O,) float64, or one number; None for others."""
+        if layer.op not in LAYERS or len(layer.inputs) < 3:
+            return None
+        data, weight = self.tensors.get(plain(layer.inputs[0])), self.weights.get(layer.inputs[1].name)
+        if data is None or weight is None or layer.inputs[2].name not in self.model.args:
+            return None
+        return np.asarray(data.step.astype(np.float64) * weight.step)
+
+
+def _with_room(coded: Coded) -> Iterator[tuple[str, QParams]]:
+    """Weights whose steps have to be larger for the biases beside them -> scales with such steps."""
+    for layer in coded.model.graph.operators:
+        step = coded.bias_step(layer)
+        if step is None:
+            continue
+        name, bias = layer.inputs[1].name, coded.model.args[layer.inputs[2].name].astype(np.float64)
+        room = np.abs(bias) / (step * LARGEST_BIAS)
+        if (room > 1).any():
+            params = coded.weights[name]
+            share = room if params.spec.axis is not None else room.max()
+            yield name, QParams(params.spec, params.scale / np.maximum(share, 1), params.zero_point)
+
+
+@dataclass
+class CodeFeed(FloatFeed):
+    """What operators of ``coded`` read: by way of codes where it has such."""
+
+    coded: Coded
+
+    def made(self, builder: Builder, ref: Ref, tensor: str) -> str:
+        params = self.coded.tensors.get(ref)
+        return tensor if params is None else _through_codes(builder, ref, params, tensor)
+
+    def read(self, context: Context, place: int, tensor: str) -> str:
+        """By way of codes once more after what moved its values: integer layers ask for them right before."""
+        ref = plain(context.node.inputs[place])
+        params = self.coded.tensors.get(ref)
+        if params is None or tensor == context.raw(place):
+            return tensor
+        return _through_codes(context.builder, ref, params, tensor)
+
+    def weight(self, context: Context, place: int, value: Array, axes: tuple[int, ...]) -> str:
+        name, builder = context.node.inputs[place].name, context.builder
+        params = self.coded.weights.get(name)
+        if params is not None:
+            return _weight(builder, name, params, value, axes)
+        step = self.coded.bias_step(context.node) if place == 2 else None
+        return super().weight(context, place, value, axes) if step is None else _bias(builder, name, step, value)
+
+
+def _through_codes(builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
+    kind = np.int8 if params.spec.signed else np.uint8
+    parts = builder.constant(params.step, "scale"), builder.constant(params.zero_point.astype(kind), "zero_point")
+    (codes,) = builder.emit(ref.name, "QuantizeLinear", [tensor, *parts], {})
+    return builder.emit(ref.name, "DequantizeLinear", [codes, *parts], {})[0]
+
+
+def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tuple[int, ...]) -> str:
+    kind = np.int8 if params.spec.signed else np.uint8
+    values: dict[str, Array] = {
+        "codes": np.ascontiguousarray(params.quantize(value).astype(kind).transpose(axes)),
+        "scale": params.step,
+        "zero_point": np.asarray(params.zero_point.astype(kind)),
+    }
+    axis = None if params.spec.axis is None else axes.index(params.spec.axis)
+    return _dequantized(builder, name, values, axis)
+
+
+def _bias(builder: Builder, name: str, step: Array, value: Array) -> str:
+    codes = np.clip(np.rint(value.astype(np.float64) / step), -(2**31), 2**31 - 1).astype(np.int32)
+    scale = step.astype(np.float32)
+    zero = np.zeros(scale.shape, np.int32)
+    return _dequantized(builder, name, {"codes": codes, "scale": scale, "zero_point": zero}, 0 if scale.ndim else None)
+
+
+def _dequantized(builder: Builder, name: str, values: Mapping[str, Array], axis: int | None) -> str:
+    parts = [builder.constant(value, f"{name}_{part}") for part, value in values.items()]
+    return builder.emit(name, "DequantizeLinear", parts, {"axis": axis})[0]

@@ -1,0 +1,201 @@
+"""Codes in ONNX files: the numbers of the simulation, integer operators in ONNX Runtime, biases, errors."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import mxq  # isort: skip  (before mxnet)
+
+import mxnet as mx
+from graphs import run
+
+from mxq.backends import onnx as backend
+from mxq.cli import app
+from mxq.config import QuantConfig
+from mxq.errors import ConfigError, QuantizeError
+from mxq.graph.ir import toposort
+from mxq.runtime import load_model, tensors_of
+from mxq.workflow import Given, quantize
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+EXAMPLE = (3, 16, 16)
+
+
+class Residual(mx.gluon.nn.HybridBlock):
+    """Convolutions (grouped, depthwise), a sum, a Concat, poolings, and a Dense that flattens itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with self.name_scope():
+            self.stem = mx.gluon.nn.Conv2D(16, 3, padding=1, in_channels=3, activation="relu")
+            self.one = mx.gluon.nn.Conv2D(16, 3, padding=1, groups=2, in_channels=16)
+            self.norm = mx.gluon.nn.BatchNorm(in_channels=16)
+            self.depth = mx.gluon.nn.Conv2D(16, 3, padding=1, groups=16, in_channels=16, activation="relu")
+            self.pool, self.mean = mx.gluon.nn.MaxPool2D(2), mx.gluon.nn.AvgPool2D(2)
+            self.out = mx.gluon.nn.Dense(5, in_units=32 * 16)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:  # noqa: N803
+        x = self.stem(x)
+        x = F.relu(x + self.norm(self.one(x)))
+        x = F.concat(self.depth(x), x, dim=1)
+        return self.out(self.mean(self.pool(x)))
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    mx.random.seed(1)
+    found = Residual()
+    found.initialize(mx.init.Xavier(magnitude=2))
+    found.hybridize()
+    found(mx.nd.zeros((1, *EXAMPLE)))
+    return found
+
+
+def data(count: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *EXAMPLE)).astype(np.float32)
+
+
+def opened(path: Path, *, optimized: bool, saved: Path | None = None) -> Any:
+    options = ort.SessionOptions()
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - found).sum()))
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("effort", ["fast", "default"])
+    def test_it_computes_what_the_simulation_does(self, net: Any, tmp_path: Path, effort: str) -> None:
+        """Node by node, codes differ by one at most, and few of them: where a sum is near a half, and by biases."""
+        given, config = Given(data()), QuantConfig(simulate=True, hardware="onnx", effort=effort)
+        made = quantize(net, given, config)
+        assert made.network is not None
+        coded = backend.Coded.of(made.network)
+        taps = tuple(coded.tensors)
+        graph = toposort(coded.model.graph.nodes, (*coded.model.graph.heads, *taps))
+        model = coded.model.with_graph(graph)
+        backend.write(backend.lower(model, tensors_of(model, {"data": EXAMPLE}), backend.CodeFeed(coded)),
+                      tmp_path / "net.onnx", {})  # fmt: skip
+        fed = {"data": data(16, seed=1)}
+        wanted = run(made.model, fed, taps)[-len(taps) :]
+        found = opened(tmp_path / "net.onnx", optimized=False).run(None, fed)[-len(taps) :]
+        for ref, a, b in zip(taps, found, wanted, strict=True):
+            params = coded.tensors[ref]
+            apart = np.abs(params.quantize(a).astype(int) - params.quantize(b).astype(int))
+            assert apart.max() <= 1, ref
+            assert np.mean(apart > 0) < 0.03, ref
+
+    def test_as_it_is_run(self, net: Any, tmp_path: Path) -> None:
+        """Close to float, and as close as the pair of MXNet."""
+        mxq.export_onnx(net, tmp_path / "net.onnx", data())
+        x = data(64, seed=2)
+        wanted = run(load_model(net), {"data": x})[0]
+        for optimized in (False, True):
+            (found,) = opened(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": x})
+            assert sqnr(wanted, found) > 28
+
+    def test_all_of_it_is_integer_in_onnx_runtime(self, net: Any, tmp_path: Path) -> None:
+        mxq.export_onnx(net, tmp_path / "net.onnx", data(), effort="fast")
+        opened(tmp_path / "net.onnx", optimized=True, saved=tmp_path / "fused.onnx")
+        kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+        assert kinds["QLinearConv"] == 3
+        assert kinds["QLinearAdd"] == kinds["QLinearConcat"] == kinds["QGemm"] == 1
+        assert kinds["QLinearAveragePool"] == kinds["NhwcMaxPool"] + kinds["MaxPool"] == 1
+        assert not {"Conv", "FusedConv", "Gemm", "Add", "Concat"} & kinds.keys()
+        assert kinds["QuantizeLinear"] == 1
+
+    def test_a_quarter_of_the_size(self, tmp_path: Path) -> None:
+        wide = mx.gluon.nn.HybridSequential()
+        wide.add(mx.gluon.nn.Conv2D(128, 3, in_channels=3), mx.gluon.nn.Conv2D(128, 3, in_channels=128))
+        wide.initialize(mx.init.Xavier())
+        wide.hybridize()
+        (int8,) = mxq.export_onnx(wide, tmp_path / "int8.onnx", data(8), effort="fast")
+        (whole,) = mxq.export_onnx(wide, tmp_path / "float.onnx", input_shape=EXAMPLE)
+        assert int8.stat().st_size < 0.28 * whole.stat().st_size
+
+    def test_any_batch_size_and_what_the_file_says(self, net: Any, tmp_path: Path) -> None:
+        mxq.export_onnx(net, tmp_path / "net.onnx", data(), effort="fast")
+        session = opened(tmp_path / "net.onnx", optimized=True)
+        for count in (1, 7):
+            assert session.run(None, {"data": data(count)})[0].shape == (count, 5)
+        assert {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props}["mxq.kind"] == "int8"
+
+
+class TestBiases:
+    def test_a_nearly_dead_channel_does_not_overflow(self, tmp_path: Path) -> None:
+        layer = mx.gluon.nn.Conv2D(8, 1, in_channels=3)
+        layer.initialize()
+        layer.hybridize()
+        layer(mx.nd.zeros((1, *EXAMPLE)))
+        weight = np.random.default_rng(0).normal(size=(8, 3, 1, 1))
+        weight[3] *= 1e-9
+        layer.weight.set_data(mx.nd.array(weight))
+        layer.bias.set_data(mx.nd.array(np.full(8, 5.0)))
+        mxq.export_onnx(layer, tmp_path / "net.onnx", data(), effort="fast")
+        for optimized in (False, True):
+            (found,) = opened(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": data(4, 1)})
+            assert np.allclose(found[:, 3], 5.0, atol=1e-3)
+
+
+class TestErrors:
+    def test_settings(self, net: Any, tmp_path: Path) -> None:
+        target = tmp_path / "net.onnx"
+        for options, match in (
+            ({"bits": 4}, "bits is .* for an ONNX file"),
+            ({"hardware": "tvm"}, "hardware is 'tvm' for an ONNX file"),
+            ({"input_dtype": "uint8"}, "input_dtype is 'uint8' for an ONNX file"),
+        ):
+            with pytest.raises(ConfigError, match=match):
+                mxq.export_onnx(net, target, data(), **options)
+        with pytest.raises(ConfigError, match="calib_data is None beside settings"):
+            mxq.export_onnx(net, target, effort="fast", input_shape=EXAMPLE)
+        assert not list(tmp_path.iterdir())
+
+    def test_networks(self, net: Any, tmp_path: Path) -> None:
+        with pytest.raises(QuantizeError, match="quantized already"):
+            mxq.export_onnx(mxq.quantize_net(net, data(8), effort="fast"), tmp_path / "a.onnx", data(8))
+        plain = mx.gluon.nn.HybridSequential()
+        plain.add(mx.gluon.nn.Activation("tanh"))
+        plain.hybridize()
+        with pytest.raises(QuantizeError, match=r"no operator of the network can be int8.*allowed: the float file"):
+            mxq.export_onnx(plain, tmp_path / "a.onnx", data(8))
+
+    def test_other_widths_are_refused_by_name(self, net: Any) -> None:
+        made = quantize(net, Given(data(8)), QuantConfig(simulate=True, hardware="onnx", effort="fast", bits=4))
+        assert made.network is not None
+        with pytest.raises(QuantizeError, match=r"tensor '.*' is .*; allowed in an ONNX file: 8 bits"):
+            backend.Coded.of(made.network)
+
+
+class TestCommand:
+    def export(self, *arguments: object, code: int = 0) -> str:
+        ran = CliRunner().invoke(app, ["export", *map(str, arguments)])
+        assert ran.exit_code == code, ran.output
+        return ran.output
+
+    def test_as_python_does(self, net: Any, tmp_path: Path) -> None:
+        net.export(str(tmp_path / "net"))
+        np.save(tmp_path / "data.npy", data())
+        self.export(tmp_path / "net", "--data", tmp_path / "data.npy", "--out", tmp_path / "a.onnx", "--effort", "fast")
+        mxq.export_onnx(str(tmp_path / "net"), tmp_path / "b.onnx", str(tmp_path / "data.npy"), effort="fast")
+        assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+    def test_what_does_not_go_together(self, tmp_path: Path) -> None:
+        found = self.export(tmp_path / "net", "--out", tmp_path / "a.onnx", code=2)
+        assert "--float is missing, so are --data and --stats" in " ".join(found.split())
+        found = self.export(tmp_path / "n", "--float", "--data", tmp_path, "--out", tmp_path / "a.onnx", code=2)
+        assert "--float is beside --data or --stats" in " ".join(found.split())
