@@ -67,7 +67,7 @@ def network_of(done: pipeline.Quantized) -> QuantizedNetwork:
 def _fake(x: np.ndarray, low: Any, high: Any, bits: int, row: str, role: str) -> np.ndarray:
     """Rounding by Wu et al. (arXiv:2004.09602), eq. 1 to 8, of each library's kind, written without mxq."""
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    affine = row in ("snpe", "fbgemm") or (row == "acl" and role == "activation")
+    affine = row in ("snpe", "fbgemm") or (row in ("acl", "onnx") and role == "activation")
     if affine:
         step = (high - low) / (2**bits - 1)
         zero = np.clip(-np.rint(low / step), 0, 2**bits - 1)
