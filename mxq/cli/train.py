@@ -111,14 +111,14 @@ def train(
     only_float: Annotated[bool, option("--float", panel=_CODES, help="Train without quantization.")] = False,
     baseline: Annotated[
         bool,
-        option("--baseline/--no-baseline", panel=_CODES, help="Train the float network too, to compare with, or not."),
+        option("--baseline/--no-baseline", panel=_CODES, help="Train the float network too, as a baseline, or not."),
     ] = True,
     *,
     pictures: Pictures,
     epoch: Epoch = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a network with quantization and, to compare it with, in float by the same recipe."""
+    """Fine-tune a network with quantization and, as a baseline, in float by the same recipe."""
     from mxq.qat.schedule import TrainConfig
     from mxq.recipe import section
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mxq.quant.bits import Bits
 from mxq.report import plots
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 MOST: Final = 80
 """Layers drawn, at most: the first."""
 _INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
-_COLOURS: Final = (*plots.PALETTE, "#5B4B8A")
-_MARKERS: Final = "osD^vPX"
+_COLOURS: Final = (*plots.PALETTE, "#5B4B8A", "#8C510A")
+_MARKERS: Final = "osD^vPXh"
+_LINES: Final = ("-", "--", ":")
 _WIDTH, _HEIGHT, _ROW, _DPI = 10.0, 5.6, 0.22, 100
 
 
@@ -37,8 +38,9 @@ def sweep_figure(found: BitSweep) -> Figure:
         points = [(j, value) for j, bits in enumerate(widths) if (value := _value(found, name, bits)) is not None]
         if points:
             x, y = zip(*points, strict=True)
-            colour = _COLOURS[i % len(_COLOURS)]
-            axes.plot(x, y, marker=_MARKERS[i % len(_MARKERS)], color=colour, label=name, zorder=3)
+            place, turn = i % len(_COLOURS), i // len(_COLOURS) % len(_LINES)
+            style: dict[str, Any] = {"marker": _MARKERS[place], "color": _COLOURS[place], "linestyle": _LINES[turn]}
+            axes.plot(x, y, **style, label=name, zorder=3)
     whole = found.float.get(found.measure)
     if whole is not None and math.isfinite(whole):
         axes.axhline(_scaled(found.measure, whole), color=_FAINT, linewidth=1.2, label="float", zorder=2)
