@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import mxq
 from mxq import qat
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.graph.ir import Model, Ref
+from mxq.qat.algorithms import compiled_name, scale_name
 from mxq.qat.converting import Weights, converted, learned_range, trained
 from mxq.qat.network import softmax_head
 from mxq.quant import AFFINE, MXNET, UINT8, QuantSpec
+from mxq.quant.hardware import HARDWARE, hardware_of
 from mxq.runtime import MxnetRunner, load_model, to_block
 
 mx = pytest.importorskip("mxnet")
@@ -135,6 +138,22 @@ class TestKernelsGiveWhatTrainingShowed:
         assert [bias.layer for bias in small().qat.biases] == ["conv0", "conv1", "down", "conv2", "fc0"]
         assert small(hardware="tensorrt").qat.biases == ()
         assert small(OWN_BIAS, algorithm="apot", bits_w=4, bits_a=4).qat.biases == ()  # its levels have no step
+
+    @pytest.mark.parametrize("form", ["compiled", "operators"])
+    def test_a_bias_is_rounded_where_all_channels_have_one_step(
+        self, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = replace(hardware_of("tvm"), name="of_one_step", rounds_biases=True)
+        monkeypatch.setitem(HARDWARE._known, row.name, row)  # noqa: SLF001  (what is registered stays)
+        network = trained(small(OWN_BIAS, hardware=row.name, form=form))
+        bias = next(bias for bias in network.biases if bias.layer == "conv0")
+        parts = bias.data, bias.weight
+        scales = [Ref(scale_name(part)) if form == "operators" else Ref(compiled_name(part), 1) for part in parts]
+        *_, found, one, other = MxnetRunner().compile(network.model, [Ref("conv0"), *scales])({"data": 0 * images(1)})
+        assert one.shape == other.shape == (1,)
+        whole = np.asarray(found)[0, :, 4, 4] * one * other
+        assert_close(whole, np.rint(whole), rtol=0, atol=1e-2)  # of some 1000
+        assert_close(whole, np.rint(network.source.args["conv0_bias"] * one * other), rtol=0, atol=1e-2)
 
     def test_gradients_pass_a_bias_that_is_rounded_straight_through(self) -> None:
         block = small()

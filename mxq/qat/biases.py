@@ -64,7 +64,7 @@ class BiasNodes:
     """Writes the operators of one layer's bias, named after ``name``.
 
     Attributes:
-        data, weight: codes per unit of value of what the layer reads (1,), and of its weight (C,).
+        data, weight: codes per unit of value of what the layer reads (1,), and of its weight, (C,) or (1,).
         taken: names that cannot be given.
     """
 
@@ -94,7 +94,7 @@ class BiasNodes:
         below = mean if pair.own_bias is None else self._op("elemwise_sub", mean, pair.own_bias)
         bias = self._op("elemwise_sub", beta, self._op("elemwise_mul", below, factor))
         size = self._op("clip", self._op("abs", factor), a_min=repr(_LEAST), a_max=repr(1 / _LEAST))
-        scale = self._scale if folded else self._op("elemwise_div", self._scale, size)
+        scale = self._scale if folded else self._op("broadcast_div", self._scale, size)
         moved = self._moved(beta, bias, scale)
         return (*self.made, replace(node, inputs=(*node.inputs[:2], moved, *node.inputs[3:])))
 
@@ -104,10 +104,10 @@ class BiasNodes:
 
     def _moved(self, ref: Ref, bias: Ref, scale: Ref) -> Ref:
         """``ref`` and what rounding to units of ``1 / scale`` adds to ``bias``; the gradient is that of ``ref``."""
-        units = self._op("elemwise_mul", bias, scale)
+        units = self._op("broadcast_mul", bias, scale)
         units = self._op("clip", units, a_min=repr(-_MOST), a_max=repr(_MOST))
         whole = self._op("_minus_scalar", self._op("_plus_scalar", units, scalar=repr(_MAGIC)), scalar=repr(_MAGIC))
-        added = self._op("elemwise_div", self._op("elemwise_sub", whole, units), scale)
+        added = self._op("broadcast_div", self._op("elemwise_sub", whole, units), scale)
         return self._op("elemwise_add", ref, self._op("BlockGrad", added))
 
     def _op(self, op: str, *inputs: Ref, **attrs: str) -> Ref:
