@@ -119,6 +119,12 @@ class TestFiles:
         assert contents(tmp_path / "net") == contents(pair)
         assert len([line for line in script.read_text().splitlines() if line.strip()]) < 60
 
+    def test_the_script_alone_says_how_it_is_run(self, pair: Path, tmp_path: Path) -> None:
+        _, script = mxq.pack(pair, tmp_path / "net")
+        ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert "python NAME-unpack.py NAME-packed.npz [PREFIX]" in ran.stderr
+
     def test_saved_at_once(self, pair: Path, tmp_path: Path) -> None:
         files = mxq.save(mxq.load(pair), tmp_path / "net-int8", packed=True)
         assert sorted(tmp_path.iterdir()) == sorted(files)
