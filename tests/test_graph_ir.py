@@ -37,9 +37,10 @@ class TestNode:
     def test_flags_are_read_as_mxnet_spells_them(self, text, wanted):
         assert Node("n", "op", {"f": text}).flag("f") is wanted
 
-    def test_a_missing_flag_has_its_default(self):
-        assert Node("n", "op").flag("f", default=True)
-        assert not Node("n", "op").flag("f")
+    @pytest.mark.parametrize("attrs", [{}, {"f": "None"}])
+    def test_a_flag_that_says_nothing_has_its_default(self, attrs):
+        assert Node("n", "op", attrs).flag("f", default=True)
+        assert not Node("n", "op", attrs).flag("f")
 
     @pytest.mark.parametrize(
         ("text", "wanted"), [("(3, 3)", (3, 3)), ("[2,-1]", (2, -1)), ("(2L, 3L)", (2, 3)), ("()", ()), ("(7,)", (7,))]

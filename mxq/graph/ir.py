@@ -95,8 +95,9 @@ class Node:
         return self.attrs.get("layout", "None") in ("None", "NCW", "NCHW", "NCDHW")
 
     def flag(self, attr: str, default: bool = False) -> bool:
-        """A boolean attribute, as MXNet spells it ("True", "true", "1")."""
-        return self.attrs[attr].lower() in ("true", "1") if attr in self.attrs else default
+        """A boolean attribute, as MXNet spells it ("True", "true", "1"); "None" says nothing."""
+        value = self.attrs.get(attr, "None").lower()
+        return default if value == "none" else value in ("true", "1")
 
     def number(self, attr: str, default: float) -> float:
         """A numeric attribute.
