@@ -650,10 +650,6 @@ def export_onnx(
         runtime.settle(net, zeros)
     sources = (calib_data, thresholds, statistics)
     given = None if all(each is None for each in sources) else Given(*sources)
-    if given is None and settings != QuantConfig():
-        raise ConfigError(
-            "calib_data is None beside settings; allowed: calibration data, or no settings (a float file)"
-        )
     return workflow.export_onnx(
         net,
         target,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from graphs import run
+from graphs import build, run
 
 from mxq.backends import onnx as backend
 from mxq.cli import app
@@ -150,6 +150,40 @@ class TestBiases:
             (found,) = opened(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": data(4, 1)})
             assert np.allclose(found[:, 3], 5.0, atol=1e-3)
 
+    def test_a_weight_of_two_layers_has_room_for_both(self, tmp_path: Path) -> None:
+        """The first reads smaller steps, so that its bias has more of them."""
+        model = build(
+            'small = _mul_scalar(data) scalar="0.01"',
+            'a = FullyConnected(small, w_weight, w_bias) num_hidden="5"',
+            'b = FullyConnected(data, w_weight, w_bias) num_hidden="5"',
+            "return a, b",
+            data=(4, 8),
+        )
+        weight = model.args["w_weight"] * np.float32([1, 1, 1, 1e-9, 1])[:, None]
+        model = model.with_graph(model.graph, {"w_weight": weight, "w_bias": np.full(5, 5.0, np.float32)})
+        examples = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+        mxq.export_onnx(model, tmp_path / "net.onnx", examples, effort="fast")
+        for found in opened(tmp_path / "net.onnx", optimized=False).run(None, {"data": examples}):
+            assert np.allclose(found[:, 3], 5.0, atol=1e-3)
+
+
+def test_the_hardware_may_be_named(net: Any, tmp_path: Path) -> None:
+    files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    mxq.export_onnx(net, files[0], data(8), effort="fast")
+    mxq.export_onnx(net, files[1], data(8), effort="fast", hardware="onnx")
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_network_of_one_batch_size_is_calibrated_with_batches_of_it(tmp_path: Path) -> None:
+    lines = ('f = Reshape(data) shape="(4, 8)"', 'y = FullyConnected(f, w_weight, w_bias) num_hidden="5"', "return y")
+    mxq.export_onnx(build(*lines, data=(4, 2, 4)), tmp_path / "net.onnx", noise(8), batch_size=4, effort="fast")
+    (found,) = opened(tmp_path / "net.onnx", optimized=False).run(None, {"data": noise(4)})
+    assert found.shape == (4, 5)
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, 2, 4)).astype(np.float32)
+
 
 class TestErrors:
     def test_settings(self, net: Any, tmp_path: Path) -> None:
@@ -161,7 +195,7 @@ class TestErrors:
         ):
             with pytest.raises(ConfigError, match=match):
                 mxq.export_onnx(net, target, data(), **options)
-        with pytest.raises(ConfigError, match="calib_data is None beside settings"):
+        with pytest.raises(ConfigError, match="settings are given without calibration data"):
             mxq.export_onnx(net, target, effort="fast", input_shape=EXAMPLE)
         assert not list(tmp_path.iterdir())
 
@@ -199,3 +233,10 @@ class TestCommand:
         assert "--float is missing, so are --data and --stats" in " ".join(found.split())
         found = self.export(tmp_path / "n", "--float", "--data", tmp_path, "--out", tmp_path / "a.onnx", code=2)
         assert "--float is beside --data or --stats" in " ".join(found.split())
+
+    def test_settings_of_codes_for_a_float_file(self, net: Any, tmp_path: Path) -> None:
+        net.export(str(tmp_path / "net"))
+        arguments = ("--float", "--effort", "fast", "--input-shape", "3x16x16", "--out", tmp_path / "a.onnx")
+        found = self.export(tmp_path / "net", *arguments, code=2)
+        assert "settings are given without calibration data" in " ".join(found.split())
+        assert not (tmp_path / "a.onnx").exists()

@@ -57,14 +57,20 @@ def export_onnx(
         The files: ``path``, and ``path.data`` where the network is larger than one can be.
 
     Raises:
-        ConfigError: onnx is not installed, or a shape is missing; the network does not take batches of any size.
+        ConfigError: onnx is not installed, or a shape is missing; there are settings without data; the network does
+            not take batches of any size.
         QuantizeError: the network is int8, or operators of it cannot be written: all of them are named.
         StorageError: a file cannot be written.
     """
     onnx.require_onnx()
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
+    if given is None and config not in (None, QuantConfig()):
+        raise ConfigError(
+            "settings are given without calibration data; allowed: both (an INT8 file), or neither (a float one)"
+        )
     if given is not None:
+        given = given if batch_size is None else replace(given, batch_size=batch_size)
         made, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
         coded = onnx.Coded.of(made)
         tensors = runtime.tensors_of(coded.model, examples, batch_size)
@@ -89,8 +95,9 @@ def _quantized(
 ) -> tuple[QuantizedNetwork, dict[str, Shape]]:
     """The network that is written, and the shape of one example of each input."""
     for name in ("hardware", "bits", "simulate", "input_dtype"):
-        if getattr(config, name) != getattr(QuantConfig(), name):
-            raise ConfigError(f"{name} is {getattr(config, name)!r} for an ONNX file; allowed: the default")
+        value = getattr(config, name)
+        if value != getattr(QuantConfig(), name) and (name, value) != ("hardware", HARDWARE):
+            raise ConfigError(f"{name} is {value!r} for an ONNX file; allowed: the default")
     opened = Opened.of(net, given, replace(config, simulate=True, hardware=HARDWARE), epoch, logger)
     made = opened.quantized()
     if made.network is None:
@@ -108,13 +115,16 @@ def _fed(batches: Iterable[Feed] | None) -> dict[str, Shape]:
 def _examples(
     net: runtime.Net, model: Model, given: Mapping[str, Shape], fed: Mapping[str, Shape] = MappingProxyType({})
 ) -> dict[str, Shape]:
-    """Input -> shape of one example: as given, as data has it, as the network says, or as its preprocess.json does."""
+    """Input -> shape of one example: as given, as data has it, as the network says, or as its preprocess.json does.
+
+    Raises:
+        ConfigError: no such input, or the shape of one is not known.
+    """
     unknown = [name for name in given if name and name not in model.inputs]
     if unknown or ("" in given and len(model.inputs) != 1):
         raise ConfigError(f"input_shape is of {unknown or 'one input'}; the inputs are {', '.join(model.inputs)}")
     found = {name: model.graph[name].note.input_shape for name in model.inputs}
-    found = {name: shape for name, shape in found.items() if shape} | _pictures(net, model)
-    found |= fed
+    found = _pictures(net, model) | {name: shape for name, shape in found.items() if shape} | dict(fed)
     found |= {name or model.inputs[0]: shape for name, shape in given.items()}
     missing = [name for name in model.inputs if name not in found]
     if missing:

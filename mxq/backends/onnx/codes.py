@@ -14,7 +14,7 @@ word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -77,8 +77,7 @@ class Coded:
         for name, params in weights.items():
             if params.spec.bits != 8:
                 raise QuantizeError(f"weight {name!r} is {params.spec}; allowed in an ONNX file: 8 bits")
-        coded = Coded(model, marker.marked, weights)
-        return replace(coded, weights=weights | dict(_with_room(coded)))
+        return _with_room(Coded(model, marker.marked, weights))
 
     def bias_step(self, layer: Node) -> Array | None:
         """Of an integer layer that has a bias: (O,) float64, or one number; None for others."""
@@ -90,8 +89,8 @@ class Coded:
         return np.asarray(data.step.astype(np.float64) * weight.step)
 
 
-def _with_room(coded: Coded) -> Iterator[tuple[str, QParams]]:
-    """Weights whose steps have to be larger for the biases beside them -> scales with such steps."""
+def _with_room(coded: Coded) -> Coded:
+    """``coded`` whose weights have steps as large as the biases beside them ask for, in all layers that share them."""
     for layer in coded.model.graph.operators:
         step = coded.bias_step(layer)
         if step is None:
@@ -101,7 +100,9 @@ def _with_room(coded: Coded) -> Iterator[tuple[str, QParams]]:
         if (room > 1).any():
             params = coded.weights[name]
             share = room if params.spec.axis is not None else room.max()
-            yield name, QParams(params.spec, params.scale / np.maximum(share, 1), params.zero_point)
+            wider = QParams(params.spec, params.scale / np.maximum(share, 1), params.zero_point)
+            coded = replace(coded, weights={**coded.weights, name: wider})
+    return coded
 
 
 @dataclass
