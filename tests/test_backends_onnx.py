@@ -18,7 +18,7 @@ import mxq
 from mxq.backends import onnx as backend
 from mxq.backends.onnx import file as onnx_file
 from mxq.errors import ConfigError, QuantizeError, StorageError
-from mxq.graph.ir import Model, toposort
+from mxq.graph.ir import Model, Ref, toposort
 from mxq.graph.tensors import PerBatch, Tensor, affine, size_of
 from mxq.runtime import load_model, tensors_of, write_pair
 
@@ -177,6 +177,15 @@ def test_all_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
     assert "'d' (Dropout): this attribute has no like in ONNX: mode 'always' draws at random" in text
     assert "'g' (gamma): there is no row for this operator" in text
     assert "'l' (LRN): this output is not made: output 1" in text
+
+
+def test_an_output_that_is_not_made_is_named() -> None:
+    model = build("d = Dropout(data)", "y = elemwise_mul(data, d:1)", "return y")
+    refs = dict.fromkeys([Ref("data"), Ref("d"), Ref("d", 1), Ref("y")], Tensor((2, 3)))
+    with pytest.raises(
+        QuantizeError, match=r"^1 operator cannot .*: 'd' \(Dropout\): this output is not made: output 1"
+    ):
+        backend.lower(model, refs)
 
 
 def test_int8_is_refused(tmp_path: Path) -> None:

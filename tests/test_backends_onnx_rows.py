@@ -271,6 +271,7 @@ CASES: dict[str, list[Case]] = {
             f'kernel="(3, 3)" pool_type="avg" stride="(2, 2)" pad="(1, 1)" pooling_convention="{convention}" '
             f'count_include_pad="{counted}"' for convention in ("valid", "full") for counted in (True, False)
         )),
+        *one("Pooling", 'kernel="(3, 3)" pool_type="avg" pad="(1, 1)" count_include_pad="None"'),
         *one("Pooling", *(f'pool_type="{kind}" global_pool="True"' for kind in ("max", "avg", "sum"))),
         *one("Pooling", *(f'kernel="(2, 2)" pool_type="lp" p_value="{p}" stride="(2, 2)"' for p in (1, 2, 3)),
              span=(0.1, 2)),
@@ -278,7 +279,10 @@ CASES: dict[str, list[Case]] = {
         *one("Pooling", 'kernel="(3,)" pool_type="max" pooling_convention="full" stride="(2,)"', shape=(4, 8)),
         *one("Pooling", 'kernel="(2, 2, 2)" pool_type="avg"', shape=(2, 4, 4, 4)),
     ],
-    "Pooling_v1": one("Pooling_v1", 'kernel="(3, 3)" pool_type="max"', 'kernel="(3, 3)" pool_type="avg"'),
+    "Pooling_v1": one(
+        "Pooling_v1", 'kernel="(3, 3)" pool_type="max"', 'kernel="(3, 3)" pool_type="avg"',
+        'kernel="(2, 2)" pool_type="avg" stride="(2, 2)" pooling_convention="full"',
+    ),
     "_contrib_AdaptiveAvgPooling2D": one("_contrib_AdaptiveAvgPooling2D", 'output_size="(1,)"', 'output_size="(3, 4)"',
                                          'output_size="(5, 9)"'),
     # images
@@ -356,6 +360,7 @@ CASES: dict[str, list[Case]] = {
     # reductions and order
     **{op: one(op, "", 'axis="1"', 'axis="(2, 3)" keepdims="True"', 'axis="1" exclude="True"', span=(0.8, 1.2))
        for op in ("sum", "mean", "max", "min", "prod")},
+    "sum": one("sum", "", 'axis="1"', 'axis="(2, 3)" keepdims="True"', 'axis="(0, 1, 2, 3)" exclude="True"'),
     "norm": one("norm", 'axis="1"', 'ord="1" axis="2" keepdims="True"', ""),
     "argmax": one("argmax", 'axis="1"', 'axis="-1" keepdims="True"', ""),
     "argmin": one("argmin", 'axis="2"'),

@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     tasks.add_arguments(parser)
     parser.add_argument("--test-data", type=Path, help="as --data, to measure on; default: --data")
     parser.add_argument("--bits", type=int, default=2, help="of weights and activations, 2 to 8")
-    known = "onednn, tensorrt, acl, tvm, snpe, fbgemm or academic (8 bits at both ends)"
+    known = "onednn, tensorrt, acl, tvm, snpe, fbgemm, onnx or academic (8 bits at both ends)"
     parser.add_argument("--hardware", help=f"{known}; default: onednn at 8 bits, else academic")
     parser.add_argument("--algorithm", default="lsq", help="how ranges are learned: lsq, pact, dorefa, dsq, qil, ...")
     parser.add_argument("--train-images", type=int, default=3000)

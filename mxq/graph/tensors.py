@@ -52,8 +52,3 @@ def affine(batches: Sequence[int], sizes: Sequence[int]) -> Side | None:
     if rest or any(times * batch + plus != size for batch, size in zip(batches, sizes, strict=True)):
         return None
     return PerBatch(times, plus) if times else plus
-
-
-def text_of(shape: Iterable[Side]) -> str:
-    """The shape for messages, such as "(batch, 3, 224, 224)"."""
-    return f"({', '.join(map(str, shape))})"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mxq.backends.onnx.context import Builder, Context, Feed, FloatFeed, Operator, Unfit, Why, plain
+from mxq.backends.onnx.context import Builder, Context, Feed, FloatFeed, Operator, Result, Unfit, Why, plain
 from mxq.backends.onnx.table import row_of
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Node, Ref
@@ -92,12 +92,22 @@ def _node(builder: Builder, node: Node) -> Refusal | None:
         row = row_of(node.op)
         if row is None:
             raise Unfit(Why.OPERATOR)
-        result = row.lower(Context(node, builder))
+        made = _made(builder, node, row.lower(Context(node, builder)))
     except Unfit as unfit:
         _bind(builder, node, [node.name] * MOST_OUTPUTS)
         return Refusal(node.name, node.op, unfit.why, unfit.detail)
-    _name(builder, node, since, (result,) if isinstance(result, str) else result)
+    _name(builder, node, since, made)
     return None
+
+
+def _made(builder: Builder, node: Node, result: Result) -> Sequence[str]:
+    """What a row gives, if it is all that is read of the node."""
+    made, graph = (result,) if isinstance(result, str) else result, builder.model.graph
+    refs = [*graph.heads, *(ref for reader in graph.consumers[node.name] for ref in reader.inputs)]
+    last = max((ref.output for ref in refs if ref.name == node.name), default=0)
+    if last >= len(made):
+        raise Unfit(Why.OUTPUT, f"output {last}")
+    return made
 
 
 def _variable(builder: Builder, node: Node) -> None:
@@ -147,4 +157,5 @@ def _copied(builder: Builder, tensor: str, head: str) -> str:
 def _listed(refusals: Sequence[Refusal]) -> str:
     more = f"; and {len(refusals) - SHOWN} more" if len(refusals) > SHOWN else ""
     shown = "; ".join(map(str, refusals[:SHOWN]))
-    return f"{len(refusals)} operators cannot be written as ONNX: {shown}{more}"
+    count = "1 operator" if len(refusals) == 1 else f"{len(refusals)} operators"
+    return f"{count} cannot be written as ONNX: {shown}{more}"

@@ -239,7 +239,7 @@ def multibox_detection(c: Context) -> str:
     if not 0 < limit <= 1:
         raise Unfit(Why.ATTRIBUTE, f"nms_threshold is {limit}; allowed: above 0, up to 1")
     if c.node.integer("background_id", 0) != 0:
-        raise Unfit(Why.ATTRIBUTE, "background_id; allowed: 0")
+        raise Unfit(Why.ATTRIBUTE, f"background_id is {c.node.attrs['background_id']}; allowed: 0")
     count = min(topk, total) if topk > 0 else total
     classes = c.sliced(c.read(), 1, 1)
     scores = c.emit("ReduceMax", classes, axes=[1], keepdims=0)

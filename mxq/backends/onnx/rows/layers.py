@@ -28,41 +28,34 @@ def _bias(c: Context, no_bias: bool) -> Sequence[str]:
     return [] if c.node.flag("no_bias", no_bias) or len(c.node.inputs) < 3 else [c.weight(2)]
 
 
-def convolution(c: Context) -> str:
-    """``mxnet/src/operator/nn/convolution.cc``: the same sums as ONNX's ``Conv``."""
+def _sums(c: Context, kind: str, *, no_bias: bool, **more: Sequence[int]) -> str:
+    """A layer of kernels; ``no_bias`` is what its attribute is where it is not there."""
     channels_first(c)
     pad = per_axis(c, "pad", 0)
     return c.emit(
-        "Conv",
+        kind,
         c.read(),
         c.weight(1),
-        *_bias(c, no_bias=False),
+        *_bias(c, no_bias),
         kernel_shape=list(c.node.ints("kernel")),
         strides=per_axis(c, "stride", 1),
         dilations=per_axis(c, "dilate", 1),
         pads=[*pad, *pad],
         group=c.node.integer("num_group", 1),
+        **more,
     )
+
+
+def convolution(c: Context) -> str:
+    """``mxnet/src/operator/nn/convolution.cc``: the same sums as ONNX's ``Conv``."""
+    return _sums(c, "Conv", no_bias=False)
 
 
 def deconvolution(c: Context) -> str:
     """``deconvolution-inl.h``: ``adj`` adds to the far end of each axis, as ``output_padding`` does."""
-    channels_first(c)
     if any(c.node.ints("target_shape")):
-        raise Unfit(Why.ATTRIBUTE, "target_shape; allowed: pad and adj")
-    pad = per_axis(c, "pad", 0)
-    return c.emit(
-        "ConvTranspose",
-        c.read(),
-        c.weight(1),
-        *_bias(c, no_bias=True),
-        kernel_shape=list(c.node.ints("kernel")),
-        strides=per_axis(c, "stride", 1),
-        dilations=per_axis(c, "dilate", 1),
-        pads=[*pad, *pad],
-        output_padding=per_axis(c, "adj", 0),
-        group=c.node.integer("num_group", 1),
-    )
+        raise Unfit(Why.ATTRIBUTE, f"target_shape is {c.node.attrs['target_shape']}; allowed: pad and adj")
+    return _sums(c, "ConvTranspose", no_bias=True, output_padding=per_axis(c, "adj", 0))
 
 
 def fully_connected(c: Context) -> str:

@@ -12,13 +12,6 @@ from mxq.backends.onnx.row import Row, Rows, rows_of
 from mxq.graph.tensors import Side, size_of
 
 
-def _only_first_output(c: Context) -> None:
-    read = {ref.output for node in c.builder.model.graph for ref in node.inputs if ref.name == c.node.name}
-    read |= {ref.output for ref in c.builder.model.graph.heads if ref.name == c.node.name}
-    if read - {0}:
-        raise Unfit(Why.OUTPUT, f"output {max(read)}, a statistic of the batch")
-
-
 def _along(c: Context, axis: int, place: int) -> str:
     """A vector of parameters, shaped so that it broadcasts along ``axis``."""
     shape = tuple(c.shape(place)[0] if i == axis else 1 for i in range(c.rank()))
@@ -27,7 +20,6 @@ def _along(c: Context, axis: int, place: int) -> str:
 
 def batch_norm(c: Context) -> str:
     """``batch_norm.cc`` in inference; ``fix_gamma``, which is the default, takes 1 in place of gamma."""
-    _only_first_output(c)
     axis, fixed = c.axis("axis", 1), c.node.flag("fix_gamma", True)
     x, axes = c.read(), [*range(c.rank())]
     if axis != 1:
@@ -43,7 +35,6 @@ def batch_norm_relu(c: Context) -> str:
 
 
 def layer_norm(c: Context) -> str:
-    _only_first_output(c)
     axis, eps = c.axis("axis", -1), c.node.number("eps", 1e-5)
     if axis == c.rank() - 1:
         return c.emit("LayerNormalization", c.read(), c.weight(1), c.weight(2), axis=-1, epsilon=eps)
@@ -62,7 +53,6 @@ def instance_norm(c: Context) -> str:
 
 def group_norm(c: Context) -> str:
     """``group_norm-inl.h`` of 1.9.1: gamma and beta are of groups, so a group is an instance's channel."""
-    _only_first_output(c)
     groups, eps = c.node.integer("num_groups", 1), c.node.number("eps", 1e-5)
     batch, *rest = c.shape()
     values = whole(size_of(rest), "the size of an example")
@@ -80,7 +70,6 @@ def l2_normalization(c: Context) -> str:
 
 
 def lrn(c: Context) -> str:
-    _only_first_output(c)
     return c.emit(
         "LRN",
         c.read(),

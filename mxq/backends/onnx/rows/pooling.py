@@ -62,12 +62,15 @@ def _max(c: Context) -> str:
 
 
 def _mean(c: Context, kind: str, x: str) -> str:
-    """An average, or a sum. Padding beyond what was asked for does not count, which ``Mul`` makes up for."""
-    whole = kind == "sum" or c.node.flag("count_include_pad", True)
-    y = c.emit("AveragePool", x, **_attributes(c), count_include_pad=int(whole))
+    """An average, or a sum. Padding beyond what was asked for does not count, which ``Mul`` makes up for.
+
+    That of ``pooling_v1-inl.h`` divides by the whole kernel everywhere.
+    """
+    padded = kind == "sum" or c.node.flag("count_include_pad", True)
+    y = c.emit("AveragePool", x, **_attributes(c), count_include_pad=int(padded))
     if kind == "sum":
         return c.emit("Mul", y, c.number(int(np.prod(c.node.ints("kernel")))))
-    if not whole or all(w[3] == w[4] for w in _windows(c)):
+    if c.node.op == "Pooling_v1" or not padded or all(w[3] == w[4] for w in _windows(c)):
         return y
     factor: Array = np.ones((), np.float32)
     for window in _windows(c):

@@ -23,6 +23,8 @@ def axes_of(c: Context) -> list[int]:
 def _reduced(c: Context, kind: str, x: str) -> str:
     """Without axes that are not kept; of a single number MXNet keeps one."""
     axes = axes_of(c)
+    if not axes:  # ``exclude`` of all; to ONNX no axes are all of them
+        return x
     keeps = int(len(c.made.shape) == c.rank())
     if kind == "ReduceSum":  # its axes are an input since opset 13
         y = c.emit(kind, x, c.integers(*axes), keepdims=keeps)
