@@ -203,7 +203,9 @@ class TestFit:
 
 
 class TestKills:
-    def test_killed_at_any_moment_it_ends_with_the_same_bytes(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", ["float", "qat"])
+    def test_killed_at_any_moment_it_ends_with_the_same_bytes(self, kind: str, tmp_path: Path) -> None:
+        """Learned steps and BatchNorm's statistics too."""
         killed, whole = tmp_path / "killed", tmp_path / "whole"
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of a batch depend on how many threads share them
         for folder, moment, count in (
@@ -213,7 +215,7 @@ class TestKills:
             (killed, "step", 9),
             (killed, "none", 0),
         ):
-            command = [sys.executable, training.__file__, str(folder), moment, str(count)]
+            command = [sys.executable, training.__file__, str(folder), moment, str(count), kind]
             ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
             assert ended.returncode == (0 if moment == "none" else -9), ended.stderr
         assert files(killed) == files(whole)
