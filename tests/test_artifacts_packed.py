@@ -178,7 +178,9 @@ class TestErrors:
 
     def test_sparse_parameters(self, tmp_path: Path) -> None:
         (tmp_path / "a-symbol.json").write_text("{}")
-        mx.nd.save(str(tmp_path / "a-0000.params"), {"arg:w": mx.nd.ones((4, 4)).tostype("row_sparse")})
+        sparse = mx.nd.ones((4, 4)).tostype("row_sparse")
+        sparse.wait_to_read()  # mx.nd.save does not
+        mx.nd.save(str(tmp_path / "a-0000.params"), {"arg:w": sparse})
         with pytest.raises(FormatError, match="cannot be packed bit for bit"):
             mxq.pack(tmp_path / "a")
 

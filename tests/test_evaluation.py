@@ -240,7 +240,9 @@ def mislabelled(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_failures_name_the_partition() -> None:
     with pytest.raises(mxq.DataError, match="partition '3': batch 1: label 8 in a network of 8 classes"):
         evaluate(partitions(mislabelled))
-    with pytest.raises(mxq.DataError, match="partition '0': ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        mxq.DataError, match="partition '0': batch 1: the metric raised ZeroDivisionError: division by zero"
+    ):
         evaluate(partitions(), metric=lambda outputs, labels: {"a": 1 / 0})
 
 

@@ -199,7 +199,7 @@ class TestDeployed:
         x = -np.exp(np.random.default_rng(1).uniform(-9, 9, (5000, 1))).astype(np.float32)
         _, params = get("max").deployed(site, x.reshape(site.folded(x.shape)), {})
         assert (params.quantize(x) == -128).all()
-        assert (MXNET.covering(site.spec, x).quantize(x) == -127).mean() > 0.2
+        assert (MXNET.covering(site.spec, x).quantize(x) == -127).mean() > 0.1
 
 
 HOSTILE = (0.0, -0.0, -0.3, 1e-30, -1e-30, 1e30, 2.0**-126, 1.0)

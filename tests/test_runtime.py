@@ -362,7 +362,7 @@ class TestWritePair:
     def test_a_scalar_gets_the_one_axis_that_mxnet_gives_it(self, tmp_path: Path) -> None:
         write_params(tmp_path / "a", {"arg:x": np.float32(3)})
         assert load_params(tmp_path / "a")["x"].tolist() == [3.0]
-        with pytest.raises(RuntimeFailure, match=r"parameter 'arg:x' is complex128; allowed: a type that MXNet has"):
+        with pytest.raises(RuntimeFailure, match=r"parameter 'arg:x' is complex128; allowed: float32, .*, bool"):
             write_params(tmp_path / "a", {"arg:x": np.ones(2, np.complex128)})
 
     def test_a_missing_directory(self, tmp_path: Path) -> None:
