@@ -306,7 +306,7 @@ def _about_mutated(name: str, content: bytes, rng: Random) -> bytes:
         return content
     try:
         about = json.loads(np.load(io.BytesIO(content)).tobytes())
-    except Exception:  # noqa: BLE001  (mutated before, and numpy trusts what it reads)
+    except Exception:  # mutated before, and numpy trusts what it reads
         return bytes_mutated(content, rng)
     return binary.npy(np.frombuffer(_bytes(mutated(about, rng)), np.uint8))
 

@@ -116,6 +116,7 @@ def params(where: Path, mx: Any) -> None:
     table["aux:one"] = mx.nd.ones((1,))
     table["arg:rows"] = mx.nd.sparse.row_sparse_array((np.ones((2, 3), np.float32), [1, 3]), shape=(5, 3))
     table["arg:columns"] = mx.nd.sparse.csr_matrix(np.eye(3, dtype=np.float32))
+    mx.nd.waitall()  # MXNet writes an array that it has not made yet as none
     mx.nd.save(str(where / "kinds.params"), table)
     mx.nd.save(str(where / "unnamed.params"), [mx.nd.ones((2, 3))])
     with mx.util.np_shape(True):
@@ -124,7 +125,7 @@ def params(where: Path, mx: Any) -> None:
             "arg:empty": mx.nd.zeros((0, 3)),
             "arg:b": mx.nd.ones(2),
         }
-        mx.nd.waitall()  # MXNet writes an array that it has not made yet as none
+        mx.nd.waitall()
         mx.nd.save(str(where / "numpy.params"), zero)
     (where / "oldest.params").write_bytes(oldest({"arg:a": np.ones((2, 3), np.float32)}, first=2))
     (where / "old.params").write_bytes(oldest({"arg:a": np.ones((2, 3), np.float32)}, first=0xF993FAC8))
