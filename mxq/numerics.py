@@ -12,6 +12,8 @@ from mxq.errors import ConfigError
 
 LARGEST: Final = float(np.finfo(np.float32).max)
 """The largest float32."""
+TO_WHOLE: Final = 1.5 * 2.0**23
+"""Added to a float32 below 2^22 and taken away, it leaves the nearest whole number, of two the even one."""
 
 
 def sqnr_db(reference: ArrayLike, value: ArrayLike) -> float:

@@ -19,10 +19,8 @@ from typing import Final
 from mxq.backends import Backend, BackendSpec, Lowered, get
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Node, Ref, toposort
+from mxq.numerics import TO_WHOLE
 from mxq.quant import INT8, MXNET, UINT8, QParams, QuantizedNetwork
-
-MAGIC: Final = 1.5 * 2.0**23
-"""Added to a float32 below 2^22 and taken away, it leaves the nearest integer, of two the even one."""
 
 
 def simulate(network: QuantizedNetwork) -> Model:
@@ -143,8 +141,8 @@ def _fake_steps(params: QParams, offset: float) -> Iterator[tuple[str, dict[str,
         yield "_plus_scalar", {"scalar": repr(offset)}
     yield "_mul_scalar", {"scalar": repr(scale)}
     yield "clip", {"a_min": repr(low - 1.0), "a_max": repr(high + 1.0)}
-    yield "_plus_scalar", {"scalar": repr(MAGIC)}
-    yield "_minus_scalar", {"scalar": repr(MAGIC)}
+    yield "_plus_scalar", {"scalar": repr(TO_WHOLE)}
+    yield "_minus_scalar", {"scalar": repr(TO_WHOLE)}
     yield "clip", {"a_min": repr(float(low)), "a_max": repr(float(high))}
     yield "_div_scalar", {"scalar": repr(scale)}
     if offset:

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from mxq.errors import FormatError
 from mxq.graph.ir import Node, Ref
+from mxq.numerics import TO_WHOLE
 from mxq.qat.folding import FoldedPair
 
-_MAGIC: Final = 1.5 * 2.0**23
 _MOST: Final = 2.0**22
 _LEAST: Final = 2.0**-60
 """Of a factor of BatchNorm that is divided by."""
@@ -106,7 +106,7 @@ class BiasNodes:
         """``ref`` and what rounding to units of ``1 / scale`` adds to ``bias``; the gradient is that of ``ref``."""
         units = self._op("broadcast_mul", bias, scale)
         units = self._op("clip", units, a_min=repr(-_MOST), a_max=repr(_MOST))
-        whole = self._op("_minus_scalar", self._op("_plus_scalar", units, scalar=repr(_MAGIC)), scalar=repr(_MAGIC))
+        whole = self._op("_minus_scalar", self._op("_plus_scalar", units, scalar=repr(TO_WHOLE)), scalar=repr(TO_WHOLE))
         added = self._op("broadcast_div", self._op("elemwise_sub", whole, units), scale)
         return self._op("elemwise_add", ref, self._op("BlockGrad", added))
 

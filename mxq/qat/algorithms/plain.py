@@ -7,14 +7,14 @@ estimator, without a word about it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from mxq.graph.ir import Node, Ref
+from mxq.numerics import TO_WHOLE
 from mxq.qat.algorithms.grid import LEAST_STEP, MOST_STEP, NO_RANGE, ends_of, has_range
 from mxq.qat.algorithms.protocol import Site, scale_name
 from mxq.quant.scheme import ZERO_RANGE_SCALE
 
-_MAGIC: Final = 1.5 * 2.0**23
 End: TypeAlias = Ref | float
 
 
@@ -55,7 +55,7 @@ class Plain:
 
     def round(self, x: Ref) -> Ref:
         """The nearest whole number, straight through."""
-        return self.scalar("minus", self.scalar("plus", x, _MAGIC), _MAGIC)
+        return self.scalar("minus", self.scalar("plus", x, TO_WHOLE), TO_WHOLE)
 
     def beside(self, parameter: Ref) -> Ref:
         """A parameter (C,) in a shape that goes with `x`."""
