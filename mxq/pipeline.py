@@ -471,7 +471,12 @@ def simulation(prepared: Prepared) -> dict[str, object]:
 def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
     missing = [str(r) for r in prepared.plan.observe if str(r) not in calibrated.thresholds]
     if missing:
-        raise CalibrationError(f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all)")
+        coding = prepared.coding
+        of = f"(simulate=True, hardware={coding.hardware.name!r})" if prepared.config.simulate else ""
+        raise CalibrationError(
+            f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all); allowed: those that calibrate{of} "
+            "finds for this network with the settings that are given here"
+        )
 
 
 @dataclass(frozen=True)

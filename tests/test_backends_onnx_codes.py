@@ -18,7 +18,7 @@ from graphs import build, run
 from mxq.backends import onnx as backend
 from mxq.cli import app
 from mxq.config import QuantConfig
-from mxq.errors import ConfigError, QuantizeError
+from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.graph.ir import toposort
 from mxq.runtime import load_model, tensors_of
 from mxq.workflow import Given, quantize
@@ -57,6 +57,15 @@ def net() -> Any:
     found.hybridize()
     found(mx.nd.zeros((1, *EXAMPLE)))
     return found
+
+
+def parts_of(net: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Symbol, parameters and states of a block."""
+    symbol = net(mx.sym.var("data"))
+    table = {name: value.data() for name, value in net.collect_params().items()}
+    states = symbol.list_auxiliary_states()
+    args = {name: value for name, value in table.items() if name not in states}
+    return symbol, args, {name: table[name] for name in states}
 
 
 def data(count: int = 32, seed: int = 0) -> np.ndarray:
@@ -185,7 +194,33 @@ def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, 2, 4)).astype(np.float32)
 
 
+class TestShapes:
+    @pytest.mark.parametrize("effort", ["fast", "default"])
+    def test_of_data_that_is_read_once(self, net: Any, tmp_path: Path, effort: str) -> None:
+        """A generator, a DataIter: the same file as of an array, without input_shape."""
+        x = data(16)
+        mxq.export_onnx(net, tmp_path / "whole.onnx", [x[:8], x[8:]], effort=effort)
+        for name, once in (("gen", iter([x[:8], x[8:]])), ("iter", mx.io.NDArrayIter(x, batch_size=8))):
+            mxq.export_onnx(net, tmp_path / f"{name}.onnx", once, effort=effort)
+            assert (tmp_path / f"{name}.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+    def test_missing_ones_are_said_before_calibration(self, net: Any, tmp_path: Path, caplog: Any) -> None:
+        symbol, args, aux = parts_of(net)
+        ranges = mxq.calibrate(net, data(8), simulate=True, hardware="onnx")
+        caplog.clear()
+        with pytest.raises(ConfigError, match="shape of input 'data' is not known; give input_shape"):
+            mxq.export_onnx((symbol, args, aux), tmp_path / "net.onnx", thresholds=ranges)
+        assert not [record for record in caplog.records if "simulated" in record.message]
+        mxq.export_onnx((symbol, args, aux), tmp_path / "net.onnx", thresholds=ranges, input_shape=EXAMPLE)
+
+
 class TestErrors:
+    def test_ranges_of_a_pair(self, net: Any, tmp_path: Path) -> None:
+        """A pair has other codes; the error says how to calibrate."""
+        found = mxq.calibrate(net, data(8))
+        with pytest.raises(CalibrationError, match=r"that calibrate\(simulate=True, hardware='onnx'\) finds"):
+            mxq.export_onnx(net, tmp_path / "net.onnx", thresholds=found, input_shape=EXAMPLE)
+
     def test_settings(self, net: Any, tmp_path: Path) -> None:
         target = tmp_path / "net.onnx"
         for options, match in (

@@ -98,12 +98,13 @@ def _quantized(
         value = getattr(config, name)
         if value != getattr(QuantConfig(), name) and (name, value) != ("hardware", HARDWARE):
             raise ConfigError(f"{name} is {value!r} for an ONNX file; allowed: the default")
-    opened = Opened.of(net, given, replace(config, simulate=True, hardware=HARDWARE), epoch, logger)
+    again = isinstance(given.data, Iterator) or None  # the shape of an example is in what is read once
+    opened = Opened.of(net, given, replace(config, simulate=True, hardware=HARDWARE), epoch, logger, again=again)
+    examples = _examples(net, opened.prepared.source, shapes, _fed(opened.batches))
     made = opened.quantized()
     if made.network is None:
         raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
-    fed = {} if isinstance(opened.given.data, Iterator) else _fed(opened.batches)
-    return made.network, _examples(net, opened.prepared.source, shapes, fed)
+    return made.network, examples
 
 
 def _fed(batches: Iterable[Feed] | None) -> dict[str, Shape]:
