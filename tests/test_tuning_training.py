@@ -17,9 +17,10 @@ import mxnet as mx
 from small_training import data, net
 
 from mxq.errors import ConfigError, DataError, TrainingError
+from mxq.graph.ir import Graph, Node
 from mxq.graph.serde import write_symbol
 from mxq.qat import TrainConfig, preparing
-from mxq.runtime import load_model
+from mxq.runtime import load_model, to_block
 from mxq.tuning import training
 
 SCHEDULE = TrainConfig(epochs=2, lr=0.02, batch_size=16, warmup_epochs=0.5)
@@ -75,6 +76,19 @@ def test_training_starts_from_the_statistics_of_the_search(score: Scores, monkey
     """The float network is not run over the calibration data again."""
     monkeypatch.delattr(preparing, "_batches")
     assert tuned(score).best.settings.training == SCHEDULE
+
+
+def test_it_does_so_of_a_network_that_ends_in_a_softmax(
+    score: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains without the softmax; statistics in a workdir name the network that has it."""
+    monkeypatch.delattr(preparing, "_batches")
+    model = load_model(float_net())
+    last = Node("probabilities", "softmax", {}, model.graph.heads)
+    block = to_block(model.with_graph(Graph((*model.graph.nodes, last), (last.out,), model.graph.attrs)))
+    given = {"train_data": LABELLED, "training": SCHEDULE}
+    found = mxq.tune(block, mx.nd.array(LABELLED[0]), score, max_drop=0.1, workdir=tmp_path, **given)
+    assert found.best.settings.training == SCHEDULE
 
 
 def test_it_does_not_where_something_else_does() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,14 @@ class Seen:
     statistics: Statistics
 
     def covers(self, plan: Prepared) -> bool:
-        """Whether all tensors that ``plan`` asks for are among them: made by the same nodes, of the same parameters."""
+        """Whether all that ``plan`` asks for is among them: of tensors by the same nodes, of the same parameters.
+
+        The rest of the networks may differ: one trains without the softmax at its end.
+        """
         fused, known = plan.fused, self.fused.graph.by_name
+        states = self.statistics.states
         return (
-            all(str(ref) in self.statistics.states for ref in pipeline.wanted(plan))
+            all(str(r) in states and o.reads(states[str(r)].statistic) for r, o in pipeline.wanted(plan).items())
             and all(known.get(node.name) == node for node in fused.graph)
             and all(_same(value, self.fused.args.get(name)) for name, value in fused.args.items())
             and all(_same(value, self.fused.auxs.get(name)) for name, value in fused.auxs.items())
@@ -171,7 +175,7 @@ def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runne
     if plan.nothing_int8:
         raise QuantizeError(plan.nothing_int8)
     if seen is not None and seen.covers(plan):
-        calibrated = pipeline.ranges(plan, seen.statistics)
+        calibrated = pipeline.ranges(plan, replace(seen.statistics, network={}))  # see `covers`
     else:
         calibrated = pipeline.calibrate(plan, _batches(calib_data, plan.fused, config), runner)
     found = placed_as_planned(source, decided(plan, calibrated), config)
