@@ -125,6 +125,18 @@ class TestFiles:
         assert (ran.returncode, ran.stdout) == (1, "")
         assert "python NAME-unpack.py NAME-packed.npz [PREFIX]" in ran.stderr
 
+    def test_the_script_writes_beside_its_prefix_alone(self, pair: Path, tmp_path: Path) -> None:
+        file, script = mxq.pack(pair, tmp_path / "net")
+        with np.load(file) as archive:
+            sums = json.loads(archive["about"].tobytes())["sha256"]
+        away = {"params": "/../x.params", "sha256": {**sums, "/../x.params": sums["-0000.params"]}}
+        del away["sha256"]["-0000.params"]
+        (tmp_path / "net").mkdir()
+        run = subprocess.run([sys.executable, script, changed(file, about=away)], capture_output=True, check=False)
+        assert run.returncode == 1
+        assert b"is damaged" in run.stderr
+        assert not list(tmp_path.rglob("*x.params"))
+
     def test_saved_at_once(self, pair: Path, tmp_path: Path) -> None:
         files = mxq.save(mxq.load(pair), tmp_path / "net-int8", packed=True)
         assert sorted(tmp_path.iterdir()) == sorted(files)

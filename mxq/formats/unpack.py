@@ -51,7 +51,8 @@ def main(packed: str, prefix: str = "") -> None:
         about = json.loads(archive["about"].tobytes())
         found = {ending: archive[ending].tobytes() for ending in about["texts"]}
         found[about["params"]] = b"".join(params(dict(tensors(archive, about["names"])), about["magic"]))
-    if {ending: hashlib.sha256(content).hexdigest() for ending, content in found.items()} != about["sha256"]:
+    sums = {ending: hashlib.sha256(content).hexdigest() for ending, content in found.items()}
+    if sums != about["sha256"] or any("/" in ending or "\\" in ending for ending in found):
         sys.exit(f"{packed} is damaged")
     for ending, content in found.items():
         Path((prefix or packed.removesuffix("-packed.npz")) + ending).write_bytes(content)
