@@ -150,6 +150,7 @@ def test_an_older_record_calls_what_was_assumed_supposed() -> None:
     older = record.to_json(replace(REPORT, saturation=kept))
     older["saturation"]["a"]["supposed"] = older["saturation"]["a"].pop("assumed")
     assert record.from_json(older).saturation == kept
+    assert not kept["a"].supposed  # scripts of then ask for it
     older["saturation"]["a"] = "damaged"
     with pytest.raises(FormatError, match=r"^mxq report is damaged: .*saturation"):
         record.from_json(older)

@@ -150,6 +150,11 @@ class SaturationRecord:
     noise: float = 0.0
     noise_with_vnni: float = 0.0
 
+    @property
+    def supposed(self) -> bool:
+        """What `assumed` was called in older releases."""
+        return self.assumed
+
 
 @dataclass(frozen=True, slots=True)
 class InputRecord:
