@@ -525,7 +525,7 @@ def save(quantized: Any, prefix: str | Path, *, packed: bool = False) -> tuple[P
     with TemporaryDirectory() as folder:
         inside = Path(folder) / target.name
         pair.write(runtime.load_model(quantized), report, inside)
-        return _told(packing.pack(inside, target)).files
+        return packing.pack(inside, target).files
 
 
 def pack(prefix: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
@@ -546,7 +546,7 @@ def pack(prefix: str | Path, out: str | Path | None = None) -> tuple[Path, ...]:
         StorageError: a file cannot be written.
     """
     target = None if out is None else _written_prefix(out, "out")
-    return _told(packing.pack(path_given("prefix", prefix), target)).files
+    return packing.pack(path_given("prefix", prefix), target).files
 
 
 def unpack(file: str | Path, prefix: str | Path | None = None) -> tuple[Path, ...]:
@@ -573,13 +573,6 @@ def _written_prefix(prefix: str | Path, name: str = "prefix") -> Path:
     if target.name in ("", "..") or os.fspath(prefix).endswith("/"):
         raise FormatError(f"{name} is {str(prefix)!r}; allowed: a path whose last part begins the files' names")
     return target
-
-
-def _told(found: packing.Packing) -> packing.Packing:
-    """What packing has come to, after a warning of what stays float32."""
-    if found.whole:
-        LOG.warning("%s", found.advice)
-    return found
 
 
 def load(prefix: str | Path, epoch: int | None = None) -> LoadedBlock:

@@ -24,6 +24,7 @@ from mxq.formats.documents import converted, parse_json
 from mxq.formats.params import V2, V3, read_params
 from mxq.formats.reading import opened
 from mxq.graph.ir import Array
+from mxq.logs import LOG
 from mxq.storage.checksums import SUFFIX, intact, params_of, path_of
 from mxq.storage.locks import tidy
 from mxq.storage.writing import is_file, replacing
@@ -89,6 +90,8 @@ class Packing:
 def pack(prefix: Path, out: Path | None = None) -> Packing:
     """Writes ``out-packed.npz`` and ``out-unpack.py`` of the pair ``prefix``, both or none; ``out`` is it by default.
 
+    A warning names weights that stay float32.
+
     Raises:
         FormatError: a file of the pair is missing, damaged or changed, or its parameters are not as mxq writes them.
         StorageError: a file cannot be written.
@@ -112,7 +115,10 @@ def pack(prefix: Path, out: Path | None = None) -> Packing:
     parts = {name: packed(array) for name, array in table.items()}
     files = _write(out or prefix, about, texts, table, parts)
     whole = tuple(name for name, array in table.items() if parts[name] is None and array.ndim > 1)
-    return Packing(files, files[0].stat().st_size, len(content) + sum(map(len, texts.values())), whole)
+    found = Packing(files, files[0].stat().st_size, len(content) + sum(map(len, texts.values())), whole)
+    if whole:
+        LOG.warning("%s", found.advice)
+    return found
 
 
 def _is_written_as_here(table: Mapping[str, Array], magic: int, content: bytes) -> bool:

@@ -11,7 +11,6 @@ from mxq.artifacts import packed
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show
 from mxq.cli.options import Json, Prefix, option, prefix_of
-from mxq.logs import LOG
 from mxq.text import megabytes
 
 Out = Annotated[
@@ -24,8 +23,6 @@ Out = Annotated[
 def pack(prefix: Prefix, out: Out = None, as_json: Json = False) -> None:
     """Write an INT8 network as codes and scales: PREFIX-packed.npz, and PREFIX-unpack.py, which needs numpy alone."""
     found = packed.pack(prefix_of(prefix), out)
-    if found.whole:
-        LOG.warning("%s", found.advice)
     if as_json:
         print_json(found.to_json())
         return

@@ -133,18 +133,17 @@ class CodeFeed(FloatFeed):
 
 
 def _through_codes(builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
-    kind = np.int8 if params.spec.signed else np.uint8
-    parts = builder.constant(params.step, "scale"), builder.constant(params.zero_point.astype(kind), "zero_point")
+    zero = params.zero_point.astype(params.spec.dtype)
+    parts = builder.constant(params.step, "scale"), builder.constant(zero, "zero_point")
     (codes,) = builder.emit(ref.name, "QuantizeLinear", [tensor, *parts], {})
     return builder.emit(ref.name, "DequantizeLinear", [codes, *parts], {})[0]
 
 
 def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tuple[int, ...]) -> str:
-    kind = np.int8 if params.spec.signed else np.uint8
     values: dict[str, Array] = {
-        "codes": np.ascontiguousarray(params.quantize(value).astype(kind).transpose(axes)),
+        "codes": np.ascontiguousarray(params.quantize(value).transpose(axes)),
         "scale": params.step,
-        "zero_point": np.asarray(params.zero_point.astype(kind)),
+        "zero_point": np.asarray(params.zero_point.astype(params.spec.dtype)),
     }
     axis = None if params.spec.axis is None else axes.index(params.spec.axis)
     return _dequantized(builder, name, values, axis)
