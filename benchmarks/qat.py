@@ -5,11 +5,12 @@
     MXQ_DATA=... python benchmarks/qat.py results.jsonl --part hardware strategies --train 2000 --epochs 4
     python benchmarks/qat.py results.jsonl --show                                              # the tables alone
 
-Each line of the file is one run; runs that are in it are not repeated, so that the whole may be made in pieces. A run
-fine-tunes for ``--epochs`` on the first ``--train`` images, each time mirrored or not and shifted by up to 4 pixels,
-and measures on the 2,000 that follow the first 8,000, after the last epoch: nothing is chosen by what is reported.
-Scores are top-1 in percent, the mean over seeds and the standard deviation; the standard error of one score is 0.8
-points (2,000 images).
+Each line of the file is one run; runs that are in it are not repeated, so that the whole may be made in pieces. All
+runs of a network start from the same float network, fine-tuned for ``--before`` epochs first (kept beside the file).
+A run then fine-tunes for ``--epochs``, in float or with quantization, on the first ``--train`` images, each time
+mirrored or not and shifted by up to 4 pixels, and measures on the 2,000 that follow the first 8,000, after the last
+epoch: nothing is chosen by what is reported. Scores are top-1 in percent, the mean over seeds and the standard
+deviation; the standard error of one score is 0.8 points (2,000 images).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from rich.table import Table
 
 import mxq
 from mxq.graph.ir import Array
-from mxq.runtime import to_block
+from mxq.qat.floating import float_block, written
+from mxq.runtime import load_model, to_block, write_pair
 
 BITS = (8, 4, 3, 2)
 ALGORITHMS = ("lsq", "pact", "dorefa", "dsq", "qil", "apot")
@@ -80,11 +82,21 @@ class Data:
     test: tuple[Array, Array]
 
     @staticmethod
-    def of(name: str, train: int) -> Data:
+    def of(name: str, options: argparse.Namespace) -> Data:
+        """The images of a network, and the float network from which all its runs start."""
         task = load(name, 0, (TRAINING + EVALUATION) // 20)
         images, labels = task.evaluation, np.asarray(task.truth)
-        test = (images[TRAINING:], labels[TRAINING:])
-        return Data(to_block(task.model), images[:256], (images[:train], labels[:train]), test)
+        train = (images[: options.train], labels[: options.train])
+        data = Data(to_block(task.model), images[:256], train, (images[TRAINING:], labels[TRAINING:]))
+        return replace(data, net=data._start(name, options)) if options.before else data
+
+    def _start(self, name: str, options: argparse.Namespace) -> Any:
+        prefix = options.file.with_name(f"{options.file.stem}-{name}-{options.before}-{options.train}-{options.lr}")
+        if not prefix.with_name(f"{prefix.name}-symbol.json").exists():
+            block = trainable(self.net)
+            mxq.qat.fit(block, Augmented(*self.train), progress=False, epochs=options.before, lr=options.lr)
+            write_pair(written(block), prefix)
+        return to_block(load_model(prefix))
 
     def score(self, block: Any) -> float:
         """Top-1 in percent."""
@@ -127,15 +139,13 @@ def one(data: Data, settings: Settings, seed: int, options: argparse.Namespace) 
 
 def trainable(net: Any) -> Any:
     """The float network as a block that trains."""
-    from mxq.qat.floating import float_block  # noqa: PLC0415  (after mxq has settled the threads)
-    from mxq.runtime import load_model  # noqa: PLC0415
-
     return float_block(load_model(net))
 
 
 def key(net: str, settings: Settings, seed: int, options: argparse.Namespace) -> str:
     """What a line of the file is about."""
-    about = {"net": net, "seed": seed, "train": options.train, "epochs": options.epochs, "lr": options.lr, **settings}
+    schedule = {name: getattr(options, name) for name in ("train", "before", "epochs", "lr")}
+    about = {"net": net, "seed": seed, **schedule, **settings}
     return json.dumps(about, sort_keys=True)
 
 
@@ -153,7 +163,8 @@ def show(known: Mapping[str, dict[str, float]]) -> None:
     tables: dict[str, dict[str, list[dict[str, float]]]] = {}
     for text, scores in known.items():
         about = json.loads(text)
-        head = f"{about.pop('net')}: {about.pop('train')} images, {about.pop('epochs')} epochs, lr {about.pop('lr')}"
+        epochs = f"{about.pop('before', 0)} + {about.pop('epochs')} epochs"
+        head = f"{about.pop('net')}: {about.pop('train')} images, {epochs}, lr {about.pop('lr')}"
         about.pop("seed")
         tables.setdefault(head, {}).setdefault(named(about), []).append(scores)
     for head, rows in tables.items():
@@ -182,6 +193,7 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", default=list(CIFAR), choices=CIFAR)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=TRAINING)
+    parser.add_argument("--before", type=int, default=6, help="epochs in float, from which all runs start")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--show", action="store_true", help="the tables alone")
@@ -194,7 +206,7 @@ def main() -> int:
     tasks: dict[str, Data] = {}
     for net, settings, seed in track(todo, console=Console(stderr=True)):
         if net not in tasks:
-            tasks[net] = Data.of(net, options.train)
+            tasks[net] = Data.of(net, options)
         scores = one(tasks[net], settings, seed, options)
         known[key(net, settings, seed, options)] = scores
         with options.file.open("a") as file:
