@@ -48,7 +48,7 @@ def assert_same(
 ) -> None:
     """The file of ``model`` gives what MXNet gives, for each of the ``batches``."""
     shapes = {name: value.shape[1:] for name, value in batches[0].items()}
-    backend.write(lowered(model, shapes, batch), path, {"mxq.kind": "float"})
+    backend.write(lowered(model, shapes, batch), path)
     opened = session(path)
     assert [one.name for one in opened.get_outputs()] == [str(head) for head in model.graph.heads]
     for feeds in batches:

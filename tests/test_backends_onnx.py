@@ -39,7 +39,7 @@ def residual() -> Model:
 
 
 def write(model: Model, path: Path, **more: Any) -> tuple[Path, ...]:
-    return backend.write(lowered(model, {"data": EXAMPLE}), path, {"mxq.kind": "float"}, **more)
+    return backend.write(lowered(model, {"data": EXAMPLE}), path, **more)
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------
@@ -89,7 +89,8 @@ def test_a_file_says_what_it_is(residual: Model, tmp_path: Path) -> None:
     (path,) = write(residual, tmp_path / "net.onnx")
     found = onnx.load(path)
     assert (found.producer_name, found.producer_version, found.ir_version) == ("mxq", mxq.__version__, 8)
-    assert {p.key: p.value for p in found.metadata_props} == {"mxq.version": mxq.__version__, "mxq.kind": "float"}
+    said = {p.key: p.value for p in found.metadata_props}
+    assert (said["mxq.version"], said["mxq.kind"], len(said["mxq.sha256"])) == (mxq.__version__, "float", 64)
     assert [(o.domain, o.version) for o in found.opset_import] == [("", 17)]
     (given_,), (made,) = found.graph.input, found.graph.output
     sides = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (given_, made)]
@@ -230,7 +231,7 @@ def test_rests_of_integers_have_the_sign_of_the_divisor(tmp_path: Path) -> None:
     """The runner of MXNet refuses integers here: a divisor of 0 ends its process."""
     casts = ('a = Cast(data) dtype="int32"', 'b = Cast(other) dtype="int32"')
     model = build(*casts, "y = broadcast_mod(a, b)", "return y", data=(2, 3), other=(2, 3))
-    backend.write(lowered(model, {"data": (3,), "other": (3,)}), tmp_path / "net.onnx", {})
+    backend.write(lowered(model, {"data": (3,), "other": (3,)}), tmp_path / "net.onnx")
     a, b = np.float32([[5, -5, 7], [6, -7, 0]]), np.float32([[3, 3, -3], [3, -4, 5]])
     (found,) = outputs(session(tmp_path / "net.onnx"), {"data": a, "other": b})
     np.testing.assert_array_equal(found, np.mod(a, b).astype(np.int32))
@@ -344,7 +345,7 @@ def test_detections(mxq_data: Path, tmp_path: Path) -> None:
     """The same boxes stay; of two whose scores are equal but for rounding either may come first."""
     model = load_model(mxq_data / "models" / "ssd_face_slim320" / "ssd_face_slim320")
     batch = {"data": np.random.default_rng(0).uniform(-1, 1, (2, 3, 240, 320)).astype(np.float32)}
-    backend.write(lowered(model, {"data": (3, 240, 320)}), tmp_path / "net.onnx", {})
+    backend.write(lowered(model, {"data": (3, 240, 320)}), tmp_path / "net.onnx")
     (found,), (wanted,) = outputs(session(tmp_path / "net.onnx"), batch), run(model, batch)
     for rows, others in zip(found, wanted, strict=True):
         ours, theirs = rows[rows[:, 0] >= 0], others[others[:, 0] >= 0]

@@ -19,7 +19,9 @@ from mxq.backends import onnx as backend
 from mxq.cli import app
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
+from mxq.formats.onnx_file import read
 from mxq.graph.ir import toposort
+from mxq.pipeline import fingerprint
 from mxq.runtime import load_model, tensors_of
 from mxq.workflow import Given, quantize
 
@@ -98,7 +100,7 @@ class TestNumbers:
         graph = toposort(coded.model.graph.nodes, (*coded.model.graph.heads, *taps))
         model = coded.model.with_graph(graph)
         backend.write(backend.lower(model, tensors_of(model, {"data": EXAMPLE}), backend.CodeFeed(coded)),
-                      tmp_path / "net.onnx", {})  # fmt: skip
+                      tmp_path / "net.onnx")  # fmt: skip
         fed = {"data": data(16, seed=1)}
         wanted = run(made.model, fed, taps)[-len(taps) :]
         found = opened(tmp_path / "net.onnx", optimized=False).run(None, fed)[-len(taps) :]
@@ -141,7 +143,11 @@ class TestNumbers:
         session = opened(tmp_path / "net.onnx", optimized=True)
         for count in (1, 7):
             assert session.run(None, {"data": data(count)})[0].shape == (count, 5)
-        assert {p.key: p.value for p in onnx.load(tmp_path / "net.onnx").metadata_props}["mxq.kind"] == "int8"
+        record = read(tmp_path / "net.onnx").record
+        assert record is not None
+        assert (record.kind, record.runtime, record.target) == ("int8", "portable", "avx512_vnni")
+        assert (record.inputs, record.config["effort"]) == ({"data": EXAMPLE}, "fast")
+        assert record.source == fingerprint(load_model(net))
 
 
 class TestBiases:

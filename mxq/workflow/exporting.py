@@ -17,17 +17,24 @@ from mxq.config import QuantConfig, Shape
 from mxq.data.feed import Feed
 from mxq.data.preparation import beside
 from mxq.errors import ConfigError, QuantizeError
+from mxq.formats.onnx_file import require_onnx
+from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Model
+from mxq.host.machine import VNNI
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
+from mxq.pipeline import fingerprint
 from mxq.quant import QuantizedNetwork
+from mxq.quant.plan import Report
 from mxq.rewrite import run_pass
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given
 
 HARDWARE: Final = "onnx"
 """Whose codes there are, see `mxq.quant.hardware`."""
+RUNTIME: Final = "portable"
+"""Whose kernels decided which tensors are codes: those that all runtimes have."""
 
 
 def export_onnx(
@@ -62,7 +69,7 @@ def export_onnx(
         QuantizeError: the network is int8, or operators of it cannot be written: all of them are named.
         StorageError: a file cannot be written.
     """
-    onnx.require_onnx()
+    require_onnx()
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
     if given is None and config not in (None, QuantConfig()):
@@ -71,18 +78,19 @@ def export_onnx(
         )
     if given is not None:
         given = given if batch_size is None else replace(given, batch_size=batch_size)
-        made, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
-        coded = onnx.Coded.of(made)
+        network, report, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
+        coded = onnx.Coded.of(network)
         tensors = runtime.tensors_of(coded.model, examples, batch_size)
-        return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, {"mxq.kind": "int8"})
+        about = FileRecord("int8", RUNTIME, VNNI, report.config, examples, report.source)
+        return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, about)
     model = runtime.load_model(net, epoch)
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized: {refusal.reason}; allowed: the float network")
     examples = _examples(net, model, shapes)
+    about = FileRecord("float", inputs=examples, source=fingerprint(model))
     model, _ = run_pass(fold_constants(runtime.MxnetRunner()), model)
-    lowering = onnx.lower(model, runtime.tensors_of(model, examples, batch_size))
-    return onnx.write(lowering, path, {"mxq.kind": "float"})
+    return onnx.write(onnx.lower(model, runtime.tensors_of(model, examples, batch_size)), path, about)
 
 
 def _quantized(
@@ -92,8 +100,8 @@ def _quantized(
     epoch: int | None,
     shapes: Mapping[str, Shape],
     logger: logging.Logger,
-) -> tuple[QuantizedNetwork, dict[str, Shape]]:
-    """The network that is written, and the shape of one example of each input."""
+) -> tuple[QuantizedNetwork, Report, dict[str, Shape]]:
+    """The network that is written, what was decided for it, and the shape of one example of each input."""
     for name in ("hardware", "bits", "simulate", "input_dtype"):
         value = getattr(config, name)
         if value != getattr(QuantConfig(), name) and (name, value) != ("hardware", HARDWARE):
@@ -104,7 +112,7 @@ def _quantized(
     made = opened.quantized()
     if made.network is None:
         raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
-    return made.network, examples
+    return made.network, made.report, examples
 
 
 def _fed(batches: Iterable[Feed] | None) -> dict[str, Shape]:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from mxq.backends.onnx.codes import Coded, CodeFeed
 from mxq.backends.onnx.context import Unfit, Why
-from mxq.backends.onnx.file import require_onnx, write
+from mxq.backends.onnx.file import write
 from mxq.backends.onnx.lowering import Lowering, lower
 from mxq.backends.onnx.row import Row
 from mxq.backends.onnx.table import TABLE, TOPICS, row_of
@@ -44,7 +44,6 @@ __all__ = [
     "Unfit",
     "Why",
     "lower",
-    "require_onnx",
     "row_of",
     "write",
 ]

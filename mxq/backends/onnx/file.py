@@ -6,8 +6,8 @@ beside it, ``net.onnx.data``, which the first names.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from mxq.backends.onnx.context import ELEMENT, OPSET, Body, Operator
 from mxq.backends.onnx.lowering import Lowering
-from mxq.errors import ConfigError, QuantizeError
+from mxq.errors import QuantizeError
+from mxq.formats.onnx_file import Digest, require_onnx
+from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Array
 from mxq.graph.tensors import Tensor
 from mxq.storage.writing import replacing, write_bytes
@@ -28,25 +30,15 @@ SMALL: Final = 1024
 """Bytes up to which a value stays in the first file."""
 
 
-def require_onnx() -> Any:
-    """The package.
-
-    Raises:
-        ConfigError: it is missing.
-    """
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise ConfigError("ONNX files need the package onnx: pip install 'mxq[onnx]'") from None
-
-
-def write(lowering: Lowering, path: Path, about: Mapping[str, str], largest: int = LARGEST_FILE) -> tuple[Path, ...]:
+def write(
+    lowering: Lowering, path: Path, about: FileRecord | None = None, largest: int = LARGEST_FILE
+) -> tuple[Path, ...]:
     """Writes ``path``, and ``path.data`` where it would hold more than ``largest`` bytes.
 
     Args:
         lowering: what to write.
         path: the file.
-        about: what the file says of itself (its metadata).
+        about: what the file says of itself, beside its checksum; that it is float where None.
         largest: bytes.
 
     Returns:
@@ -57,17 +49,21 @@ def write(lowering: Lowering, path: Path, about: Mapping[str, str], largest: int
         QuantizeError: onnx finds fault with the network.
         StorageError: a file cannot be written.
     """
-    onnx = require_onnx()
-    model = _model(onnx, lowering, about)
+    onnx, about = require_onnx(), about or FileRecord()
+    model = _model(onnx, lowering)
     _check(onnx, model, lowering.constants)
     total = sum(value.nbytes for value in lowering.constants.values()) + len(model.SerializeToString())
     if total <= largest:
         model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in _stored(lowering))
+        digest = _digest(model, (tensor.raw_data for tensor in model.graph.initializer))
+        _say(onnx, model, replace(about, sha256=digest))
         return (write_bytes(path, model.SerializeToString(deterministic=True)),)
-    return _write_two(onnx, model, lowering, path, total)
+    return _write_two(onnx, model, lowering, path, about, total)
 
 
-def _write_two(onnx: Any, model: Any, lowering: Lowering, path: Path, total: int) -> tuple[Path, ...]:
+def _write_two(
+    onnx: Any, model: Any, lowering: Lowering, path: Path, about: FileRecord, total: int
+) -> tuple[Path, ...]:
     data = path.with_name(f"{path.name}.data")
     with replacing(path, data, size=total) as (draft, values):
         with values.open("wb") as stream:
@@ -77,8 +73,23 @@ def _write_two(onnx: Any, model: Any, lowering: Lowering, path: Path, total: int
                     _place(tensor, name, value, data.name, stream.tell(), onnx.TensorProto.EXTERNAL)
                     stream.write(value.data)
                 model.graph.initializer.append(tensor)
+        digest = _digest(model, (value.data for _, value in _stored(lowering)))
+        _say(onnx, model, replace(about, sha256=digest))
         draft.write_bytes(model.SerializeToString(deterministic=True))
     return path, data
+
+
+def _digest(model: Any, values: Iterable[Any]) -> str:
+    """The checksum of ``model``, whose constants have these ``values``."""
+    digest = Digest()
+    digest.operators(model.graph.node)
+    for tensor, value in zip(model.graph.initializer, values, strict=True):
+        digest.constant(tensor, (value,))
+    return digest.hexdigest()
+
+
+def _say(onnx: Any, model: Any, about: FileRecord) -> None:
+    onnx.helper.set_model_props(model, about.to_properties())
 
 
 def _place(tensor: Any, name: str, value: Array, file: str, offset: int, external: int) -> None:
@@ -96,7 +107,7 @@ def _stored(lowering: Lowering) -> Iterator[tuple[str, Array]]:
         yield name, np.asarray(value, value.dtype.newbyteorder("<"), order="C")
 
 
-def _model(onnx: Any, lowering: Lowering, about: Mapping[str, str]) -> Any:
+def _model(onnx: Any, lowering: Lowering) -> Any:
     """The network without its constants."""
     helper = onnx.helper
     graph = helper.make_graph(
@@ -105,15 +116,13 @@ def _model(onnx: Any, lowering: Lowering, about: Mapping[str, str]) -> Any:
         [_value(helper, name, tensor) for name, tensor in lowering.inputs.items()],
         [_value(helper, name, tensor) for name, tensor in lowering.outputs.items()],
     )
-    model = helper.make_model(
+    return helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="mxq",
         producer_version=__version__,
     )
-    helper.set_model_props(model, {"mxq.version": __version__, **about})
-    return model
 
 
 def _node(helper: Any, one: Operator) -> Any:
