@@ -172,6 +172,9 @@ def _model(onnx: Any, path: Path) -> Any:
 
 def _described(onnx: Any, model: Any, path: Path, sizes: Mapping[str, int]) -> OnnxFile:
     graph, sets = model.graph, {one.domain: one.version for one in model.opset_import}
+    opset, newest = max((sets.get(domain, 0) for domain in _DOMAINS), default=0), onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise FormatError(f"{path} is of opset {opset}; onnx {onnx.__version__} knows them up to {newest}: update it")
     with understood(f"{path} is damaged"):
         record = FileRecord.from_properties({one.key: one.value for one in model.metadata_props}, os.fspath(path))
         intact = None if record is None or not record.sha256 else record.sha256 == digest_of(onnx, model, path)
@@ -181,7 +184,7 @@ def _described(onnx: Any, model: Any, path: Path, sizes: Mapping[str, int]) -> O
     return OnnxFile(
         path,
         sizes,
-        max((sets.get(domain, 0) for domain in _DOMAINS), default=0),
+        opset,
         {domain: version for domain, version in sets.items() if domain not in _DOMAINS},
         model.ir_version,
         f"{model.producer_name} {model.producer_version}".strip(),

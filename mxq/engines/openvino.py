@@ -1,0 +1,70 @@
+"""OpenVINO; the only module that imports it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mxq.engines.row import Engine
+from mxq.engines.session import Session, called, engine_says, fed
+from mxq.formats.onnx_file import OnnxFile, read
+from mxq.graph.ir import Array
+
+TITLE: Final = "OpenVINO"
+
+
+def _package() -> Any:
+    return importlib.import_module("openvino")
+
+
+def _version() -> str:
+    return str(_package().__version__)
+
+
+def _settings(file: OnnxFile, threads: int) -> dict[str, Any]:
+    """One request at a time on ``threads`` threads.
+
+    A float file is computed in float32: on CPUs with AMX it would be in bfloat16, which has 8 bits.
+    """
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    return settings | ({"INFERENCE_PRECISION_HINT": "f32"} if file.kind == "float" else {})
+
+
+def _open(path: Path, threads: int) -> Session:
+    """See `_settings`.
+
+    Raises:
+        FormatError: the file is damaged, or of operators that this version does not know.
+    """
+    file, openvino = read(path), _package()
+    with engine_says(f"{TITLE} {_version()} does not take {path} (opset {file.opset})"):
+        network = openvino.Core().compile_model(str(path), "CPU", _settings(file, threads))
+        request = network.create_infer_request()
+
+    def call(feeds: Mapping[str, Array]) -> None:
+        request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        call(feeds)
+        return [np.array(request.get_output_tensor(i).data) for i in range(len(network.outputs))]
+
+    return Session(OPENVINO.name, path, file.inputs, run, lambda feeds: partial(call, feeds))
+
+
+def _start(path: Path, threads: int, inputs: Sequence[str]) -> tuple[str, ...]:
+    settings = json.dumps(_settings(read(path), threads))
+    return (
+        "import openvino",
+        f"settings = {settings}",
+        f'network = openvino.compile_model({called(path)}, "CPU", settings)',
+        f"outputs = network({{{fed(inputs)}}}).to_tuple()",
+    )
+
+
+OPENVINO: Final = Engine("openvino", TITLE, "openvino", "2024.4", True, _version, _open, _start)
