@@ -1,17 +1,20 @@
-"""Speed of mxq's int8 beside float32, ``mxnet.contrib.quantization``, OpenVINO and ONNX Runtime, in one run.
+"""Speed and accuracy of mxq's int8 beside float32, ``mxnet.contrib.quantization``, OpenVINO and ONNX Runtime.
 
     python benchmarks/peers/make_env.py                     # once: the environment of OpenVINO and ONNX Runtime
     python benchmarks/compare.py [NET ...] [--batch-sizes 1 16] [--set NAME=VALUE ...] [--json FILE] [--chart FILE.png]
     python benchmarks/compare.py --from FILE --chart FILE.png
 
-NET is a name of `zoo.NETS`; ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike;
-``NET:less`` is one without it for OpenVINO and ONNX Runtime alone: MXNet exports none that does the same.
+NET is a name of `zoo.NETS`, or a trained network of ``MXQ_DATA`` (`every_cpu.NETS`), of which accuracy is measured as
+well, on all its evaluation inputs. ``NET:raw`` is a detector without non-maximum suppression, for all candidates alike;
+``NET:less`` is one without it for OpenVINO and ONNX Runtime alone.
 
 Every candidate is a process of its own with the same number of threads, its input in memory. The processes take turns:
 one call that is not timed, then those that are, by the process' own clock; the others sleep (see `peers/client.py`).
 MXNet runs the operators in the calling thread, as the others do (``MXNET_ENGINE_TYPE=NaiveEngine``; `binding.py`).
 mxq is told the shape of the input (``input_shape``), as the files of OpenVINO and ONNX Runtime say it.
-All quantize with the same calibration images. What fails, fails alone: the table says why, and the run goes on.
+All quantize with the same calibration images (trained networks: 50). The peers' own quantizers get the float network as
+mxq's ONNX file, which their accuracy in float (``float_onnxruntime``, ``float_openvino``) vouches for. What fails,
+fails alone: the table says why, and the run goes on. MXNet's environment, which runs this, needs ``mxq[onnx]``.
 """
 
 from __future__ import annotations
@@ -44,7 +47,19 @@ NETS = (
     "inceptionv3", "vgg16", "se_resnext50_32x4d", "ssd_300_vgg16_atrous_voc", "yolo3_darknet53_voc",
 )  # fmt: skip
 MXNET = ("float32", "mxnet", "fused", "contrib", "mxq")
+FILES = {
+    "float_onnxruntime": "net.onnx",
+    "onnxruntime": "onnxruntime.onnx",
+    "onnxruntime_reduced": "onnxruntime_reduced.onnx",
+    "mxq_onnxruntime": "mxq_onnx.onnx",
+    "float_openvino": "net.onnx",
+    "openvino": "openvino.xml",
+    "openvino_mixed": "openvino_mixed.xml",
+    "mxq_openvino": "mxq_onnx.onnx",
+}
+"""What runs outside of MXNet -> its file."""
 LESS = "less"
+USUAL = ("float32", "mxnet", "fused", "contrib", "mxq", "onnxruntime", "mxq_onnxruntime", "openvino", "mxq_openvino")
 WARMUP = 2
 Peaks = dict[str, dict[str, float]]
 """Operations per second: "int8" or "float32" -> stack of `roofline.py` -> figure."""
@@ -99,21 +114,58 @@ class Network:
         Raises:
             Failure: one of these steps fails.
         """
-        where = (str(self.folder_of(candidate)), str(batch))
+        folder = str(self.folder_of(candidate))
         if candidate in MXNET:
             if candidate != "float32":
                 asked = self._options.asked if candidate == OURS else ()
-                self._step(candidate, sys.executable, "mxnet_nets.py", "quantize", candidate, str(self.folder), *asked)
-            command = [sys.executable, str(PEERS / "mxnet_nets.py"), "serve", candidate, *where]
+                self._step(candidate, sys.executable, "mxnet_nets.py", "quantize", candidate, folder, *asked)
+            command = [sys.executable, str(PEERS / "mxnet_nets.py"), "serve", candidate, folder, str(batch)]
         else:
-            python = str(self._options.python)
-            if not self._options.python.exists():
-                raise Failure("no environment; python benchmarks/peers/make_env.py builds it")
-            self._step(f"export-{batch}", python, "onnx_export.py", *where)
-            self._step(f"{candidate}-{batch}", python, f"{candidate}_int8.py", "quantize", *where)
-            command = [python, str(PEERS / f"{candidate}_int8.py"), "serve", *where]
+            python, script = self._peer(candidate)
+            self._make(candidate, folder, python, script)
+            command = [python, str(PEERS / script), "serve", FILES[candidate], folder, str(batch)]
         env = {**self._options.env, **variables}
         return Server(candidate, command, env, self.folder / f"serve-{candidate}-{batch}.log")
+
+    def _peer(self, candidate: str) -> tuple[str, str]:
+        if not self._options.python.exists():
+            raise Failure("no environment; python benchmarks/peers/make_env.py builds it")
+        runtime = "onnxruntime" if "onnxruntime" in candidate else "openvino"
+        return str(self._options.python), f"{runtime}_int8.py"
+
+    def _make(self, candidate: str, folder: str, python: str, script: str) -> None:
+        """The file of a candidate outside of MXNet."""
+        if candidate.startswith("mxq_"):
+            self._step("mxq_onnx", sys.executable, "mxnet_nets.py", "quantize", "mxq_onnx", folder)
+            return
+        self._step("export", sys.executable, "mxnet_nets.py", "export", folder)
+        if not candidate.startswith("float_"):
+            self._step(candidate, python, script, "quantize", candidate, folder)
+
+    def judge(self, candidate: str, server: Server) -> dict[str, float]:
+        """Accuracy over all evaluation inputs, of a trained network; {} for others.
+
+        Raises:
+            Failure: the server dies.
+        """
+        folder = self.folder_of(candidate)
+        if not (folder / "evaluation.npz").exists():
+            return {}
+        file = folder / f"{candidate}-judged.json"
+        if not file.exists():
+            server.evaluate(folder / "evaluation.npz", folder / f"{candidate}-evaluated.npz")
+            self._step(
+                f"judge-{candidate}", sys.executable, "mxnet_nets.py", "judge", self.name, str(folder), candidate
+            )
+        found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def size(self, candidate: str) -> int:
+        """Bytes of what ``candidate`` loads."""
+        folder, name = self.folder_of(candidate), FILES.get(candidate, "")
+        stem = name.removesuffix(".xml")
+        names = [f"{candidate}-0000.params"] if not name else [f"{stem}.bin"] if name.endswith(".xml") else [name]
+        return sum((folder / one).stat().st_size for one in names)
 
     def _step(self, name: str, python: str, script: str, *arguments: str) -> None:
         if name not in self._done:
@@ -200,6 +252,9 @@ def compare(net: Network, row: Row, options: Options) -> None:
                 servers.append(server)
                 figure.about = server.about
                 figure.sqnr_db = agreement(net.folder_of(name), row.batch, server)
+                figure.size = net.size(name)
+                if row.batch == max(options.batches):  # quickest
+                    figure.judged = net.judge(name, server)
             except Failure as failure:
                 figure.failure = str(failure)
         share = net.folder / "int8.json"
@@ -291,7 +346,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("nets", nargs="*", default=list(NETS))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--peers", nargs="+", choices=list(LABELS), default=list(LABELS), help="candidates beside mxq")
+    parser.add_argument("--peers", nargs="+", choices=list(LABELS), default=list(USUAL), help="candidates beside mxq")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of mxq: stem=int8")
     parser.add_argument("--env", type=Path, default=PEERS / ".venv", help="environment that peers/make_env.py built")
     parser.add_argument("--threads", type=int, help="of every candidate (default: OMP_NUM_THREADS, or one per core)")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mxq.bench.timing import Timing, summarize
 
@@ -22,8 +22,14 @@ LABELS = {
     "fused": "fused float32",
     "contrib": "contrib int8",
     "mxq": "mxq int8",
-    "openvino": "OpenVINO int8",
+    "float_onnxruntime": "float32 in ONNX Runtime",
     "onnxruntime": "ONNX Runtime int8",
+    "onnxruntime_reduced": "ONNX Runtime int8, 7-bit weights",
+    "mxq_onnxruntime": "mxq int8 in ONNX Runtime",
+    "float_openvino": "float32 in OpenVINO",
+    "openvino": "OpenVINO int8",
+    "openvino_mixed": "OpenVINO int8, mixed",
+    "mxq_openvino": "mxq int8 in OpenVINO",
 }
 COLORS = {
     "float32": "#b8b8b8",
@@ -31,8 +37,14 @@ COLORS = {
     "fused": "#7f7f7f",
     "contrib": "#e0a34a",
     "mxq": "#1f6fb2",
-    "openvino": "#8e6bb5",
+    "float_onnxruntime": "#c4dcc9",
     "onnxruntime": "#5aa469",
+    "onnxruntime_reduced": "#8cc19a",
+    "mxq_onnxruntime": "#12557f",
+    "float_openvino": "#d9cde6",
+    "openvino": "#8e6bb5",
+    "openvino_mixed": "#b096cc",
+    "mxq_openvino": "#0b3a5b",
 }
 
 
@@ -43,12 +55,17 @@ class Figure:
     Attributes:
         seconds: per call, one number a round; the rounds of a row's candidates belong together.
         sqnr_db: of each output against float32 MXNet on the same input; None where shapes differ.
+        judged: of a trained network, over all evaluation inputs: "score" and "agreement" with float32 in percent,
+            "sqnr_db".
+        size: bytes of its files.
         failure: why there is nothing.
         about: what the server said of itself.
     """
 
     seconds: list[float] = field(default_factory=list)
     sqnr_db: list[float | None] = field(default_factory=list)
+    judged: dict[str, float] = field(default_factory=dict)
+    size: int | None = None
     failure: str = ""
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -117,7 +134,7 @@ def _finite(value: Any) -> Any:
 def show(run: Run, console: Console) -> None:
     """Prints settings, tables and failures."""
     console.print(", ".join(f"{key} {value}" for key, value in run.settings.items()))
-    for table in (times(run), ratios(run), roofline(run)):
+    for table in (times(run), ratios(run), *([accuracy(run)] if _judged(run) else []), roofline(run)):
         console.print(table)
     for line in failures(run.rows):
         console.print(line, markup=False, highlight=False)
@@ -193,6 +210,32 @@ def roofline(run: Run) -> Table:
             *("-" if share is None else f"{100 * share:.0f}%" for share in shares),
         )
     return table
+
+
+def _judged(run: Run) -> bool:
+    return any(figure.judged for row in run.rows for figure in row.figures.values())
+
+
+def accuracy(run: Run) -> Table:
+    """Of trained networks: score, agreement and SQNR over all evaluation inputs, size, and milliseconds by batch."""
+    batches = sorted({row.batch for row in run.rows})
+    columns = ("score %", "agreement %", "SQNR dB", "MB", *(f"ms at {batch}" for batch in batches))
+    table = Table("network", "", *(Column(name, justify="right") for name in columns), title="accuracy beside speed")
+    for net in dict.fromkeys(row.net for row in run.rows):
+        rows = [row for row in run.rows if row.net == net]
+        for name in run.candidates:
+            figures = [row.figures.get(name, Figure()) for row in rows]
+            judged = next((f.judged for f in figures if f.judged), {})
+            size = next((f.size for f in figures if f.size), None)
+            cells = [f"{judged[k]:.{d}f}" if k in judged else "" for k, d in JUDGED]
+            speed = {row.batch: _time(row, name).partition(" ")[0] for row in rows}
+            mega = "" if size is None else f"{size / 1e6:.1f}"
+            table.add_row(net, LABELS[name], *cells, mega, *(speed.get(batch, "") for batch in batches))
+        table.add_section()
+    return table
+
+
+JUDGED = (("score", 2), ("agreement", 1), ("sqnr_db", 2))
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:

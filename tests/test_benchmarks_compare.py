@@ -31,7 +31,7 @@ SERVER = """
 
     class Network:
         about = {{"version": "1"}}
-        turns = 0
+        turns, batch = 0, 4
 
         def __call__(self):
             print("a library's chatter")
@@ -40,6 +40,10 @@ SERVER = """
 
         def outputs(self):
             return [[1.0, 2.0], [[3.0]]]
+
+        def infer(self, feeds):
+            assert len(feeds["data"]) == self.batch
+            return [2 * feeds["data"], feeds["data"].sum(axis=1)]
 
     def load():
         {load}
@@ -127,6 +131,15 @@ def test_a_server_times_itself_and_gives_its_outputs(start, tmp_path) -> None:
     assert second.tolist() == [[3.0]]
 
 
+def test_a_server_gives_its_outputs_for_all_examples_though_the_last_batch_is_not_full(start, tmp_path) -> None:
+    data = np.arange(18, dtype=np.float32).reshape(9, 2)
+    np.savez(tmp_path / "in.npz", data=data)
+    start().evaluate(tmp_path / "in.npz", tmp_path / "out.npz")
+    first, second = client.read_outputs(tmp_path / "out.npz")
+    np.testing.assert_array_equal(first, 2 * data)
+    np.testing.assert_array_equal(second, data.sum(axis=1))
+
+
 def test_a_call_that_does_not_count_precedes_those_that_do(start) -> None:
     # Call 1 is the server's own, call 2 does not count.
     assert start(body="time.sleep(0.2 if self.turns < 3 else 0)").time(2) < 0.1
@@ -200,6 +213,38 @@ def test_a_step_that_fails_is_not_run_again_and_names_itself(tmp_path, monkeypat
         with pytest.raises(Failure, match=r"^contrib: too old$"):
             net.serve("contrib", 1)
     assert asked == [["quantize", "contrib", str(tmp_path)]]
+
+
+def test_what_runs_elsewhere_is_made_once_for_all_batch_sizes_of_the_float_file(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(compare, "run", lambda command, env, log, timeout: asked.append(command[2:]))
+    monkeypatch.setattr(compare, "Server", lambda name, command, env, log: command[2:])
+    net = compare.Network("net", tmp_path, options(python=Path(sys.executable)))
+    served = [net.serve(name, batch) for batch in (1, 16) for name in ("openvino_mixed", "mxq_openvino")]
+    folder = str(tmp_path)
+    assert asked == [["export", folder], ["quantize", "openvino_mixed", folder], ["quantize", "mxq_onnx", folder]]
+    assert served[0] == ["serve", "openvino_mixed.xml", folder, "1"]
+    assert served[3] == ["serve", "mxq_onnx.onnx", folder, "16"]
+
+
+def test_a_trained_network_is_judged_once_by_all_its_evaluation_inputs(tmp_path, monkeypatch) -> None:
+    def judging(command, env, log, timeout) -> None:
+        asked.append(command[2:])
+        (tmp_path / "mxq-judged.json").write_text('{"score": 80.5, "sqnr_db": 30.0}')
+
+    asked, evaluated = [], []
+    monkeypatch.setattr(compare, "run", judging)
+
+    class Server:
+        def evaluate(self, source, path) -> None:
+            evaluated.append((source, path))
+
+    net = compare.Network("net", tmp_path, options())
+    assert net.judge("mxq", Server()) == {}  # of the zoo: nothing to judge by
+    (tmp_path / "evaluation.npz").touch()
+    assert [net.judge("mxq", Server()) for _ in range(2)] == [{"score": 80.5, "sqnr_db": 30.0}] * 2
+    assert asked == [["judge", "net", str(tmp_path), "mxq"]]
+    assert evaluated == [(tmp_path / "evaluation.npz", tmp_path / "mxq-evaluated.npz")]
 
 
 def test_without_the_peers_environment_their_cells_say_so(tmp_path) -> None:
@@ -286,7 +331,7 @@ def result() -> Run:
     figures = {
         "float32": Figure([0.4, 0.4, 0.4], [np.inf]),
         "fused": Figure([0.2, 0.2, 0.4], [90.0]),
-        "mxq": Figure([0.1, 0.1, 0.1], [30.0, None], about={"mxq": "1"}),
+        "mxq": Figure([0.1, 0.1, 0.1], [30.0, None], {"score": 80.25, "sqnr_db": 28.5}, 4_200_000, about={"mxq": "1"}),
         "openvino": Figure(failure="export: no [operator]"),
     }
     row = Row("net", 2, macs=10**9, int8_share=0.5, figures=figures)
@@ -309,7 +354,18 @@ def test_ratios_are_of_the_rounds_and_the_share_is_of_the_peak(result) -> None:
 
 def test_the_tables_say_what_was_found_and_what_failed(result) -> None:
     text = shown(result)
-    for words in ("100.00 ±0%", "2.00 (2.00-3.60)", "4.00 of 1", "50%", "30.0", "40 GOPS", "ratio 4.00"):
+    for words in (
+        "100.00 ±0%",
+        "2.00 (2.00-3.60)",
+        "4.00 of 1",
+        "50%",
+        "30.0",
+        "40 GOPS",
+        "ratio 4.00",
+        "80.25",
+        "28.50",
+        "4.2",
+    ):
         assert words in text
     assert "net fails in OpenVINO int8: export: no [operator]" in text
 

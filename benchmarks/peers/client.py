@@ -80,6 +80,10 @@ class Server:
         self._ask(f"outputs {path}")
         return read_outputs(path)
 
+    def evaluate(self, source: Path, path: Path) -> None:
+        """Writes the outputs for all examples of the file ``source`` to ``path``."""
+        self._ask(f"evaluate {source} {path}")
+
     def profile(self, calls: int) -> dict[str, list[float]]:
         """Type of operator -> how many run in a call and their seconds, on average of ``calls``."""
         found: dict[str, list[float]] = self._ask(f"profile {calls}")["kinds"]

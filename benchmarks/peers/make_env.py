@@ -1,4 +1,4 @@
-"""Builds the environment of the peers: OpenVINO with NNCF, ONNX Runtime, and what exports to ONNX.
+"""Builds the environment of the peers: OpenVINO with NNCF, and ONNX Runtime.
 
     python benchmarks/peers/make_env.py [DIRECTORY] [--python PYTHON]
 

@@ -1,8 +1,11 @@
-"""OpenVINO's int8, by NNCF's post-training quantization with its defaults. Runs in the peers' environment.
+"""OpenVINO: int8 by NNCF's post-training quantization, and a server of any file. Runs in the peers' environment.
 
-    python openvino_int8.py quantize|serve FOLDER BATCH
+    python openvino_int8.py quantize KIND FOLDER
+    python openvino_int8.py serve FILE FOLDER BATCH
 
-BATCH is the fixed batch size; the images are those that `mxnet_nets.py` wrote into FOLDER.
+KIND is openvino (NNCF's preset "performance": symmetric activations, its default) or openvino_mixed (asymmetric ones).
+Both get bias correction, which NNCF leaves out without a word where the network comes from ``Core.read_model``; so it
+comes from ``convert_model``. What holds attention is said to be a transformer. FOLDER is what `mxnet_nets.py` wrote.
 """
 
 from __future__ import annotations
@@ -17,31 +20,39 @@ import numpy as np
 import openvino as ov
 import protocol
 
+PRESETS = {"openvino": nncf.QuantizationPreset.PERFORMANCE, "openvino_mixed": nncf.QuantizationPreset.MIXED}
 
-def quantize(folder: Path, batch: str) -> None:
-    """Writes ``openvino-BATCH.xml`` from ``net-BATCH.onnx``."""
-    images, size = np.load(folder / "calibration.npy"), int(batch)
-    items = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    model = ov.Core().read_model(folder / f"net-{batch}.onnx")
-    quantized = nncf.quantize(model, nncf.Dataset(items), subset_size=len(items))
-    ov.save_model(quantized, folder / f"openvino-{batch}.xml", compress_to_fp16=False)
+
+def quantize(kind: str, folder: Path) -> None:
+    """Writes ``KIND.xml`` from ``net.onnx``."""
+    items = [part for part, _ in protocol.batches(protocol.read(folder / "calibration.npz"), 1)]
+    model = ov.convert_model(folder / "net.onnx")
+    names = {operation.get_type_name() for operation in model.get_ops()}
+    attends = {"MatMul", "Softmax"} <= names and "LSTMSequence" not in names and "Convolution" not in names
+    settings = {"model_type": nncf.ModelType.TRANSFORMER} if attends else {}
+    quantized = nncf.quantize(model, nncf.Dataset(items), preset=PRESETS[kind], subset_size=len(items), **settings)
+    ov.save_model(quantized, folder / f"{kind}.xml", compress_to_fp16=False)
 
 
 class Server:
-    """One stream that is asked for latency. OpenVINO's threads sleep between calls."""
+    """One stream that is asked for latency. OpenVINO's threads sleep between calls. Float computes in float32."""
 
-    def __init__(self, folder: Path, batch: str) -> None:
+    def __init__(self, path: Path, feeds: protocol.Feeds) -> None:
         threads = int(os.environ["OMP_NUM_THREADS"])
         settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
         profiled = {"PERF_COUNT": "YES"} if protocol.PROFILED in os.environ else {}
-        compiled = ov.Core().compile_model(folder / f"openvino-{batch}.xml", "CPU", {**settings, **profiled})
+        core = ov.Core()
+        model = core.read_model(path)
+        model.reshape({name: list(values.shape) for name, values in feeds.items()})
+        compiled = core.compile_model(model, "CPU", {**settings, **profiled})
+        self.batch = len(next(iter(feeds.values())))
         self._request = compiled.create_infer_request()
-        self._images = np.load(folder / f"input-{batch}.npy")
-        self._request.set_input_tensor(ov.Tensor(self._images, shared_memory=True))
-        precision = str(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        self.about = {
-            "openvino": ov.get_version(), "nncf": nncf.__version__, **settings, "INFERENCE_PRECISION_HINT": precision,
-        }  # fmt: skip
+        self._again = compiled.create_infer_request()
+        self._feeds = dict(feeds)
+        for name, values in self._feeds.items():
+            self._request.set_tensor(name, ov.Tensor(values, shared_memory=True))
+        self.about = {"openvino": ov.get_version(), "nncf": nncf.__version__, **settings}
 
     def __call__(self) -> object:
         return self._request.infer(share_outputs=True)
@@ -59,6 +70,10 @@ class Server:
 
     def outputs(self) -> Sequence[Any]:
         return [tensor.data for tensor in self._request.output_tensors]
+
+    def infer(self, feeds: protocol.Feeds) -> Sequence[Any]:
+        self._again.infer(dict(feeds))
+        return [np.array(tensor.data) for tensor in self._again.output_tensors]
 
 
 if __name__ == "__main__":

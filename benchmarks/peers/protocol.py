@@ -5,6 +5,7 @@ It answers each line on stdin with one line of JSON on stdout, after a first one
     -              {"ready": {what is loaded, with which settings}}
     time CALLS     {"seconds": mean of CALLS calls, "busy": seconds of these and of one before that does not count}
     outputs FILE   {"saved": FILE}: the outputs of one call, as .npz with keys "0", "1", ...
+    evaluate I O   {"saved": O}: those for all examples of the .npz file I, input name -> (N, ...)
     profile CALLS  {"kinds": {type of operator: [operators, seconds] of a call, by the library's own profiler}}
 
 or with ``{"error": reason}`` and its end. The call that does not count wakes the threads and fills the caches, which
@@ -17,12 +18,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+Feeds = Mapping[str, Any]
+"""Input -> its values, examples first."""
 Kinds = dict[str, tuple[float, float]]
 """Type of operator -> how many run in a call, and the seconds that all of them take."""
 PROFILED = "MXQ_PROFILED"
@@ -30,9 +33,10 @@ PROFILED = "MXQ_PROFILED"
 
 
 class Loaded(Protocol):
-    """A network with its input, ready to run; ``about`` says with which versions and settings."""
+    """A network with its input of ``batch`` examples, ready to run; ``about``: with which versions and settings."""
 
     about: dict[str, Any]
+    batch: int
 
     def __call__(self) -> object:
         """Runs once, and returns when the outputs are there."""
@@ -40,17 +44,37 @@ class Loaded(Protocol):
     def outputs(self) -> Sequence[Any]:
         """The outputs of the last call, as arrays."""
 
+    def infer(self, feeds: Feeds) -> Sequence[Any]:
+        """The outputs for another batch of the same size."""
+
     def profile(self, calls: int) -> Kinds:
         """Where the time of a call goes, on average of ``calls``."""
 
 
-def main(quantize: Callable[[Path, str], None], server: Callable[[Path, str], Loaded]) -> None:
-    """The command line of a peer: ``quantize FOLDER BATCH`` or ``serve FOLDER BATCH``."""
-    what, where, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    if what == "quantize":
-        quantize(where, count)
-    else:
-        serve(lambda: server(where, count))
+def main(quantize: Callable[[str, Path], None], server: Callable[[Path, Feeds], Loaded]) -> None:
+    """The command line of a peer: ``quantize KIND FOLDER`` or ``serve FILE FOLDER BATCH``."""
+    match sys.argv[1:]:
+        case ["quantize", kind, folder]:
+            quantize(kind, Path(folder))
+        case ["serve", file, folder, batch]:
+            serve(lambda: server(Path(folder) / file, read(Path(folder) / f"input-{batch}.npz")))
+        case _:
+            sys.exit("quantize KIND FOLDER, or serve FILE FOLDER BATCH")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file by name."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def batches(feeds: Feeds, size: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Batches of ``size`` examples, and how many of each count: the last one is filled up with its own last example."""
+    count = len(next(iter(feeds.values())))
+    for start in range(0, count, size):
+        valid = min(size, count - start)
+        rows = [start + min(i, valid - 1) for i in range(size)]
+        yield {name: np.ascontiguousarray(values[rows]) for name, values in feeds.items()}, valid
 
 
 def serve(load: Callable[[], Loaded]) -> None:
@@ -85,7 +109,18 @@ def _obey(network: Loaded, words: Sequence[str]) -> dict[str, Any]:
         case ["outputs", path]:
             np.savez(path, **{str(i): np.asarray(a) for i, a in enumerate(network.outputs())})
             return {"saved": path}
+        case ["evaluate", source, path]:
+            _evaluate(network, read(Path(source)), Path(path))
+            return {"saved": path}
         case ["profile", calls]:
             return {"kinds": network.profile(int(calls))}
         case _:
-            raise ValueError(f"{' '.join(words)!r}; allowed: time CALLS, outputs FILE, profile CALLS")
+            raise ValueError(
+                f"{' '.join(words)!r}; allowed: time CALLS, outputs FILE, evaluate FILE FILE, profile CALLS"
+            )
+
+
+def _evaluate(network: Loaded, feeds: Feeds, path: Path) -> None:
+    size = network.batch
+    parts = [[np.array(a[:valid]) for a in network.infer(one)] for one, valid in batches(feeds, size)]
+    np.savez(path, **{str(i): np.concatenate(part) for i, part in enumerate(zip(*parts, strict=True))})
