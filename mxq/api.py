@@ -23,6 +23,7 @@ from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
+from mxq.formats.onnx_file import is_onnx
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Model
 from mxq.host import machine
@@ -34,6 +35,7 @@ from mxq.quant.bits import Width
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
 from mxq.report import plots
+from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, Verification
@@ -326,24 +328,27 @@ def inspect(
     config: QuantConfig | None = None,
     logger: logging.Logger | None = None,
     **options: Unpack[Options],
-) -> Inspection:
+) -> Inspection | FileInspection:
     """What is int8 in a network and what is not, and why; of a float one, what would be. See ``mxq inspect``.
 
     Args:
         net: as for `quantize_net`, or what that, `quantize_model` or `load` returned. Of what mxq made, the report is
-            looked up, not the network.
+            looked up, not the network. Or the path of an ONNX file, of mxq or another program.
         epoch: which ``prefix-NNNN.params`` of a float pair; the latest by default.
         config, logger, **options: as for `quantize_net`, for a float network.
 
     Returns:
         The report, sizes in bytes of a pair's files, and which of them are not as they were written; ``str`` is the
-        table.
+        table. Of an ONNX file, what is in it, and what it says of how it was made.
 
     Raises:
         QuantizeError: the network is int8, without a record.
         MxqError: see `mxq.errors`.
     """
-    return workflow.inspect(net, _config(config, options, logger), epoch=epoch, logger=_heard(logger))
+    settings = _config(config, options, logger)
+    if is_onnx(net):
+        return FileInspection.of(Path(net), settings, epoch)
+    return workflow.inspect(net, settings, epoch=epoch, logger=_heard(logger))
 
 
 @_releasing_threads

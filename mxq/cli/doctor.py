@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from mxq.cli.options import Json, prefix_of
 
 if TYPE_CHECKING:
     from mxq.host.machine import Machine
+    from mxq.storage.checksums import Mismatch
 
 
 TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without VNNI", "avx2": "AVX2"}
@@ -26,19 +27,20 @@ TARGET_WORDS = {"avx512_vnni": "AVX-512 with VNNI", "avx512": "AVX-512 without V
 def doctor(
     prefix: Annotated[
         Path | None,
-        typer.Argument(metavar="PREFIX", help="A quantized network, to check its files too.", show_default=False),
+        typer.Argument(
+            metavar="PREFIX", help="A quantized network or an ONNX file, to check that too.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Describe the machine, the threads MXNet uses, and what to set before measuring or serving."""
-    from mxq.artifacts import record
     from mxq.host import environment
     from mxq.host import machine as machines
     from mxq.report import tables
 
     machine, environ = machines.detect(), dict(os.environ)
-    report = None if prefix is None else record.read(prefix_of(prefix))
-    hints = environment.advice(machine, environ, None if report is None else report.target)
+    subject = _Subject() if prefix is None else _subject(prefix)
+    hints = environment.advice(subject.machine(machine), environ, subject.made)
     picked = environment.threads_mxnet_would_pick(machine, environ)
     best = environment.recommended_threads(machine)
     start_mxnet(quiet=True)
@@ -49,27 +51,78 @@ def doctor(
         hints.append(
             "this MXNet was built without oneDNN (MKLDNN), which has the int8 kernels: pip install mxnet==1.9.1"
         )
-    broken = () if prefix is None else record.check(prefix_of(prefix))
-    if report is not None:
-        hints += map(str, broken)
-        hints += [
-            f"{prefix} was made with {k} {v}, here is {versions[k]}"
-            for k, v in report.versions.items()
-            if versions.get(k, v) != v
-        ]
+    runtimes, absent = _runtimes()
+    hints += map(str, subject.broken)
+    hints += [
+        f"{prefix} was made with {k} {v}, here is {versions[k]}"
+        for k, v in subject.versions.items()
+        if versions.get(k, v) != v
+    ]
+    hints += absent if subject.is_file else []
     if as_json:
         facts = {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(machine).items()}
         facts |= {"cpus": machine.cpus, "target": machine.target, "saturates": machine.saturates}
         threads: dict[str, object] = {"mxnet": picked, "recommended": best}
         threads["variables"] = {name: environ.get(name) for name in ("OMP_NUM_THREADS", environment.COPY_SIZE)}
-        print_json({"machine": facts, "versions": versions, "onednn": onednn, "threads": threads, "advice": hints})
+        found = {"machine": facts, "versions": versions, "runtimes": runtimes, "onednn": onednn}
+        print_json({**found, "threads": threads, "advice": hints})
     else:
         listed = "\n".join(f"- {hint}" for hint in hints) or "Nothing needs to be set."
-        show(tables.facts(_found(machine, environ, picked, best, versions, onednn)), listed)
-    for mismatch in broken:
+        rows = _found(machine, environ, picked, best, versions, onednn)
+        rows.append(("for ONNX files", ", ".join(f"{name} {version}" for name, version in runtimes.items()) or "none"))
+        rows += [(str(prefix), subject.words)] if subject.words else []
+        show(tables.facts(rows), listed)
+    for mismatch in subject.broken:
         say(f"mxq: check failed: {mismatch}")
-    if broken:
+    if subject.broken:
         raise typer.Exit(FAILED)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is asked about: the machine alone, a pair, or an ONNX file.
+
+    Attributes:
+        made: the target that it was quantized for, "" where nothing says that; None: no network.
+        versions: that it was made with.
+        broken: its files that are not as they were written.
+        is_file: whether it is an ONNX file.
+        words: what it is.
+    """
+
+    made: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    broken: tuple[Mismatch, ...] = ()
+    is_file: bool = False
+    words: str = ""
+
+    def machine(self, found: Machine) -> Machine:
+        """``found`` as what runs the network sees it: ``DNNL_MAX_CPU_ISA`` is for MXNet alone."""
+        return replace(found, usable=found.flags) if self.is_file else found
+
+
+def _subject(network: Path) -> _Subject:
+    from mxq.artifacts import record
+    from mxq.formats.onnx_file import is_onnx
+
+    if not is_onnx(network):
+        report = record.read(prefix_of(network))
+        return _Subject(report.target, report.versions, record.check(prefix_of(network)))
+    from mxq.report.files import FileInspection
+
+    found = FileInspection.of(network)
+    about = found.file.record
+    made = None if found.file.kind == "float" else "" if about is None else about.target
+    words = f"{found.file.kind}{f', for {made}' if made else ''}"
+    return _Subject(made, broken=found.problems, is_file=True, words=words)
+
+
+def _runtimes() -> tuple[dict[str, str], list[str]]:
+    """Versions of the engines that run ONNX files, and why others cannot."""
+    from mxq.engines import FILE_ENGINES, missing
+
+    absent = missing()
+    return {one.name: one.version() for one in FILE_ENGINES if one.name not in absent}, [*absent.values()]
 
 
 def _found(

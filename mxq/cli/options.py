@@ -48,6 +48,14 @@ Prefix = Annotated[
         metavar="PREFIX", help="The network: PREFIX-symbol.json and PREFIX-NNNN.params.", show_default=False
     ),
 ]
+PrefixOrFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PREFIX",
+        help="The network: PREFIX-symbol.json and PREFIX-NNNN.params; or an ONNX file.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, option("--json", help="Print one JSON document to stdout instead of tables.")]
 Epoch = Annotated[
     int | None, option(min=0, metavar="N", help="Which PREFIX-NNNN.params; mxq's or the latest by default.")

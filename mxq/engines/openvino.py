@@ -24,7 +24,8 @@ def _package() -> Any:
 
 
 def _version() -> str:
-    return str(_package().__version__)
+    """Without the name of the build after it."""
+    return str(_package().__version__).partition("-")[0]
 
 
 def _settings(file: OnnxFile, threads: int) -> dict[str, Any]:

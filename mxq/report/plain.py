@@ -15,7 +15,8 @@ from mxq.evaluation import Evaluation
 from mxq.qat.result import Trained
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
-from mxq.report import comparing, inspection, tables
+from mxq.report import comparing, files, inspection, tables
+from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.text import printable
 from mxq.verification import Comparison, Verification
@@ -74,6 +75,11 @@ def _(found: Report) -> Sequence[RenderableType]:
 @parts.register(Inspection)
 def _(found: Inspection) -> Sequence[RenderableType]:
     return inspection.parts(found)
+
+
+@parts.register(FileInspection)
+def _(found: FileInspection) -> Sequence[RenderableType]:
+    return files.parts(found)
 
 
 @parts.register(Explanation)

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.formats.onnx_file import is_onnx
 from mxq.formats.params import read_params
 from mxq.graph.ir import Array, Model
 from mxq.graph.serde import read_symbol, write_symbol
@@ -189,6 +190,8 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
 
 
 def from_prefix(prefix: Path, epoch: int | None) -> Model:
+    if is_onnx(prefix) and is_file(prefix):
+        raise FormatError(f"{str(prefix)!r} is an ONNX file, which MXNet does not run; allowed: the prefix of a pair")
     with intact(prefix):
         return _from_prefix(prefix, epoch)
 
