@@ -38,7 +38,7 @@ from mxq.report import plots
 from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
-from mxq.verification import Comparison, Verification
+from mxq.verification import Comparison, FileVerification, Verification
 from mxq.workflow import Given, Measured, TrainingData
 
 _P = ParamSpec("_P")
@@ -390,36 +390,40 @@ def verify(
     num_examples: int | None = None,
     batch_size: int | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
+    runtimes: str | Sequence[str] | None = None,
     logger: logging.Logger | None = None,
-) -> Verification:
+) -> Verification | FileVerification:
     """How close an INT8 network is to the float one: equal answers, noise, accuracy where there are labels.
 
     See ``mxq verify``, whose bars are ``failures(min_agreement, min_sqnr)`` of the result.
 
     Args:
         float_net: as for `quantize_net`.
-        int8_net: what was made of it, in any of these forms. One that takes integers is fed those of ``data``.
+        int8_net: what was made of it, in any of these forms; one that takes integers is fed those of ``data``. Or the
+            path of an ONNX file; then ``float_net`` may be one, too.
         data: as ``calib_data`` of `quantize_net`, all of it: inputs of the float network.
         layers: compare every tensor that both have, to find which layers introduce noise.
         labels: class numbers (examples,), where they are not in the data; for a folder also a file like ``labels.csv``.
         num_examples: so many of a path's examples, spread evenly; all by default.
         batch_size: how whole arrays and files are cut; 32 by default, 4 with ``layers``.
         preprocess: how pictures at a path are read, see `quantize_net`.
+        runtimes: of an ONNX file, what runs it: "onnxruntime", "openvino" or several; by default all installed.
         logger: as for `quantize_net`.
 
     Returns:
-        Shares in 0..1, SQNR in dB; ``str`` is the table.
+        Shares in 0..1, SQNR in dB; ``str`` is the table. Of an ONNX file such a result for each runtime, in ``runs``.
 
     Raises:
-        ConfigError: ``float_net`` is quantized.
+        ConfigError: ``float_net`` is quantized; a runtime is missing or too old.
         DataError: no examples, labels that do not fit, or outputs that differ in number or shape.
         MxqError: see `mxq.errors`.
     """
-    return workflow.verify(
+    return workflow.verify_any(
         float_net,
         int8_net,
         Measured(data, labels, examples=num_examples),
         _preparation(preprocess),
+        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
         layers=layers,
         batch_size=batch_size,
         logger=_heard(logger),

@@ -262,6 +262,14 @@ Crop = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Then
 Resize = Annotated[str | None, option(metavar="H[xW]", panel=_PICTURES, help="Or stretch to this size.")]
 Color = Annotated[str | None, option(metavar="RGB|BGR|GRAY", panel=_PICTURES, help="Order of the channels.")]
 Labels = Annotated[Path | None, option(metavar="FILE", help="Like labels.csv (columns file and label), for a folder.")]
+Runtimes = Annotated[
+    list[str] | None,
+    option(
+        "--runtime",
+        metavar="onnxruntime|openvino",
+        help="What runs the ONNX file; all that are installed by default. May be repeated.",
+    ),
+]
 NumExamples = Annotated[
     int | None, option(min=1, metavar="N", help="Use so many examples, spread evenly; all by default.")
 ]

@@ -10,17 +10,21 @@ import typer
 from mxq.cli.app import FAILED, command
 from mxq.cli.console import print_json, progress, say, show_result
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Json, Labels, NumExamples, Pictures, option, prefix_of
+from mxq.cli.options import DATA, Json, Labels, NumExamples, Pictures, Runtimes, option, prefix_of
 from mxq.data.feeding import BATCH, LAYER_BATCH
 
 
 @command
 def verify(
     float_prefix: Annotated[
-        Path, typer.Argument(metavar="FLOAT", help="Prefix of the float network.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FLOAT", help="Prefix of the float network; a float ONNX file beside another.", show_default=False
+        ),
     ],
     int8_prefix: Annotated[
-        Path, typer.Argument(metavar="INT8", help="Prefix of what was made of it.", show_default=False)
+        Path,
+        typer.Argument(metavar="INT8", help="Prefix of what was made of it, or an ONNX file.", show_default=False),
     ],
     data: Annotated[Path, option(metavar="PATH", help=DATA)],
     layers: Annotated[
@@ -39,6 +43,7 @@ def verify(
         option(min=1, metavar="N", help=f"Examples to a batch; {BATCH} by default, {LAYER_BATCH} with --layers."),
     ] = None,
     labels: Labels = None,
+    runtimes: Runtimes = None,
     *,
     pictures: Pictures,
     as_json: Json = False,
@@ -50,8 +55,16 @@ def verify(
     from mxq import workflow
 
     measured = workflow.Measured(data, labels, examples=num_examples)
-    pair = float_prefix, int8_prefix
-    found = workflow.verify(*pair, measured, preparation, layers=layers, batch_size=batch_size, progress=progress)
+    found = workflow.verify_any(
+        float_prefix,
+        int8_prefix,
+        measured,
+        preparation,
+        runtimes=runtimes,
+        layers=layers,
+        batch_size=batch_size,
+        progress=progress,
+    )
     failures = found.failures(min_agreement, min_sqnr)
     if as_json:
         print_json({**found.to_json(), "failures": list(failures)})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mxq.errors import ConfigError
-from mxq.host.environment import COPY_SIZE, NEVER, recommended_threads
+from mxq.host.environment import COPY_SIZE, NEVER, check_omp_num_threads, recommended_threads
 from mxq.host.kernel_text import cpu_list
 from mxq.host.machine import Core, Machine, detect
 
@@ -63,6 +63,20 @@ def split(cores: Sequence[Core], instances: int, threads: int | None = None) -> 
 def plan(instances: int = 1, threads: int | None = None, machine: Machine | None = None) -> tuple[CpuSet, ...]:
     """CPUs for each of ``instances`` processes on ``machine``, this one by default (see `split`)."""
     return split(usable_cores(machine or detect()), instances, threads)
+
+
+def one_process(environ: Mapping[str, str], machine: Machine | None = None) -> tuple[CpuSet, int]:
+    """The CPUs of one process that has the machine, and its threads: as ``OMP_NUM_THREADS`` says, else one a core.
+
+    Raises:
+        ConfigError: ``OMP_NUM_THREADS`` is not one number.
+    """
+    here = machine or detect()
+    (cpus,) = plan(1, machine=here)
+    asked = check_omp_num_threads(environ)
+    if asked is None or asked < 1:
+        return cpus, len(cpus)
+    return (cpus[:asked] if asked <= len(cpus) else here.affinity), asked
 
 
 def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRAM) -> tuple[str, ...]:

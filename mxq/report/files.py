@@ -17,6 +17,7 @@ from mxq.formats.onnx_record import FileRecord
 from mxq.report import tables
 from mxq.storage.checksums import Mismatch
 from mxq.text import Shown, megabytes
+from mxq.verification import FileVerification, Verification
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,35 @@ def parts(found: FileInspection) -> Sequence[RenderableType]:
     rows += [("layers", f"{file.layers_int8} on codes, {file.layers_float} in float")]
     rows += [("size", ", ".join(f"{name} {megabytes(size)}" for name, size in file.bytes.items()))]
     return [tables.facts(rows), _operators(file.operators)]
+
+
+def compared(found: FileVerification) -> Sequence[RenderableType]:
+    """What it was compared with, then a line for each runtime."""
+    runs = found.runs.values()
+    rows = [("file", found.file), ("against", found.reference)]
+    rows += [("examples", f"{run.examples:,}") for run in [*runs][:1]]
+    rows += [("float top-1", tables.percent(run.accuracy.float_top1)) for run in [*runs][:1] if run.accuracy]
+    boxes, scores = any(run.boxes for run in runs), any(run.agreement is not None for run in runs)
+    labelled = any(run.accuracy for run in runs)
+    titles = [*([">same best class"] if scores else []), *([">boxes that match"] if boxes else []), ">SQNR"]
+    table = tables.ruled("", ("runtime", *titles, *([">top-1"] if labelled else []), ">max error"))
+    for name, run in found.runs.items():
+        cells: list[Text] = [Text(_share(run.agreement))] if scores else []
+        cells += [Text(_share(None if run.boxes is None else run.boxes.agreement))] if boxes else []
+        cells += [tables.decibels(run.sqnr)]
+        cells += [Text("-" if run.accuracy is None else tables.percent(run.accuracy.int8_top1))] if labelled else []
+        table.add_row(Text(f"{name} {found.versions.get(name, '')}".strip()), *cells, Text(_largest(run)))
+    return [tables.facts(rows), table]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else tables.percent(value)
+
+
+def _largest(run: Verification) -> str:
+    """The largest difference of one value in any output."""
+    found = [output.max_abs_error for output in run.outputs if output.max_abs_error is not None]
+    return f"{max(found):.3g}" if found else "-"
 
 
 def _origin(file: OnnxFile) -> str:

@@ -19,7 +19,7 @@ from mxq.report import comparing, files, inspection, tables
 from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.text import printable
-from mxq.verification import Comparison, Verification
+from mxq.verification import Comparison, FileVerification, Verification
 
 WIDTH: Final = 100
 """Of plain text, in characters."""
@@ -96,6 +96,11 @@ def _(found: Thresholds) -> Sequence[RenderableType]:
 def _(found: Verification) -> Sequence[RenderableType]:
     each = [tables.layers(tables.WORST_FIRST, found.worst_first)] if found.layers else []
     return [tables.verification(replace(found, layers=())), *each]
+
+
+@parts.register(FileVerification)
+def _(found: FileVerification) -> Sequence[RenderableType]:
+    return files.compared(found)
 
 
 @parts.register(Comparison)

@@ -7,8 +7,9 @@ layers are compared by: `mxq.verification.layerwise`; two int8 models without da
 
 from __future__ import annotations
 
-from mxq.verification.accumulate import verify
+from mxq.verification.accumulate import Head, heads_of, verify, verify_each
 from mxq.verification.agreement import Accuracy, Layer, Output, Verification
+from mxq.verification.files import FileVerification
 from mxq.verification.measures import Boxes, Energy, match_boxes
 from mxq.verification.pair_differences import Differences, Side, differences
 from mxq.verification.taps import Tap, corresponding
@@ -24,6 +25,8 @@ __all__ = [
     "Comparison",
     "Differences",
     "Energy",
+    "FileVerification",
+    "Head",
     "Layer",
     "Output",
     "Side",
@@ -31,6 +34,8 @@ __all__ = [
     "Verification",
     "corresponding",
     "differences",
+    "heads_of",
     "match_boxes",
     "verify",
+    "verify_each",
 ]

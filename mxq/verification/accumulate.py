@@ -1,14 +1,17 @@
-"""Runs the float and the int8 model over the same batches and keeps the sums that a `Verification` needs."""
+"""Runs the float network and what was made of it over the same batches; keeps the sums that a `Verification` needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import tee
+from typing import TypeAlias
 
 import numpy as np
 
 from mxq.data.feed import examples_in
 from mxq.errors import DataError
-from mxq.graph.ir import Array, Graph, Model, Runner
+from mxq.graph.ir import Array, Executable, Graph, Model, Runner
 from mxq.graph.traits import traits_of
 from mxq.verification.agreement import Accuracy, Output, Verification
 from mxq.verification.layerwise import LayerTally
@@ -19,6 +22,22 @@ BOX_WIDTH = 6
 TOP = 5
 _TINY = float(np.finfo(np.float32).tiny)
 
+Labels: TypeAlias = Array | Iterator[Array | None] | None
+"""Of all examples, or of each batch in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """An output of the float network: its ``name``, and whether it is a ``softmax``."""
+
+    name: str
+    softmax: bool = False
+
+
+def heads_of(graph: Graph) -> tuple[Head, ...]:
+    """The outputs of a graph."""
+    return tuple(Head(str(head), traits_of(graph[head.name]).distribution) for head in graph.heads)
+
 
 def verify(
     runner: Runner,
@@ -27,7 +46,7 @@ def verify(
     feeds: Iterable[Mapping[str, Array]],
     layers: bool = False,
     *,
-    labels: Array | Iterator[Array | None] | None = None,
+    labels: Labels = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Runs both models over ``feeds`` and compares.
@@ -50,21 +69,60 @@ def verify(
     heads = len(float_model.graph.heads)
     if len(int8_model.graph.heads) != heads:
         raise DataError(f"the float model has {heads} outputs, the int8 model {len(int8_model.graph.heads)}")
-    tally = _Tally(float_model.graph, each, labels)
+    tally = _Tally(heads_of(float_model.graph), each, labels)
+    _run(reference, {"int8": (candidate, tally)}, feeds, progress)
+    return tally.result()
+
+
+def verify_each(
+    reference: Executable,
+    candidates: Mapping[str, Executable],
+    heads: Sequence[Head],
+    feeds: Iterable[Mapping[str, Array]],
+    *,
+    labels: Labels = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Verification]:
+    """Compares several forms of a network with it, in one pass over ``feeds``.
+
+    Args:
+        reference: the float network, ready to run.
+        candidates: name -> a form of it, which gives the same outputs.
+        heads: the outputs of the float network.
+        feeds, labels, progress: as of `verify`.
+
+    Raises:
+        DataError: as of `verify`.
+    """
+    shared = tee(labels, len(candidates)) if isinstance(labels, Iterator) else [labels] * len(candidates)
+    tallies = {name: _Tally(heads, None, own) for name, own in zip(candidates, shared, strict=True)}
+    _run(reference, {name: (candidates[name], tally) for name, tally in tallies.items()}, feeds, progress)
+    return {name: tally.result() for name, tally in tallies.items()}
+
+
+def _run(
+    reference: Executable,
+    compared: Mapping[str, tuple[Executable, _Tally]],
+    feeds: Iterable[Mapping[str, Array]],
+    progress: Callable[[int], None] | None,
+) -> None:
+    done = 0
     for batch in feeds:
         examples = examples_in(batch)
-        tally.add(examples, reference(batch), candidate(batch))
+        wanted = reference(batch)
+        for candidate, tally in compared.values():
+            tally.add(examples, wanted, candidate(batch))
+        done += examples
         if progress is not None:
-            progress(tally.examples)
-    return tally.result()
+            progress(done)
 
 
 class _Tally:
     """Running sums of `verify`."""
 
-    def __init__(self, graph: Graph, layers: LayerTally, labels: Array | Iterator[Array | None] | None) -> None:
-        self.heads = [str(h) for h in graph.heads]
-        self.softmax = [traits_of(graph[h.name]).distribution for h in graph.heads]
+    def __init__(self, heads: Sequence[Head], layers: LayerTally | None, labels: Labels) -> None:
+        self.heads = [head.name for head in heads]
+        self.softmax = [head.softmax for head in heads]
         self.layers = layers
         self.labels = labels if labels is None or isinstance(labels, Iterator) else np.asarray(labels)
         self.examples = self.labelled = 0
@@ -79,6 +137,8 @@ class _Tally:
     def add(self, examples: int, reference: Sequence[Array], candidate: Sequence[Array]) -> None:
         """Takes in one batch: the heads, then what the layers are compared by, of both models."""
         count = len(self.heads)
+        if self.layers is None and len(candidate) != count:
+            raise DataError(f"the float network has {count} outputs, what was made of it {len(candidate)}")
         first, second = ([outputs[i] for i in range(count)] for outputs in (reference, candidate))
         for name, x, y in zip(self.heads, first, second, strict=True):
             if x.shape != y.shape:
@@ -86,7 +146,8 @@ class _Tally:
         if not self.kinds:
             self.kinds = _kinds(first, examples)
         self._add_heads(first, second, self._labels_of(examples))
-        self.layers.add(lambda i: reference[count + i], lambda i: candidate[count + i])
+        if self.layers is not None:
+            self.layers.add(lambda i: reference[count + i], lambda i: candidate[count + i])
         self.examples += examples
 
     def _labels_of(self, examples: int) -> Array | None:
@@ -143,7 +204,7 @@ class _Tally:
             outputs=tuple(self._output(i) for i in range(len(self.heads))),
             accuracy=self._accuracy() if scores and labels else None,
             boxes=self.boxes if "boxes" in self.kinds else None,
-            layers=self.layers.result(),
+            layers=() if self.layers is None else self.layers.result(),
         )
 
     def _output(self, i: int) -> Output:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
 from mxq.workflow.exporting import export_onnx
+from mxq.workflow.files import verify_any
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
@@ -36,4 +37,5 @@ __all__ = [
     "sweep_bits",
     "tune",
     "verify",
+    "verify_any",
 ]

@@ -33,7 +33,8 @@ Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int]
 """From what is done and how many examples there are (0: not known) to what is told how many are done."""
 
 
-def _silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
+def silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shows nothing."""
     return nullcontext(lambda _: None)
 
 
@@ -46,7 +47,7 @@ def verify(
     layers: bool = False,
     batch_size: int | None = None,
     logger: logging.Logger = LOG,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Verification:
     """Runs both networks over the same data and compares what they give.
 
@@ -61,7 +62,7 @@ def verify(
     """
     pair = pair_of(float_net, int8_net, logger=logger)
     size = (LAYER_BATCH if layers else BATCH) if batch_size is None else batch_size
-    examples = _examples(measured, pair.float, preparation or preparation_of(float_net), size, logger)
+    examples = examples_of(measured, pair.float, preparation or preparation_of(float_net), size, logger)
     runner = feeding(runtime.MxnetRunner(), input_of(int8_net))
     with progress("comparing", examples.count) as step:
         return examples.verify(runner, pair.float, pair.int8, step, layers=layers)
@@ -76,7 +77,7 @@ def compare(
     *,
     batch_size: int = BATCH,
     logger: logging.Logger = LOG,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Comparison:
     """What differs between two quantized networks.
 
@@ -93,7 +94,7 @@ def compare(
         return found
     first, second = (side.model for side in sides)
     known = a if float_net is None else float_net
-    examples = _examples(measured, first, preparation or preparation_of(known), batch_size, logger).held()
+    examples = examples_of(measured, first, preparation or preparation_of(known), batch_size, logger).held()
     pairs = {A_B: (first, second)}
     if float_net is not None:
         reference = pair_of(float_net, a, logger=logger).float
@@ -135,7 +136,7 @@ def pair_of(
     """
     found = Pair(runtime.load_model(float_net, epoch), runtime.load_model(int8_net))
     float_first, float_second = (FLOAT.check(model) is None for model in (found.float, found.int8))
-    first, second = _called(float_net), _called(int8_net)
+    first, second = called(float_net), called(int8_net)
     if not float_first:
         remedy = f"give {second} {first}" if float_second else "mxq compare holds two of them together"
         raise ConfigError(
@@ -155,8 +156,8 @@ def check_origin(model: Model, net: runtime.Net, int8_net: runtime.Net, logger: 
     if made_from is not None and made_from != fingerprint(model)["params_sha256"]:
         logger.warning(
             "%s was not made from %s: its record names a float network of other parameters",
-            _called(int8_net),
-            _called(net),
+            called(int8_net),
+            called(net),
         )
 
 
@@ -172,7 +173,7 @@ def _side(net: runtime.Net) -> Side:
     return Side(name, runtime.load_model(net), recorded_of(net))
 
 
-def _called(net: runtime.Net) -> str:
+def called(net: runtime.Net) -> str:
     """A network in a message."""
     return str(net) if isinstance(net, str | Path) else f"the {type(net).__name__}"
 
@@ -204,7 +205,7 @@ class _Each:
 
 
 @dataclass(frozen=True)
-class _Examples:
+class Examples:
     """What networks are compared on: a `Source`, or data in another form of `mxq.data`, with labels or without."""
 
     data: Any
@@ -217,7 +218,7 @@ class _Examples:
         """How many there are; 0 where that is not known."""
         return self.data.examples if isinstance(self.data, Source) else 0
 
-    def held(self) -> _Examples:
+    def held(self) -> Examples:
         """The same, to be read again and again: what can be read only once is held."""
         once = isinstance(self.data, Iterator) and not hasattr(self.data, "reset")  # MXNet's DataIter can be
         return replace(self, data=list(self.data)) if once else self
@@ -225,10 +226,10 @@ class _Examples:
     def verify(
         self, runner: Runner, first: Model, second: Model, step: Callable[[int], None], *, layers: bool = False
     ) -> Verification:
-        feeds, labels = self._read()
+        feeds, labels = self.read()
         return verification.verify(runner, first, second, feeds, layers, labels=labels, progress=step)
 
-    def _read(self) -> tuple[Iterable[Mapping[str, Array]], Any]:
+    def read(self) -> tuple[Iterable[Mapping[str, Array]], Any]:
         """The batches, and the labels: of all examples, or of each batch in turn."""
         if isinstance(self.data, Source):
             return self.data, self.data.labels if self.labels is None else self.labels
@@ -244,13 +245,14 @@ def _classes(labels: Any) -> Array | None:
     return given.reshape(-1).astype(np.int64)
 
 
-def _examples(
+def examples_of(
     measured: Measured, model: Model, preparation: Preparation, batch_size: int, logger: logging.Logger
-) -> _Examples:
+) -> Examples:
+    """The data of ``measured``, opened for the inputs of ``model``."""
     if measured.examples is not None and not isinstance(measured.data, str | Path):
         kind = type(measured.data).__name__
         raise ConfigError(f"num_examples is {measured.examples} beside a {kind}; allowed: beside a path")
     data, labels = open_labelled(measured, model, preparation, batch_size, logger)
     if isinstance(data, Source):
         logger.info("comparing on %d of %s", data.examples, data.description)
-    return _Examples(data, labels, tuple(model.arguments), batch_size)
+    return Examples(data, labels, tuple(model.arguments), batch_size)

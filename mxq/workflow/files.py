@@ -1,0 +1,153 @@
+"""ONNX files, run in the runtimes that are installed and held against the float network."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from mxq import runtime, verification
+from mxq.data.feeding import BATCH
+from mxq.data.preparation import Preparation
+from mxq.engines import Served, chosen
+from mxq.errors import ConfigError
+from mxq.formats.onnx_file import OnnxFile, is_onnx, read
+from mxq.graph.ir import VARIABLE, Array, Executable, Graph, Model, Node
+from mxq.host.cores import one_process
+from mxq.logs import LOG
+from mxq.passes.simplify import FLOAT
+from mxq.pipeline import fingerprint
+from mxq.verification import FileVerification, Head, Verification, heads_of
+from mxq.workflow.comparing import Progress, called, examples_of, silent, verify
+from mxq.workflow.opening import Measured, preparation_of
+
+
+def verify_any(
+    float_net: runtime.Net,
+    other: runtime.Net,
+    measured: Measured,
+    preparation: Preparation | None = None,
+    *,
+    runtimes: Sequence[str] | None = None,
+    layers: bool = False,
+    batch_size: int | None = None,
+    logger: logging.Logger = LOG,
+    progress: Progress = silent,
+) -> Verification | FileVerification:
+    """`verify_file` of an ONNX file, `mxq.workflow.comparing.verify` of any other network.
+
+    Raises:
+        ConfigError: one is asked for what the other has: layers, runtimes.
+    """
+    shared: _Shared = {"batch_size": batch_size, "logger": logger, "progress": progress}
+    if is_onnx(other):
+        if layers:
+            raise ConfigError(f"layers are asked for, but {other} is an ONNX file; allowed: for a pair")
+        return verify_file(float_net, Path(other), measured, preparation, runtimes=runtimes, **shared)
+    if runtimes or is_onnx(float_net):
+        found = f"runtimes are {', '.join(runtimes)}" if runtimes else f"{float_net} is given as the float network"
+        raise ConfigError(f"{found}, but {called(other)} is no ONNX file; allowed: net.onnx")
+    return verify(float_net, other, measured, preparation, layers=layers, **shared)
+
+
+class _Shared(TypedDict):
+    """Arguments that both have."""
+
+    batch_size: int | None
+    logger: logging.Logger
+    progress: Progress
+
+
+def verify_file(
+    float_net: runtime.Net,
+    path: Path,
+    measured: Measured,
+    preparation: Preparation | None = None,
+    *,
+    runtimes: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    logger: logging.Logger = LOG,
+    progress: Progress = silent,
+) -> FileVerification:
+    """Runs an ONNX file in each runtime over the same data as the float network, and compares what they give.
+
+    Args:
+        float_net: see `mxq.runtime.load_model`; or a float ONNX file, which the first of the runtimes runs.
+        path: the file that was made of it.
+        measured, preparation, logger, progress: as of `mxq.workflow.comparing.verify`.
+        runtimes: names, see `mxq.engines.chosen`.
+        batch_size: where None that of a file that takes one size alone, else `BATCH`.
+
+    Raises:
+        ConfigError: the first network is quantized; a runtime is missing or too old.
+        DataError: inputs or outputs differ.
+        FormatError: a file is damaged, or a runtime does not take it.
+    """
+    file, engines = read(path), chosen(runtimes)
+    cpus, threads = one_process(os.environ)
+    batch = file.inputs[0].shape[0] if file.inputs and file.inputs[0].shape else BATCH
+    size = batch_size or (batch if isinstance(batch, int) else BATCH)
+    with ExitStack() as open_:
+
+        def opened(number: int, given: Path) -> Served:
+            return open_.enter_context(closing(Served(engines[number], given, cpus, threads)))
+
+        reference = _reference(float_net, file, lambda given: opened(0, given), logger)
+        examples = examples_of(measured, reference.model, preparation or preparation_of(float_net), size, logger)
+        names = [port.name for port in file.inputs]
+        candidates = {one.name: _reading(opened(i, path), names) for i, one in enumerate(engines)}
+        feeds, labels = examples.read()
+        ran = "MXNet" if reference.is_mxnet else engines[0].title
+        with progress("comparing", examples.count) as step:
+            runs = verification.verify_each(
+                reference.run, candidates, reference.heads, feeds, labels=labels, progress=step
+            )
+    return FileVerification(
+        str(path), f"{called(float_net)} in {ran}", runs, {one.name: one.version() for one in engines}
+    )
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The float network: what ``run`` runs it, its outputs, and a ``model`` that has its inputs."""
+
+    run: Executable
+    heads: Sequence[Head]
+    model: Model
+    is_mxnet: bool
+
+
+def _reference(
+    net: runtime.Net, file: OnnxFile, opened: Callable[[Path], Executable], logger: logging.Logger
+) -> _Reference:
+    """The float network, by MXNet or by what ``opened`` makes of a file."""
+    if is_onnx(net):
+        found = read(Path(net))
+        _check_float(called(net), quantized=found.kind == "int8")
+        heads = [Head(port.name, port.maker == "Softmax") for port in found.outputs]
+        inputs = Graph(tuple(Node(port.name, VARIABLE) for port in found.inputs), ())
+        return _Reference(opened(found.path), heads, Model(inputs), is_mxnet=False)
+    model = runtime.load_model(net)
+    _check_float(called(net), quantized=FLOAT.check(model) is not None)
+    made_from = None if file.record is None else file.record.source.get("params_sha256")
+    if made_from is not None and made_from != fingerprint(model)["params_sha256"]:
+        logger.warning("%s was not made from %s: it names a float network of other parameters", file.path, called(net))
+    return _Reference(runtime.MxnetRunner().compile(model), heads_of(model.graph), model, is_mxnet=True)
+
+
+def _check_float(name: str, *, quantized: bool) -> None:
+    if quantized:
+        raise ConfigError(f"{name}, given as the float network, is quantized; give the float one first")
+
+
+def _reading(session: Served, names: Sequence[str]) -> Executable:
+    """``session``, fed those of the inputs that its file has: one that nothing reads is left out when it is written."""
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        return session({name: value for name, value in feeds.items() if name in names})
+
+    return run

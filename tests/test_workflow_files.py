@@ -1,0 +1,141 @@
+"""ONNX files held against the float network: by both doors, in each runtime, by all measures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import RESIDUAL, SHAPE, build
+from typer.testing import CliRunner
+
+import mxq
+from mxq.cli import app
+from mxq.errors import ConfigError, DataError
+from mxq.runtime import write_pair
+from mxq.verification import FileVerification, Head, verify_each
+
+EXAMPLE, HELD = SHAPE[1:], 24
+X = np.random.default_rng(0).standard_normal((HELD, *EXAMPLE)).astype(np.float32)
+LABELS = np.arange(HELD) % 10
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network "net", float.onnx, int8.onnx, one.onnx (batches of one alone), with data. Do not write there."""
+    pytest.importorskip("onnx", reason="onnx is not installed (mxq[onnx])")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+    where = tmp_path_factory.mktemp("files")
+    write_pair(build(*RESIDUAL), where / "net")
+    mxq.export_onnx(where / "net", where / "float.onnx", input_shape=EXAMPLE)
+    mxq.export_onnx(where / "net", where / "int8.onnx", X, effort="fast")
+    mxq.export_onnx(where / "net", where / "one.onnx", input_shape=EXAMPLE, batch_size=1)
+    np.savez(where / "x.npz", data=X, label=LABELS)
+    return where
+
+
+def command(*args: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "100"})
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.stdout if code == 0 else result.output
+
+
+def found_of(*args: Any, **more: Any) -> FileVerification:
+    found = mxq.verify(*args, **{"runtimes": "onnxruntime", **more})
+    assert isinstance(found, FileVerification)
+    return found
+
+
+def test_both_doors_and_both_references(home: Path) -> None:
+    told = json.loads(command("verify", home / "net", home / "int8.onnx", "--data", home / "x.npz", "--json"))
+    (first, *_) = told["runtimes"].values()
+    assert next(iter(told["runtimes"])) == "onnxruntime"
+    found = found_of(home / "float.onnx", home / "int8.onnx", X, labels=LABELS).runs["onnxruntime"]
+    assert found.examples == first["examples"] == HELD
+    assert found.agreement == first["agreement"] >= 0.9
+    assert found.sqnr == pytest.approx(first["sqnr"], abs=0.5, rel=0)  # of what MXNet gives, and of ONNX Runtime
+    assert found.sqnr is not None
+    assert found.sqnr > 25
+    assert found.accuracy is not None
+    assert first["accuracy"]["float_top1"] == found.accuracy.float_top1
+
+
+def test_a_float_file_is_the_network(home: Path) -> None:
+    found = found_of(home / "net", home / "float.onnx", X)
+    run = found.runs["onnxruntime"]
+    assert (run.agreement, run.outputs[0].name) == (1.0, "fc0")
+    assert run.sqnr is not None
+    assert run.sqnr > 100
+    assert found.reference == f"{home / 'net'} in MXNet"
+    text = str(found)
+    assert f"onnxruntime {found.versions['onnxruntime']}" in text
+    assert "100.00 %" in text
+
+
+def test_bars(home: Path) -> None:
+    asked = ("verify", home / "net", home / "int8.onnx", "--data", home / "x.npz", "--runtime", "onnxruntime")
+    text = command(*asked, "--min-sqnr", 90, code=1)
+    assert "check failed: onnxruntime: SQNR is" in text
+    assert "asked for 90 dB or more" in text
+    command(*asked, "--min-sqnr", 20, "--min-agreement", 0.5)
+
+
+def test_a_file_of_one_batch_size_is_fed_that(home: Path) -> None:
+    assert found_of(home / "net", home / "one.onnx", X[:3]).runs["onnxruntime"].examples == 3
+    with pytest.raises(DataError, match=r"takes data float32 1x8x6x6; fed is float32 2x8x6x6: feed batches of 1"):
+        found_of(home / "net", home / "one.onnx", X[:3], batch_size=2)
+
+
+def test_of_another_network(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pair(build(*RESIDUAL, seed=3), tmp_path / "other")
+    found_of(tmp_path / "other", home / "int8.onnx", X[:4])
+    assert "was not made from" in caplog.text
+    write_pair(build("y = Activation(data) act_type=relu", "return y", data=SHAPE), tmp_path / "other")
+    with pytest.raises(DataError, match="output 'y' has shape"):
+        found_of(tmp_path / "other", home / "int8.onnx", X[:4])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "more", "says"),
+    [
+        ("int8.onnx", "int8.onnx", {}, r"int8\.onnx, given as the float network, is quantized"),
+        ("net", "int8.onnx", {"layers": True}, "layers are asked for"),
+        ("net", "net", {}, "runtimes are onnxruntime, but .*net is no ONNX file"),
+        ("float.onnx", "net", {"runtimes": None}, r"float\.onnx is given as the float network, but .*net is no ONNX"),
+        ("net", "int8.onnx", {"runtimes": "tvm"}, "runtime is 'tvm'; allowed: 'onnxruntime', 'openvino'"),
+    ],
+)
+def test_refusals(home: Path, first: str, second: str, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        found_of(home / first, home / second, X, **more)
+
+
+def test_several_are_compared_in_one_pass() -> None:
+    """Each batch is read once, and the reference runs once; labels of each batch serve all."""
+    read: list[int] = []
+
+    def network(noise: float) -> Any:
+        def run(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            if not noise:
+                read.append(len(feeds["x"]))
+            return [feeds["x"] + noise * np.float32([[1, -1, 0]])]
+
+        return run
+
+    batches = [{"x": np.eye(3, dtype=np.float32)}, {"x": np.eye(3, dtype=np.float32)[:2]}]
+    labels = iter([np.array([0, 1, 1]), np.array([0, 1])])
+    found = verify_each(
+        network(0.0), {"a": network(0.01), "b": network(0.6)}, [Head("y")], iter(batches), labels=labels
+    )
+    assert read == [3, 2]
+    assert (found["a"].agreement, found["b"].agreement) == (1.0, 3 / 5)
+    assert found["a"].accuracy is not None
+    assert (found["a"].accuracy.float_top1, found["a"].accuracy.int8_top1) == (4 / 5, 4 / 5)
+    assert found["b"].accuracy is not None
+    assert found["b"].accuracy.float_top1 == 4 / 5
+    assert (found["a"].sqnr or 0) > (found["b"].sqnr or 0)
+    with pytest.raises(DataError, match="the float network has 2 outputs, what was made of it 1"):
+        verify_each(lambda _: [X, X], {"a": lambda _: [X]}, [Head("y"), Head("z")], batches)
