@@ -167,7 +167,7 @@ NAN[12, 3] = math.nan
 @pytest.mark.parametrize(
     ("data", "options", "says"),
     [
-        ((X, Y[:-1]), {}, r"calibration arrays hold \[39, 40\] examples"),
+        ((X, Y[:-1]), {}, r"evaluation arrays hold \[39, 40\] examples"),
         (X, {"labels": Y[:-1]}, "there are 39 labels but more examples"),
         (X, {"labels": [*Y, 0]}, "there are 41 labels for 40 examples"),
         (X, {"labels": 3}, "labels is 3; allowed: an array with one for each example"),

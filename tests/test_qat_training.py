@@ -139,6 +139,12 @@ class TestOrder:
         with pytest.raises(DataError, match="train_data is a generator, which can be read only once; allowed"):
             Epochs((x for x in ()), ("data",))
 
+    def test_messages_call_the_data_what_it_is(self) -> None:
+        with pytest.raises(DataError, match=r"^training data is an empty list; at least one batch is needed$"):
+            next(Epochs([], ("data",)).epoch(1))
+        with pytest.raises(DataError, match=r"^training batch 1: input 'data' has dtype <U1"):
+            next(Epochs([(np.array(["a"]), self.Y[:1])], ("data",)).epoch(1))
+
 
 class TestFit:
     def test_learns(self, whole: tuple[Trained, Path]) -> None:

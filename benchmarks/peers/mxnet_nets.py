@@ -34,7 +34,7 @@ import trained  # noqa: E402
 from mxnet import io, profiler  # noqa: E402
 from mxnet.contrib import quantization as contrib  # noqa: E402
 
-from mxq.graph.ir import Model, toposort  # noqa: E402
+from mxq.graph.ir import Model  # noqa: E402
 from mxq.pipeline import fuse_float  # noqa: E402
 from mxq.runtime import (  # noqa: E402
     MxnetRunner,
@@ -51,7 +51,6 @@ Feeds = Mapping[str, Any]
 ONNX = "mxq_onnx"
 SIZE = 10
 """Examples of a batch whose outputs are references."""
-NMS = ("_contrib_box_nms", "_contrib_MultiBoxDetection")
 
 
 def build(name: str, folder: Path, count: int, batches: Sequence[int]) -> None:
@@ -87,7 +86,7 @@ def _of_zoo(name: str, count: int, batch: int) -> tuple[Model, Feeds, Feeds]:
     base, _, raw = name.partition(":")
     model, net = zoo.build(base), zoo.NETS[base]
     if raw:
-        model = without_nms(model)
+        model = zoo.without_nms(model)
     (data,) = model.inputs
     return model, {data: zoo.examples(net, count, seed=3)}, {data: zoo.examples(net, batch)}
 
@@ -97,18 +96,6 @@ def export(folder: Path) -> None:
     feeds = protocol.read(folder / "calibration.npz")
     shapes = {name: values.shape[1:] for name, values in feeds.items()}
     mxq.export_onnx(str(folder / "float32"), folder / "net.onnx", input_shape=shapes)
-
-
-def without_nms(model: Model) -> Model:
-    """The detector up to what it gives to non-maximum suppression.
-
-    Raises:
-        ValueError: it does none.
-    """
-    heads = [node.inputs[0] for node in model.graph.operators if node.op in NMS]
-    if not heads:
-        raise ValueError("no non-maximum suppression in this network; leave :raw out")
-    return model.with_graph(toposort(model.graph.nodes, heads, model.graph.attrs))
 
 
 def by_mxq(model: Model, feeds: Feeds, **settings: str) -> Model:

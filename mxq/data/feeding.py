@@ -1,4 +1,4 @@
-"""A pass over calibration data, up to the number of examples that are wanted."""
+"""A pass over data, up to the number of examples that are wanted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mxq.data.budget import Budget
 from mxq.data.feed import Feed, check_ranks, described, examples_in, flattened, is_array, made, segmented, taken
-from mxq.data.sources import END, DataBatch, Source, is_batch_object, source_of
+from mxq.data.sources import END, DataBatch, Role, Source, is_batch_object, source_of
 from mxq.errors import DataError
 
 BATCH: Final = 32
@@ -26,7 +26,7 @@ ALLOWED_BATCH: Final = "an array, a list or tuple of arrays, a dict of arrays by
 
 
 class Feeds:
-    """Batches of calibration data, ended with the one that holds the last example the budget allows.
+    """Batches of data, ended with the one that holds the last example the budget allows.
 
     Iterating again reads the data again, except where it came from a generator.
 
@@ -97,7 +97,9 @@ class Feeds:
 
     def _begin(self, batches: int = 0, examples: int = 0) -> Iterator[Feed]:
         if self._started and self._source.once:
-            raise DataError("calibration data is a generator, which can be read only once; give a list of batches")
+            raise DataError(
+                f"{self._source.role} data is a generator, which can be read only once; give a list of batches"
+            )
         self._started = True
         self.examples, self.batches, self.warnings = 0, 0, ()
         return self._pass(batches, examples)
@@ -106,7 +108,7 @@ class Feeds:
         raw: Iterator[object] | None = None
         ranks: dict[str, int] = {}
         while (planned := self.planned) is None or self.examples < planned:
-            where = f"calibration batch {self.batches + 1}"
+            where = f"{self._source.role} batch {self.batches + 1}"
             try:
                 raw = self._source.open() if raw is None else raw
                 item = next(raw, END)
@@ -126,7 +128,7 @@ class Feeds:
                 raw = self._source.after(raw, batches)
                 self.batches, self.examples = batches, examples
         if self.batches == 0:
-            raise DataError("calibration data holds no batch; at least one is needed")
+            raise DataError(f"{self._source.role} data holds no batch; at least one is needed")
         self._compare()
 
     def _feed(self, item: object) -> Feed:
@@ -196,35 +198,37 @@ class Feeds:
         if asked is None and self._source.examples is not None:
             asked = self.planned
         if asked is not None and self.examples < asked:
-            self.warnings = (f"{asked} calibration examples were asked for, the data held {self.examples}",)
+            self.warnings = (f"{asked} {self._source.role} examples were asked for, the data held {self.examples}",)
 
 
 ALL: Final = Budget(percent=100.0)
 
 
 def feeds(
-    calib_data: object,
+    data: object,
     inputs: Sequence[str],
     budget: Budget,
     *,
     batch_size: int = BATCH,
     ranks: Mapping[str, int] | None = None,
+    role: Role = Role.CALIBRATION,
 ) -> Feeds:
-    """Reads calibration data in any form the module's table lists.
+    """Reads data in any form the module's table lists.
 
     Args:
-        calib_data: the data.
+        data: the data.
         inputs: names of the network's arguments, in order; "" for one that the network does not read.
         budget: how many examples to use; which, says the module's text.
-        batch_size: examples per batch where ``calib_data`` is whole arrays.
+        batch_size: examples per batch where ``data`` is whole arrays.
         ranks: how many axes inputs have, where that is known; see `segmented`.
+        role: what the data is for.
 
     Raises:
         DataError: a form that is not understood, an empty one, or whole arrays that do not fit the inputs.
     """
-    if isinstance(calib_data, Feeds):
-        return calib_data
-    source = source_of(calib_data, batch_size)
+    if isinstance(data, Feeds):
+        return data
+    source = source_of(data, batch_size, role)
     count = budget.examples(source.examples)
     if source.take is None or count is None or source.examples is None or count >= source.examples:
         return Feeds(source, inputs, budget, ranks)

@@ -10,12 +10,17 @@ import numpy as np
 from mxq.data.examples import Source
 from mxq.data.feed import Feed, examples_in, flattened, is_array
 from mxq.data.feeding import ALL, LABELS, Feeds, feeds
+from mxq.data.sources import Role
 from mxq.errors import DataError
 from mxq.graph.ir import Array
 
 
 def labelled(
-    data: object, inputs: Sequence[str], labels: Any = None, batch_size: int = 32
+    data: object,
+    inputs: Sequence[str],
+    labels: Any = None,
+    batch_size: int = 32,
+    role: Role = Role.EVALUATION,
 ) -> Iterator[tuple[Feed, Any]]:
     """Feeds with their labels, (n, ...) or None where the data has none.
 
@@ -24,17 +29,18 @@ def labelled(
         inputs: names of the network's arguments, see `mxq.data.feeding.feeds`.
         labels: (examples, ...) instead of those in the data.
         batch_size: how whole arrays are cut.
+        role: what the data is for.
 
     Raises:
         DataError: the data is not understood, or there are more or fewer labels than examples.
     """
-    source = feeds(data, inputs, ALL, batch_size=batch_size)
+    source = feeds(data, inputs, ALL, batch_size=batch_size, role=role)
     apart = _apart(data, inputs) if labels is None else _numpy(labels)
     if apart is not None and apart.ndim == 0:
         raise DataError(f"labels is {labels!r:.60}; allowed: an array with one for each example")
     if apart is not None:
         return _joined(source, apart)
-    return _with_labels(data, inputs, batch_size)
+    return _with_labels(data, inputs, batch_size, role)
 
 
 def _joined(source: Feeds, labels: Array) -> Iterator[tuple[Feed, Any]]:
@@ -50,14 +56,14 @@ def _joined(source: Feeds, labels: Array) -> Iterator[tuple[Feed, Any]]:
         raise DataError(f"there are {len(labels)} labels for {at} examples")
 
 
-def _with_labels(data: Any, inputs: Sequence[str], batch_size: int) -> Iterator[tuple[Feed, Any]]:
+def _with_labels(data: Any, inputs: Sequence[str], batch_size: int, role: Role) -> Iterator[tuple[Feed, Any]]:
     """Each batch with the labels in it."""
     if isinstance(data, Feeds | Source) or is_whole(data):
-        for feed in feeds(data, inputs, ALL, batch_size=batch_size):
+        for feed in feeds(data, inputs, ALL, batch_size=batch_size, role=role):
             yield feed, None
         return
     seen = _Seen(data)
-    for number, feed in enumerate(feeds(seen, inputs, ALL, batch_size=batch_size), start=1):
+    for number, feed in enumerate(feeds(seen, inputs, ALL, batch_size=batch_size, role=role), start=1):
         labels, size = _labels_in(seen.last, inputs), examples_in(feed)
         if labels is not None and (labels.ndim == 0 or len(labels) != size):
             raise DataError(f"batch {number} holds labels of shape {labels.shape} for {size} examples")

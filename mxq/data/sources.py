@@ -1,9 +1,10 @@
-"""The forms that calibration data may have, each opened as passes over raw batches."""
+"""The forms that data may have, each opened as passes over raw batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
@@ -13,6 +14,17 @@ from mxq.data.feed import Feed, described, flattened, is_array
 from mxq.errors import DataError
 
 ALLOWED: Final = "an array, a tuple of arrays, a dict of arrays by input name, a DataIter, or an iterable of batches"
+
+
+class Role(Enum):
+    """What data is for, as messages call it."""
+
+    CALIBRATION = "calibration"
+    EVALUATION = "evaluation"
+    TRAINING = "training"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class DataBatch(Protocol):
@@ -44,6 +56,7 @@ class Source:
     open_at: Callable[[int], Iterator[object]] | None = None  # a pass that starts at a batch
     take: Callable[[int], Source] | None = None  # so many examples, spread evenly; a few more where ``by_batch``
     by_batch: bool = False  # whether only whole batches can be taken
+    role: Role = Role.CALIBRATION
 
     def after(self, raw: Iterator[object], batches: int) -> Iterator[object]:
         """The pass ``raw``, of which one batch has been read, where so many have."""
@@ -51,12 +64,12 @@ class Source:
             return self.open_at(batches)
         for number in range(1, batches):
             if next(raw, END) is END:
-                raise DataError(f"calibration data ends after {number} batches; {batches} were seen before")
+                raise DataError(f"{self.role} data ends after {number} batches; {batches} were seen before")
         return raw
 
 
-def source_of(data: Any, batch_size: int) -> Source:
-    """Opens ``data``, see `mxq.data`.
+def source_of(data: Any, batch_size: int, role: Role = Role.CALIBRATION) -> Source:
+    """Opens ``data``, see `mxq.data`; messages call it by its ``role``.
 
     Raises:
         DataError: as `mxq.data.feeding.feeds`.
@@ -65,15 +78,15 @@ def source_of(data: Any, batch_size: int) -> Source:
     if not isinstance(whole, int | np.integer) or isinstance(whole, bool) or whole < 1:
         raise DataError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
     batch_size = int(whole)
-    if (whole := _whole(data, batch_size)) is not None:
-        return _anywhere(whole)
+    if (whole := _whole(data, batch_size, role)) is not None:
+        return _anywhere(whole, role)
     if hasattr(data, "provide_data"):
-        return _data_iter(data)
+        return replace(_data_iter(data), role=role)
     if isinstance(data, list | tuple):
-        return _listed(data)
+        return _listed(data, role)
     if isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
         hint = "; wrap a dataset in a DataLoader" if hasattr(data, "__getitem__") and hasattr(data, "__len__") else ""
-        raise DataError(f"calibration data is {described(data)}; allowed: {ALLOWED}{hint}")
+        raise DataError(f"{role} data is {described(data)}; allowed: {ALLOWED}{hint}")
     return Source(
         open=lambda: iter(data),
         # A DataLoader counts batches; its dataset, where it shows one, counts examples.
@@ -81,18 +94,19 @@ def source_of(data: Any, batch_size: int) -> Source:
         batches=_length(data),
         once=isinstance(data, Iterator),
         open_at=getattr(data, "starting_at", None),
+        role=role,
     )
 
 
-def _whole(data: Any, batch_size: int) -> Any:
+def _whole(data: Any, batch_size: int, role: Role) -> Any:
     """What can be read at any example: whole arrays, or a `mxq.images.Source`; else None."""
     if is_array(data):
-        return _Arrays((data,), lambda parts: next(iter(parts)), batch_size)
+        return _Arrays((data,), lambda parts: next(iter(parts)), batch_size, role)
     if isinstance(data, Mapping):
         keys = tuple(data)
-        return _Arrays(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size)
+        return _Arrays(tuple(data.values()), lambda parts: dict(zip(keys, parts, strict=True)), batch_size, role)
     if isinstance(data, tuple) and data and all(map(is_array, data)):
-        return _Arrays(data, tuple, batch_size)
+        return _Arrays(data, tuple, batch_size, role)
     return data if hasattr(data, "starting_at") and hasattr(data, "take") else None
 
 
@@ -103,6 +117,7 @@ class _Arrays:
     arrays: Sequence[Any]
     pack: Callable[[Iterable[Any]], object]
     batch_size: int
+    role: Role
     picked: tuple[int, ...] | None = None
 
     @property
@@ -114,17 +129,17 @@ class _Arrays:
         """
         for array in self.arrays:
             if not is_array(array):
-                raise DataError(f"calibration data holds {described(array)}; allowed: arrays")
+                raise DataError(f"{self.role} data holds {described(array)}; allowed: arrays")
             if not array.shape:
                 raise DataError(
-                    "calibration data has rank 0; allowed: rank 1 or more, the first axis counting examples"
+                    f"{self.role} data has rank 0; allowed: rank 1 or more, the first axis counting examples"
                 )
         sizes = {array.shape[0] for array in self.arrays}
         if len(sizes) > 1:
-            raise DataError(f"calibration arrays hold {sorted(sizes)} examples; allowed: one number for all")
+            raise DataError(f"{self.role} arrays hold {sorted(sizes)} examples; allowed: one number for all")
         held = sizes.pop() if sizes else 0
         if held == 0:
-            raise DataError("calibration data holds no examples; at least one is needed")
+            raise DataError(f"{self.role} data holds no examples; at least one is needed")
         return held if self.picked is None else len(self.picked)
 
     def __len__(self) -> int:
@@ -155,7 +170,7 @@ def evenly(count: int, held: int) -> tuple[int, ...]:
     return tuple(i * held // count for i in range(count)) if count < held else tuple(range(held))
 
 
-def _anywhere(data: Any) -> Source:
+def _anywhere(data: Any, role: Role) -> Source:
     """Examples that can be read wherever they are: `_Arrays`, `mxq.images.Source`."""
     return Source(
         lambda: data.starting_at(0),
@@ -163,20 +178,21 @@ def _anywhere(data: Any) -> Source:
         batches=len(data),
         batch_size=min(data.batch_size, data.examples),
         open_at=data.starting_at,
-        take=lambda count: _anywhere(data.take(count)),
+        take=lambda count: _anywhere(data.take(count), role),
+        role=role,
     )
 
 
-def _listed(items: Sequence[object]) -> Source:
+def _listed(items: Sequence[object], role: Role) -> Source:
     if not items:
-        raise DataError(f"calibration data is an empty {type(items).__name__}; at least one batch is needed")
+        raise DataError(f"{role} data is an empty {type(items).__name__}; at least one batch is needed")
     sizes = [_examples_in(item) for item in items]
     known = [size for size in sizes if size is not None]
 
     def take(count: int) -> Source:
         tried = (evenly(batches, len(items)) for batches in range(1, len(items) + 1))
         enough = next((places for places in tried if sum(known[p] for p in places) >= count), range(len(items)))
-        return _listed([items[p] for p in enough])
+        return _listed([items[p] for p in enough], role)
 
     return Source(
         open=lambda: iter(items),
@@ -186,6 +202,7 @@ def _listed(items: Sequence[object]) -> Source:
         open_at=lambda batch: iter(items[batch:]),
         take=take,
         by_batch=True,
+        role=role,
     )
 
 

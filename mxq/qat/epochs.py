@@ -12,6 +12,7 @@ import numpy as np
 from mxq.data.examples import Source
 from mxq.data.feed import Feed, check_finite, is_array
 from mxq.data.labelled import is_whole, labelled
+from mxq.data.sources import Role
 from mxq.errors import DataError
 from mxq.graph.ir import Array
 
@@ -56,7 +57,8 @@ class Epochs:
         data, labels = self.data, self.labels
         if self.seed is not None:
             data, labels = shuffled(data, labels, np.random.default_rng([self.seed, number]))
-        for batch, (feed, truth) in enumerate(labelled(data, self.inputs, labels, self.batch_size), start=1):
+        batches = labelled(data, self.inputs, labels, self.batch_size, Role.TRAINING)
+        for batch, (feed, truth) in enumerate(batches, start=1):
             if truth is None:
                 raise DataError(
                     "train_data has no labels; allowed: batches of inputs and labels, whole arrays (data, labels), a "

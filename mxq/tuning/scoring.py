@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mxq import distributed, runtime, verification
 from mxq.data.feed import Feed
 from mxq.data.feeding import feeds
+from mxq.data.sources import Role
 from mxq.distributed import Partitions
 from mxq.errors import ConfigError, DataError
 from mxq.evaluation import ALL, Function, Metric, metric_of
@@ -182,7 +183,8 @@ def judge_of(
     asked = metric is not None or labels is not None or isinstance(data, Partitions)
     if asked or has_labels(data, inputs, batch_size):
         return Labelled(data, inputs, runner, metric, labels, client, batch_size)
-    return FloatAgreement(reference, feeds(data, inputs, ALL, batch_size=batch_size), runner, answers=answers)
+    batches = feeds(data, inputs, ALL, batch_size=batch_size, role=Role.EVALUATION)
+    return FloatAgreement(reference, batches, runner, answers=answers)
 
 
 def name_of(thing: Any) -> str:
