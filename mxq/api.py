@@ -621,9 +621,9 @@ def export_onnx(
 ) -> tuple[Path, ...]:
     """Writes a network as an ONNX file (opset 17), which other runtimes run; the package onnx is needed.
 
-    With calibration data, thresholds or statistics it is quantized, for CPUs with VNNI: QuantizeLinear and
-    DequantizeLinear stand where ONNX Runtime and OpenVINO fuse them to integer operators. Tensors are u8 with a zero
-    point, weights s8 by channel, biases 32 bits (`mxq.quant.hardware`, "onnx").
+    With calibration data, thresholds or statistics it is quantized, for the CPU that ``target`` says: QuantizeLinear
+    and DequantizeLinear stand where ONNX Runtime and OpenVINO fuse them to integer operators. Tensors are u8 with a
+    zero point, weights s8 by channel, biases 32 bits (`mxq.quant.hardware`, "onnx").
 
     Args:
         net: as for `quantize_net`; a float network.

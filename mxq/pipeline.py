@@ -38,6 +38,7 @@ from mxq.passes.fed_codes import check_input, fed_input
 from mxq.passes.fix_shape import fix_shape, with_shapes
 from mxq.passes.limit_saturation import FLOAT as TO_FLOAT
 from mxq.passes.limit_saturation import limit_saturation
+from mxq.passes.narrow_weights import narrow_weights
 from mxq.passes.overrides import LayerChoices
 from mxq.passes.pair_channels import PAIR_CHANNELS
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
@@ -46,6 +47,7 @@ from mxq.passes.shift_streams import shift_streams
 from mxq.passes.simplify import FLOAT
 from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
 from mxq.quant.bits import Bits
+from mxq.quant.hardware import hardware_of
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.recalibration import restored
@@ -510,7 +512,7 @@ def looks_again(config: QuantConfig) -> bool:
 
 def target_of(config: QuantConfig) -> str:
     """The CPU that a network is made for: one of `mxq.host.machine.TARGETS`; sums of other codes are exact."""
-    if not config.has_kernels:
+    if not config.has_kernels and hardware_of(config.hardware).products is None:
         return machine.VNNI
     return machine.resolve_target(config.target, machine.detect())
 
@@ -599,11 +601,16 @@ def _aligned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubs
     config, backend = prepared.config, prepared.backend
     network = _assigned(prepared, thresholds, looked)
     network = prepared.coding.of(backend.constrain(network))
-    at_work = looked is not None and not network.exact and not network.at_run_time
-    if looked is not None and at_work and config.methods.bias.needs == "data":
-        network = network.after(shift_streams(backend.spec, partial(samples_of, looked, network.fused)))
+    look = None if looked is None else partial(samples_of, looked, network.fused)
+    at_work = look is not None and network.is_of_kernels and not network.exact and not network.at_run_time
+    if look is not None and at_work and config.methods.bias.needs == "data":
+        network = network.after(shift_streams(backend.spec, look))
     check_requests(network, backend.spec)
-    return network if network.exact else network.after(PAIR_CHANNELS)
+    if network.exact:
+        return network
+    network = network.after(PAIR_CHANNELS)
+    look = None if looked is None else partial(samples_of, looked, network.fused)
+    return network.after(narrow_weights(look))
 
 
 def _assigned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None) -> QuantizedNetwork:

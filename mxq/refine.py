@@ -154,17 +154,18 @@ def _fitting(feeds: Iterable[Feed], most: int, cost: _Cost, *, cut: bool) -> Ite
 def activations(looked: CalibrationSubset, network: QuantizedNetwork) -> dict[str, Array]:
     """Samples of what dense int8 layers read, by name; of all examples, as each has but one place after a pooling."""
     model, int8 = network.fused, network.plan.quantized
-    return samples_of(looked, model, [n for n in model.graph.operators if n.name in int8 and _is_dense(n)])
+    return samples_of(looked, model, [n for n in model.graph.operators if n.name in int8 and _is_dense(model, n)])
 
 
 def samples_of(looked: CalibrationSubset, model: Model, nodes: Sequence[Node]) -> dict[str, Array]:
-    """Samples of what ``nodes`` read, layers without groups, by name."""
+    """Samples of what ``nodes`` read, layers, by name."""
     return sampled(looked.runner, model, nodes, looked.pieces(AT_ONCE))
 
 
-def _is_dense(node: Node) -> bool:
+def _is_dense(model: Model, node: Node) -> bool:
+    """Whether a layer has several inputs for each output, at a kernel place."""
     layer = layer_of(node)
-    return layer is not None and groups_of(layer) == 1
+    return layer is not None and (groups_of(layer) == 1 or model.args[node.inputs[1].name].shape[1] > 1)
 
 
 def equalized(

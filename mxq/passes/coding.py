@@ -67,7 +67,7 @@ class Coding:
             return network
         hardware, bits = self.hardware, self.bits
         activation, weight = hardware.activation(bits.activations), hardware.weight(bits.weights)
-        return network.respecified(activation, weight, hardware.scheme, self.widths)
+        return network.respecified(activation, weight, hardware.scheme, self.widths, hardware.products)
 
     def __str__(self) -> str:
         return f"{self.hardware.name} {self.bits}"

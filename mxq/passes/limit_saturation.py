@@ -29,14 +29,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mxq.backends import BackendSpec, groups_of, layer_of, result_of
+from mxq.backends import BackendSpec, layer_of, result_of
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.passes.pair_channels import weight_codes
-from mxq.quant import BY_DTYPE, MXNET, WEIGHT, NetworkPass, QParams, QuantizedNetwork
+from mxq.quant import BY_DTYPE, MXNET, NetworkPass, QParams, QuantizedNetwork
 from mxq.quant.plan import SaturationRecord, TensorRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import NO_EVENTS, Event, Trace
-from mxq.saturation.kernels import Kernel, kernel_of, summed
+from mxq.saturation.adding import Adding, adding
+from mxq.saturation.kernels import Kernel, summed
 from mxq.saturation.limits import FEW, MARGIN
 from mxq.saturation.remedies import Remedy, assumed_activations, factors, limited, remedy, widened
 
@@ -48,43 +48,45 @@ layer of more is better off in float, provided that its noise was less than half
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A layer whose kernel adds otherwise than with VNNI.
 
     Attributes:
         node: of the fused float graph.
         data: what it reads there.
-        kernel: what its kernel does.
+        adding: what its kernel does.
         weight: (O, I, ...) float32, as it was before it was rounded for its outputs.
         codes: (O, I, ...) int8, of its weight as it is.
-        values: (n, I, K) or, assumed, (n, I) float32: what it multiplies, in activation codes, not rounded.
-        dtype: of these codes.
+        values: (n, I, K) or, assumed, (n, I) float32: what it multiplies, in activation codes less their zero point,
+            not rounded.
+        rounding: what makes such codes of ``values``.
         step: (O,), of its weight.
         own: whether its weight is its alone.
         assumed: whether ``values`` are.
+        ideal: (O, ...) int8 and (O,), the codes and steps that ``weight`` would have with VNNI.
     """
 
     node: Node
     data: Ref
-    kernel: Kernel
+    adding: Adding
     weight: Array
     codes: Array
     values: Array
-    dtype: str
+    rounding: QParams
     step: Array
     own: bool
     assumed: bool
+    ideal: tuple[Array, Array]
 
     @cached_property
     def samples(self) -> Array:
         """Activation codes, those of few samples a little larger."""
         few = not self.assumed and len(self.values) < FEW
-        return self._rounding.fake(self.values * (MARGIN if few else 1.0))
+        return self.rounding.fake(self.values * (MARGIN if few else 1.0))
 
     @property
-    def _rounding(self) -> QParams:
-        """What makes codes of ``values``."""
-        return QParams(BY_DTYPE[self.dtype], 1.0)
+    def kernel(self) -> Kernel:
+        return self.adding.kernel
 
     @cached_property
     def energy(self) -> float:
@@ -98,12 +100,14 @@ class _Layer:
         """What serves this layer where its input's range is wider by ``factor``, at least 1."""
         if factor == 1:
             return self.remedy
-        return widened(self.codes, self.samples, factor, self.step, kernel=self.kernel, limit=self.own)
+        shift = self.adding.shift
+        return widened(self.codes, self.samples, factor, self.step, kernel=self.kernel, limit=self.own, shift=shift)
 
     @cached_property
     def remedy(self) -> Remedy:
         """What serves this layer alone."""
-        return remedy(self.codes, self.samples, self.step, kernel=self.kernel, widen=False, limit=self.own)
+        kernel, shift = self.kernel, self.adding.shift
+        return remedy(self.codes, self.samples, self.step, kernel=kernel, widen=False, limit=self.own, shift=shift)
 
     def noise(self, codes: Array, factor: float) -> tuple[float, float]:
         """What ``codes`` and a range wider by ``factor`` leave of noise, and what there would be with VNNI.
@@ -115,10 +119,9 @@ class _Layer:
             return 0.0, 0.0
         values = self.values.reshape(*self.values.shape[:2], -1)
         wanted = self.weight.reshape(len(self.weight), -1) @ values.reshape(len(values), -1).T.astype(np.float32)
-        narrow, wide = (self._rounding.quantize(values / f) for f in (1.0, factor))
-        best = np.abs(self.weight).reshape(len(self.weight), -1).max(axis=1) / MXNET.top(WEIGHT)
-        made = summed(codes, wide, self.kernel) * (self.step * factor)[:, None]
-        ideal = summed(weight_codes(self.weight), narrow, "exact") * best[:, None]
+        narrow, wide = (self.rounding.fake(values / f) for f in (1.0, factor))
+        made = summed(codes, wide, self.kernel, self.adding.shift) * (self.step * factor)[:, None]
+        ideal = summed(self.ideal[0], narrow, "exact") * self.ideal[1][:, None]
         energy = max(float(wanted.var(axis=1, dtype=np.float64).sum()), _TINY)
         found, with_vnni = (float((m - wanted).var(axis=1).sum()) / energy for m in (made, ideal))
         return found, with_vnni
@@ -156,7 +159,7 @@ class _Limiter:
     def run(self, network: QuantizedNetwork) -> tuple[QuantizedNetwork, Trace]:
         if network.exact:
             return network, NO_EVENTS
-        layers = list(_layers(network, self.before, self.samples))
+        layers = list(saturating(network, self.before, self.samples))
         ranges = _Ranges(network, self.spec)
         wider = {} if network.at_run_time else ranges.factors(layers)
         args, records = dict[str, Array](), dict[str, SaturationRecord]()
@@ -182,13 +185,13 @@ def _widened(network: QuantizedNetwork, factors: Mapping[Ref, float]) -> Quantiz
     return network.with_thresholds(Thresholds(table)) if factors else network
 
 
-def _guarded(layer: _Layer, model: Model, factor: float, *, stays: bool) -> tuple[SaturationRecord, Array]:
+def _guarded(layer: Layer, model: Model, factor: float, *, stays: bool) -> tuple[SaturationRecord, Array]:
     """What is done about a layer whose input's range is widened by ``factor``, and its float weight then.
 
     It is not named for float where it ``stays`` int8.
     """
     chosen, weight = layer.at(factor), model.args[layer.node.inputs[1].name]
-    codes = limited(layer.codes, layer.samples, chosen, layer.kernel)
+    codes = limited(layer.codes, layer.samples, chosen, layer.kernel, layer.adding.shift)
     changed = codes != layer.codes
     step = layer.step.reshape(-1, *[1] * (weight.ndim - 1))
     noise, with_vnni = layer.noise(codes, factor)
@@ -205,41 +208,68 @@ def _is_poor(noise: float, with_vnni: float) -> bool:
 
 def kernels(network: QuantizedNetwork) -> dict[str, tuple[Kernel, TensorRecord]]:
     """Of every int8 layer, by name: what its kernel does without VNNI, and how its input is stored."""
+    return {name: (how.kernel, record) for name, (how, record) in _added(network).items()}
+
+
+def _added(network: QuantizedNetwork) -> dict[str, tuple[Adding, TensorRecord]]:
     found = {}
     for name in network.operations:
-        layer = layer_of(network.fused.graph[name])
+        node = network.fused.graph[name]
+        layer = layer_of(node)
         if layer is not None and (record := network.layer_input(name)) is not None:
-            depthwise = groups_of(layer) > 1
-            found[name] = kernel_of(layer.op, record.dtype, depthwise=depthwise), record
+            ref, dtype = node.inputs[0], record.dtype
+            data = None if network.is_of_kernels else network.stored_as(ref, dtype)
+            found[name] = adding(network, layer, node.inputs[1].name, dtype, data), record
     return found
 
 
-def _layers(network: QuantizedNetwork, before: Model, samples: Mapping[str, Array]) -> Iterable[_Layer]:
-    """The int8 layers whose kernels saturate and, where there are samples, those that halve weights."""
-    for name, (kernel, record) in kernels(network).items():
-        if kernel in ("pairs", "shifted") or (kernel == "halved" and name in samples):
-            yield _layer(network.fused, before, network.fused.graph[name], kernel, record, samples.get(name))
+def saturating(network: QuantizedNetwork, before: Model, samples: Mapping[str, Array]) -> Iterable[Layer]:
+    """The int8 layers whose kernels saturate and, where there are samples, those that halve weights.
+
+    Args:
+        network: what is decided.
+        before: the float network with weights as they were before they were rounded for their outputs.
+        samples: of layers, by name, from `mxq.saturation.activity`.
+    """
+    for name, (how, record) in _added(network).items():
+        if how.saturates or (how.kernel == "halved" and name in samples):
+            yield _layer(network, before, network.fused.graph[name], how, record, samples.get(name))
 
 
 def _layer(
-    model: Model, before: Model, node: Node, kernel: Kernel, record: TensorRecord, values: Array | None
-) -> _Layer:
-    name = node.inputs[1].name
-    weight = model.args[name]
+    network: QuantizedNetwork, before: Model, node: Node, how: Adding, record: TensorRecord, values: Array | None
+) -> Layer:
+    model, name = network.fused, node.inputs[1].name
+    weight, first = model.args[name], before.args[name]
+    data, offset = _coding_of(network, node.inputs[0], record)
     if values is None:
-        bounded = _ends_at_clip(model, node.inputs[0], record)
-        given = assumed_activations(weight.shape[1], bounded=bounded, signed=kernel == "shifted")
+        bounded, signed = _ends_at_clip(model, node.inputs[0], record), how.kernel == "shifted"
+        given = assumed_activations(weight.shape[1], bounded=bounded, signed=signed)
     else:
-        size = max(abs(record.min or 0.0), abs(record.max or 0.0))
-        given = (values + np.float32(record.offset)) * MXNET.params(BY_DTYPE[record.dtype], -size, size).scale
-    step = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / MXNET.top(WEIGHT)
-    codes = weight_codes(weight)
-    if kernel == "halved":
+        given = (values + np.float32(offset)) * data.scale
+    step = _steps(network, name, weight)
+    codes = network.weight_as(name, weight).quantize(weight)
+    if how.kernel == "halved":
         rows = weight / np.where(step > 0, step, 1.0).reshape(-1, *[1] * (weight.ndim - 1))
         codes = (2 * np.rint(rows / 2)).astype(np.int16)
-    own = len(model.graph.consumers[name]) == 1
-    first, dtype = before.args[name], record.dtype
-    return _Layer(node, node.inputs[0], kernel, first, codes, given, dtype, step, own, values is None)
+    own, ideal = len(model.graph.consumers[name]) == 1, network.weight_as(name, first).quantize(first)
+    rounding = QParams(data.spec, 1.0, int(data.zero_point))
+    best = ideal, _steps(network, name, first)
+    return Layer(node, node.inputs[0], how, first, codes, given, rounding, step, own, values is None, best)
+
+
+def _coding_of(network: QuantizedNetwork, ref: Ref, record: TensorRecord) -> tuple[QParams, float]:
+    """The codes in which a layer reads a tensor, and what is added to it before."""
+    if not network.is_of_kernels:
+        return network.stored_as(ref, record.dtype), 0.0
+    size = max(abs(record.min or 0.0), abs(record.max or 0.0))
+    return MXNET.params(BY_DTYPE[record.dtype], -size, size), record.offset
+
+
+def _steps(network: QuantizedNetwork, name: str, weight: Array) -> Array:
+    """Of each channel of a weight (O, ...), as the network codes it: (O,) float64."""
+    top = network.weight_scheme(name).top(network.weight_of(name))
+    return np.asarray(np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / top)
 
 
 def _ends_at_clip(model: Model, ref: Ref, record: TensorRecord) -> bool:
@@ -264,7 +294,7 @@ class _Ranges:
     def model(self) -> Model:
         return self.network.fused
 
-    def factors(self, layers: list[_Layer]) -> dict[Ref, float]:
+    def factors(self, layers: list[Layer]) -> dict[Ref, float]:
         """The tensors whose ranges are to be widened -> how much."""
         found = {}
         for read in dict.fromkeys(layer.data for layer in layers):
@@ -303,7 +333,7 @@ class _Ranges:
         return free and self._has_range(ref) and ref not in self.model.graph.heads
 
 
-def _alone(model: Model, ref: Ref, readers: list[_Layer]) -> bool:
+def _alone(model: Model, ref: Ref, readers: list[Layer]) -> bool:
     """Whether ``readers`` are all that reads ``ref``; a layer may also add to its result what it reads."""
     names = {n.name for n in model.graph.consumers[ref.name]}
     return names == {r.node.name for r in readers} and all(ref not in r.node.inputs[1:] for r in readers)

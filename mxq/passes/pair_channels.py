@@ -28,7 +28,6 @@ from mxq.backends import groups_of, layer_of
 from mxq.graph.ir import Array, Graph, Model, Node, Ref
 from mxq.graph.traits import traits_of
 from mxq.quant import MXNET, WEIGHT, NetworkPass, QuantizedNetwork
-from mxq.quant.plan import Plan
 from mxq.rewrite import NO_EVENTS, Event, Trace
 from mxq.saturation.pairing import conflicts, cost_of, matching
 
@@ -62,7 +61,7 @@ def _paired(network: QuantizedNetwork) -> tuple[QuantizedNetwork, Trace]:
     model, events = network.fused, list[Event]()
     args, nodes = dict(model.args), dict[str, Sequence[Node]]()
     for group in _groups(model):
-        order = _order(group, args, network.plan)
+        order = _order(group, args, network)
         if order is None:
             continue
         _permute(group, args, order)
@@ -83,7 +82,7 @@ def _ordered(node: Node, order: Array) -> Node:
 
 
 def weight_codes(weight: Array) -> Array:
-    """The codes that kernels give a weight (O, ...): of its shape, int8."""
+    """The codes that MXNet's kernels give a weight (O, ...): of its shape, int8."""
     return MXNET.covering(WEIGHT, weight).quantize(weight)
 
 
@@ -151,17 +150,18 @@ def _outputs(graph: Graph, node: Node) -> int:
     return 1 + max([*read, *(r.output for r in graph.heads if r.name == node.name)], default=0)
 
 
-def _order(group: _Group, args: dict[str, Array], plan: Plan) -> Array | None:
+def _order(group: _Group, args: dict[str, Array], network: QuantizedNetwork) -> Array | None:
     """The better order of the channels of ``group``; None where there is none."""
     sizes = {len(args[n.inputs[1].name]) for n in (*group.makers, *group.between)}
     sizes |= {args[n.inputs[1].name].shape[1] for n in group.readers}
-    readers = [n for n in group.readers if n.name in plan.quantized]
+    readers = [n for n in group.readers if n.name in network.plan.quantized]
     if len(sizes) != 1 or not readers:  # a fully connected layer that reads several values of a channel
         return None
     channels = sizes.pop()
     costs = np.zeros((channels, channels))
     for node in readers:
-        codes = weight_codes(args[node.inputs[1].name])
+        name = node.inputs[1].name
+        codes = network.weight_as(name, args[name]).quantize(args[name])
         costs += conflicts(codes) / max(float(np.square(codes, dtype=np.float64).sum()), 1.0)
     order, same = matching(costs), np.arange(channels)
     return order if cost_of(order, costs) < cost_of(same, costs) else None

@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from mxq.errors import one_of
+from mxq.quant import products
 from mxq.quant.model import WEIGHT
+from mxq.quant.products import PairedProducts
 from mxq.quant.scheme import MXNET, Scheme, scheme_of
 from mxq.quant.spec import ANY8, INT8, QuantSpec
 from mxq.registry import Registry
@@ -45,6 +47,8 @@ class Hardware:
         from_kernels: whether the plan for MXNet's kernels says which tensors are quantized; else ``graph`` does. Of
             oneDNN alone.
         rounds_biases: whether kernels add biases to sums of products, in whole units of these.
+        products: how kernels without VNNI add products of 8-bit codes, where sums of two saturate; None where all are
+            exact, and for oneDNN in MXNet, whose kernels `mxq.saturation.kernels` knows.
         edge_bits: of first and last layer where nobody says, their weights and what they read; None for those of all.
         source: of the row.
     """
@@ -58,6 +62,7 @@ class Hardware:
     joins_concat: bool = True
     from_kernels: bool = False
     rounds_biases: bool = False
+    products: PairedProducts | None = None
     edge_bits: int | None = None
     source: str = "MQBench (arXiv:2111.03759), table 1 and appendix E"
 
@@ -116,6 +121,7 @@ ONNX: Final = Hardware(
     activations=_AFFINE,
     graph=3,
     joins_concat=False,
+    products=products.PORTABLE,
     source="what both fuse: onnxruntime/core/optimizer/qdq_transformer, OpenVINO's low precision transformations",
 )
 ACADEMIC: Final = Hardware(

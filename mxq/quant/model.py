@@ -12,6 +12,7 @@ from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Ref
 from mxq.host.machine import VNNI
 from mxq.quant.plan import InputRecord, Plan, SaturationRecord, TensorRecord
+from mxq.quant.products import PairedProducts
 from mxq.quant.qparams import QParams
 from mxq.quant.records import Operation, Records
 from mxq.quant.scheme import MXNET, Scheme, scheme_of
@@ -59,6 +60,7 @@ class QuantizedNetwork:
         scheme: of such codes, from their spec.
         widths: node, also of a weight -> how many bits codes of what it makes have, where that is not as
             ``activation`` and ``weight`` say.
+        products: how kernels add products of such codes without VNNI; None where those are exact.
         saturation: name of each layer that was guarded against it -> what was done.
         trace: what was done on the way.
     """
@@ -76,6 +78,7 @@ class QuantizedNetwork:
     weight: QuantSpec | None = None
     scheme: Callable[[QuantSpec], Scheme] = scheme_of
     widths: Mapping[str, int] = field(default_factory=dict)
+    products: PairedProducts | None = None
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
     trace: Trace = NO_EVENTS
 
@@ -86,9 +89,14 @@ class QuantizedNetwork:
     def exact(self) -> bool:
         """Whether products are added exactly: by the target's kernels, or as no kernel has such codes.
 
-        Others halve the weights of layers that read s8.
+        MXNet's others halve the weights of layers that read s8.
         """
-        return self.target == VNNI or self.activation is not None
+        return self.target == VNNI or not (self.is_of_kernels or self.products)
+
+    @property
+    def is_of_kernels(self) -> bool:
+        """Whether codes are those of MXNet's kernels."""
+        return self.activation is None
 
     # ---- changed ----
 
@@ -227,6 +235,7 @@ class QuantizedNetwork:
         weight: QuantSpec,
         scheme: Callable[[QuantSpec], Scheme] = scheme_of,
         widths: Mapping[str, int] = MappingProxyType({}),
+        products: PairedProducts | None = None,
     ) -> QuantizedNetwork:
         """The same decisions and ranges with codes of another kind, such as fewer bits; no MXNet kernel has them.
 
@@ -235,13 +244,14 @@ class QuantizedNetwork:
             weight: of weights.
             scheme: from a spec to how its scale follows from a range.
             widths: node, also of a weight -> the bits of what it makes, where they are others.
+            products: how kernels add products of 8-bit codes without VNNI; None where those are exact.
 
         Raises:
             QuantizeError: ``activation`` has an axis.
         """
         if activation.axis is not None:
             raise QuantizeError(f"activations are {activation}; allowed: one scale for a tensor")
-        return replace(self, activation=activation, weight=weight, scheme=scheme, widths=widths)
+        return replace(self, activation=activation, weight=weight, scheme=scheme, widths=widths, products=products)
 
 
 NetworkPass: TypeAlias = Step[QuantizedNetwork]

@@ -29,7 +29,7 @@ def sampled(
     Args:
         runner: what runs the model.
         model: float, fused.
-        nodes: layers of ``model`` without groups.
+        nodes: layers of ``model``; of one with groups, what each group reads counts as a place of its own.
         feeds: batches, small ones: all tensors of one are held at once. A few are enough; each gives as many places.
         places: how many to keep, drawn at random, the same ones each time.
 
@@ -58,6 +58,7 @@ def _fields(node: Node, value: Array, count: int, rng: np.random.Generator) -> A
     geometry = Geometry.of(the_layer_of(node))
     total = geometry.places_of(value.shape)
     chosen = np.sort(rng.choice(total, min(count, total), replace=False))
-    rows = inputs_at([value], [chosen], geometry)[0]  # taps, then channels
-    taps = int(np.prod(geometry.kernel))
+    groups = inputs_at([value], [chosen], geometry)  # taps, then channels
+    rows, taps = groups.reshape(-1, groups.shape[2]), int(np.prod(geometry.kernel))
+    rows = rows[np.sort(rng.choice(len(rows), count, replace=False))] if len(rows) > count else rows
     return np.ascontiguousarray(rows.reshape(len(rows), taps, -1).swapaxes(1, 2), np.float32)

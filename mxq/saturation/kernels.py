@@ -12,6 +12,9 @@ every line is held by ``tests/test_saturation.py``):
 * fully connected, s8: values are shifted by 128 to u8, and back after the sum. Pairs saturate, also where values are
   small: 0 counts as 128 ("shifted").
 
+Runtimes of ONNX files multiply u8 codes as they are and take away the zero point after the sum (`mxq.quant.products`):
+"pairs" where the zero point is 0, else "shifted" by it. Weights of 7 bits are exact there: 2 x 255 x 64 < 32768.
+
 Formula. Of the pair of codes (w, v) with activation codes (a, b) the kernel adds ``clip(a w + b v, -32768, 32767)``.
 With 0 <= a <= A and 0 <= b <= B it is exact for all a, b if and only if
 
@@ -38,7 +41,7 @@ TOP: Final = 32767
 HIGHEST: Final = UINT8.highest
 """The largest code that these kernels multiply, of u8."""
 SHIFT: Final = -INT8.lowest
-"""What "shifted" kernels add to s8 codes."""
+"""What "shifted" kernels of MXNet add to s8 codes."""
 
 Kernel: TypeAlias = Literal["exact", "pairs", "shifted", "halved"]
 _CHUNK = 1 << 21
@@ -169,13 +172,14 @@ def _room(bound: Array, other: Array, top: Array, side: int, sizes: Array) -> Ar
 
 
 @_in_blocks
-def summed(codes: Array, samples: Array, kernel: Kernel) -> Array:
+def summed(codes: Array, samples: Array, kernel: Kernel, shift: int = SHIFT) -> Array:
     """What a kernel makes of activation codes: each sum of products, less any shift.
 
     Args:
         codes: (O, I, ...) integers in -128..127, even ones where the kernel halves them.
         samples: (n, I, K), activation codes, integers.
         kernel: see the module.
+        shift: what a "shifted" one adds to activation codes before it multiplies them.
 
     Returns:
         (O, n) float64, exact.
@@ -183,13 +187,13 @@ def summed(codes: Array, samples: Array, kernel: Kernel) -> Array:
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float64)
     found: Array = codes.reshape(len(codes), -1).astype(np.float64) @ data.reshape(len(data), -1).T
     if kernel in ("pairs", "shifted"):
-        both, given = pairs(codes), pairs((data + (SHIFT if kernel == "shifted" else 0)).astype(np.float32))
+        both, given = pairs(codes), pairs((data + (shift if kernel == "shifted" else 0)).astype(np.float32))
         found -= _gone(both, given, _risky(both, given, 1.0), 1.0)
     return found
 
 
 @_in_blocks
-def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pairs") -> Array:
+def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pairs", shift: int = SHIFT) -> Array:
     """The mean square of what saturation takes from each output.
 
     Args:
@@ -197,6 +201,7 @@ def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pa
         samples: (n, I), activation codes of one place each, of all channels; or (n, I, K), of all kernel positions.
         factor: what the range of the activation is widened by; ``samples`` are codes of the range before.
         kernel: see the module.
+        shift: as for `summed`.
 
     Returns:
         (O,) float64, in units of code products of the range before. With samples (n, I) losses at different kernel
@@ -205,7 +210,7 @@ def lost(codes: Array, samples: Array, factor: float = 1.0, kernel: Kernel = "pa
     if kernel not in ("pairs", "shifted"):
         return np.zeros(len(codes))
     data = samples.reshape(*samples.shape[:2], -1).astype(np.float32)
-    offset = np.float32(SHIFT * factor if kernel == "shifted" else 0)
+    offset = np.float32(shift * factor if kernel == "shifted" else 0)
     both, given = pairs(codes), pairs(data + offset)
     risky = _risky(both, given, factor)
     if data.shape[2] > 1:

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from mxq.graph.ir import Array
-from mxq.quant import INT8, MXNET, WEIGHT
+from mxq.quant import MXNET, WEIGHT
 from mxq.saturation.kernels import BOTTOM, HIGHEST, SHIFT, TOP, Kernel, at_risk, limit_pairs, lost
 from mxq.saturation.remedies import change, highest_of
 
@@ -40,20 +40,22 @@ class Sums:
         scale: activation codes per unit.
         samples: (n, I, positions) float32, activation codes.
         highest: (I,) int32, the largest code of each input channel, 0..255.
+        shift: as of `mxq.saturation.kernels.lost`.
     """
 
     kernel: Kernel
     scale: float
     samples: Array
     highest: Array
+    shift: int = SHIFT
 
     @staticmethod
-    def of(kernel: Kernel, scale: float, inputs: Array, channels: int) -> Sums:
+    def of(kernel: Kernel, scale: float, inputs: Array, channels: int, shift: int = SHIFT) -> Sums:
         """Of a layer that reads ``inputs`` (N, K) float32, in activation units; K is positions, then ``channels``."""
         codes = np.rint(inputs[:: -(-len(inputs) // FEW)] * np.float32(scale))
         top = inputs.max(axis=0).reshape(-1, channels).max(axis=0) * scale * (MARGIN if len(inputs) < FEW else 1.0)
-        top = np.ceil(top) + (SHIFT if kernel == "shifted" else 0)
-        return Sums(kernel, scale, by_channel(codes, channels), np.clip(top, 0, HIGHEST).astype(np.int32))
+        top = np.ceil(top) + (shift if kernel == "shifted" else 0)
+        return Sums(kernel, scale, by_channel(codes, channels), np.clip(top, 0, HIGHEST).astype(np.int32), shift)
 
     def breaks(self, codes: Array) -> Array:
         """Whether a pair of codes (O, K) can saturate, for each output: (O,) bool."""
@@ -61,8 +63,8 @@ class Sums:
 
     def lost(self, codes: Array, step: Array) -> Array:
         """The mean square of what saturation takes from each output, (O,), in activation units; ``step`` (O,)."""
-        found: Array = lost(self._by_channel(codes), self.samples, kernel=self.kernel) * np.square(step / self.scale)
-        return found
+        found = lost(self._by_channel(codes), self.samples, kernel=self.kernel, shift=self.shift)
+        return np.asarray(found * np.square(step / self.scale))
 
     def limited(self, codes: Array) -> Array:
         """Codes (O, K) as `limit_pairs` has them."""
@@ -105,6 +107,7 @@ class Exposed:
         step: (O,), of its weights.
         inputs: (n, I, positions) float32, what it multiplies, in activation units.
         energy: of what it makes of these, the mean over n, summed over outputs.
+        shift: as of `mxq.saturation.kernels.lost`.
     """
 
     kernel: Kernel
@@ -112,9 +115,10 @@ class Exposed:
     step: Array
     inputs: Array
     energy: float
+    shift: int = SHIFT
 
     @staticmethod
-    def of(kernel: Kernel, weight: Array, inputs: Array) -> Exposed | None:
+    def of(kernel: Kernel, weight: Array, inputs: Array, shift: int = SHIFT) -> Exposed | None:
         """Of a layer with ``weight`` (O, I, ...) that reads ``inputs`` (n, I, positions).
 
         None where no pair of its weights can saturate, or where it makes nothing.
@@ -126,7 +130,7 @@ class Exposed:
         energy = float(np.square(made).mean(axis=0).sum())
         if energy == 0 or not at_risk(codes).any():
             return None
-        return Exposed(kernel, codes, bounds.astype(np.float64) / MXNET.top(WEIGHT), inputs, energy)
+        return Exposed(kernel, codes, bounds.astype(np.float64) / MXNET.top(WEIGHT), inputs, energy, shift)
 
     def cost(self, per_unit: float) -> float:
         """What saturation, or limits against it, add to the noise of its output, in shares of its energy.
@@ -134,11 +138,11 @@ class Exposed:
         Args:
             per_unit: activation codes.
         """
-        low, high = (0, HIGHEST) if self.kernel == "pairs" else (INT8.lowest, INT8.highest)
-        samples = np.clip(np.rint(self.inputs * np.float32(per_unit)), low, high)
+        low = 0 if self.kernel == "pairs" else -self.shift
+        samples = np.clip(np.rint(self.inputs * np.float32(per_unit)), low, low + HIGHEST)
         square = np.square(self.step / per_unit) / self.energy
-        gone = lost(self.codes, samples, kernel=self.kernel) @ square
+        gone = lost(self.codes, samples, kernel=self.kernel, shift=self.shift) @ square
         if gone == 0:
             return 0.0
-        limits = limit_pairs(self.codes, highest_of(samples, self.kernel))
+        limits = limit_pairs(self.codes, highest_of(samples, self.kernel, shift=self.shift))
         return float(min(gone, FEEDBACK * (change(self.codes, limits, samples) @ square)))

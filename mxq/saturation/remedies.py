@@ -67,6 +67,7 @@ def remedy(
     kernel: Kernel = "pairs",
     widen: bool = True,
     limit: bool = True,
+    shift: int = SHIFT,
 ) -> Remedy:
     """The remedy of the least expected squared error of the layer's output.
 
@@ -82,34 +83,42 @@ def remedy(
         kernel: see the module.
         widen: whether the range may be widened.
         limit: whether weights may be changed.
+        shift: as for `lost`.
     """
     square = _square(codes, step)
     count = int(at_risk(codes).sum()) if kernel in ("pairs", "shifted") else 0
     if count == 0:
         return Remedy("none", 1.0, 0, 0.0, 0.0, exact=True)
-    unguarded = float(lost(codes, samples, kernel=kernel) @ square)
+    unguarded = float(lost(codes, samples, kernel=kernel, shift=shift) @ square)
     nothing = Remedy("none", 1.0, count, unguarded, unguarded)
     whole = float(change(codes, limit_pairs(codes), samples) @ square) if limit else np.inf
     everywhere = replace(nothing, kind="pairs", cost=whole, exact=True, limits=True)
-    if whole <= FREE * float(_rounding(codes, samples) * square.sum()):
+    if whole <= FREE * float(rounding(codes, samples) * square.sum()):
         return everywhere
     if unguarded == 0:
         return nothing
-    part = _limiting(codes, samples, 1.0, kernel, square) if limit else np.inf
+    part = _limiting(codes, samples, 1.0, kernel, square, shift) if limit else np.inf
     found = [nothing, replace(nothing, kind="pairs", cost=part, limits=True), everywhere]
     for factor in factors(kernel) if widen else ():
-        wide = widened(codes, samples, factor, step, kernel=kernel, limit=limit)
+        wide = widened(codes, samples, factor, step, kernel=kernel, limit=limit, shift=shift)
         found.append(replace(wide, pairs=count, unguarded=unguarded))
     return min(found, key=lambda r: r.cost)
 
 
 def widened(
-    codes: Array, samples: Array, factor: float, step: ArrayLike = 1.0, *, kernel: Kernel = "pairs", limit: bool = True
+    codes: Array,
+    samples: Array,
+    factor: float,
+    step: ArrayLike = 1.0,
+    *,
+    kernel: Kernel = "pairs",
+    limit: bool = True,
+    shift: int = SHIFT,
 ) -> Remedy:
     """The remedy of kind "range" where the range is wider by ``factor``, above 1; other arguments as of `remedy`."""
     square = _square(codes, step)
-    left = float(lost(codes, samples, factor, kernel) @ square)
-    part = _limiting(codes, samples, factor, kernel, square) if limit and left > 0 else np.inf
+    left = float(lost(codes, samples, factor, kernel, shift) @ square)
+    part = _limiting(codes, samples, factor, kernel, square, shift) if limit and left > 0 else np.inf
     cost = min(part, left) + float(coarser(codes, factor) @ square)
     exact = factor == FACTORS[-1] and kernel == "pairs"
     return Remedy("range", factor, 0, cost, left, exact, limits=part < left)
@@ -119,29 +128,29 @@ def _square(codes: Array, step: ArrayLike) -> Array:
     return np.broadcast_to(np.asarray(step, np.float64) ** 2, len(codes))
 
 
-def _limiting(codes: Array, samples: Array, factor: float, kernel: Kernel, square: Array) -> float:
+def _limiting(codes: Array, samples: Array, factor: float, kernel: Kernel, square: Array, shift: int) -> float:
     """What limiting pairs costs for activations up to those of the samples."""
-    return float(change(codes, limit_pairs(codes, highest_of(samples, kernel, factor)), samples) @ square)
+    return float(change(codes, limit_pairs(codes, highest_of(samples, kernel, factor, shift)), samples) @ square)
 
 
-def limited(codes: Array, samples: Array, chosen: Remedy, kernel: Kernel = "pairs") -> Array:
+def limited(codes: Array, samples: Array, chosen: Remedy, kernel: Kernel = "pairs", shift: int = SHIFT) -> Array:
     """The codes that a `Remedy` stands for; arguments as for `remedy`."""
     if not chosen.limits:
         return codes
     everywhere = chosen.exact and chosen.kind == "pairs"
-    return limit_pairs(codes, HIGHEST if everywhere else highest_of(samples, kernel, chosen.factor))
+    return limit_pairs(codes, HIGHEST if everywhere else highest_of(samples, kernel, chosen.factor, shift))
 
 
-def _rounding(codes: Array, samples: Array) -> float:
+def rounding(codes: Array, samples: Array) -> float:
     """The noise of an output whose weights, with a step of 1, are rounded to the nearest code."""
     second = np.square(samples, dtype=np.float64).mean(axis=0)
     places = codes[0].size / second.size
     return float(second.sum() * places / 12)
 
 
-def highest_of(samples: Array, kernel: Kernel = "pairs", factor: float = 1.0) -> Array:
+def highest_of(samples: Array, kernel: Kernel = "pairs", factor: float = 1.0, shift: int = SHIFT) -> Array:
     """The largest code that the kernel multiplies in each channel: (I,) int32, 0..255; arguments as for `lost`."""
-    top = samples.max(axis=(0, *range(2, samples.ndim))) / factor + (SHIFT if kernel == "shifted" else 0)
+    top = samples.max(axis=(0, *range(2, samples.ndim))) / factor + (shift if kernel == "shifted" else 0)
     return np.asarray(np.clip(np.ceil(top), 0, HIGHEST), np.int32)
 
 

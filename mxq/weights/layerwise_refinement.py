@@ -25,10 +25,11 @@ from mxq.calibration.patches import Geometry, choose_places, inputs_at
 from mxq.data.feed import examples_in
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Model, Node, Ref, Runner
-from mxq.quant import QuantizedNetwork
+from mxq.quant import QParams, QuantizedNetwork
 from mxq.quant.plan import WeightRecord
 from mxq.quant.thresholds import Range, Threshold, Thresholds
-from mxq.saturation.kernels import Kernel, kernel_of
+from mxq.saturation.adding import Adding, adding
+from mxq.saturation.kernels import Kernel
 from mxq.saturation.limits import FEW, Exposed, Sums, by_channel
 from mxq.weights import layer as layers
 from mxq.weights.coding import Code, code_all, codes_of
@@ -229,16 +230,16 @@ class _LayerwiseState:
             return {}
         inner, data, setting = the_layer_of(node), node.inputs[0], self.setting
         geometry = Geometry.of(inner)
-        kernel = kernel_of(inner.op, self._dtype(data), depthwise=geometry.groups > 1)
+        how = adding(setting.network, inner, names[0], self._dtype(data), self._params(data))
         weight, bias = (model.args[name] for name in names)
-        levels = levels_of(setting.network, names[0], weight, kernel)
+        levels = levels_of(setting.network, names[0], weight, how.kernel)
         layer = layers.Layer(node, weight, bias, geometry, setting.methods, levels, setting.sweeps)
         summands = None
         if (summand := summand_of(node)) and not node.flag("with_act"):  # what the layer makes is added to it as it is
             summands = self.float.held[summand], self._coded(summand)
         exact, noisy = self.float.held[data], self._coded(data)
         places = layers.choose_places(layer, noisy, setting.places, self.rng)
-        chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, kernel, data, weight))
+        chosen = layers.improved(layer, exact, noisy, summands, places, partial(self._sums, how, data, weight))
         self.written |= {names[0]: chosen.weight, names[1]: chosen.bias}
         self.records[node.name] = record_of(weight, chosen, setting.methods, levels)
         return {names[0]: chosen.values, names[1]: chosen.bias}
@@ -264,11 +265,11 @@ class _LayerwiseState:
             if spec is None or layer is None or node.inputs[0] != ref:
                 continue
             geometry, weight = Geometry.of(layer), model.args[node.inputs[1].name]
-            kernel = kernel_of(layer.op, self.codes[ref].dtype, depthwise=geometry.groups > 1)
-            if kernel in ("pairs", "shifted"):
+            how = adding(self.setting.network, layer, node.inputs[1].name, self.codes[ref].dtype, self._params(ref))
+            if how.saturates and geometry.groups == 1:
                 places = choose_places([geometry.places_of(b.shape) for b in value], FEW, np.random.default_rng(0))
                 inputs = by_channel(inputs_at(value, places, geometry)[0], weight.shape[1])
-                found.append(Exposed.of(kernel, weight, inputs))
+                found.append(Exposed.of(how.kernel, weight, inputs, how.shift))
         return [e for e in found if e is not None]
 
     def _is_bounded(self, ref: Ref) -> bool:
@@ -276,17 +277,20 @@ class _LayerwiseState:
         last = result_of(self.setting.model.graph[ref.name])
         return last.op == "clip" or ref in self.setting.model.graph.heads
 
-    def _sums(self, kernel: Kernel, ref: Ref, weight: Array, samples: Array) -> Sums | None:
+    def _sums(self, how: Adding, ref: Ref, weight: Array, samples: Array) -> Sums | None:
         """How the kernel of a layer that reads ``ref`` adds; None where nothing saturates or the scale is unknown."""
-        if self.setting.exact or kernel not in ("pairs", "shifted"):
+        params = self._params(ref)
+        if self.setting.exact or not how.saturates or params is None:
             return None
+        return Sums.of(how.kernel, float(params.scale), samples, weight.shape[1], how.shift)
+
+    def _params(self, ref: Ref) -> QParams | None:
+        """The codes of an int8 operator's input, as they are now; None where they are not known."""
         if ref in self.codes:
-            scale = self.codes[ref].scale(self.spans[str(ref)])
-        elif ref in self.carried:
-            scale = Code(self._dtype(ref)).scale(self.carried[ref])
-        else:
-            return None
-        return Sums.of(kernel, scale, samples, weight.shape[1])
+            return self.codes[ref].params(self.spans[str(ref)])
+        if ref in self.carried:
+            return Code(self._dtype(ref)).in_network(self.setting.network, ref).params(self.carried[ref])
+        return None
 
     def _dtype(self, ref: Ref) -> str:
         """The type of an int8 operator's input."""

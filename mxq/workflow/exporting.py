@@ -20,7 +20,6 @@ from mxq.errors import ConfigError, QuantizeError
 from mxq.formats.onnx_file import require_onnx
 from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Model
-from mxq.host.machine import VNNI
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
@@ -81,7 +80,7 @@ def export_onnx(
         network, report, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
         coded = onnx.Coded.of(network)
         tensors = runtime.tensors_of(coded.model, examples, batch_size)
-        about = FileRecord("int8", RUNTIME, VNNI, report.config, examples, report.source)
+        about = FileRecord("int8", RUNTIME, network.target, report.config, examples, report.source)
         return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, about)
     model = runtime.load_model(net, epoch)
     refusal = FLOAT.check(model)

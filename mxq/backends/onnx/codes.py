@@ -29,6 +29,8 @@ from mxq.quant import QParams, QuantizedNetwork
 
 LARGEST_BIAS: Final = 2**30
 """Of a bias in codes; products of codes are added to it in 32 bits."""
+LEAST_BITS: Final = 4
+"""Of weights."""
 FUSED: Final = ("_sg_mkldnn_conv", "_sg_mkldnn_fully_connected")
 LAYERS: Final = ("Convolution", "FullyConnected", "Deconvolution")
 """Operators with a weight at place 1 and a bias at place 2."""
@@ -43,7 +45,8 @@ class _Marker(Simulator):
     def _fake(self, ref: Ref, params: QParams, offset: float, end: Node) -> None:
         if offset or params.spec.axis is not None or params.spec.bits != 8:
             raise QuantizeError(
-                f"tensor {str(ref)!r} is {params.spec}; allowed in an ONNX file: 8 bits, one scale, no offset"
+                f"tensor {str(ref)!r} is {params.spec}; allowed in an ONNX file: 8 bits, one scale, no offset, as "
+                "runtimes compute with no others"
             )
         self.nodes[end.name] = Node(end.name, "_copy", {}, (ref,), label=end.label)
         self.marked[Ref(end.name)] = params
@@ -75,8 +78,11 @@ class Coded:
         model = model.with_graph(inlined(model.graph, FUSED))
         weights = dict(network.weights)
         for name, params in weights.items():
-            if params.spec.bits != 8:
-                raise QuantizeError(f"weight {name!r} is {params.spec}; allowed in an ONNX file: 8 bits")
+            if params.spec.bits < LEAST_BITS:
+                raise QuantizeError(
+                    f"weight {name!r} is {params.spec}; allowed in an ONNX file: {LEAST_BITS} to 8 bits, as runtimes "
+                    "read none of fewer"
+                )
         return _with_room(Coded(model, marker.marked, weights))
 
     def bias_step(self, layer: Node) -> Array | None:
