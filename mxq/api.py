@@ -18,7 +18,7 @@ from mxq.artifacts import packed as packing
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, check_shape, quant_spec, with_options
+from mxq.config import QuantConfig, Shape, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
@@ -153,7 +153,7 @@ def simulate(
 
     Args:
         net, calib_data, config, thresholds, statistics, batch_size, logger, **options: as for `quantize_net`. Of the
-            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm", "onnx" or "academic", ``bits``
+            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm", "onnx", "onnxruntime", "openvino" or "academic", ``bits``
             2 to 8: 4, or of weights and of all else "W4A8" or (4, 8); single layers have others by ``overrides``.
 
     Returns:
@@ -611,6 +611,7 @@ def export_onnx(
     path: str | Path,
     calib_data: object = None,
     *,
+    runtime: str = "portable",
     config: QuantConfig | None = None,
     thresholds: Thresholds | None = None,
     statistics: Statistics | str | Path | None = None,
@@ -622,12 +623,14 @@ def export_onnx(
     """Writes a network as an ONNX file (opset 17), which other runtimes run; the package onnx is needed.
 
     With calibration data, thresholds or statistics it is quantized, for the CPU that ``target`` says: QuantizeLinear
-    and DequantizeLinear stand where ONNX Runtime and OpenVINO fuse them to integer operators. Tensors are u8 with a
-    zero point, weights s8 by channel, biases 32 bits (`mxq.quant.hardware`, "onnx").
+    and DequantizeLinear stand where runtimes fuse them to integer operators. Tensors are u8 with a zero point, weights
+    s8 by channel, biases 32 bits.
 
     Args:
         net: as for `quantize_net`; a float network.
         path: the file; its folder must exist.
+        runtime: what an int8 file is to be quick in: "onnxruntime", "openvino", or "portable", both. Any of them runs
+            any of the files. `mxq.simulate` computes the same with ``hardware`` "onnxruntime", "openvino" or "onnx".
         calib_data, config, thresholds, statistics, logger, **options: as for `quantize_net`. Without any of the first,
             ``thresholds`` and ``statistics`` the file is float. Of the options, ``input_shape`` is that of one example,
             without the batch, such as (3, 224, 224), by name where there are several inputs; by default as the data has
@@ -646,15 +649,13 @@ def export_onnx(
     """
     target, asked = path_given("path", path), _config(config, options)
     shapes, settings = asked.shapes, replace(asked, input_shape=None)
-    if runtime.is_deferred(net) and shapes:
-        names = runtime.arguments(net)
-        zeros = {name or names[0]: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
-        runtime.settle(net, zeros)
+    _settle_by(net, shapes)
     sources = (calib_data, thresholds, statistics)
     given = None if all(each is None for each in sources) else Given(*sources)
     return workflow.export_onnx(
         net,
         target,
+        runtime_name=runtime,
         shapes=shapes,
         batch_size=batch_size,
         epoch=epoch,
@@ -890,6 +891,14 @@ def _heard(logger: logging.Logger | None) -> logging.Logger:
     if logger is not None and not all(callable(getattr(logger, name, None)) for name in ("info", "warning")):
         raise ConfigError(f"logger is {logger!r}; allowed: a logging.Logger, or None")
     return LOG if logger is None else logger
+
+
+def _settle_by(net: runtime.Net, shapes: Mapping[str, Shape]) -> None:
+    """Gives a block that waits for shapes those of one example of each input; "" is the only one."""
+    if runtime.is_deferred(net) and shapes:
+        names = runtime.arguments(net)
+        zeros = {name or names[0]: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+        runtime.settle(net, zeros)
 
 
 def _settled(net: runtime.Net, data_shapes: object) -> runtime.Net:

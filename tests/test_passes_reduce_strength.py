@@ -11,12 +11,19 @@ from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
-from mxq.passes.reduce_strength import AFTER_FUSION, BEFORE_FUSION, REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION
+from mxq.passes.reduce_strength import (
+    AFTER_FUSION,
+    BEFORE_FUSION,
+    REDUCE_STRENGTH,
+    REDUCE_STRENGTH_AFTER_FUSION,
+    UPSAMPLING_AS_DECONVOLUTION,
+    UpSamplingAsDeconvolution,
+)
 from mxq.rewrite import apply_rules
 
 ROUNDED = {"rtol": 2e-6, "atol": 1e-6}
 EXACT = {"rtol": 0.0, "atol": 0.0}
-RULES = {rule.name: rule for rule in (*BEFORE_FUSION, *AFTER_FUSION)}
+RULES = {rule.name: rule for rule in (*BEFORE_FUSION, UpSamplingAsDeconvolution(), *AFTER_FUSION)}
 SIGMOID = ('p = _plus_scalar(data) scalar="3.0"', 'k = clip(p) a_min="0" a_max="6"')
 PRELU = 'a = LeakyReLU({}, a_gamma) act_type="prelu"'
 
@@ -24,6 +31,11 @@ INNER = 'i = Concat(a, data) num_args="2"'
 JOINED = 'o = Concat(data, i, a, i) num_args="4"'
 CASES = {
     "hard_sigmoid": ((*SIGMOID, 'y = _div_scalar(k) scalar="6.0"', "return y"), ["hard_sigmoid"], ROUNDED),
+    "hard_swish": (
+        (*SIGMOID, "m = elemwise_mul(k, data)", 'y = _div_scalar(m) scalar="6.0"', "return y"),
+        ["hard_sigmoid", "elemwise_mul"],
+        ROUNDED,
+    ),
     "divide_as_multiply": (('y = _div_scalar(data) scalar="3.0"', "return y"), ["_mul_scalar"], ROUNDED),
     "global_pooling": (('y = _contrib_AdaptiveAvgPooling2D(data) output_size="1"', "return y"), ["Pooling"], ROUNDED),
     "repeat_as_upsampling": (
@@ -83,7 +95,7 @@ def test_a_hard_swish_needs_two_operators():
 
 def test_repeats_become_a_deconvolution():
     model = made("repeat_as_upsampling")
-    result = rewritten(REDUCE_STRENGTH, model)
+    result = rewritten(UPSAMPLING_AS_DECONVOLUTION, rewritten(REDUCE_STRENGTH, model))
     assert op_names(result) == ["Convolution", "Deconvolution"]
     assert_same_outputs(model, result, **EXACT)
 
@@ -105,6 +117,11 @@ REFUSED = [
         "hard_sigmoid",
         (*SIGMOID, 'y = _div_scalar(k) scalar="6"', "z = exp(p)", "return y, z"),
         "the output of 'p' is also read by 'z'",
+    ),
+    (
+        "hard_swish",
+        (*SIGMOID, "m = elemwise_mul(k, data)", 'y = _div_scalar(m) scalar="5.0"', "return y"),
+        "the clipped value is not scaled to 0..1",
     ),
     ("divide_as_multiply", ('y = _div_scalar(data) scalar="1e-39"', "return y"), "1e-39 has no reciprocal in float32"),
     ("divide_as_multiply", ('y = _div_scalar(data) scalar="0"', "return y"), "0 has no reciprocal in float32"),

@@ -354,7 +354,7 @@ class TestErrors:
             ({"bits_a": 9}, "bits_a is 9; allowed: 2 to 8"),
             ({"bits_a": 4.0}, "bits_a is 4.0; allowed: 2 to 8"),
             ({"edge_bits": 0}, "edge_bits is 0; allowed: 2 to 8"),
-            ({"hardware": "openvino"}, "hardware is 'openvino'; allowed: 'onednn', 'tensorrt'"),
+            ({"hardware": "ncnn"}, "hardware is 'ncnn'; allowed: 'onednn', 'tensorrt'"),
             ({"algorithm": "lsqq"}, "algorithm is 'lsqq'; allowed: .*'lsq'"),
             ({"weight_algorithm": "none"}, "weight_algorithm is 'none'; allowed"),
             ({"weight_algorithm": 3}, "weight_algorithm is 3; allowed: 'lsq'"),

@@ -12,8 +12,9 @@ graph operators that read codes
 ===== =======================================================================================
 
 All that a Concat joins has one scale where the library demands it. What has no row (softmax, a sigmoid alone, a
-BatchNorm that was not folded) computes in float. So does what only moves values (Flatten): what reads it quantizes it,
-which changes nothing where these were codes. Passes that serve oneDNN's speed do not run.
+BatchNorm that was not folded) computes in float; runtimes of ONNX files hold more (`mxq.backends.runtimes`). So does
+what only moves values (Flatten): what reads it quantizes it, which changes nothing where these were codes. Passes that
+serve oneDNN's speed do not run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Final
 from mxq.backends import get
 from mxq.backends.mxnet.table import CONVOLUTION, FULLY_CONNECTED, POOLING
 from mxq.backends.protocol import Backend, Lowered
+from mxq.backends.runtimes import RUNTIMES, rounds_results, rows_of
 from mxq.backends.simulate import simulate
 from mxq.backends.spec import BackendSpec, OpSpec
 from mxq.passes.align_ranges import align_ranges
@@ -33,6 +35,7 @@ from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
 from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
 from mxq.passes.fold_bn import FOLD_BN
+from mxq.passes.reduce_strength import UPSAMPLING_AS_DECONVOLUTION
 from mxq.passes.split_groups import SPLIT_GROUPS
 from mxq.passes.subsample_early import SUBSAMPLE_EARLY
 from mxq.quant import QuantizedNetwork
@@ -56,15 +59,23 @@ _BETWEEN: Final = (
 
 def table_of(hardware: Hardware) -> BackendSpec:
     """The operators that ``hardware`` quantizes, and what it fuses."""
-    floats = tuple(need for need in CONVOLUTION.needs if not need.int8_only)
-    conv = replace(CONVOLUTION, needs=floats, with_sum=hardware.graph == 2, float_output=True)
+    without = (*_FOR_SPEED, *(() if hardware.folds_batch_norm else (FOLD_BN.name,)))
+    resized = (UPSAMPLING_AS_DECONVOLUTION.name,) if hardware.name in RUNTIMES.values() else ()
     return BackendSpec(
         name=f"the simulation of {hardware.library}",
-        ops=(conv, _DENSE, *(() if hardware.graph == 1 else _BETWEEN)),
+        ops=(_convolution(hardware), _DENSE, *(() if hardware.graph == 1 else _BETWEEN), *rows_of(hardware.name)),
         holds=(),
         whole=True,
-        without=(*_FOR_SPEED, *(() if hardware.folds_batch_norm else (FOLD_BN.name,))),
+        without=(*without, *resized),
     )
+
+
+def _convolution(hardware: Hardware) -> OpSpec:
+    floats = tuple(need for need in CONVOLUTION.needs if not need.int8_only)
+    row = replace(CONVOLUTION, needs=floats, with_sum=hardware.graph == 2, float_output=True)
+    if not rounds_results(hardware.name):
+        return row
+    return replace(row, codes_for_all=True, post_ops=tuple(post for post in row.post_ops if post.unsigned))
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,9 @@ class OpSpec:
             after it, 8-bit values take the quicker kernel (float pooling of a plain layout takes 20 times as long).
         takes: the types of its data inputs; empty where any will do.
         float_output: the kernel writes float itself where that is asked for (``enable_float_output``).
+        codes_for_all: it does not so for float readers, which read its codes made float, but where the network gives
+            its result.
+        between: it is left in float where it does not lie between two layers, also by a table that is ``whole``.
         kept: attributes of the operator that the subgraph op repeats.
         full_only: why mode "smart" leaves it in float; empty where it does not.
         absorbs: activations (``act_type``) that it does by saturation of its codes; see
@@ -136,6 +139,8 @@ class OpSpec:
     exact: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     takes: tuple[str, ...] = ()
     float_output: bool = False
+    codes_for_all: bool = False
+    between: bool = False
     kept: tuple[str, ...] = ()
     full_only: str = ""
     absorbs: tuple[str, ...] = ()
@@ -171,7 +176,7 @@ class BackendSpec:
         holds: the kinds of codes that its files can hold.
         float_ops: rows of operators whose float kernels take post-ops; empty where those are ``ops``.
         refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
-        whole: whether all that has a row is int8 in mode "smart", too.
+        whole: whether all that has a row is int8 in mode "smart", too, but for rows that are ``between``.
         without: names of passes over float networks that do nothing for it, or would change what it quantizes.
     """
 

@@ -44,6 +44,10 @@ def export(
     data: Annotated[Path | None, option(metavar="PATH", help=DATA)] = None,
     stats: Stats = None,
     as_float: Annotated[bool, option("--float", help="Write the float network as it is.")] = False,
+    runtime: Annotated[
+        str,
+        option(metavar="NAME", help="What an INT8 file is to be quick in: onnxruntime, openvino or portable (both)."),
+    ] = "portable",
     batch_size: Annotated[
         int | None, option(min=1, metavar="N", help="Take batches of N examples alone; any number by default.")
     ] = None,
@@ -67,7 +71,7 @@ def export(
 
     given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
     files = workflow.export_onnx(
-        prefix, out, shapes=shapes, batch_size=batch_size, epoch=epoch, given=given, config=config
+        prefix, out, runtime_name=runtime, shapes=shapes, batch_size=batch_size, epoch=epoch, given=given, config=config
     )
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:

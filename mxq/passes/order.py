@@ -31,7 +31,7 @@ from mxq.passes.detection import DETECTION
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import fuse_float, fuse_int8
-from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION
+from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION, UPSAMPLING_AS_DECONVOLUTION
 from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.simplify import SIMPLIFY
 from mxq.passes.split_groups import SPLIT_GROUPS
@@ -93,6 +93,7 @@ for _each in (
     Placed(FOLD_BN, ("prepared",)),
     Placed(FOLD_SCALE, ("prepared",)),
     Placed(REDUCE_STRENGTH, ("prepared",)),
+    Placed(UPSAMPLING_AS_DECONVOLUTION, ("prepared",)),
     Placed(AVGPOOL_AFTER_CONV1X1, ("prepared",)),
     Placed(SUBSAMPLE_EARLY, ("prepared",)),
     Placed(CONV1X1_TO_DENSE, ("prepared",)),

@@ -19,6 +19,7 @@ from mxq.errors import ConfigError
 from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.operator_names import OWN_NAME
+from mxq.graph.traits import traits_of
 from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.fuse_relu_into_batchnorm import absorbed_relus
 from mxq.passes.overrides import LayerChoices, override_source, views
@@ -66,8 +67,10 @@ def partition(
         else:
             specs[node.name] = spec
     stem: Mapping[str, str] = {}
+    if config.quantize_mode == "smart":
+        isolated = _isolated_ops(graph, specs, _passed_through(graph) if backend.whole else ())
+        reasons |= {name: why for name, why in isolated.items() if specs[name].between or not backend.whole}
     if config.quantize_mode == "smart" and not backend.whole:
-        reasons |= _isolated_ops(graph, specs)
         left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
         if config.calib_mode != NONE:
             reasons |= _head_average_pools(graph, left)
@@ -119,7 +122,9 @@ def writes_float(graph: Graph, node: Node, spec: OpSpec, quantized: Collection[s
     """
     if not spec.float_output or spec.reduces_exactly(node):
         return False
-    return node.name in graph.head_names or any(c.name not in quantized for c in graph.consumers[node.name])
+    if node.name in graph.head_names:
+        return True
+    return not spec.codes_for_all and any(c.name not in quantized for c in graph.consumers[node.name])
 
 
 def _read_as_int8(graph: Graph, node: Node, quantized: Collection[str]) -> bool:
@@ -239,7 +244,15 @@ def _refusal(
         return f"its weight {node.inputs[1].name!r} is computed or fed, not a parameter"
     if spec.role == "compute" and (why := backend.refusal(model, node)):
         return why
-    return _sign_refusal(model.graph, node, spec) or (spec.full_only if config.quantize_mode == "smart" else "")
+    smart = spec.full_only if config.quantize_mode == "smart" else ""
+    return _constant_refusal(model, node, spec) or _sign_refusal(model.graph, node, spec) or smart
+
+
+def _constant_refusal(model: Model, node: Node, spec: OpSpec) -> str:
+    """Why what ``node`` reads as data has no range: no calibration sees a parameter."""
+    names = [node.inputs[i].name for i in data_inputs(node, spec)]
+    found = next((name for name in names if model.param(name) is not None), "")
+    return f"it reads {found!r} as data, which is a parameter" if found else ""
 
 
 def _sign_refusal(graph: Graph, node: Node, spec: OpSpec) -> str:
@@ -293,16 +306,25 @@ def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _isolated_ops(graph: Graph, specs: Mapping[str, OpSpec]) -> dict[str, str]:
-    """Passthrough nodes that are not, through others of them, between two compute nodes; exact ones need but one."""
+def _passed_through(graph: Graph) -> frozenset[str]:
+    """Operators of numbers one by one, or that move them: kernels of the layers beside them may hold such, too."""
+    return frozenset(n.name for n in graph.operators if (found := traits_of(n)).pointwise or found.moves)
+
+
+def _isolated_ops(graph: Graph, specs: Mapping[str, OpSpec], through: Collection[str]) -> dict[str, str]:
+    """Passthrough nodes that are not, by way of others or of ``through``, between two compute nodes.
+
+    Exact ones need but one.
+    """
     after: set[str] = set()
     before: set[str] = set()
+    carried = specs.keys() | set(through)
     for node in graph.operators:
-        if node.name in specs and any(_computes(specs, r.name) or r.name in after for r in node.inputs):
+        if node.name in carried and any(_computes(specs, r.name) or r.name in after for r in node.inputs):
             after.add(node.name)
     for node in reversed(graph.operators):
         readers = graph.consumers[node.name]
-        if node.name in specs and any(_computes(specs, c.name) or c.name in before for c in readers):
+        if node.name in carried and any(_computes(specs, c.name) or c.name in before for c in readers):
             before.add(node.name)
     sides = {name: (name in after) + (name in before) for name in specs}
     return {
@@ -359,7 +381,8 @@ def _observed(graph: Graph, quantized: Mapping[str, OpSpec], absorbed: Collectio
         for i in data_inputs(node, spec):
             if node.inputs[i].name not in quantized:
                 found[node.inputs[i]] = None
-        if spec.has_range(node) and (not spec.float_output or _read_as_int8(graph, node, quantized)):
+        is_float = writes_float(graph, node, spec, quantized)
+        if spec.has_range(node) and (not is_float or _read_as_int8(graph, node, quantized)):
             found[node.out] = None
         if node.name in absorbed:  # and its BatchNorm's own, for where a reader is float
             found[node.out] = None

@@ -6,6 +6,9 @@ of one 1x64x112x112 tensor on two cores (milliseconds before -> after):
 Before:  _div_scalar(clip(x + 3, 0, 6), 6)               repeat(repeat(x, s, axis=3), s, axis=2)
 After:   hard_sigmoid(x, 1/6, 1/2)         4.0 -> 0.4    UpSampling(x, s, nearest)          6.0 -> 0.8
 
+Before:  _div_scalar(x * clip(x + 3, 0, 6), 6)
+After:   x * hard_sigmoid(x, 1/6, 1/2)
+
 Before:  UpSampling(x, s, nearest)                       _contrib_AdaptiveAvgPooling2D(x, 1)
 After:   Deconvolution(x, ones, stride s)  0.8 -> 0.4    Pooling(x, avg, global)            0.9 -> 0.5
 
@@ -73,6 +76,37 @@ class HardSigmoid:
         attrs = {"alpha": repr(alpha), "beta": repr(alpha * beta)}
         root = replace(match.root, op="hard_sigmoid", attrs=attrs, inputs=(match.refs["x"],), note=_joined(match))
         return Rewrite({n.name: () for n in match.interior} | {root.name: (root,)})
+
+
+@dataclass(frozen=True)
+class HardSwish:
+    """x clip(x + c, 0, d) / d is x ``hard_sigmoid``(x), whichever is divided."""
+
+    name: str = "hard_swish"
+    pattern: Op = Op(
+        _SCALED,
+        (
+            Op(
+                ("elemwise_mul", "broadcast_mul"),
+                (Any_("x"), Op(("clip",), (Op(("_plus_scalar",), (Any_("gated"),), bind="shift"),), bind="clip")),
+                bind="product",
+                commutative=True,
+            ),
+        ),
+        bind="scale",
+    )
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return HardSigmoid().check(model, match) if match.refs["x"] == match.refs["gated"] else NO_MATCH
+
+    def build(self, model: Model, match: Match) -> Rewrite:
+        alpha, beta = 1 / match["clip"].number("a_max", 1), match["shift"].number("scalar", 0)
+        attrs = {"alpha": repr(alpha), "beta": repr(alpha * beta)}
+        name = model.graph.unused(f"{match.root.name}_gate")
+        gate = Node(name, "hard_sigmoid", attrs, (match.refs["x"],), note=_joined(match))
+        root = replace(match["product"], name=match.root.name, label=match.root.label, note=_joined(match))
+        root = replace(root, inputs=(match.refs["x"], gate.out))
+        return Rewrite({n.name: () for n in match.interior} | {root.name: (gate, root)})
 
 
 def _factor(node: Node) -> float:
@@ -267,7 +301,7 @@ def _parts(model: Model, outer: Node) -> dict[str, Node]:
 
 
 BEFORE_FUSION = (
-    HardSigmoid(), GlobalPooling(), RepeatAsUpSampling(), UpSamplingAsDeconvolution(), PoolBeforePReLU(), JoinOnce(),
+    HardSigmoid(), HardSwish(), GlobalPooling(), RepeatAsUpSampling(), PoolBeforePReLU(), JoinOnce(),
 )  # fmt: skip
 AFTER_FUSION = (ClipAsMinimum(), DivideAsMultiply(), PReLUAsMaximum())
 
@@ -277,4 +311,5 @@ def _pass(name: str, rules: tuple[Rule, ...]) -> Pass:
 
 
 REDUCE_STRENGTH = _pass("reduce_strength", BEFORE_FUSION)
+UPSAMPLING_AS_DECONVOLUTION = _pass("upsampling_as_deconvolution", (UpSamplingAsDeconvolution(),))
 REDUCE_STRENGTH_AFTER_FUSION = _pass("reduce_strength_after_fusion", AFTER_FUSION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from mxq import observers
@@ -119,6 +119,12 @@ class QatConfig:
             exclude_layers=self.exclude_layers,
             num_calib_examples=self.num_calib_examples,
         )
+
+    @property
+    def planning(self) -> QuantConfig:
+        """The same for the hardware that it is trained for, whose codes MXNet may simulate alone."""
+        own = self.quantization
+        return own if self.row.from_kernels else replace(own, simulate=True, hardware=self.hardware)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""

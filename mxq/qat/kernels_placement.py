@@ -27,8 +27,9 @@ from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
 from mxq.qat.placement import CONCAT, weights, with_edges
 from mxq.qat.quantizer import Quantizer, activation_name, joined
-from mxq.quant import INT8, MXNET, UINT8, QuantizedNetwork, QuantSpec
+from mxq.quant import MXNET, QuantizedNetwork, QuantSpec
 from mxq.quant.model import HALVED
+from mxq.quant.spec import BY_DTYPE
 
 AFFINE8: Final = QuantSpec(signed=False, symmetric=False)
 
@@ -62,7 +63,7 @@ def placed_as_planned(model: Model, network: QuantizedNetwork, config: QatConfig
         network: what is decided of the same network, constrained.
         config: the settings.
     """
-    placer = _Placer(model.graph, network, config.bits_a)
+    placer = _Placer(model.graph, network, config)
     placer.walk()
     found = [node for node in model.graph.operators if node.op in FOLDABLE and node.name in placer.layers]
     own = [node for node in found if node.inputs[1].name in model.args]
@@ -75,7 +76,7 @@ def placed_as_planned(model: Model, network: QuantizedNetwork, config: QatConfig
 class _Placer:
     graph: Graph
     network: QuantizedNetwork
-    bits: int
+    config: QatConfig
     found: dict[str, Quantizer] = field(default_factory=dict)
     groups: list[list[str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -122,7 +123,12 @@ class _Placer:
             return AFFINE8
         if record.widened > 1:
             return HALVED
-        return UINT8 if record.offset or record.dtype == "uint8" else INT8
+        return self._spec("uint8" if record.offset else record.dtype)
+
+    def _spec(self, dtype: str) -> QuantSpec:
+        """The kind of codes that are called ``dtype``, which kernels but oneDNN's do not tell apart."""
+        row = self.config.row
+        return BY_DTYPE[dtype] if row.from_kernels else row.activation()
 
     def _carried(self, node: Node, quantizers: dict[Ref, str]) -> None:
         """What an int8 operator makes in the range of what it reads: rounded again where it is an average."""
@@ -150,13 +156,14 @@ class _Placer:
 
     def _read(self, ref: Ref, dtype: str) -> str:
         """The quantizer of a float tensor for the int8 operators that read it as a type."""
-        known = next((q.name for q in self.found.values() if q.tensor == ref and q.spec.dtype == dtype), "")
+        spec = self._spec(dtype)
+        known = next((q.name for q in self.found.values() if q.tensor == ref and q.spec.dtype == spec.dtype), "")
         if known or ref.name not in self.graph:
             self.missing += [] if known else [str(ref)]
             return known
         wanted = {n for n, o in self.network.operations.items() if self._reads(n, ref, dtype)}
         readers = [r.name for r in self.graph.consumers[ref.name] if self.owners[r.name] & wanted and ref in r.inputs]
-        return self._add(ref, tuple(readers), UINT8 if dtype == "uint8" else INT8)
+        return self._add(ref, tuple(readers), spec)
 
     def _reads(self, name: str, ref: Ref, dtype: str) -> bool:
         operation, node = self.network.operations[name], self.network.fused.graph[name]
@@ -165,7 +172,7 @@ class _Placer:
 
     def _add(self, ref: Ref, readers: tuple[str, ...], spec: QuantSpec, *, is_output: bool = False) -> str:
         name = activation_name(self.graph, ref, self.found)
-        bits = spec.bits if self.bits == 8 else self.bits
+        bits = spec.bits if self.config.bits_a == 8 else self.config.bits_a
         site = Site(replace(spec, bits=bits), "activation", MXNET.name if spec.symmetric else "")
         self.found[name] = Quantizer(name, ref, readers, site, is_output=is_output)
         return name

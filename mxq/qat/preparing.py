@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mxq import observers, pipeline, runtime
-from mxq.backends import default
 from mxq.calibration.collect import collect
 from mxq.calibration.statistics import Statistics
 from mxq.data.feeding import Feeds, feeds, peeked
@@ -139,7 +138,7 @@ def prepared(
     source, head = trainable(model)
     source = merged(source) if config.folding is MERGED else in_training(source)
     source = with_positive_factors(source) if config.folding is UNFOLDED else source
-    if config.row.from_kernels:
+    if config.row.planned:
         quantizers, calibrated, warnings = _by_plan(source, calib_data, config, runner, seen)
     else:
         quantizers, calibrated, warnings = _by_graph(source, calib_data, config, runner)
@@ -170,8 +169,8 @@ def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runn
 
 
 def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner, seen: Seen | None) -> _Placed:
-    """Quantizers where mxq's plan for its own kernels quantizes, and the ranges of the tensors that it observes."""
-    plan = pipeline.plan(source, config.quantization, runner)
+    """Quantizers where mxq's plan for the hardware quantizes, and the ranges of the tensors that it observes."""
+    plan = pipeline.plan(source, config.planning, runner)
     if plan.nothing_int8:
         raise QuantizeError(plan.nothing_int8)
     if seen is not None and seen.covers(plan):
@@ -183,9 +182,8 @@ def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runne
 
 
 def decided(plan: Prepared, calibrated: Calibrated) -> QuantizedNetwork:
-    """The types and ranges of the int8 network, on a CPU whose kernels add exactly."""
-    backend = default()
-    requests = requested(plan.choices, plan.config)
+    """The types and ranges of the quantized network, on a CPU whose kernels add exactly."""
+    backend, requests = plan.backend, requested(plan.choices, plan.config)
     network = assign(plan.fused, plan.plan, calibrated.thresholds, backend.spec, requests=requests, target=machine.VNNI)
     return backend.constrain(network)
 

@@ -46,6 +46,8 @@ class Hardware:
         joins_concat: whether all that a Concat joins, and what it makes, has one scale and zero point.
         from_kernels: whether the plan for MXNet's kernels says which tensors are quantized; else ``graph`` does. Of
             oneDNN alone.
+        planned: whether training quantizes the tensors that the plan does, operator by operator; else those that
+            ``graph`` says.
         rounds_biases: whether kernels add biases to sums of products, in whole units of these.
         products: how kernels without VNNI add products of 8-bit codes, where sums of two saturate; None where all are
             exact, and for oneDNN in MXNet, whose kernels `mxq.saturation.kernels` knows.
@@ -61,6 +63,7 @@ class Hardware:
     folds_batch_norm: bool = True
     joins_concat: bool = True
     from_kernels: bool = False
+    planned: bool = False
     rounds_biases: bool = False
     products: PairedProducts | None = None
     edge_bits: int | None = None
@@ -98,6 +101,7 @@ ONEDNN: Final = Hardware(
     activations=ANY8,
     graph=2,
     from_kernels=True,
+    planned=True,
     rounds_biases=True,
     source="src/operator/subgraph/mkldnn and src/operator/quantization of MXNet 1.9.1 (mxq.backends.mxnet.table)",
 )
@@ -122,7 +126,22 @@ ONNX: Final = Hardware(
     graph=3,
     joins_concat=False,
     products=products.PORTABLE,
+    planned=True,
     source="what both fuse: onnxruntime/core/optimizer/qdq_transformer, OpenVINO's low precision transformations",
+)
+ONNXRUNTIME: Final = replace(
+    ONNX,
+    name="onnxruntime",
+    library="ONNX Runtime",
+    products=products.ONNX_RUNTIME,
+    source="onnxruntime/core/optimizer/qdq_transformer",
+)
+OPENVINO: Final = replace(
+    ONNX,
+    name="openvino",
+    library="OpenVINO",
+    products=products.OPENVINO,
+    source="src/common/low_precision_transformations of OpenVINO",
 )
 ACADEMIC: Final = Hardware(
     "academic",
@@ -136,7 +155,7 @@ ACADEMIC: Final = Hardware(
     source="MQBench (arXiv:2111.03759), lower half of table 1, appendix B.2.1 (edges) and E (signs by the data)",
 )
 
-ROWS: Final = (ONEDNN, TENSORRT, ACL, TVM, SNPE, FBGEMM, ONNX, ACADEMIC)
+ROWS: Final = (ONEDNN, TENSORRT, ACL, TVM, SNPE, FBGEMM, ONNX, ONNXRUNTIME, OPENVINO, ACADEMIC)
 """TensorRT and TVM leave a bit of what is never negative unused: "symmetric quantization must waste one bit for
 non-negative activation in real-world hardware" (appendix E). ACL is symmetric in weights and asymmetric in activations
 (appendix E); SNPE and FBGEMM are asymmetric in both. "Concatenation is not considered to be quantized" by papers

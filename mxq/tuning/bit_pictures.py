@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MOST: Final = 80
 """Layers drawn, at most: the first."""
 _INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
-_COLOURS: Final = (*plots.PALETTE, "#5B4B8A", "#8C510A")
-_MARKERS: Final = "osD^vPXh"
+_COLOURS: Final = (*plots.PALETTE, "#5B4B8A", "#8C510A", "#B2182B", "#4D9221")
+_MARKERS: Final = "osD^vPXhp*"
 _LINES: Final = ("-", "--", ":")
 _WIDTH, _HEIGHT, _ROW, _DPI = 10.0, 5.6, 0.22, 100
 

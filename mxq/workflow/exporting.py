@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from mxq import runtime
 from mxq.backends import onnx
+from mxq.backends.runtimes import RUNTIMES
 from mxq.config import QuantConfig, Shape
 from mxq.data.feed import Feed
 from mxq.data.preparation import beside
-from mxq.errors import ConfigError, QuantizeError
+from mxq.errors import ConfigError, QuantizeError, one_of
 from mxq.formats.onnx_file import require_onnx
 from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Model
@@ -30,16 +31,15 @@ from mxq.rewrite import run_pass
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given
 
-HARDWARE: Final = "onnx"
-"""Whose codes there are, see `mxq.quant.hardware`."""
-RUNTIME: Final = "portable"
-"""Whose kernels decided which tensors are codes: those that all runtimes have."""
+PORTABLE: Final = "portable"
+"""The runtime of files that all runtimes are to run, see `mxq.backends.runtimes`."""
 
 
 def export_onnx(
     net: runtime.Net,
     path: Path,
     *,
+    runtime_name: str = PORTABLE,
     shapes: Mapping[str, Shape],
     batch_size: int | None = None,
     epoch: int | None = None,
@@ -52,6 +52,7 @@ def export_onnx(
     Args:
         net: see `mxq.runtime.load_model`.
         path: the file.
+        runtime_name: whose kernels decide which tensors of an int8 file are codes, one of `RUNTIMES`.
         shapes: input -> shape of one example; under "" that of the only input.
         batch_size: examples to a batch; None: any number.
         epoch: for a prefix, which parameters.
@@ -69,18 +70,22 @@ def export_onnx(
         StorageError: a file cannot be written.
     """
     require_onnx()
+    if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
+        raise one_of("runtime", runtime_name, RUNTIMES)
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
-    if given is None and config not in (None, QuantConfig()):
+    if given is None and (config not in (None, QuantConfig()) or runtime_name != PORTABLE):
         raise ConfigError(
             "settings are given without calibration data; allowed: both (an INT8 file), or neither (a float one)"
         )
     if given is not None:
         given = given if batch_size is None else replace(given, batch_size=batch_size)
-        network, report, examples = _quantized(net, given, config or QuantConfig(), epoch, shapes, logger)
+        network, report, examples = _quantized(
+            net, given, _for(runtime_name, config or QuantConfig()), epoch, shapes, logger
+        )
         coded = onnx.Coded.of(network)
         tensors = runtime.tensors_of(coded.model, examples, batch_size)
-        about = FileRecord("int8", RUNTIME, network.target, report.config, examples, report.source)
+        about = FileRecord("int8", runtime_name, network.target, report.config, examples, report.source)
         return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, about)
     model = runtime.load_model(net, epoch)
     refusal = FLOAT.check(model)
@@ -92,6 +97,16 @@ def export_onnx(
     return onnx.write(onnx.lower(model, runtime.tensors_of(model, examples, batch_size)), path, about)
 
 
+def _for(name: str, config: QuantConfig) -> QuantConfig:
+    """The settings of a file for a runtime."""
+    hardware = RUNTIMES[name]
+    for field in ("hardware", "bits", "simulate", "input_dtype"):
+        value = getattr(config, field)
+        if value != getattr(QuantConfig(), field) and (field, value) != ("hardware", hardware):
+            raise ConfigError(f"{field} is {value!r} for an ONNX file (runtime {name!r}); allowed: the default")
+    return replace(config, simulate=True, hardware=hardware)
+
+
 def _quantized(
     net: runtime.Net,
     given: Given,
@@ -101,12 +116,8 @@ def _quantized(
     logger: logging.Logger,
 ) -> tuple[QuantizedNetwork, Report, dict[str, Shape]]:
     """The network that is written, what was decided for it, and the shape of one example of each input."""
-    for name in ("hardware", "bits", "simulate", "input_dtype"):
-        value = getattr(config, name)
-        if value != getattr(QuantConfig(), name) and (name, value) != ("hardware", HARDWARE):
-            raise ConfigError(f"{name} is {value!r} for an ONNX file; allowed: the default")
     again = isinstance(given.data, Iterator) or None  # the shape of an example is in what is read once
-    opened = Opened.of(net, given, replace(config, simulate=True, hardware=HARDWARE), epoch, logger, again=again)
+    opened = Opened.of(net, given, config, epoch, logger, again=again)
     examples = _examples(net, opened.prepared.source, shapes, _fed(opened.batches))
     made = opened.quantized()
     if made.network is None:

@@ -14,7 +14,7 @@ word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -113,13 +113,48 @@ def _with_room(coded: Coded) -> Coded:
 
 @dataclass
 class CodeFeed(FloatFeed):
-    """What operators of ``coded`` read: by way of codes where it has such."""
+    """What operators of ``coded`` read: by way of codes where it has such.
+
+    Attributes:
+        coded: the network.
+        held: what a DequantizeLinear made of codes -> these.
+    """
 
     coded: Coded
+    held: dict[str, str] = field(default_factory=dict)
+
+    def row(self, node: Node) -> Callable[[Context], str] | None:
+        """Another form of an operator that makes codes alone, which runtimes compute with these."""
+        if node.op not in _ON_CODES or not (made := self._made_as(node)):
+            return None
+        if node.op == "_minimum_scalar":
+            fits = _end_by(made, node.number("scalar", 0.0))
+        else:
+            fits = plain(node.inputs[0]) in self.coded.tensors
+        if node.op == "hard_sigmoid":
+            fits = fits and node.number("alpha", 0.2) > 0 and _end_by(made, 1.0, 0.0)
+        if not fits:
+            return None
+        return lambda context: _ON_CODES[node.op](context, self)
+
+    def _made_as(self, node: Node) -> tuple[QParams, ...]:
+        """As which codes the result is read; empty where some of its readers take it as it is."""
+        graph, tensors = self.coded.model.graph, self.coded.tensors
+        readers = graph.consumers[node.name]
+        if node.name in graph.head_names or any(reader.out not in tensors for reader in readers):
+            return ()
+        return tuple(tensors[reader.out] for reader in readers)
+
+    def scaled(self, context: Context, factor: float) -> str:
+        """What a node reads as codes, times a positive ``factor``: the same codes with another step."""
+        params = self.coded.tensors[plain(context.node.inputs[0])]
+        zero = params.zero_point.astype(params.spec.dtype)
+        parts = _parts(context.builder, params.step * np.float32(factor), zero)
+        return context.emit("DequantizeLinear", self.held[context.raw()], *parts)
 
     def made(self, builder: Builder, ref: Ref, tensor: str) -> str:
         params = self.coded.tensors.get(ref)
-        return tensor if params is None else _through_codes(builder, ref, params, tensor)
+        return tensor if params is None else self._through_codes(builder, ref, params, tensor)
 
     def read(self, context: Context, place: int, tensor: str) -> str:
         """By way of codes once more after what moved its values: integer layers ask for them right before."""
@@ -127,7 +162,7 @@ class CodeFeed(FloatFeed):
         params = self.coded.tensors.get(ref)
         if params is None or tensor == context.raw(place):
             return tensor
-        return _through_codes(context.builder, ref, params, tensor)
+        return self._through_codes(context.builder, ref, params, tensor)
 
     def weight(self, context: Context, place: int, value: Array, axes: tuple[int, ...]) -> str:
         name, builder = context.node.inputs[place].name, context.builder
@@ -137,12 +172,50 @@ class CodeFeed(FloatFeed):
         step = self.coded.bias_step(context.node) if place == 2 else None
         return super().weight(context, place, value, axes) if step is None else _bias(builder, name, step, value)
 
+    def _through_codes(self, builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
+        parts = _parts(builder, params.step, params.zero_point.astype(params.spec.dtype))
+        (codes,) = builder.emit(ref.name, "QuantizeLinear", [tensor, *parts], {})
+        (found,) = builder.emit(ref.name, "DequantizeLinear", [codes, *parts], {})
+        self.held[found] = codes
+        return found
 
-def _through_codes(builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
-    zero = params.zero_point.astype(params.spec.dtype)
-    parts = builder.constant(params.step, "scale"), builder.constant(zero, "zero_point")
-    (codes,) = builder.emit(ref.name, "QuantizeLinear", [tensor, *parts], {})
-    return builder.emit(ref.name, "DequantizeLinear", [codes, *parts], {})[0]
+
+def _parts(builder: Builder, step: Array, zero: Array) -> tuple[str, str]:
+    return builder.constant(np.asarray(step, np.float32), "scale"), builder.constant(zero, "zero_point")
+
+
+def _end_by(made: Collection[QParams], top: float, bottom: float = -np.inf) -> bool:
+    """Whether no code stands for a value beyond these, so that saturation does what a clip would."""
+    return all(p.high <= top + p.step / 2 and p.low >= bottom - p.step / 2 for p in made)
+
+
+def _number(context: Context, value: float) -> str:
+    """A constant as one code, which is exact."""
+    top = np.uint8(np.iinfo(np.uint8).max)
+    code, zero = (top, np.uint8(0)) if value >= 0 else (np.uint8(0), top)
+    step = np.float32(abs(value) / top) if value else np.float32(1)
+    code = code if value else np.uint8(0)
+    parts = _parts(context.builder, np.asarray(step), np.asarray(zero))
+    return context.emit("DequantizeLinear", context.builder.constant(np.asarray(code), "code"), *parts)
+
+
+def _hard_sigmoid(context: Context, feed: CodeFeed) -> str:
+    """Alpha x + beta; codes from 0 to at most 1 do the rest by saturation."""
+    alpha, beta = context.node.number("alpha", 0.2), context.node.number("beta", 0.5)
+    return context.emit("Add", feed.scaled(context, alpha), _number(context, beta))
+
+
+def _scalar(kind: str) -> Callable[[Context, CodeFeed], str]:
+    return lambda context, _: context.emit(kind, context.read(), _number(context, context.node.number("scalar", 0.0)))
+
+
+_ON_CODES: Final[Mapping[str, Callable[[Context, CodeFeed], str]]] = {
+    "hard_sigmoid": _hard_sigmoid,
+    "_plus_scalar": _scalar("Add"),
+    "_mul_scalar": _scalar("Mul"),
+    "_minimum_scalar": lambda context, _: context.raw(),
+}
+"""Operators on one tensor -> how they are written where codes alone are made of their result."""
 
 
 def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tuple[int, ...]) -> str:

@@ -84,6 +84,9 @@ class Operator:
 class Feed(Protocol):
     """How tensors come to operators: as they are, or by way of codes."""
 
+    def row(self, node: Node) -> Callable[[Context], Result] | None:
+        """How ``node`` is written where that is not as the table says."""
+
     def read(self, context: Context, place: int, tensor: str) -> str:
         """What stands for ``tensor``, which the node of ``context`` reads at ``place``."""
 
@@ -96,6 +99,9 @@ class Feed(Protocol):
 
 class FloatFeed:
     """All tensors as they are."""
+
+    def row(self, node: Node) -> Callable[[Context], Result] | None:
+        return None
 
     def read(self, context: Context, place: int, tensor: str) -> str:
         return tensor

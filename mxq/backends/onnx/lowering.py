@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,8 +14,6 @@ from mxq.graph.tensors import Tensor
 
 SHOWN: Final = 12
 """Nodes that an error names, at most."""
-MOST_OUTPUTS: Final = 256
-"""Outputs that a node may have."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +87,38 @@ def _node(builder: Builder, node: Node) -> Refusal | None:
         return None
     since = len(builder.operators)
     try:
-        row = row_of(node.op)
-        if row is None:
-            raise Unfit(Why.OPERATOR)
-        made = _made(builder, node, row.lower(Context(node, builder)))
+        made = _made(builder, node, _lower(builder, node)(Context(node, builder)))
     except Unfit as unfit:
-        _bind(builder, node, [node.name] * MOST_OUTPUTS)
+        _bind(builder, node, [node.name] * (1 + _last_read(builder, node)))
         return Refusal(node.name, node.op, unfit.why, unfit.detail)
     _name(builder, node, since, made)
     return None
 
 
+def _lower(builder: Builder, node: Node) -> Callable[[Context], Result]:
+    """How ``node`` is written."""
+    other = builder.feed.row(node)
+    if other is not None:
+        return other
+    row = row_of(node.op)
+    if row is None:
+        raise Unfit(Why.OPERATOR)
+    return row.lower
+
+
 def _made(builder: Builder, node: Node, result: Result) -> Sequence[str]:
     """What a row gives, if it is all that is read of the node."""
-    made, graph = (result,) if isinstance(result, str) else result, builder.model.graph
-    refs = [*graph.heads, *(ref for reader in graph.consumers[node.name] for ref in reader.inputs)]
-    last = max((ref.output for ref in refs if ref.name == node.name), default=0)
+    made, last = (result,) if isinstance(result, str) else result, _last_read(builder, node)
     if last >= len(made):
         raise Unfit(Why.OUTPUT, f"output {last}")
     return made
+
+
+def _last_read(builder: Builder, node: Node) -> int:
+    """The last output of ``node`` that is read, or given by the network."""
+    graph = builder.model.graph
+    refs = [*graph.heads, *(ref for reader in graph.consumers[node.name] for ref in reader.inputs)]
+    return max((ref.output for ref in refs if ref.name == node.name), default=0)
 
 
 def _variable(builder: Builder, node: Node) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mxq.backends.onnx.context import Context, Unfit, Why
 from mxq.backends.onnx.row import Row, Rows, rows_of
+from mxq.graph.ir import Node
 from mxq.graph.operator_names import OWN_NAME
 from mxq.graph.traits import traits_of
 
@@ -157,6 +158,20 @@ def _binary(kind: str) -> Callable[[Context], str]:
     return lambda c: c.emit(kind, c.read(0), c.read(1))
 
 
+def product(c: Context) -> str:
+    """X times ``hard_sigmoid`` of x with ONNX's slope and offset is ``HardSwish``."""
+    first, second = c.node.inputs[:2]
+    for x, gate in ((first, second), (second, first)):
+        node = c.builder.model.graph[gate.name]
+        if node.op == "hard_sigmoid" and node.inputs[0] == x and _is_of_hard_swish(node):
+            return c.emit("HardSwish", c.read(0 if x == first else 1))
+    return c.emit("Mul", c.read(0), c.read(1))
+
+
+def _is_of_hard_swish(node: Node) -> bool:
+    return math.isclose(node.number("alpha", 0.2), 1 / 6, rel_tol=1e-6) and node.number("beta", 0.5) == 0.5
+
+
 def _scalar(kind: str, *, turned: bool = False) -> Callable[[Context], str]:
     """An operation on a tensor and ``scalar``, which is the first operand where ``turned``."""
 
@@ -231,7 +246,6 @@ _SAME_NAME: Final = (
 _ARITHMETIC: Final = {
     "Add": "elemwise_add _grad_add broadcast_add",
     "Sub": "elemwise_sub broadcast_sub",
-    "Mul": "elemwise_mul broadcast_mul",
     "Div": "elemwise_div broadcast_div",
     "Max": "_maximum broadcast_maximum",
     "Min": "_minimum broadcast_minimum",
@@ -271,6 +285,7 @@ ROWS: Final[Rows] = {
     "Activation": Row(activation),
     "LeakyReLU": Row(leaky_relu),
     **{op: Row(_binary(kind)) for kind, ops in _ARITHMETIC.items() for op in ops.split()},
+    **rows_of("elemwise_mul broadcast_mul", product),
     "_plus_scalar": Row(_scalar("Add")),
     "_minus_scalar": Row(_scalar("Sub")),
     "_rminus_scalar": Row(_scalar("Sub", turned=True)),
