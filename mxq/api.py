@@ -153,8 +153,9 @@ def simulate(
 
     Args:
         net, calib_data, config, thresholds, statistics, batch_size, logger, **options: as for `quantize_net`. Of the
-            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm", "onnx", "onnxruntime", "openvino" or "academic", ``bits``
-            2 to 8: 4, or of weights and of all else "W4A8" or (4, 8); single layers have others by ``overrides``.
+            options ``hardware`` is "onednn", "tensorrt", "acl", "tvm", "snpe", "fbgemm", "onnx", "onnxruntime",
+            "openvino" or "academic", ``bits`` 2 to 8: 4, or of weights and of all else "W4A8" or (4, 8); single layers
+            have others by ``overrides``.
 
     Returns:
         As of `quantize_net`, but all of it is float; for oneDNN with 8 bits, the block gives what the INT8 one would.
