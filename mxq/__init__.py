@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mxq import data, qat
     from mxq.api import (
         QuantizedModel,
+        best_runtime,
         calibrate,
         choose_bits,
         compare,
@@ -107,6 +108,7 @@ __all__ = [
     "TrainingError",
     "WorkerError",
     "__version__",
+    "best_runtime",
     "calib_graph",
     "calibrate",
     "choose_bits",
@@ -146,6 +148,7 @@ _LAZY = {
     "evaluate": "mxq.api",
     "QuantizedModel": "mxq.api",
     "Statistics": "mxq.calibration.statistics",
+    "best_runtime": "mxq.api",
     "calib_graph": "mxq.contrib",
     "calibrate": "mxq.api",
     "choose_bits": "mxq.api",

@@ -17,6 +17,7 @@ from mxq import pipeline, runtime, threads, tuning, workflow
 from mxq.artifacts import packed as packing
 from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
+from mxq.bench.runtimes import BestRuntime
 from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig, Shape, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
@@ -427,6 +428,55 @@ def verify(
         runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
         layers=layers,
         batch_size=batch_size,
+        logger=_heard(logger),
+    )
+
+
+@_releasing_threads
+def best_runtime(
+    *nets: runtime.Net,
+    batch_size: int | Sequence[int] = 1,
+    input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    runtimes: str | Sequence[str] | None = None,
+    repeats: int = 50,
+    warmup: int = 10,
+    logger: logging.Logger | None = None,
+) -> BestRuntime:
+    """Which runtime of this machine runs a network fastest: pairs in MXNet, ONNX files in all that are installed.
+
+    Each runs in a process of its own, on the same cores and the same number of threads, and they take turns, so that
+    what slows the machine slows all. See ``mxq bench --runtimes``.
+
+    Args:
+        *nets: forms of one network: pairs as for `quantize_net`, and paths of ONNX files. Others are compared with the
+            first.
+        batch_size: examples to a batch, or several sizes.
+        input_shape: of one example, without the batch, by name where there are several inputs; by default as an ONNX
+            file or ``preprocess.json`` says.
+        runtimes: those for ONNX files: "onnxruntime", "openvino"; all that are installed by default.
+        repeats, warmup: rounds that count, and before them that do not.
+        logger: as for `quantize_net`.
+
+    Returns:
+        A row for each, and which is ``best`` at each batch size, with the lines that start it; ``str`` is the table.
+
+    Raises:
+        ConfigError: no network, an unknown shape, a runtime that is missing or too old.
+        RuntimeFailure: none of them ran.
+        MxqError: see `mxq.errors`.
+    """
+    asked = QuantConfig(input_shape=input_shape)  # type: ignore[arg-type]
+    sizes = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+    wrong = [size for size in sizes if not isinstance(size, int) or isinstance(size, bool) or size < 1]
+    if wrong or not sizes:
+        raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or several")
+    return workflow.best_runtime(
+        nets,
+        batch_sizes=sizes,
+        shapes=asked.shapes,
+        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
+        repeats=repeats,
+        warmup=warmup,
         logger=_heard(logger),
     )
 

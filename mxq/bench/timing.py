@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -112,29 +113,49 @@ def bench(
     Raises:
         ConfigError: no candidates, an unknown base, or a count that is not positive.
     """
-    if not candidates:
+    if calls < 1:
+        raise ConfigError(f"calls is {calls}; allowed: 1 or more")
+    readings = {name: partial(_once, call, calls, clock) for name, call in candidates.items()}
+    found = rounds(readings, repeats=repeats, warmup=warmup, examples=examples, base=base, progress=progress)
+    return replace(found, calls=calls)
+
+
+def rounds(
+    readings: Mapping[str, Callable[[], float]],
+    *,
+    repeats: int = 50,
+    warmup: int = 5,
+    examples: int = 1,
+    base: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Benchmark:
+    """As `bench`, of candidates that time themselves.
+
+    Args:
+        readings: name -> what gives the seconds of a call.
+        repeats, warmup, examples, base, progress: as of `bench`.
+
+    Raises:
+        ConfigError: as of `bench`.
+    """
+    if not readings:
         raise ConfigError("nothing to time: candidates is empty")
-    base = next(iter(candidates)) if base is None else base
-    if base not in candidates:
-        raise one_of("base", base, candidates)
-    for name, count, least in (
-        ("repeats", repeats, 1),
-        ("warmup", warmup, 0),
-        ("examples", examples, 1),
-        ("calls", calls, 1),
-    ):
+    base = next(iter(readings)) if base is None else base
+    if base not in readings:
+        raise one_of("base", base, readings)
+    for name, count, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("examples", examples, 1)):
         if count < least:
             raise ConfigError(f"{name} is {count}; allowed: {least} or more")
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in readings}
     for done in range(warmup + repeats):
-        for name, call in candidates.items():
-            took = _once(call, calls, clock)
+        for name, reading in readings.items():
+            took = reading()
             if done >= warmup:
                 seconds[name].append(took)
         if progress is not None:
             progress(done + 1)
     timings = tuple(summarize(name, took, seconds[base], examples) for name, took in seconds.items())
-    return Benchmark(timings, base, examples, repeats, warmup, calls)
+    return Benchmark(timings, base, examples, repeats, warmup, calls=1)
 
 
 def summarize(name: str, seconds: Iterable[float], base: Iterable[float], examples: int = 1) -> Timing:
@@ -172,16 +193,25 @@ def random_feeds(model: Model, shapes: Mapping[str, Sequence[int]], batch_size: 
         ConfigError: a batch would have more than `MOST_VALUES`.
     """
     rng = np.random.default_rng(0)
-    found = {}
-    for name in model.inputs:
-        if (values := batch_size * math.prod(shapes[name])) > MOST_VALUES:
-            raise ConfigError(
-                f"{batch_size} examples of the shape {'x'.join(map(str, shapes[name]))} of {name!r} are {values:,} "
-                f"values; allowed: {MOST_VALUES:,}"
-            )
-        noise, dtype = rng.standard_normal((batch_size, *shapes[name])), model.graph[name].input_dtype
-        found[name] = (noise if dtype == "float32" else np.clip(np.abs(32 * noise), 0, 127)).astype(dtype)
-    return found
+    return {
+        name: noise_of(name, (batch_size, *shapes[name]), model.graph[name].input_dtype, rng) for name in model.inputs
+    }
+
+
+def noise_of(name: str, shape: Sequence[int], dtype: str, rng: np.random.Generator) -> Array:
+    """Normal noise for the input ``name``; as integers its magnitude, in 0..127.
+
+    Raises:
+        ConfigError: that would be more than `MOST_VALUES`.
+    """
+    if (values := math.prod(shape)) > MOST_VALUES:
+        raise ConfigError(
+            f"{shape[0]} examples of the shape {'x'.join(map(str, shape[1:]))} of {name!r} are {values:,} values; "
+            f"allowed: {MOST_VALUES:,}"
+        )
+    noise = rng.standard_normal(shape)
+    made: Array = (noise if dtype.startswith("float") else np.clip(np.abs(32 * noise), 0, 127)).astype(dtype)
+    return made
 
 
 def _once(call: Callable[[], object], calls: int, clock: Clock) -> float:

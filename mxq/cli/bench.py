@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from mxq.cli import bench_sweep
+from mxq.cli import bench_runtimes, bench_sweep
 from mxq.cli.app import command
 from mxq.cli.console import print_json, progress, show
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import Epoch, Json, Prefix, option, prefix_of, shapes_of
+from mxq.cli.options import Epoch, Json, PrefixOrFile, Runtimes, option, prefix_of, shapes_of
 from mxq.errors import ConfigError
 
 MOST_ROUNDS: Final = 1_000_000
@@ -20,16 +21,21 @@ MOST_ROUNDS: Final = 1_000_000
 
 @command
 def bench(
-    prefix: Prefix,
-    int8_prefix: Annotated[
-        Path | None, typer.Argument(metavar="INT8", help="Prefix of what was made of it.", show_default=False)
+    prefix: PrefixOrFile,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INT8",
+            help="Prefix of what was made of it; or ONNX files, which run in ONNX Runtime and OpenVINO.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
         option(
             min=1,
             metavar="N",
-            help="Examples to a batch; 1 by default, with --sweep 1 and 16. May be repeated with --sweep.",
+            help="Examples to a batch; 1 by default, with --sweep 1 and 16. May be repeated with that and --runtimes.",
         ),
     ] = None,
     shape: Annotated[
@@ -59,17 +65,39 @@ def bench(
     seconds: Annotated[
         float, option(min=0.0, max=3600.0, metavar="S", show=True, help="How long --sweep times each combination.")
     ] = 2.0,
+    runtimes: Annotated[
+        bool,
+        option(
+            "--runtimes",
+            help="Instead: which of the given is fastest, pairs in MXNet and ONNX files in each runtime, and how to "
+            "start that.",
+        ),
+    ] = False,
+    runtime_names: Runtimes = None,
     as_json: Json = False,
 ) -> None:
-    """Time the float network, the same with fused kernels, and the INT8 network, in turn."""
-    prefix = prefix_of(prefix)
-    int8_prefix = None if int8_prefix is None else prefix_of(int8_prefix)
+    """Time the float network, the same with fused kernels, the INT8 network, and ONNX files, in turn."""
+    if runtimes:
+        rounds = bench_runtimes.Rounds(repeats, warmup)
+        bench_runtimes.race((prefix, *(others or ())), epoch, batch_size or (1,), shape, rounds, runtime_names, as_json)
+        return
+    prefix, int8_prefix, files = _sorted(prefix, others or ())
     if sweep:
+        if files:
+            raise ConfigError(f"--sweep is given with {files[0]}; allowed: pairs, or ONNX files without --sweep")
         bench_sweep.run(prefix, int8_prefix, epoch, batch_size or bench_sweep.BATCHES, shape, seconds, warmup, as_json)
         return
     if batch_size is not None and len(batch_size) > 1:
-        raise ConfigError(f"--batch-size is given {len(batch_size)} times; allowed: once, or with --sweep")
+        raise ConfigError(
+            f"--batch-size is given {len(batch_size)} times; allowed: once, or with --sweep or --runtimes"
+        )
+    if runtime_names and not files:
+        raise ConfigError(f"--runtime is {runtime_names[0]} without an ONNX file; allowed: with one")
     batch = batch_size[0] if batch_size else 1
+    if files:
+        rounds = bench_runtimes.Rounds(repeats, warmup)
+        bench_runtimes.beside((prefix, int8_prefix), files, epoch, batch, shape, rounds, runtime_names, as_json)
+        return
     start_mxnet()
     from mxq import pipeline, runtime, workflow
     from mxq.bench import timing
@@ -97,3 +125,19 @@ def bench(
             [("input", inputs), ("threads", threads), ("rounds", f"{repeats}, in turn, after {warmup} to warm up")]
         )
     )
+
+
+def _sorted(first: Path, others: Sequence[Path]) -> tuple[Path, Path | None, tuple[Path, ...]]:
+    """The float network, what was made of it, and the ONNX files.
+
+    Raises:
+        ConfigError: the first is an ONNX file, or there are several of the second.
+    """
+    from mxq.formats.onnx_file import is_onnx
+
+    pairs, files = [p for p in others if not is_onnx(p)], tuple(p for p in others if is_onnx(p))
+    if is_onnx(first):
+        raise ConfigError(f"{first} is an ONNX file; allowed: a float network before it, or --runtimes")
+    if len(pairs) > 1:
+        raise ConfigError(f"{len(pairs)} pairs are given beside {first}; allowed: one, and ONNX files; or --runtimes")
+    return prefix_of(first), prefix_of(pairs[0]) if pairs else None, files

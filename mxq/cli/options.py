@@ -491,6 +491,17 @@ def _sides(option_name: str, text: str) -> list[int]:
     return [int(parts[0]), int(parts[-1])]
 
 
+def shapes_given(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of one example, from ``--shape``; under "" that of the only input."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts or ():
+        name, _, sides = text.rpartition("=")
+        if not re.fullmatch(rf"{_SIDE}([x,]{_SIDE})*", sides) or name in shapes:
+            raise ConfigError(f"--shape is {text!r}; allowed: [INPUT=]3,224,224, once for each input")
+        shapes[name] = tuple(int(side) for side in re.split(r"[x,]", sides))
+    return shapes
+
+
 def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[str, tuple[int, ...]]:
     """Input name -> shape of one example, from ``--shape``, or from preprocess.json for a single input of pictures."""
     shapes: dict[str, tuple[int, ...]] = {}

@@ -85,17 +85,20 @@ def launch_lines(sets: Sequence[CpuSet], machine: Machine, program: str = PROGRA
     It has one team of threads (`mxq.host.environment.disable_parallel_copy`), and is held with ``taskset``, or where
     the machine has several NUMA nodes with ``numactl``, which also keeps memory near.
     """
+    end = " &" if len(sets) > 1 else ""
+    return tuple(
+        f"OMP_NUM_THREADS={len(cpus)} {COPY_SIZE}={NEVER} {held_line(cpus, machine, program)}{end}" for cpus in sets
+    )
+
+
+def held_line(cpus: CpuSet, machine: Machine, program: str = PROGRAM) -> str:
+    """A shell line that runs ``program`` on ``cpus``."""
     node_of = {cpu: core.node for core in machine.topology for cpu in core.cpus}
-    numa = len(set(node_of.values())) > 1
-    lines = []
-    for cpus in sets:
-        held = f"taskset -c {cpu_list(cpus)}"
-        if numa:
-            nodes = {node_of[cpu] for cpu in cpus}
-            memory = f"--membind={min(nodes)}" if len(nodes) == 1 else "--localalloc"
-            held = f"numactl --physcpubind={cpu_list(cpus)} {memory}"
-        lines.append(f"OMP_NUM_THREADS={len(cpus)} {COPY_SIZE}={NEVER} {held} {program}{' &' if len(sets) > 1 else ''}")
-    return tuple(lines)
+    if len(set(node_of.values())) < 2:
+        return f"taskset -c {cpu_list(cpus)} {program}"
+    nodes = {node_of[cpu] for cpu in cpus}
+    memory = f"--membind={min(nodes)}" if len(nodes) == 1 else "--localalloc"
+    return f"numactl --physcpubind={cpu_list(cpus)} {memory} {program}"
 
 
 def _by_node(cores: Sequence[Core]) -> list[list[Core]]:

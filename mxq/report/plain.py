@@ -11,11 +11,12 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from mxq.artifacts.record import Explanation
+from mxq.bench.runtimes import BestRuntime
 from mxq.evaluation import Evaluation
 from mxq.qat.result import Trained
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
-from mxq.report import comparing, files, inspection, tables
+from mxq.report import comparing, files, inspection, racing, tables
 from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.text import printable
@@ -106,6 +107,11 @@ def _(found: FileVerification) -> Sequence[RenderableType]:
 @parts.register(Comparison)
 def _(found: Comparison) -> Sequence[RenderableType]:
     return [*comparing.parts(found)]
+
+
+@parts.register(BestRuntime)
+def _(found: BestRuntime) -> Sequence[RenderableType]:
+    return racing.parts(found)
 
 
 @parts.register(Evaluation)

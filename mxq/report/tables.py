@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mxq.artifacts.record import Explanation, tensor_of
 from mxq.bench.sweep_result import Row, Sweep
-from mxq.bench.timing import Benchmark
+from mxq.bench.timing import Benchmark, Timing
 from mxq.calibration.statistics import Statistics
 from mxq.qat.result import Trained
 from mxq.quant.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
@@ -247,6 +247,11 @@ def benchmark(found: Benchmark, title: str = "") -> Table:
             spread,
         )
     return table
+
+
+def times(found: Timing) -> tuple[str, str, str]:
+    """Median and 90th percentile in milliseconds, and examples a second."""
+    return _ms(found.median), _ms(found.p90), _rate(found.rate)
 
 
 def sweep(found: Sweep) -> Table:

@@ -13,6 +13,7 @@ from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
+from mxq.workflow.racing import bench_files, best_runtime
 from mxq.workflow.recalibrating import recalibrate_batchnorm
 from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
 
@@ -20,6 +21,8 @@ __all__ = [
     "Given",
     "Measured",
     "TrainingData",
+    "bench_files",
+    "best_runtime",
     "calibrate",
     "choose_bits",
     "compare",
