@@ -19,7 +19,7 @@ from mxq.artifacts import pair, record
 from mxq.artifacts.record import Explanation
 from mxq.bench.runtimes import BestRuntime
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig, Shape, check_shape, quant_spec, with_options
+from mxq.config import ONNX, QuantConfig, Shape, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
@@ -40,7 +40,7 @@ from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, FileVerification, Verification
-from mxq.workflow import Given, Measured, TrainingData
+from mxq.workflow import FileForm, Given, Measured, Planned, TrainingData
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -116,7 +116,8 @@ def quantize_net(
         logger: receives what mxq says instead of ``logging.getLogger("mxq")``, which writes it to stderr.
         **options: fields of `QuantConfig` (`mxq.Options`), named as in ``mxnet.contrib.quantization.quantize_net``:
             ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...;
-            ``preprocess``, by which pictures at a path are read (by default as the ``preprocess.json`` beside the
+            ``backend="onnx"``, for what `export_onnx` writes without calibrating again, and computes here what its file
+            will; ``preprocess``, by which pictures at a path are read (by default as the ``preprocess.json`` beside the
             network says, or its record); and ``input_dtype``, for a network that is fed integers (`mxq.data`).
 
     Returns:
@@ -130,8 +131,14 @@ def quantize_net(
         both = "both given" if network is not None else "both missing"
         raise ConfigError(f"net and network are {both}; allowed: one of them, they are two names for one argument")
     net = _settled(net if network is None else network, data_shapes)
-    given = Given(calib_data, thresholds, statistics, batch_size=batch_size)
-    quantized = _quantize(net, given, _config(config, options, logger), ctx, logger)
+    given, asked = Given(calib_data, thresholds, statistics, batch_size=batch_size), _config(config, options, logger)
+    _check_ctx(ctx)
+    if asked.backend == ONNX:
+        form = FileForm(asked.shapes)
+        _settle_by(net, asked.shapes)
+        asked = replace(asked, input_shape=None)
+        return workflow.quantized_for_files(net, given, asked, form, logger=_heard(logger)).block
+    quantized = _quantize(net, given, asked, ctx, logger)
     return runtime.reported_block(quantized.model, quantized.report)
 
 
@@ -579,6 +586,11 @@ def save(quantized: Any, prefix: str | Path, *, packed: bool = False) -> tuple[P
         FormatError: the directory does not exist or cannot be written.
     """
     report = _report_of("save", quantized)
+    if Planned.of(quantized) is not None:
+        raise QuantizeError(
+            "save got a network that is quantized for ONNX files (backend='onnx'), which is no pair; allowed: "
+            "mxq.export_onnx(quantized, path), or quantize_net without backend for a pair"
+        )
     target = _written_prefix(prefix)
     if not packed:
         return pair.write(runtime.load_model(quantized), report, target)
@@ -667,6 +679,7 @@ def export_onnx(
     thresholds: Thresholds | None = None,
     statistics: Statistics | str | Path | None = None,
     batch_size: int | None = None,
+    with_preprocess: bool | str = False,
     epoch: int | None = None,
     logger: logging.Logger | None = None,
     **options: Unpack[Options],
@@ -678,7 +691,7 @@ def export_onnx(
     s8 by channel, biases 32 bits.
 
     Args:
-        net: as for `quantize_net`; a float network.
+        net: as for `quantize_net`; a float network, or what `quantize_net` with ``backend="onnx"`` returned.
         path: the file; its folder must exist.
         runtime: what an int8 file is to be quick in: "onnxruntime", "openvino", or "portable", both. Any of them runs
             any of the files. `mxq.simulate` computes the same with ``hardware`` "onnxruntime", "openvino" or "onnx".
@@ -687,6 +700,9 @@ def export_onnx(
             without the batch, such as (3, 224, 224), by name where there are several inputs; by default as the data has
             it, or the ``preprocess.json`` beside the network says.
         batch_size: examples to a batch, for a network that is made for one size; None: batches of any size.
+        with_preprocess: whether the file prepares pictures: it takes pixels, uint8 (N, H, W, C) in red, green, blue,
+            and does what ``preprocess`` says of mean, std, scale, order and layout of channels, and turning. Their size
+            is the caller's business. Of several inputs that take pictures, the name of one.
         epoch: for a prefix, which ``prefix-NNNN.params``.
 
     Returns:
@@ -699,19 +715,17 @@ def export_onnx(
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
     target, asked = path_given("path", path), _config(config, options)
-    shapes, settings = asked.shapes, replace(asked, input_shape=None)
-    _settle_by(net, shapes)
+    form = FileForm(asked.shapes, batch_size, with_preprocess)
+    _settle_by(net, asked.shapes)
     sources = (calib_data, thresholds, statistics)
-    given = None if all(each is None for each in sources) else Given(*sources)
     return workflow.export_onnx(
         net,
         target,
+        form,
         runtime_name=runtime,
-        shapes=shapes,
-        batch_size=batch_size,
         epoch=epoch,
-        given=given,
-        config=settings,
+        given=None if all(each is None for each in sources) else Given(*sources),
+        config=replace(asked, input_shape=None),
         logger=_heard(logger),
     )
 
@@ -972,11 +986,20 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return () if value is None else (value,) if isinstance(value, str) or callable(value) else tuple(value)
 
 
+def _check_ctx(ctx: Any) -> None:
+    if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
+        raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
+
+
 def _quantize(
     net: runtime.Net | Model, given: Given, config: QuantConfig, ctx: Any, logger: logging.Logger | None
 ) -> pipeline.Quantized:
-    if ctx is not None and getattr(ctx, "device_type", "cpu") != "cpu":
-        raise ConfigError(f"ctx is {ctx}; allowed: mx.cpu(), the int8 kernels are oneDNN's")
+    if config.backend == ONNX:
+        raise ConfigError(
+            "backend is 'onnx', whose networks are files; allowed: quantize_net and export_onnx, or "
+            "mxq export PREFIX --data ... --out FILE.onnx"
+        )
+    _check_ctx(ctx)
     return workflow.quantize(net, given, config, logger=_heard(logger))
 
 

@@ -11,6 +11,7 @@ from operator import index
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from mxq.backends import BACKENDS
 from mxq.data.budget import Budget
 from mxq.errors import ConfigError, nearest, one_of
 from mxq.formats.params import LARGEST
@@ -19,6 +20,7 @@ from mxq.graph.operator_names import OWN_NAME
 from mxq.quant import ANY8, INT8, UINT8, QuantSpec
 from mxq.quant.bits import Bits, Width
 from mxq.quant.hardware import HARDWARE, hardware_of
+from mxq.quant.spec import LEAST_IN_FILES, MOST_BITS
 from mxq.registry import Registry
 from mxq.weights.methods import BIAS_CORRECTIONS, ROUNDINGS, Methods
 
@@ -34,6 +36,8 @@ INPUT_DTYPES = ("float32", "int8", "uint8")
 EFFORTS = ("fast", "default", "best")
 RANGE_CHOICES = ("tensor", "layer")
 STEMS = ("float", "int8")
+MXNET, ONNX = "mxnet", "onnx"
+"""Backends: pairs for stock MXNet, and files for other runtimes."""
 TARGETS = ("native", "avx512_vnni", "avx512", "avx2")
 
 CLOSED: Mapping[str, tuple[str | None, ...]] = {
@@ -60,6 +64,8 @@ OP = "op:"
 Shape: TypeAlias = tuple[int, ...]
 """Of one example: (3, 224, 224)."""
 _PREDICATE = "<predicate "
+_BY_SETTINGS = ("mxnet_run_time", "simulate")
+"""Backends that other settings choose."""
 _LISTS = ("exclude_layers", "exclude_layers_match", "exclude_operators", "exclude_passes", "include_layers")
 
 
@@ -137,6 +143,8 @@ def choices(name: str) -> tuple[str, ...]:
         return tuple(value for value in CLOSED[name] if value is not None)
     if name in METHOD_REGISTRIES:
         return METHOD_REGISTRIES[name].names()
+    if name == "backend":
+        return tuple(each for each in BACKENDS.names() if each not in _BY_SETTINGS)
     if name == "hardware":
         return HARDWARE.names()
     if name == "algorithm":
@@ -215,6 +223,8 @@ class QuantConfig:
         input_shape: of one example, (3, 224, 224) or "3x224x224", by name where there are several inputs, if the
             network will be fed no other: less is left to compute (`mxq.passes.fix_shape`), and it refuses others.
             None: any that the network takes.
+        backend: what the network is planned for: "mxnet", or "onnx", files for other runtimes, which is a simulation
+            until `mxq.export_onnx` writes it. Other packages' backends have names of their own (`mxq.backends`).
         simulate: whether to make, instead of an int8 network, a float one that computes what codes of ``hardware`` with
             so many ``bits`` would. Without, there are oneDNN's kernels of 8 bits alone.
         hardware: whose codes, and which tensors have them (`mxq.quant.hardware`): "onednn", "tensorrt", ...
@@ -244,6 +254,7 @@ class QuantConfig:
     stem: str | None = None
     target: str = "native"
     input_shape: Shape | Mapping[str, Shape] | str | None = None
+    backend: str = MXNET
     simulate: bool = False
     hardware: str = "onednn"
     bits: Width | None = None
@@ -276,11 +287,31 @@ class QuantConfig:
 
     def _settle_codes(self) -> None:
         """One form for each of the settings that say what is simulated."""
+        if not isinstance(self.backend, str) or self.backend not in choices("backend"):
+            raise one_of("backend", self.backend, choices("backend"))
         object.__setattr__(self, "hardware", hardware_of(self.hardware).name)
+        if self.backend == ONNX:
+            self._settle_files()
         if self.bits is not None:
             object.__setattr__(self, "bits", str(Bits.parse(self.bits)))
         if not isinstance(self.simulate, bool):
             raise one_of("simulate", self.simulate, (True, False))
+
+    def _settle_files(self) -> None:
+        """Files for other runtimes have codes of their own, which MXNet can simulate."""
+        hardware = ONNX if self.hardware == "onednn" else self.hardware
+        if hardware_of(hardware).products is None:
+            known = [name for name in HARDWARE.names() if hardware_of(name).products is not None]
+            raise ConfigError(
+                f"hardware is {hardware!r} for an ONNX file; allowed: that of its runtimes, {', '.join(known)}"
+            )
+        if self.bits is not None and not _in_files(self.width):
+            raise ConfigError(
+                f"bits is {str(self.width)!r} for an ONNX file; allowed: W4A8 to W8A8, as runtimes read weights of 4 "
+                "bits or more and compute with tensors of 8"
+            )
+        object.__setattr__(self, "hardware", hardware)
+        object.__setattr__(self, "simulate", True)
 
     @property
     def activation(self) -> QuantSpec:
@@ -375,16 +406,25 @@ def with_options(usual: C, config: C | None, options: Mapping[str, Any]) -> C:
     return replace(usual if config is None else config, **options)
 
 
+def _in_files(bits: Bits) -> bool:
+    """Whether an ONNX file can have such codes."""
+    return bits.activations == MOST_BITS and bits.weights >= LEAST_IN_FILES
+
+
 def _input_shape(value: Any) -> Shape | dict[str, Shape] | None:
     if value is None:
         return None
     if isinstance(value, Mapping) and value:
-        return {str(name): _shape(shape) for name, shape in value.items()}
-    return _shape(value)
+        return {str(name): shape_of(shape) for name, shape in value.items()}
+    return shape_of(value)
 
 
-def _shape(value: Any) -> Shape:
-    """Three positive integers, or as many as an example has axes; in text with "x" between them."""
+def shape_of(value: Any, field: str = "input_shape") -> Shape:
+    """Three positive integers, or as many as an example has axes; in text with "x" between them.
+
+    Raises:
+        ConfigError: ``value`` is none; names the ``field``.
+    """
     parts = value.split("x") if isinstance(value, str) else value
     try:
         shape = tuple(index(int(p) if isinstance(p, str) else p) for p in parts)
@@ -392,10 +432,10 @@ def _shape(value: Any) -> Shape:
         shape = ()
     if not shape or min(shape) < 1 or any(isinstance(p, bool) for p in parts):
         raise ConfigError(
-            f"input_shape is {value!r}; allowed: the axes of one example, (3, 224, 224) or '3x224x224', "
-            "or a mapping of inputs to such"
+            f"{field} is {value!r}; allowed: the axes of one example, (3, 224, 224) or '3x224x224', or a mapping of "
+            "inputs to such"
         )
-    check_shape("input_shape", shape)
+    check_shape(field, shape)
     return shape
 
 

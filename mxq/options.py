@@ -43,6 +43,7 @@ class OwnOptions(TypedDict, total=False):
     stem: str | None
     target: str | None
     input_shape: Sides | Mapping[str, Sides] | None
+    backend: str | None
     simulate: bool | None
     hardware: str | None
     bits: Width | None

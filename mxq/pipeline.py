@@ -18,12 +18,12 @@ from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
-from mxq import observers
+from mxq import backends, observers
 from mxq.backends import Backend, default
 from mxq.backends.hardware import simulated
 from mxq.calibration.collect import Checkpoint, collect
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig
+from mxq.config import MXNET, QuantConfig
 from mxq.data.feed import Feed
 from mxq.data.feeding import Feeds, feeds
 from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, RuntimeFailure, one_of
@@ -205,6 +205,8 @@ def backend_of(config: QuantConfig) -> Backend:
     if not config.simulate:
         if not config.has_kernels:
             raise _without_kernels(config)
+        if config.backend != MXNET:
+            return backends.get(config.backend)
         return default(at_run_time=config.calib_mode == NONE)
     for name, found, allowed in (
         ("calib_mode", config.calib_mode, config.calib_mode != NONE),

@@ -24,6 +24,7 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     stem: float                       # or int8: the first two convolutions of a MobileNet
     input_shape: [3, 224, 224]        # of one example, if it will be fed no other
     target: avx512_vnni               # or avx512, avx2: the CPU that it is for; native: this one
+    backend: mxnet                    # or onnx, of mxq export and mxq.quantize_net: files for other runtimes
     simulate: false                   # true: float that computes what the next two would; without, int8 of oneDNN
     hardware: onednn                  # or tensorrt, acl, tvm, snpe, fbgemm, onnx, onnxruntime, openvino, academic
     bits: W8A8                        # of codes of weights and of all else, 2 to 8; or one number for both

@@ -236,6 +236,14 @@ class TestErrors:
         assert not list(tmp_path.glob("c-s*"))
 
 
+@pytest.mark.parametrize("name", ["net", "net-packed.npz"])
+def test_a_packed_pair_in_place_of_a_pair_is_named(pair: Path, tmp_path: Path, name: str) -> None:
+    mxq.pack(pair, tmp_path / "net")
+    for read in (mxq.load, mxq.inspect):
+        with pytest.raises(FormatError, match=r"net-packed.npz' is a packed pair; allowed: the pair, after mxq unpack"):
+            read(tmp_path / name)
+
+
 def changed(file: Path, arrays: dict[str, np.ndarray] | None = None, about: dict[str, object] | None = None) -> Path:
     """The packed file with other members, or another document."""
     with np.load(file) as archive:

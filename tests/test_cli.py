@@ -818,6 +818,6 @@ def test_every_command_that_decides_has_every_setting(name: str) -> None:
         "overrides",
         "preprocess",
         "quantize_granularity",
-        *(["effort", "simulate", "hardware", "bits"] if name == "tune" else []),
+        *(["effort", "backend", "simulate", "hardware", "bits"] if name == "tune" else []),
     }
     assert wanted <= found

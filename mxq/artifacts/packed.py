@@ -25,12 +25,11 @@ from mxq.formats.params import V2, V3, read_params
 from mxq.formats.reading import opened
 from mxq.graph.ir import Array
 from mxq.logs import LOG
-from mxq.storage.checksums import SUFFIX, intact, params_of, path_of
+from mxq.storage.checksums import PACKED, SUFFIX, intact, params_of, path_of
 from mxq.storage.locks import tidy
 from mxq.storage.writing import is_file, replacing
 
 FORMAT: Final = "mxq-packed/1"
-ENDING: Final = "-packed.npz"
 SCRIPT: Final = "-unpack.py"
 SYMBOL: Final = "-symbol.json"
 PARTS: Final = tuple(part.name for part in fields(Packed))
@@ -139,7 +138,7 @@ def _write(
     for number, name in enumerate(about.names):
         found = parts[name]
         arrays |= {str(number): table[name]} if found is None else _members(number, found)
-    files = Path(f"{prefix}{ENDING}"), Path(f"{prefix}{SCRIPT}")
+    files = Path(f"{prefix}{PACKED}"), Path(f"{prefix}{SCRIPT}")
     tidy(prefix.parent)
     with replacing(*files, size=sum(array.nbytes for array in arrays.values())) as (archive, text):
         with archive.open("wb") as stream:
@@ -158,9 +157,9 @@ def prefix_of(file: Path) -> Path:
     Raises:
         ConfigError: it has none.
     """
-    name = file.name.removesuffix(ENDING)
+    name = file.name.removesuffix(PACKED)
     if name in (file.name, ""):
-        raise ConfigError(f"{str(file)!r} does not end in PREFIX{ENDING}; say which prefix the files shall have")
+        raise ConfigError(f"{str(file)!r} does not end in PREFIX{PACKED}; say which prefix the files shall have")
     return file.with_name(name)
 
 

@@ -41,6 +41,7 @@ BACKENDS: Final = Registry[Backend](
         "mxnet": "mxq.backends.mxnet:MXNET",
         "mxnet_run_time": "mxq.backends.mxnet:MXNET_RUN_TIME",
         "simulate": "mxq.backends.simulate:SIMULATED_MXNET",
+        "onnx": "mxq.backends.hardware:ONNX",
     },
 )
 get, names, register = BACKENDS.get, BACKENDS.names, BACKENDS.register

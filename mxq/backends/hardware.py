@@ -105,6 +105,18 @@ class SimulatedHardware:
         return Lowered(simulate(network))
 
 
+@dataclass(frozen=True)
+class OnnxFiles(SimulatedHardware):
+    """The backend of networks that ONNX files are written of; until then they are simulated."""
+
+    @property
+    def name(self) -> str:
+        return self.hardware.name
+
+
+ONNX: Final = OnnxFiles(hardware_of("onnx"))
+
+
 def simulated(hardware: str) -> Backend:
     """The backend that writes a float network which computes what one on ``hardware`` would.
 

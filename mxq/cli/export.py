@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 from mxq.cli.app import command
 from mxq.cli.console import print_json, show
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Effort, Epoch, Json, Pictures, Prefix, Settings, Stats, option, prefix_of
-from mxq.config import QuantConfig
+from mxq.cli.options import DATA, AllSettings, Effort, Epoch, Json, Pictures, Prefix, Stats, option, prefix_of
+from mxq.config import QuantConfig, Shape, shape_of
 from mxq.errors import ConfigError
 from mxq.text import megabytes
 
-_SIDES: Final = re.compile(r"[0-9]{1,9}([x,][0-9]{1,9})*")
-
 
 @dataclass(frozen=True)
-class ExportSettings(Settings):
+class ExportSettings(AllSettings):
     """Those of `QuantConfig`, but for shapes, which are of any number of inputs and change no operator."""
 
     input_shape: Annotated[
@@ -34,7 +31,7 @@ class ExportSettings(Settings):
     ] = None  # type: ignore[assignment]
 
     def config(self, effort: str | None = None) -> QuantConfig:
-        return replace(Settings(**{**vars(self), "input_shape": None}).config(effort), input_shape=None)
+        return replace(AllSettings(**{**vars(self), "input_shape": None}).config(effort), input_shape=None)
 
 
 @command
@@ -51,6 +48,13 @@ def export(
     batch_size: Annotated[
         int | None, option(min=1, metavar="N", help="Take batches of N examples alone; any number by default.")
     ] = None,
+    with_preprocess: Annotated[
+        bool,
+        option(
+            "--with-preprocess",
+            help="Prepare pictures in the file: it takes pixels, uint8 NHWC in RGB, of the network's size.",
+        ),
+    ] = False,
     *,
     settings: ExportSettings,
     effort: Effort = None,
@@ -64,14 +68,22 @@ def export(
         found = "beside --data or --stats" if as_float else "missing, so are --data and --stats"
         raise ConfigError(f"--float is {found}; allowed: calibration data for an INT8 file, or --float for a float one")
     shapes = _shapes(settings.input_shape)
-    preparation = None if as_float else pictures.preparation(prefix, config)
+    preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
     from mxq.report import tables
 
     given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
+    form = workflow.FileForm(shapes, batch_size, with_preprocess)
     files = workflow.export_onnx(
-        prefix, out, runtime_name=runtime, shapes=shapes, batch_size=batch_size, epoch=epoch, given=given, config=config
+        prefix,
+        out,
+        form,
+        runtime_name=runtime,
+        epoch=epoch,
+        given=given,
+        preparation=preparation,
+        config=config,
     )
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
@@ -80,12 +92,12 @@ def export(
     show(tables.facts([("size", megabytes(sum(sizes.values()))), *(("written", name) for name in sizes)]))
 
 
-def _shapes(given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+def _shapes(given: Sequence[str] | None) -> dict[str, Shape]:
     """Input -> shape of one example; under "" that of the only input."""
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Shape] = {}
     for text in given or ():
         name, _, sides = text.rpartition("=")
-        if not _SIDES.fullmatch(sides) or name in found:
+        if name in found:
             raise ConfigError(f"--input-shape is {text!r}; allowed: [INPUT=]3x224x224, once for each input")
-        found[name] = tuple(int(side) for side in re.split("[x,]", sides))
+        found[name] = shape_of(sides, "--input-shape")
     return found

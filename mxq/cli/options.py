@@ -193,6 +193,15 @@ Stem = Annotated[
         "which is quicker at large batches.",
     ),
 ]
+BackendName = Annotated[
+    str | None,
+    option(
+        "--backend",
+        metavar="{backend}",
+        panel=_SIMULATED,
+        help="What it is planned for: MXNet, the default, or files for other runtimes, which mxq export writes.",
+    ),
+]
 Simulate = Annotated[
     bool | None,
     option(
@@ -367,6 +376,7 @@ class Settings:
 class AllSettings(Settings):
     """And whose codes there are to be; a command that goes over those itself takes `Settings`."""
 
+    backend: BackendName = None
     simulate: Simulate = None
     hardware: HardwareName = None
     bits: BitWidth = None

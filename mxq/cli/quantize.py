@@ -24,6 +24,7 @@ from mxq.cli.options import (
     read_thresholds,
     written_prefix,
 )
+from mxq.config import ONNX
 from mxq.data.feeding import BATCH
 from mxq.errors import ConfigError
 from mxq.storage.checksums import sizes_of
@@ -58,6 +59,10 @@ def quantize(
     """Calibrate a float network and write its INT8 form, or a simulation of other codes; stock MXNet loads either."""
     prefix, out = prefix_of(prefix), output_of(out, prefix)
     config = settings.config(effort)
+    if config.backend == ONNX:
+        raise ConfigError(
+            "backend is 'onnx', whose networks are files; allowed: mxq export PREFIX --data ... --out FILE"
+        )
     if thresholds is not None and stats is not None:
         raise ConfigError(f"--thresholds is {str(thresholds)!r} beside --stats {str(stats)!r}; allowed: one of them")
     if data is None and stats is None and thresholds is None and config.calib_mode != "none":

@@ -12,6 +12,8 @@ from mxq.errors import ConfigError, one_of
 ScaleKind: TypeAlias = Literal["float", "power_of_two"]
 SCALES: Final = ("float", "power_of_two")
 LEAST_BITS, MOST_BITS = 2, 8
+LEAST_IN_FILES: Final = 4
+"""Bits of weights that ONNX files can have."""
 
 
 @dataclass(frozen=True, slots=True)

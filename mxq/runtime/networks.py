@@ -23,7 +23,7 @@ from mxq.runtime.operator_registry import REGISTRY
 from mxq.runtime.ordering import first_versions, in_call_order
 from mxq.runtime.reshapes import without_target_shapes
 from mxq.runtime.values import check_values
-from mxq.storage.checksums import intact, params_of
+from mxq.storage.checksums import PACKED, intact, params_of
 from mxq.storage.writing import epochs_of, is_file
 
 Net: TypeAlias = Any
@@ -192,8 +192,17 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
 def from_prefix(prefix: Path, epoch: int | None) -> Model:
     if is_onnx(prefix) and is_file(prefix):
         raise FormatError(f"{str(prefix)!r} is an ONNX file, which MXNet does not run; allowed: the prefix of a pair")
+    if packed := _packed(prefix):
+        raise FormatError(f"{str(packed)!r} is a packed pair; allowed: the pair, after mxq unpack {packed}")
     with intact(prefix):
         return _from_prefix(prefix, epoch)
+
+
+def _packed(prefix: Path) -> Path | None:
+    """The packed pair that is meant by a prefix that is none."""
+    packed = prefix if prefix.name.endswith(PACKED) else prefix.with_name(f"{prefix.name}{PACKED}")
+    symbol = prefix.parent / f"{prefix.name}-symbol.json"
+    return packed if is_file(packed) and not is_file(symbol) else None
 
 
 def _from_prefix(prefix: Path, epoch: int | None) -> Model:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any, Final
 
@@ -41,12 +42,42 @@ def tensors_of(model: Model, shapes: Mapping[str, Sequence[int]], batch: int | N
         if batch is not None:
             found = [_at(symbol, refs, model, shapes, batch)]
             return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, found[0], types, strict=True)}
-        try:
-            found = [_at(symbol, refs, model, shapes, size) for size in PROBES]
-        except RuntimeFailure as failure:
-            raise ConfigError(f"batches of any size do not fit the network: {failure}; give one batch_size") from None
+        found = _probed(partial(_at, symbol, refs, model, shapes), shapes)
     sides = [_shape(model, ref, each) for ref, each in zip(refs, zip(*found, strict=True), strict=True)]
     return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, sides, types, strict=True)}
+
+
+def _probed(
+    at: Callable[[int], list[tuple[int, ...]]], shapes: Mapping[str, Sequence[int]]
+) -> list[list[tuple[int, ...]]]:
+    """What ``at`` gives for each of `PROBES`.
+
+    Raises:
+        ConfigError: for some of them nothing, or for none of them, not even for one example.
+    """
+    found, failures = list[list[tuple[int, ...]]](), list[RuntimeFailure]()
+    for size in PROBES:
+        try:
+            found.append(at(size))
+        except RuntimeFailure as failure:
+            failures.append(failure)
+    if not failures:
+        return found
+    if found or _works(at, 1):
+        raise ConfigError(f"batches of any size do not fit the network: {failures[0]}; give one batch_size")
+    listed = ", ".join(f"{name!r} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    raise ConfigError(
+        f"the network does not take examples of {listed}: {failures[0]}; allowed: an input_shape that it takes; where "
+        "it is made for batches of one size alone, give that batch_size"
+    )
+
+
+def _works(at: Callable[[int], object], batch: int) -> bool:
+    try:
+        at(batch)
+    except RuntimeFailure:
+        return False
+    return True
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from mxq.formats.documents import read_json
 from mxq.storage.writing import epochs_of, is_file
 
 SUFFIX: Final = "-mxq.json"
+PACKED: Final = "-packed.npz"
+"""How the name of a packed pair ends."""
 _ENDING: Final = re.compile(r"-symbol\.json$|-\d{4,}\.params$")
 _CHUNK: Final = 1 << 20
 

@@ -7,7 +7,7 @@ is said meanwhile goes to a logger.
 from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
-from mxq.workflow.exporting import export_onnx
+from mxq.workflow.exporting import FileForm, Planned, export_onnx, quantized_for_files
 from mxq.workflow.files import verify_any
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
@@ -18,8 +18,10 @@ from mxq.workflow.recalibrating import recalibrate_batchnorm
 from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
 
 __all__ = [
+    "FileForm",
     "Given",
     "Measured",
+    "Planned",
     "TrainingData",
     "bench_files",
     "best_runtime",
@@ -34,6 +36,7 @@ __all__ = [
     "pair_of",
     "preparation_of",
     "quantize",
+    "quantized_for_files",
     "recalibrate_batchnorm",
     "report_in",
     "sensitivity",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,10 @@ from typing import Any, Final
 from mxq import runtime
 from mxq.backends import onnx
 from mxq.backends.runtimes import RUNTIMES
-from mxq.config import QuantConfig, Shape
+from mxq.config import ONNX, QuantConfig, Shape
 from mxq.data.feed import Feed
-from mxq.data.preparation import beside
+from mxq.data.preparation import Preparation, beside
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, QuantizeError, one_of
 from mxq.formats.onnx_file import require_onnx
 from mxq.formats.onnx_record import FileRecord
@@ -24,39 +25,98 @@ from mxq.graph.ir import Model
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
+from mxq.passes.take_pixels import pictures_in, pixels_shape, take_pixels
 from mxq.pipeline import fingerprint
 from mxq.quant import QuantizedNetwork
 from mxq.quant.plan import Report
 from mxq.rewrite import run_pass
+from mxq.runtime import QuantizedBlock
 from mxq.workflow.making import Opened
-from mxq.workflow.opening import Given
+from mxq.workflow.opening import Given, preparation_of
 
 PORTABLE: Final = "portable"
 """The runtime of files that all runtimes are to run, see `mxq.backends.runtimes`."""
+PLANNED: Final = "mxq_planned"
+"""Attribute of a block that is planned for files."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A network that is quantized for ONNX files.
+
+    Attributes:
+        network: what is to be written.
+        simulated: a float network that computes the same.
+        report: what was decided for it.
+        examples: input -> shape of one example.
+        preparation: how pictures become inputs.
+    """
+
+    network: QuantizedNetwork
+    simulated: Model
+    report: Report
+    examples: Mapping[str, Shape]
+    preparation: Preparation
+
+    @property
+    def block(self) -> QuantizedBlock:
+        """What can be called as a network, and `export_onnx` writes."""
+        found = runtime.reported_block(self.simulated, self.report)
+        setattr(found, PLANNED, self)
+        return found
+
+    @staticmethod
+    def of(net: object) -> Planned | None:
+        """That of a `block`."""
+        found = getattr(net, PLANNED, None)
+        return found if isinstance(found, Planned) else None
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """What a file is to take.
+
+    Attributes:
+        shapes: input -> shape of one example; under "" that of the only input.
+        batch_size: examples to a batch; None: any number.
+        pixels: whether pictures are prepared in the file; or the input that takes them.
+    """
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    batch_size: int | None = None
+    pixels: bool | str = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for what is no batch size, and no input."""
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ConfigError(f"batch_size is {size!r}; allowed: a whole number, 1 or more, or None for any")
+        if not isinstance(self.pixels, bool | str):
+            raise ConfigError(f"with_preprocess is {self.pixels!r}; allowed: True, False, or the name of an input")
 
 
 def export_onnx(
     net: runtime.Net,
     path: Path,
+    form: FileForm,
     *,
     runtime_name: str = PORTABLE,
-    shapes: Mapping[str, Shape],
-    batch_size: int | None = None,
     epoch: int | None = None,
     given: Given | None = None,
+    preparation: Preparation | None = None,
     config: QuantConfig | None = None,
     logger: logging.Logger = LOG,
 ) -> tuple[Path, ...]:
     """Writes a network as an ONNX file.
 
     Args:
-        net: see `mxq.runtime.load_model`.
+        net: see `mxq.runtime.load_model`; or the block of a `Planned`, without ``given`` and ``config``.
         path: the file.
+        form: what the file is to take.
         runtime_name: whose kernels decide which tensors of an int8 file are codes, one of `RUNTIMES`.
-        shapes: input -> shape of one example; under "" that of the only input.
-        batch_size: examples to a batch; None: any number.
         epoch: for a prefix, which parameters.
         given: what ranges of an int8 file are to come from; None writes a float one.
+        preparation: how pictures become inputs; as is known of the network where None.
         config: the settings of an int8 file.
         logger: receives what is said meanwhile.
 
@@ -65,70 +125,146 @@ def export_onnx(
 
     Raises:
         ConfigError: onnx is not installed, or a shape is missing; there are settings without data; the network does
-            not take batches of any size.
+            not take batches of any size, or pictures.
         QuantizeError: the network is int8, or operators of it cannot be written: all of them are named.
         StorageError: a file cannot be written.
     """
     require_onnx()
     if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
         raise one_of("runtime", runtime_name, RUNTIMES)
-    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
-        raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or None for any")
-    if given is None and (config not in (None, QuantConfig()) or runtime_name != PORTABLE):
+    planned, settings = Planned.of(net), _for(runtime_name, config or QuantConfig())
+    if planned is not None:
+        if given is not None or settings != QuantConfig():
+            raise ConfigError(
+                "data or settings are given for a network that is quantized for ONNX files already; allowed: neither, "
+                "or the float network"
+            )
+        return _write_int8(planned, path, form)
+    if given is not None:
+        return _write_int8(quantized_for_files(net, given, settings, form, epoch=epoch, logger=logger), path, form)
+    if replace(settings, preprocess=None) != QuantConfig():
         raise ConfigError(
             "settings are given without calibration data; allowed: both (an INT8 file), or neither (a float one)"
         )
-    if given is not None:
-        given = given if batch_size is None else replace(given, batch_size=batch_size)
-        network, report, examples = _quantized(
-            net, given, _for(runtime_name, config or QuantConfig()), epoch, shapes, logger
-        )
-        coded = onnx.Coded.of(network)
-        tensors = runtime.tensors_of(coded.model, examples, batch_size)
-        about = FileRecord("int8", runtime_name, network.target, report.config, examples, report.source)
-        return onnx.write(onnx.lower(coded.model, tensors, onnx.CodeFeed(coded)), path, about)
     model = runtime.load_model(net, epoch)
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(f"the network is quantized: {refusal.reason}; allowed: the float network")
-    examples = _examples(net, model, shapes)
+    _check_float(model)
+    examples = _examples(net, model, form.shapes)
     about = FileRecord("float", inputs=examples, source=fingerprint(model))
     model, _ = run_pass(fold_constants(runtime.MxnetRunner()), model)
-    return onnx.write(onnx.lower(model, runtime.tensors_of(model, examples, batch_size)), path, about)
+    prepared = preparation or preparation_of(net, settings)
+    model, about = _taking_pixels(model, about, form, prepared)
+    return onnx.write(onnx.lower(model, runtime.tensors_of(model, about.inputs, form.batch_size)), path, about)
 
 
 def _for(name: str, config: QuantConfig) -> QuantConfig:
     """The settings of a file for a runtime."""
     hardware = RUNTIMES[name]
-    for field in ("hardware", "bits", "simulate", "input_dtype"):
-        value = getattr(config, field)
-        if value != getattr(QuantConfig(), field) and (field, value) != ("hardware", hardware):
-            raise ConfigError(f"{field} is {value!r} for an ONNX file (runtime {name!r}); allowed: the default")
-    return replace(config, simulate=True, hardware=hardware)
+    if name == PORTABLE or config.hardware == hardware:
+        return config
+    if config.hardware != QuantConfig().hardware:
+        raise ConfigError(
+            f"hardware is {config.hardware!r} for an ONNX file of runtime {name!r}; allowed: {hardware!r}"
+        )
+    return replace(config, hardware=hardware)
 
 
-def _quantized(
+def quantized_for_files(
     net: runtime.Net,
     given: Given,
     config: QuantConfig,
-    epoch: int | None,
-    shapes: Mapping[str, Shape],
-    logger: logging.Logger,
-) -> tuple[QuantizedNetwork, Report, dict[str, Shape]]:
-    """The network that is written, what was decided for it, and the shape of one example of each input."""
+    form: FileForm,
+    *,
+    epoch: int | None = None,
+    logger: logging.Logger = LOG,
+) -> Planned:
+    """The network that is to be written; arguments as of `export_onnx`."""
+    config = replace(config, backend=ONNX)
+    if config.input_dtype != "float32":
+        raise ConfigError(f"input_dtype is {config.input_dtype!r} for an ONNX file; allowed: 'float32'")
+    given = given if form.batch_size is None else replace(given, batch_size=form.batch_size)
+    if not runtime.is_deferred(net):
+        _check_float(runtime.load_model(net, epoch))
     again = isinstance(given.data, Iterator) or None  # the shape of an example is in what is read once
     opened = Opened.of(net, given, config, epoch, logger, again=again)
-    examples = _examples(net, opened.prepared.source, shapes, _fed(opened.batches))
+    examples = _examples(net, opened.prepared.source, form.shapes, _fed(opened.batches))
     made = opened.quantized()
     if made.network is None:
         raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
-    return made.network, made.report, examples
+    return Planned(made.network, made.model, made.report, examples, opened.given.preparation or Preparation())
+
+
+def _check_float(model: Model) -> None:
+    """Raises QuantizeError for a pair that is quantized: MXNet's kernels have other codes than other runtimes."""
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(
+            f"the network is quantized, for MXNet's kernels: {refusal.reason}; allowed: the float network that it was "
+            "made of, as mxq.export_onnx(net, path, calib_data), or quantize_net(net, calib_data, backend='onnx')"
+        )
+
+
+def _write_int8(planned: Planned, path: Path, form: FileForm) -> tuple[Path, ...]:
+    coded, report = onnx.Coded.of(planned.network), planned.report
+    examples = {**planned.examples, **_named(form.shapes, coded.model)}
+    name = next(name for name, hardware in RUNTIMES.items() if hardware == report.config["hardware"])
+    about = FileRecord("int8", name, planned.network.target, report.config, examples, report.source)
+    model, about = _taking_pixels(coded.model, about, form, planned.preparation)
+    coded = replace(coded, model=model)
+    tensors = runtime.tensors_of(model, about.inputs, form.batch_size)
+    return onnx.write(onnx.lower(model, tensors, onnx.CodeFeed(coded)), path, about)
+
+
+def _taking_pixels(
+    model: Model, about: FileRecord, form: FileForm, preparation: Preparation
+) -> tuple[Model, FileRecord]:
+    """``model`` and what the file says of itself where pictures are prepared in it.
+
+    Raises:
+        ConfigError: nothing says how pictures are prepared, or no one input takes them.
+    """
+    if form.pixels is False:
+        return model, about
+    if not preparation.normalized:
+        raise ConfigError(
+            "with_preprocess is given, but nothing says how pictures become inputs; allowed: preprocess (mean, std, "
+            "...), or preprocess.json beside the network"
+        )
+    settings = preparation.settings
+    name = _picture(about.inputs, form.pixels, settings)
+    shapes = {**about.inputs, name: pixels_shape(about.inputs[name], settings)}
+    return take_pixels(model, name, settings), replace(about, inputs=shapes, preprocess=settings.to_json())
+
+
+def _picture(shapes: Mapping[str, Shape], asked: bool | str, settings: Preprocess) -> str:
+    """The input that takes pictures."""
+    fit = pictures_in(shapes, settings)
+    wanted = fit if asked is True else tuple(name for name in fit if name == asked)
+    if len(wanted) == 1:
+        return wanted[0]
+    listed = ", ".join(f"{name!r} {tuple(shape)}" for name, shape in shapes.items())
+    several = f"{len(fit)} inputs take such pictures, {', '.join(map(repr, fit))}: name one; " if len(fit) > 1 else ""
+    raise ConfigError(
+        f"with_preprocess is {asked!r}; {several}allowed: an input of pictures, {settings.channels} channels in "
+        f"{settings.layout}; the inputs are {listed}"
+    )
 
 
 def _fed(batches: Iterable[Feed] | None) -> dict[str, Shape]:
     """The shapes of examples that calibration is fed."""
     feeds = iter(()) if batches is None else iter(batches)
     return {name: tuple(value.shape[1:]) for feed in islice(feeds, 1) for name, value in feed.items()}
+
+
+def _named(given: Mapping[str, Shape], model: Model) -> dict[str, Shape]:
+    """The shapes that are ``given``, each under the name of its input.
+
+    Raises:
+        ConfigError: there is no such input.
+    """
+    unknown = [name for name in given if name and name not in model.inputs]
+    if unknown or ("" in given and len(model.inputs) != 1):
+        raise ConfigError(f"input_shape is of {unknown or 'one input'}; the inputs are {', '.join(model.inputs)}")
+    return {name or model.inputs[0]: shape for name, shape in given.items()}
 
 
 def _examples(
@@ -139,12 +275,9 @@ def _examples(
     Raises:
         ConfigError: no such input, or the shape of one is not known.
     """
-    unknown = [name for name in given if name and name not in model.inputs]
-    if unknown or ("" in given and len(model.inputs) != 1):
-        raise ConfigError(f"input_shape is of {unknown or 'one input'}; the inputs are {', '.join(model.inputs)}")
+    named = _named(given, model)
     found = {name: model.graph[name].note.input_shape for name in model.inputs}
-    found = _pictures(net, model) | {name: shape for name, shape in found.items() if shape} | dict(fed)
-    found |= {name or model.inputs[0]: shape for name, shape in given.items()}
+    found = _pictures(net, model) | {name: shape for name, shape in found.items() if shape} | dict(fed) | named
     missing = [name for name in model.inputs if name not in found]
     if missing:
         raise ConfigError(

@@ -26,11 +26,10 @@ from mxq.errors import QuantizeError
 from mxq.graph.inline import inlined
 from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.quant import QParams, QuantizedNetwork
+from mxq.quant.spec import LEAST_IN_FILES
 
 LARGEST_BIAS: Final = 2**30
 """Of a bias in codes; products of codes are added to it in 32 bits."""
-LEAST_BITS: Final = 4
-"""Of weights."""
 FUSED: Final = ("_sg_mkldnn_conv", "_sg_mkldnn_fully_connected")
 LAYERS: Final = ("Convolution", "FullyConnected", "Deconvolution")
 """Operators with a weight at place 1 and a bias at place 2."""
@@ -78,10 +77,10 @@ class Coded:
         model = model.with_graph(inlined(model.graph, FUSED))
         weights = dict(network.weights)
         for name, params in weights.items():
-            if params.spec.bits < LEAST_BITS:
+            if params.spec.bits < LEAST_IN_FILES:
                 raise QuantizeError(
-                    f"weight {name!r} is {params.spec}; allowed in an ONNX file: {LEAST_BITS} to 8 bits, as runtimes "
-                    "read none of fewer"
+                    f"weight {name!r} is {params.spec}; allowed in an ONNX file: {LEAST_IN_FILES} to 8 bits, as "
+                    "runtimes read none of fewer"
                 )
         return _with_room(Coded(model, marker.marked, weights))
 

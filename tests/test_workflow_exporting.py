@@ -1,0 +1,195 @@
+"""Doors of ONNX files: networks quantized for them, pictures prepared in them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import CONV1, build, conv, fc, run
+from typer.testing import CliRunner
+
+import mxq
+from mxq.cli import app
+from mxq.config import QuantConfig
+from mxq.data.preprocess import Preprocess
+from mxq.errors import ConfigError, QuantizeError
+from mxq.formats.onnx_file import read
+from mxq.graph.ir import Model
+from mxq.images import Preprocess as Public
+from mxq.runtime import to_block, write_pair
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (mxq[onnx])")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+EXAMPLE = (3, 8, 10)
+LINES = (conv("a", "data"), "r = relu(a)", 'p = Pooling(r) global_pool="True" pool_type="avg" kernel="(1, 1)"',
+         fc("z", "p"), "return z")  # fmt: skip
+PREPARED = {"mean": [10.0, 20.0, 30.0], "std": [50.0, 60.0, 70.0]}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return build(*LINES, data=(1, *EXAMPLE))
+
+
+def data(count: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *EXAMPLE)).astype(np.float32)
+
+
+def outputs(path: Path, **feeds: np.ndarray) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
+
+
+def command(*arguments: object, code: int = 0) -> str:
+    ran = CliRunner().invoke(app, [*map(str, arguments)])
+    assert ran.exit_code == code, ran.output
+    return " ".join(ran.output.replace("│", " ").split())
+
+
+class TestQuantizedForFiles:
+    def test_it_is_called_and_written_without_calibrating_again(self, model: Model, tmp_path: Path) -> None:
+        import mxnet as mx
+
+        quantized = mxq.quantize_net(to_block(model), data(), backend="onnx", effort="fast")
+        assert quantized.mxq_report.config["backend"] == "onnx"
+        mxq.export_onnx(quantized, tmp_path / "a.onnx")
+        mxq.export_onnx(to_block(model), tmp_path / "b.onnx", data(), effort="fast")
+        assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+        x = data(4, 1)
+        (found,) = outputs(tmp_path / "a.onnx", data=x)
+        np.testing.assert_allclose(quantized(mx.nd.array(x)).asnumpy(), found, rtol=0.02, atol=0.02)
+
+    def test_what_it_does_not_take(self, model: Model, tmp_path: Path) -> None:
+        quantized = mxq.quantize_net(to_block(model), data(), backend="onnx", effort="fast")
+        for more in ({"calib_data": data()}, {"effort": "best"}):
+            with pytest.raises(ConfigError, match="quantized for ONNX files already; allowed: neither"):
+                mxq.export_onnx(quantized, tmp_path / "a.onnx", **more)
+        with pytest.raises(QuantizeError, match=r"save got .*; allowed: mxq.export_onnx\(quantized, path\)"):
+            mxq.save(quantized, tmp_path / "pair")
+        assert not [*tmp_path.iterdir()]
+
+    def test_a_pair_is_refused_with_what_to_do(self, model: Model, tmp_path: Path) -> None:
+        pair = mxq.quantize_net(to_block(model), data(), effort="fast")
+        for given in ((), (data(),)):
+            with pytest.raises(QuantizeError, match=r"quantized, for MXNet's kernels: .*; allowed: the float network"):
+                mxq.export_onnx(pair, tmp_path / "a.onnx", *given, input_shape=EXAMPLE)
+        mxq.save(pair, tmp_path / "pair")
+        arguments = ("export", tmp_path / "pair", "--float", "--input-shape", "3x8x10", "--out", tmp_path / "a.onnx")
+        assert "backend='onnx'" in command(*arguments, code=2)
+
+    def test_settings(self, model: Model, tmp_path: Path) -> None:
+        for more, match in (
+            ({"backend": "cuda"}, "backend is 'cuda'; allowed: 'mxnet', 'onnx'"),
+            ({"backend": "onnx", "hardware": "tvm"}, "hardware is 'tvm' for an ONNX file; allowed: "),
+            ({"backend": "onnx", "bits": 4}, "bits is 'W4A4' for an ONNX file; allowed: W4A8 to W8A8"),
+            ({"backend": "onnx", "bits": "W3A8"}, "bits is 'W3A8' for an ONNX file"),
+            ({"backend": "onnx", "input_dtype": "uint8"}, "input_dtype is 'uint8'"),
+        ):
+            with pytest.raises(ConfigError, match=match):
+                mxq.quantize_net(to_block(model), data(), preprocess=PREPARED, **more)
+        write_pair(model, tmp_path / "net")
+        found = command("quantize", tmp_path / "net", "--backend", "onnx", "--out", tmp_path / "q", code=2)
+        assert "allowed: mxq export PREFIX" in found
+        assert QuantConfig.from_json(QuantConfig(backend="onnx").to_json()) == QuantConfig(backend="onnx")
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            PREPARED,
+            {**PREPARED, "color": "BGR", "rotate180": True},
+            {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2], "scale": 1 / 255},
+            {"scale": 1.0},
+        ],
+    )
+    @pytest.mark.parametrize("int8", [False, True])
+    def test_pixels_give_what_prepared_pictures_do(
+        self, model: Model, tmp_path: Path, settings: dict[str, Any], int8: bool
+    ) -> None:
+        prepare = Public(**settings)
+        pixels = np.random.default_rng(0).integers(0, 256, (4, *EXAMPLE[1:], 3)).astype(np.uint8)
+        x = prepared(pixels, prepare)
+        more = {"calib_data": x, "effort": "fast"} if int8 else {"input_shape": EXAMPLE}
+        mxq.export_onnx(model, tmp_path / "a.onnx", **more)
+        mxq.export_onnx(model, tmp_path / "b.onnx", **more, preprocess=settings, with_preprocess=True)
+        (wanted,), (found,) = outputs(tmp_path / "a.onnx", data=x), outputs(tmp_path / "b.onnx", data=pixels)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        about = read(tmp_path / "b.onnx")
+        assert [(port.dtype, port.shape) for port in about.inputs] == [("uint8", ("batch", 8, 10, 3))]
+        assert about.record is not None
+        assert Preprocess.from_json(dict(about.record.preprocess)) == prepare
+        assert about.record.inputs == {"data": (8, 10, 3)}
+
+    def test_of_several_inputs(self, tmp_path: Path) -> None:
+        model = build(
+            'f = Flatten(data)', 'g = Flatten(other)', 'c = Concat(f, g, more) dim="1" num_args="3"',
+            fc("z", "c"), "return z", data=(1, 3, 4, 4), other=(1, 3, 4, 4), more=(1, 5),
+        )  # fmt: skip
+        shapes = {"data": (3, 4, 4), "other": (3, 4, 4), "more": (5,)}
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+        feeds = {name: rng.normal(size=(2, *shape)).astype(np.float32) for name, shape in shapes.items()}
+        settings = {"input_shape": shapes, "preprocess": PREPARED}
+        mxq.export_onnx(model, tmp_path / "a.onnx", **settings, with_preprocess="other")
+        (wanted,) = run(model, {**feeds, "other": prepared(pixels, Public(**PREPARED))})
+        (found,) = outputs(tmp_path / "a.onnx", **{**feeds, "other": pixels})
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        for asked, match in (
+            (True, "2 inputs take such pictures, 'data', 'other': name one"),
+            ("more", r"with_preprocess is 'more'; .*allowed: an input of pictures, 3 channels in NCHW"),
+            (1, "with_preprocess is 1; allowed: True, False"),
+        ):
+            with pytest.raises(ConfigError, match=match):
+                mxq.export_onnx(model, tmp_path / "b.onnx", **settings, with_preprocess=asked)
+
+    def test_what_nothing_says_is_refused(self, model: Model, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="nothing says how pictures become inputs"):
+            mxq.export_onnx(model, tmp_path / "a.onnx", input_shape=EXAMPLE, with_preprocess=True)
+        gray = {"mean": 1.0, "color": "GRAY"}
+        with pytest.raises(ConfigError, match="an input of pictures, 1 channels in NCHW"):
+            mxq.export_onnx(model, tmp_path / "a.onnx", input_shape=EXAMPLE, preprocess=gray, with_preprocess=True)
+        assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.parametrize("how", ["file", "options"])
+    def test_from_the_command(self, model: Model, tmp_path: Path, how: str) -> None:
+        write_pair(model, tmp_path / "net")
+        options: tuple[object, ...] = ("--mean", "10,20,30", "--std", "50,60,70")
+        if how == "file":
+            (tmp_path / "preprocess.json").write_text(json.dumps(PREPARED))
+            options = ()
+        shape = ("--float", "--input-shape", "3x8x10", "--with-preprocess", "--out", tmp_path / "a.onnx")
+        command("export", tmp_path / "net", *shape, *options)
+        pixels = np.random.default_rng(0).integers(0, 256, (2, *EXAMPLE[1:], 3)).astype(np.uint8)
+        (wanted,) = run(model, {"data": prepared(pixels, Public(**PREPARED))})
+        (found,) = outputs(tmp_path / "a.onnx", data=pixels)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def prepared(pixels: np.ndarray, settings: Preprocess) -> np.ndarray:
+    """What `Preprocess` makes of pictures (N, H, W, C)."""
+    from PIL import Image
+
+    return np.stack([settings(Image.fromarray(one)) for one in pixels])
+
+
+class TestShapes:
+    def test_a_wrong_one_is_named(self, model: Model, tmp_path: Path) -> None:
+        dense = build(conv("a", "data", CONV1), fc("z", "a"), "return z", data=(1, 3, 6, 6))
+        with pytest.raises(ConfigError, match=r"does not take examples of 'data' 3x6x7: .*; allowed: an input_shape"):
+            mxq.export_onnx(dense, tmp_path / "a.onnx", input_shape=(3, 6, 7))
+
+    def test_every_operator_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        model = build("g = gamma(data)", "h = gammaln(g)", "return h", data=(1, 4))
+        write_pair(model, tmp_path / "net")
+        arguments = ("export", tmp_path / "net", "--float", "--input-shape", "4", "--out", tmp_path / "a.onnx")
+        found = command(*arguments, code=2)
+        assert "2 operators cannot be written as ONNX" in found
+        assert "'g' (gamma): there is no row" in found
+        assert "'h' (gammaln): there is no row" in found
