@@ -29,11 +29,11 @@ class FileRecord:
         target: the CPU that an int8 file is for, as `mxq.host.machine.TARGETS`; "" of a float one, which suits all.
         config: the settings of an int8 file, as in the record of a pair.
         inputs: input -> shape of one example.
-        preprocess: how the file prepares the pixels that it takes, the fields of `mxq.images.Preprocess`; empty where
-            it takes what is prepared.
         source: what identifies the float network that it was made of (`mxq.pipeline.fingerprint`), in hexadecimal.
         sha256: of operators and constants (`mxq.formats.onnx_file.Digest`), in hexadecimal.
         version: of mxq.
+        preprocess: how the file prepares the pixels that it takes, the fields of `mxq.images.Preprocess`; empty where
+            it takes what is prepared.
     """
 
     kind: Kind = "float"
@@ -41,10 +41,10 @@ class FileRecord:
     target: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    preprocess: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
     version: str = __version__
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
         """Entries of metadata; what is empty has none."""

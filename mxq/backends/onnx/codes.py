@@ -218,13 +218,13 @@ _ON_CODES: Final[Mapping[str, Callable[[Context, CodeFeed], str]]] = {
 
 
 def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tuple[int, ...]) -> str:
-    values: dict[str, Array] = {
-        "codes": np.ascontiguousarray(params.quantize(value).transpose(axes)),
-        "scale": params.step,
-        "zero_point": np.asarray(params.zero_point.astype(params.spec.dtype)),
-    }
+    codes = np.ascontiguousarray(params.quantize(value).transpose(axes))
     axis = None if params.spec.axis is None else axes.index(params.spec.axis)
-    return _dequantized(builder, name, values, axis)
+    if params.spec.bits == LEAST_IN_FILES:
+        parts = [builder.narrow_constant(codes, f"{name}_codes"), builder.constant(params.step, f"{name}_scale")]
+        return builder.emit(name, "DequantizeLinear", parts, {"axis": axis})[0]
+    zero = np.asarray(params.zero_point.astype(params.spec.dtype))
+    return _dequantized(builder, name, {"codes": codes, "scale": params.step, "zero_point": zero}, axis)
 
 
 def _bias(builder: Builder, name: str, step: Array, value: Array) -> str:

@@ -17,6 +17,8 @@ Result: TypeAlias = str | tuple[str, ...]
 """The ONNX name of a node's output, or those of its outputs."""
 
 OPSET: Final = 17
+OPSET_INT4: Final = 21
+"""That of files with codes of 4 bits, which older ones do not have."""
 FEW: Final = 64
 """Values up to which equal constants are one."""
 LARGEST: Final = 2**31 - 1
@@ -125,6 +127,7 @@ class Builder:
         feed: how they come to operators.
         operators: those written so far.
         constants: initializers by name; parameters among them as they are read.
+        narrow: those of codes of 4 bits, each a byte here.
         names: of each tensor of ``model`` that is there, by `plain` references, the ONNX name.
     """
 
@@ -133,6 +136,7 @@ class Builder:
     feed: Feed = field(default_factory=FloatFeed)
     operators: list[Operator] = field(default_factory=list)
     constants: dict[str, Array] = field(default_factory=dict)
+    narrow: set[str] = field(default_factory=set)
     names: dict[Ref, str] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
     _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
@@ -173,6 +177,13 @@ class Builder:
             self._known[key] = self.unused(name)
             self.constants[self._known[key]] = array
         return self._known[key]
+
+    def narrow_constant(self, codes: Array, name: str) -> str:
+        """The initializer of codes of 4 bits, int8 here."""
+        found = self.unused(name)
+        self.constants[found] = codes
+        self.narrow.add(found)
+        return found
 
     def extents(self, shape: Sequence[Side]) -> str:
         """The int64 vector of a shape, computed where it follows the batch size."""

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from mxq.backends.onnx.context import Builder, Context, Feed, FloatFeed, Operator, Result, Unfit, Why, plain
+import numpy as np
+
+from mxq.backends.onnx.context import (
+    OPSET,
+    OPSET_INT4,
+    Builder,
+    Context,
+    Feed,
+    FloatFeed,
+    Operator,
+    Result,
+    Unfit,
+    Why,
+    plain,
+)
 from mxq.backends.onnx.table import row_of
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Array, Model, Node, Ref
@@ -39,12 +53,16 @@ class Lowering:
         outputs: name -> what is given.
         operators: in the order in which they run.
         constants: name -> value, parameters among them.
+        narrow: those of them that are codes of 4 bits, each a byte here.
+        opset: the version of ONNX's operators that these are of.
     """
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     operators: Sequence[Operator]
     constants: Mapping[str, Array]
+    narrow: frozenset[str] = frozenset()
+    opset: int = OPSET
 
 
 def lower(model: Model, tensors: Mapping[Ref, Tensor], feed: Feed | None = None) -> Lowering:
@@ -65,9 +83,30 @@ def lower(model: Model, tensors: Mapping[Ref, Tensor], feed: Feed | None = None)
     outputs = _outputs(builder)
     inputs = {name: tensors[Ref(name)] for name in model.inputs if Ref(name) in tensors}
     operators = _needed(builder.operators, outputs)
-    read = {name for one in operators for name in one.inputs}
+    if builder.narrow:
+        operators = [_with_axes_as_input(builder, one) for one in operators]
+    read = {name for one in operators for name in _read_by(one)}
     constants = {name: value for name, value in builder.constants.items() if name in read}
-    return Lowering(inputs, outputs, operators, constants)
+    narrow = frozenset(builder.narrow)
+    return Lowering(inputs, outputs, operators, constants, narrow, OPSET_INT4 if narrow else OPSET)
+
+
+def _read_by(one: Operator) -> Iterator[str]:
+    yield from one.inputs
+    for inner in () if one.body is None else one.body.operators:
+        yield from _read_by(inner)
+
+
+def _with_axes_as_input(builder: Builder, one: Operator) -> Operator:
+    """A reduction as operators since opset 18 have it, also within another operator."""
+    if one.body is not None:
+        inner = tuple(_with_axes_as_input(builder, each) for each in one.body.operators)
+        return replace(one, body=replace(one.body, operators=inner))
+    axes = one.attrs.get("axes")
+    if not one.kind.startswith("Reduce") or not isinstance(axes, Sequence):
+        return one
+    attrs = {name: value for name, value in one.attrs.items() if name != "axes"}
+    return replace(one, inputs=(*one.inputs, builder.constant(np.array(axes, np.int64), "axes")), attrs=attrs)
 
 
 def _needed(operators: Sequence[Operator], outputs: Mapping[str, Tensor]) -> Sequence[Operator]:
