@@ -18,15 +18,15 @@ from mxq.runtime.training import Loss, Trainee
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is measured of a block: of ``data`` by ``metric``; the loss where that is None."""
+class Evaluator:
+    """Measures a block: ``metric`` over ``data``; the loss where that is None."""
 
     data: Any
     labels: Any
     metric: Metric[Any] | None
 
     @staticmethod
-    def of(data: object, labels: Any, metric: Metric[Any] | Function | None, loss: Loss | None) -> Measured:
+    def of(data: object, labels: Any, metric: Metric[Any] | Function | None, loss: Loss | None) -> Evaluator:
         """From the arguments of `mxq.qat.fit`.
 
         Raises:
@@ -38,7 +38,7 @@ class Measured:
                 f"eval_data is a {type(data).__name__}, which can be read only once; allowed: what can be read after "
                 "every epoch, see train_data"
             )
-        return Measured(data, labels, None if metric is None and loss is not None else metric_of(metric))
+        return Evaluator(data, labels, None if metric is None and loss is not None else metric_of(metric))
 
     def numbers(self, trainee: Trainee, batch_size: int) -> dict[str, float]:
         """Of the block as it is; empty where there is no data.
@@ -49,7 +49,7 @@ class Measured:
         """
         if self.data is None:
             return {}
-        tally = Tally(self.metric)
+        tally = EpochTally(self.metric)
         for batch, (feed, given) in enumerate(labelled(self.data, trainee.inputs, self.labels, batch_size), start=1):
             if given is None:
                 raise DataError("eval_data has no labels; allowed: batches of inputs and labels, or eval_labels=")
@@ -72,7 +72,7 @@ def _comparable(numbers: dict[str, float]) -> dict[str, float]:
 
 
 @dataclass
-class Tally:
+class EpochTally:
     """Numbers of batches so far."""
 
     metric: Metric[Any] | None

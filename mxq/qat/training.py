@@ -24,7 +24,7 @@ from mxq.passes.simplify import FLOAT
 from mxq.qat.checkpoint import Checkpoints, State, alone
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
-from mxq.qat.measuring import Measured, Tally, score
+from mxq.qat.measuring import EpochTally, Evaluator, score
 from mxq.qat.network import QatNetwork
 from mxq.qat.options import TrainOptions, Unpack
 from mxq.qat.result import Trained
@@ -86,7 +86,7 @@ def fit(
     settings = with_options(TrainConfig(), config, options)
     folder = None if workdir is None else path_given("workdir", workdir)
     heard = LOG if logger is None else logger
-    measured = Measured.of(eval_data, eval_labels, metric, loss)
+    measured = Evaluator.of(eval_data, eval_labels, metric, loss)
     data = Epochs(train_data, (), labels, settings.examples, settings.seed if settings.shuffle else None)
 
     def run(one: Any, where: Path | None) -> Trained:
@@ -128,7 +128,7 @@ class _Training:
 
     trainee: Trainee
     data: Epochs
-    measured: Measured
+    measured: Evaluator
     config: TrainConfig
     kept: Checkpoints
     each: int
@@ -141,7 +141,7 @@ class _Training:
     def of(
         block: Any,
         data: Epochs,
-        measured: Measured,
+        measured: Evaluator,
         loss: Loss | None,
         config: TrainConfig,
         folder: Path | None,
@@ -204,7 +204,7 @@ class _Training:
 
     def _epoch(self, number: int, bar: Any) -> None:
         """One epoch, and the checkpoint after it."""
-        lines, tally = list[Mapping[str, Any]](), Tally(self.measured.metric)
+        lines, tally = list[Mapping[str, Any]](), EpochTally(self.measured.metric)
         with seeded(self.config.seed, number):
             for place, (feed, labels) in enumerate(self.data.epoch(number)):
                 step = (number - 1) * self.each + place
@@ -227,7 +227,7 @@ class _Training:
             words and f"; measured: {words}",
         )
 
-    def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: Tally) -> Mapping[str, Any]:
+    def _step(self, epoch: int, step: int, feed: Feed, labels: Array, tally: EpochTally) -> Mapping[str, Any]:
         rate = self.config.rate(min(step, self.config.passes * self.each - 1), self.each)
         loss, outputs = self.trainee.step(feed, labels, rate)
         if not math.isfinite(loss):

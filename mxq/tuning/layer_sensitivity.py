@@ -31,7 +31,7 @@ Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """A measurement: its ``numbers``, the first being the one that counts, or the ``problem`` that there are none.
 
     With ``again``, a later run tries it anew: memory was short, or nobody knows what the matter was.
@@ -178,11 +178,11 @@ class Meter:
     before: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
-    def known(self, mode: str, layer: str = "") -> Measured | None:
+    def known(self, mode: str, layer: str = "") -> Measurement | None:
         """What the journal has of it, the last where there are several."""
         return dict(self.journal.read(_measured)).get((self.label, mode, layer))
 
-    def get(self, mode: str, layer: str = "") -> Measured:
+    def get(self, mode: str, layer: str = "") -> Measurement:
         """The measurement; a network that cannot be made or run is one too, with its problem.
 
         Raises:
@@ -195,12 +195,12 @@ class Meter:
         started = self.clock()
         try:
             with as_storage_errors():
-                found = Measured(self._numbers(mode, layer))
+                found = Measurement(self._numbers(mode, layer))
         except (MxqError, MemoryError) as error:
             if mode == FLOAT or of_surroundings(error):
                 raise
             short = isinstance(error, MemoryError)
-            found = Measured(problem=" ".join(f"{'MemoryError: ' if short else ''}{error}".split()), again=short)
+            found = Measurement(problem=" ".join(f"{'MemoryError: ' if short else ''}{error}".split()), again=short)
         entry = {"label": self.label, "mode": mode, "layer": layer, "seconds": self.clock() - started}
         pairs = None if found.numbers is None else [[k, v] for k, v in (json_numbers(found.numbers) or {}).items()]
         self.journal.append({**entry, "numbers": pairs, "problem": found.problem, "again": found.again})
@@ -210,11 +210,11 @@ class Meter:
         return self.subject.measure(self.subject.network(mode, layer))
 
 
-def _measured(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Measured]:
+def _measured(entry: Mapping[str, Any]) -> tuple[tuple[str, str, str], Measurement]:
     """An entry of a journal: which measurement it is, and what was found."""
     problem, numbers = str(entry["problem"]), numbers_of(dict(entry["numbers"]) if entry["numbers"] else None)
     again = bool(entry.get("again", problem))  # older journals do not say whose fault it was
-    return (str(entry["label"]), str(entry["mode"]), str(entry["layer"])), Measured(numbers, problem, again)
+    return (str(entry["label"]), str(entry["mode"]), str(entry["layer"])), Measurement(numbers, problem, again)
 
 
 def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: bool = True) -> Sensitivity:
@@ -257,7 +257,7 @@ def measured(subject: Subject, journal: Journal, mode: str = BOTH, *, progress: 
     return Sensitivity(measure, subject.by, tuple(rows), reference, whole, complete, codes)
 
 
-def _steps(meter: Meter, names: Sequence[str], mode: str) -> Iterator[Measured]:
+def _steps(meter: Meter, names: Sequence[str], mode: str) -> Iterator[Measurement]:
     yield meter.get(INT8)
     for each in (ONE_INT8, ONE_FLOAT):
         if mode in (each, BOTH):
@@ -279,7 +279,7 @@ def _rows(meter: Meter, subject: Subject) -> Iterator[LayerSensitivity]:
             )
 
 
-def _numbers(found: Measured | None) -> Numbers | None:
+def _numbers(found: Measurement | None) -> Numbers | None:
     return None if found is None else found.numbers
 
 
