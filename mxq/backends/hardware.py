@@ -66,6 +66,7 @@ def table_of(hardware: Hardware) -> BackendSpec:
         ops=(_convolution(hardware), _DENSE, *(() if hardware.graph == 1 else _BETWEEN), *rows_of(hardware.name)),
         holds=(),
         whole=True,
+        float_stems=hardware.name in RUNTIMES.values(),
         without=(*without, *resized),
     )
 

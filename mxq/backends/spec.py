@@ -177,6 +177,7 @@ class BackendSpec:
         float_ops: rows of operators whose float kernels take post-ops; empty where those are ``ops``.
         refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
         whole: whether all that has a row is int8 in mode "smart", too, but for rows that are ``between``.
+        float_stems: whether the setting ``stem`` leaves the beginning of a MobileNet in float.
         without: names of passes over float networks that do nothing for it, or would change what it quantizes.
     """
 
@@ -187,6 +188,7 @@ class BackendSpec:
     float_ops: tuple[OpSpec, ...] = ()
     refuses: Callable[[Model, Node], str] | None = None
     whole: bool = False
+    float_stems: bool = True
     without: tuple[str, ...] = ()
 
     def check(self, quantized: QuantizedNetwork) -> None:

@@ -70,14 +70,9 @@ def partition(
     if config.quantize_mode == "smart":
         isolated = _isolated_ops(graph, specs, _passed_through(graph) if backend.whole else ())
         reasons |= {name: why for name, why in isolated.items() if specs[name].between or not backend.whole}
-    if config.quantize_mode == "smart" and not backend.whole:
         left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
-        if config.calib_mode != NONE:
-            reasons |= _head_average_pools(graph, left)
-        if config.methods.stem == "float":
-            stem = _stem(model, left)
-            reasons |= stem
-        reasons |= _of_float(graph, [name for name in left if name not in reasons])
+        stem = _stem(model, left) if backend.float_stems and config.methods.stem == "float" else stem
+        reasons |= stem if backend.whole else _of_speed(graph, left, stem, config)
     why = {
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
@@ -284,6 +279,13 @@ def _of_float(graph: Graph, names: Collection[str]) -> dict[str, str]:
 
 def _is_average(node: Node) -> bool:
     return node.note.took(RouteKind.AVERAGE)
+
+
+def _of_speed(graph: Graph, names: Collection[str], stem: Mapping[str, str], config: QuantConfig) -> dict[str, str]:
+    """What of ``names`` mode "smart" leaves in float because it is no slower so, ``stem`` among it."""
+    pools = _head_average_pools(graph, names) if config.calib_mode != NONE else {}
+    reasons = {**pools, **stem}
+    return reasons | _of_float(graph, [name for name in names if name not in reasons])
 
 
 def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
