@@ -680,6 +680,7 @@ def export_onnx(
     statistics: Statistics | str | Path | None = None,
     batch_size: int | None = None,
     with_preprocess: bool | str = False,
+    dynamic_size: bool = False,
     epoch: int | None = None,
     logger: logging.Logger | None = None,
     **options: Unpack[Options],
@@ -703,6 +704,7 @@ def export_onnx(
         with_preprocess: whether the file prepares pictures: it takes pixels, uint8 (N, H, W, C) in red, green, blue,
             and does what ``preprocess`` says of mean, std, scale, order and layout of channels, and turning. Their size
             is the caller's business. Of several inputs that take pictures, the name of one.
+        dynamic_size: whether the file takes pictures of any height and width, where the network does.
         epoch: for a prefix, which ``prefix-NNNN.params``.
 
     Returns:
@@ -715,7 +717,7 @@ def export_onnx(
         MxqError: see `mxq.errors`; the message names what is wrong and what is allowed.
     """
     target, asked = path_given("path", path), _config(config, options)
-    form = FileForm(asked.shapes, batch_size, with_preprocess)
+    form = FileForm(asked.shapes, batch_size, with_preprocess, dynamic_size)
     _settle_by(net, asked.shapes)
     sources = (calib_data, thresholds, statistics)
     return workflow.export_onnx(

@@ -19,6 +19,7 @@ from mxq.errors import ConfigError, QuantizeError
 from mxq.formats.onnx_file import read
 from mxq.graph.ir import Model
 from mxq.images import Preprocess as Public
+from mxq.numerics import sqnr_db
 from mxq.runtime import to_block, write_pair
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (mxq[onnx])")
@@ -193,3 +194,73 @@ class TestShapes:
         assert "2 operators cannot be written as ONNX" in found
         assert "'g' (gamma): there is no row" in found
         assert "'h' (gammaln): there is no row" in found
+
+
+class TestPicturesOfAnySize:
+    LINES = (
+        conv("a", "data"), 'r = Pooling(a) kernel="(3, 3)" stride="(2, 2)" pad="(1, 1)" pool_type="max"',
+        'u = UpSampling(r) scale="2" sample_type="nearest" num_args="1"', conv("b", "u"),
+        'p = Pooling(b) global_pool="True" pool_type="avg" kernel="(1, 1)"', fc("z", "p"), "return z, b",
+    )  # fmt: skip
+
+    @pytest.mark.parametrize("int8", [False, True])
+    @pytest.mark.parametrize("batch_size", [None, 2])
+    def test_it_gives_what_mxnet_does(self, tmp_path: Path, int8: bool, batch_size: int | None) -> None:
+        model = build(*self.LINES, data=(1, *EXAMPLE))
+        more = {"calib_data": data(), "effort": "fast"} if int8 else {"input_shape": EXAMPLE}
+        mxq.export_onnx(model, tmp_path / "a.onnx", **more, dynamic_size=True, batch_size=batch_size)
+        (port,) = read(tmp_path / "a.onnx").inputs
+        assert port.shape == (batch_size or "batch", 3, "height", "width")
+        for size in ((8, 10), (16, 14), (30, 8)):
+            x = np.random.default_rng(0).normal(size=(2, 3, *size)).astype(np.float32)
+            for found, wanted in zip(outputs(tmp_path / "a.onnx", data=x), run(model, {"data": x}), strict=True):
+                assert found.shape == wanted.shape
+                assert sqnr_db(wanted, found) > (20 if int8 else 100)
+
+    def test_pixels(self, tmp_path: Path) -> None:
+        model = build(*self.LINES, data=(1, *EXAMPLE))
+        settings = {"input_shape": EXAMPLE, "preprocess": PREPARED, "with_preprocess": True}
+        mxq.export_onnx(model, tmp_path / "a.onnx", **settings, dynamic_size=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, 12, 16, 3)).astype(np.uint8)
+        (wanted, _), (found, _) = (
+            run(model, {"data": prepared(pixels, Public(**PREPARED))}),
+            outputs(tmp_path / "a.onnx", data=pixels),
+        )
+        assert sqnr_db(wanted, found) > 100
+        assert read(tmp_path / "a.onnx").inputs[0].shape == ("batch", "height", "width", 3)
+
+    @pytest.mark.parametrize(
+        ("lines", "error", "match"),
+        [
+            ((fc("z", "data"), "return z"), ConfigError, "pictures of any size do not fit the network: .*z"),
+            (
+                ('a = contrib.AdaptiveAvgPooling2D(data) output_size="(2, 2)"'.replace("contrib.", "_contrib_"),
+                 "return a"),
+                QuantizeError,
+                r"'a' \(_contrib_AdaptiveAvgPooling2D\): this takes pictures of one size alone: axis 2",
+            ),
+            (
+                ('p = Pooling(data) kernel="(2, 2)" stride="(2, 2)" pooling_convention="full"', "return p"),
+                QuantizeError,
+                "'p' .*: this takes pictures of one size alone: pooling_convention 'full'",
+            ),
+            (
+                ('m = _contrib_MultiBoxPrior(data) sizes="(0.5, 0.2)"', "return m"),
+                QuantizeError,
+                "'m' .*: this takes pictures of one size alone",
+            ),
+        ],
+    )  # fmt: skip
+    def test_where_it_cannot_be(
+        self, tmp_path: Path, lines: tuple[str, ...], error: type[Exception], match: str
+    ) -> None:
+        model = build(*lines, data=(1, *EXAMPLE))
+        with pytest.raises(error, match=match):
+            mxq.export_onnx(model, tmp_path / "a.onnx", input_shape=EXAMPLE, dynamic_size=True)
+        assert not [*tmp_path.iterdir()]
+
+    def test_of_no_pictures(self, tmp_path: Path) -> None:
+        model = build(fc("z", "data"), "return z", data=(1, 6))
+        for asked, match in ((True, r"dynamic_size is for pictures.*'data' \(6,\)"), ("yes", "dynamic_size is 'yes'")):
+            with pytest.raises(ConfigError, match=match):
+                mxq.export_onnx(model, tmp_path / "a.onnx", input_shape=(6,), dynamic_size=asked)

@@ -55,6 +55,9 @@ def export(
             help="Prepare pictures in the file: it takes pixels, uint8 NHWC in RGB, of the network's size.",
         ),
     ] = False,
+    dynamic_size: Annotated[
+        bool, option("--dynamic-size", help="Take pictures of any height and width, where the network does.")
+    ] = False,
     *,
     settings: ExportSettings,
     effort: Effort = None,
@@ -74,7 +77,7 @@ def export(
     from mxq.report import tables
 
     given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
-    form = workflow.FileForm(shapes, batch_size, with_preprocess)
+    form = workflow.FileForm(shapes, batch_size, with_preprocess, dynamic_size)
     files = workflow.export_onnx(
         prefix,
         out,

@@ -20,7 +20,17 @@ class PerBatch:
         return f"{product}{self.plus:+d}" if self.plus else product
 
 
-Side: TypeAlias = int | PerBatch
+@dataclass(frozen=True, slots=True, order=True)
+class Open:
+    """A size that follows that of pictures of any size, by a rule that is not said; equal ones have one ``name``."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Side: TypeAlias = int | PerBatch | Open
 Shape: TypeAlias = tuple[Side, ...]
 
 BATCH: Final = PerBatch()
@@ -37,6 +47,8 @@ class Tensor:
 def size_of(shape: Iterable[Side]) -> Side | None:
     """The number of values, or None where that is no multiple of the batch size."""
     sides = tuple(shape)
+    if any(isinstance(side, Open) for side in sides):
+        return None
     fixed = math.prod(side for side in sides if isinstance(side, int))
     open_ = [side for side in sides if isinstance(side, PerBatch)]
     if not open_ or not fixed:

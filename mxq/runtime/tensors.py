@@ -6,31 +6,40 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from mxq.errors import ConfigError, RuntimeFailure
 from mxq.graph.ir import Graph, Model, Ref
-from mxq.graph.tensors import Shape, Tensor, affine
+from mxq.graph.tensors import Open, Shape, Tensor, affine
 from mxq.graph.traits import traits_of
 from mxq.operators.limits import is_of_numpy
 from mxq.runtime.mxnet import mx, mxnet_says, to_symbol
 
+MORE: Final = 64
+"""Pixels that pictures are higher or wider by, where any size is to do; networks halve sizes up to five times."""
 PROBES: Final = (2, 3, 4, 6)
 """Batch sizes that are tried where any is to do; not 1, which broadcasts."""
 
 
-def tensors_of(model: Model, shapes: Mapping[str, Sequence[int]], batch: int | None = None) -> dict[Ref, Tensor]:
+def tensors_of(
+    model: Model,
+    shapes: Mapping[str, Sequence[int]],
+    batch: int | None = None,
+    pictures: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> dict[Ref, Tensor]:
     """What every tensor is that an operator reads or makes, or the network gives.
 
     Args:
         model: the network.
         shapes: input -> shape of one example, without the batch.
         batch: examples to a batch; None: any number, which sides of shapes then follow.
+        pictures: input -> the axes of an example that are height and width, where these are to be of any size.
 
     Raises:
-        ConfigError: the network does not work with batches of any size.
+        ConfigError: the network does not work with batches, or pictures, of any size.
         RuntimeFailure: it does not work with these shapes at all.
     """
     graph = model.graph
@@ -39,12 +48,67 @@ def tensors_of(model: Model, shapes: Mapping[str, Sequence[int]], batch: int | N
     symbol = to_symbol(Graph(graph.nodes, refs, graph.attrs))
     with _semantics(model):
         types = _types(symbol, model)
-        if batch is not None:
-            found = [_at(symbol, refs, model, shapes, batch)]
-            return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, found[0], types, strict=True)}
-        found = _probed(partial(_at, symbol, refs, model, shapes), shapes)
-    sides = [_shape(model, ref, each) for ref, each in zip(refs, zip(*found, strict=True), strict=True)]
+        infer = partial(_at, symbol, refs, model)
+        found = _probed(partial(infer, shapes), shapes) if batch is None else [infer(shapes, batch)]
+        resized = _resized(infer, shapes, pictures, PROBES[0] if batch is None else batch)
+    if batch is None:
+        sides = [_shape(model, ref, each) for ref, each in zip(refs, zip(*found, strict=True), strict=True)]
+    else:
+        sides = [*found[0]]
+    base = next((tuple(shapes[name][axis] for axis in axes) for name, axes in pictures.items()), (0, 0))
+    sides = [_opened(shape, now, other, base) for shape, now, other in zip(sides, found[0], resized, strict=True)]
     return {ref: Tensor(shape, dtype) for ref, shape, dtype in zip(refs, sides, types, strict=True)}
+
+
+Inferred: TypeAlias = Sequence[tuple[int, ...]]
+"""Shapes, one for each tensor."""
+
+
+def _resized(
+    infer: Callable[[Mapping[str, Sequence[int]], int], Inferred],
+    shapes: Mapping[str, Sequence[int]],
+    pictures: Mapping[str, tuple[int, int]],
+    batch: int,
+) -> list[tuple[tuple[int, ...], ...]]:
+    """The shapes of each tensor for pictures that are higher, wider, or both.
+
+    Raises:
+        ConfigError: the network does not take these.
+    """
+    if not pictures:
+        return [() for _ in infer(shapes, batch)]
+    found = []
+    for higher, wider in ((MORE, 0), (0, MORE), (MORE, MORE)):
+        other = {name: [*shape] for name, shape in shapes.items()}
+        for name, (height, width) in pictures.items():
+            other[name][height] += higher
+            other[name][width] += wider
+        try:
+            found.append(infer(other, batch))
+        except RuntimeFailure as failure:
+            raise ConfigError(
+                f"pictures of any size do not fit the network: {failure}; allowed: one size, without dynamic_size"
+            ) from None
+    return [*zip(*found, strict=True)]
+
+
+def _opened(shape: Shape, now: tuple[int, ...], resized: Sequence[tuple[int, ...]], base: tuple[int, ...]) -> Shape:
+    """``shape`` with those sides open that differ from ``now`` for pictures of other sizes than ``base``."""
+    if not resized:
+        return shape
+    changes = zip(*([size - was for size, was in zip(other, now, strict=True)] for other in resized), strict=True)
+    return tuple(
+        side if not any(change) else _open(was, change, base)
+        for side, was, change in zip(shape, now, changes, strict=True)
+    )
+
+
+def _open(now: int, change: tuple[int, ...], base: tuple[int, ...]) -> Open:
+    """Sides that are equal for all sizes that were tried count as equal."""
+    for kind, of, size in (("height", (MORE, 0, MORE), base[0]), ("width", (0, MORE, MORE), base[1])):
+        if change == of:
+            return Open(kind if now == size else f"{kind}{now - size:+d}")
+    return Open(f"size_{now}_{'_'.join(map(str, change))}")
 
 
 def _probed(

@@ -21,7 +21,8 @@ from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, QuantizeError, one_of
 from mxq.formats.onnx_file import require_onnx
 from mxq.formats.onnx_record import FileRecord
-from mxq.graph.ir import Model
+from mxq.graph.ir import Model, Ref
+from mxq.graph.tensors import Tensor
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
@@ -80,11 +81,13 @@ class FileForm:
         shapes: input -> shape of one example; under "" that of the only input.
         batch_size: examples to a batch; None: any number.
         pixels: whether pictures are prepared in the file; or the input that takes them.
+        any_size: whether pictures may be of any height and width.
     """
 
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     batch_size: int | None = None
     pixels: bool | str = False
+    any_size: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for what is no batch size, and no input."""
@@ -93,6 +96,23 @@ class FileForm:
             raise ConfigError(f"batch_size is {size!r}; allowed: a whole number, 1 or more, or None for any")
         if not isinstance(self.pixels, bool | str):
             raise ConfigError(f"with_preprocess is {self.pixels!r}; allowed: True, False, or the name of an input")
+        if not isinstance(self.any_size, bool):
+            raise one_of("dynamic_size", self.any_size, (True, False))
+
+    def tensors_of(self, model: Model, inputs: Mapping[str, Shape]) -> dict[Ref, Tensor]:
+        """What the tensors of ``model`` are, whose ``inputs`` have these shapes of one example.
+
+        Raises:
+            ConfigError: the network takes no pictures, or not of any size, or not batches of any.
+        """
+        pictures: dict[str, tuple[int, int]] = {}
+        if self.any_size:
+            pixels = [name for name in inputs if model.graph[name].input_dtype == "uint8"]
+            pictures = {name: (0, 1) if name in pixels else (1, 2) for name, shape in inputs.items() if len(shape) == 3}
+            if not pictures:
+                listed = ", ".join(f"{name!r} {tuple(shape)}" for name, shape in inputs.items())
+                raise ConfigError(f"dynamic_size is for pictures, examples of three axes; the inputs are {listed}")
+        return runtime.tensors_of(model, inputs, self.batch_size, pictures)
 
 
 def export_onnx(
@@ -153,7 +173,7 @@ def export_onnx(
     model, _ = run_pass(fold_constants(runtime.MxnetRunner()), model)
     prepared = preparation or preparation_of(net, settings)
     model, about = _taking_pixels(model, about, form, prepared)
-    return onnx.write(onnx.lower(model, runtime.tensors_of(model, about.inputs, form.batch_size)), path, about)
+    return onnx.write(onnx.lower(model, form.tensors_of(model, about.inputs)), path, about)
 
 
 def _for(name: str, config: QuantConfig) -> QuantConfig:
@@ -210,7 +230,7 @@ def _write_int8(planned: Planned, path: Path, form: FileForm) -> tuple[Path, ...
     about = FileRecord("int8", name, planned.network.target, report.config, examples, report.source)
     model, about = _taking_pixels(coded.model, about, form, planned.preparation)
     coded = replace(coded, model=model)
-    tensors = runtime.tensors_of(model, about.inputs, form.batch_size)
+    tensors = form.tensors_of(model, about.inputs)
     return onnx.write(onnx.lower(model, tensors, onnx.CodeFeed(coded)), path, about)
 
 

@@ -14,6 +14,8 @@
   inferring at several batch sizes. A Reshape with one such side is written with -1; with several, the shape is
   computed in the file. A row that needs a number where the batch stands refuses with `Why.BATCH`, and a network that is
   made for one batch size is written for that one.
+* So are sides that follow the size of pictures, where any is to do: they are `Open`, and a row that needs a number
+  refuses with `Why.SIZE`.
 * Rows know nothing of onnx: they make `context.Operator` objects. `file` alone imports the package, late, makes the
   protocol buffers, has ``onnx.checker`` look at them with full shape inference, and writes, whole or not at all.
 * Rows know nothing of codes. A row reads a tensor by ``context.read(place)`` and parameters by

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from mxq.graph.ir import Array, Model, Node, Ref
-from mxq.graph.tensors import PerBatch, Shape, Side, Tensor, size_of
+from mxq.graph.tensors import Open, Shape, Side, Tensor, size_of
 
 Attribute: TypeAlias = "int | float | str | Sequence[int] | Sequence[float] | Sequence[str] | None"
 Result: TypeAlias = str | tuple[str, ...]
@@ -34,6 +34,7 @@ class Why(Enum):
     OUTPUT = "this output is not made"
     SHAPE = "this shape has no like in ONNX"
     BATCH = "this takes one batch size alone"
+    SIZE = "this takes pictures of one size alone"
     VALUES = "the shape of what it makes follows from values"
 
 
@@ -45,7 +46,7 @@ def plain(ref: Ref) -> Ref:
 def whole(side: Side | None, what: str) -> int:
     """A side that must not follow the batch size; ``what`` says of what it is one."""
     if not isinstance(side, int):
-        raise Unfit(Why.BATCH, f"{what} is {side}")
+        raise Unfit(Why.SIZE if isinstance(side, Open) else Why.BATCH, f"{what} is {side}")
     return side
 
 
@@ -199,6 +200,8 @@ class Builder:
         """A vector of one size."""
         if isinstance(side, int):
             return self.constant(np.array([side], np.int64), "size")
+        if isinstance(side, Open):
+            raise Unfit(Why.SIZE, f"a side of what it makes is {side}")
         key = ("extent", side)
         if key not in self._known:
             found = self.batch
@@ -321,10 +324,12 @@ class Context:
         """``tensor``, of shape ``of`` where that is known, in another shape."""
         if of is not None and tuple(of) == tuple(shape):
             return tensor
-        open_ = [i for i, side in enumerate(shape) if isinstance(side, PerBatch)]
-        if len(open_) > 1 or 0 in shape or (open_ and size_of(shape) is None):
+        open_ = [side for side in shape if not isinstance(side, int)]
+        if of is not None and len(open_) == 2 and shape[0] == of[0] == open_[0]:  # the batch stays where it is
+            return self.emit("Reshape", tensor, self.integers(0, *(s if isinstance(s, int) else -1 for s in shape[1:])))
+        if len(open_) > 1 or 0 in shape or (open_ and not isinstance(open_[0], Open) and size_of(shape) is None):
             return self.emit("Reshape", tensor, self.builder.extents(shape))
-        target = [-1 if isinstance(side, PerBatch) else side for side in shape]
+        target = [side if isinstance(side, int) else -1 for side in shape]
         return self.emit("Reshape", tensor, self.integers(*target))
 
     def expand(self, tensor: str, shape: Sequence[Side]) -> str:

@@ -25,10 +25,10 @@ def upsampling(c: Context) -> str:
     scale = c.node.integer("scale", 1)
     if c.node.attrs.get("sample_type") == "bilinear":
         return _by_weights(c, scale)
+    if len(c.node.inputs) == 1:
+        return _nearest(c, 0, scale)
     height = whole(c.made.shape[2], "its height")
     parts = [_nearest(c, i, height // c.fixed(i, 2)) for i in range(len(c.node.inputs))]
-    if len(parts) == 1:
-        return parts[0]
     return c.emit("Sum", *parts) if c.node.attrs.get("multi_input_mode") == "sum" else c.emit("Concat", *parts, axis=1)
 
 

@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from mxq.backends.onnx.context import Context, Result, Unfit, Why
+from mxq.backends.onnx.context import Context, Result, Unfit, Why, whole
 from mxq.backends.onnx.row import Row, Rows, rows_of
-from mxq.graph.tensors import PerBatch, Shape, Side
+from mxq.graph.tensors import Shape, Side
 
 # ---- shapes --------------------------------------------------------------------------------------------------
 
@@ -209,9 +209,7 @@ def _numbers(c: Context, count: Side, start: float, step: float) -> str:
 def arange(c: Context) -> str:
     """``init_op.h``: each number ``repeat`` times."""
     start, step, each = c.node.number("start", 0.0), c.node.number("step", 1.0), c.node.integer("repeat", 1)
-    (count,) = c.made.shape
-    if isinstance(count, PerBatch):
-        raise Unfit(Why.BATCH, f"it makes {count} numbers")
+    count = whole(c.made.shape[0], "how many numbers it makes")
     values = np.repeat(start + step * np.arange(-(-count // each)), each)[:count]
     return c.builder.constant(np.asarray(values, c.made.dtype), c.node.name)
 

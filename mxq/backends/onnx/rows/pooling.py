@@ -11,6 +11,7 @@ from mxq.backends.onnx.context import Context, Unfit, Why, whole
 from mxq.backends.onnx.row import Row, Rows
 from mxq.backends.onnx.rows.layers import CHANNELS_FIRST, channels_first, per_axis
 from mxq.graph.ir import Array
+from mxq.graph.tensors import Open
 
 
 def pooling(c: Context) -> str:
@@ -38,6 +39,17 @@ def _lp(c: Context) -> str:
     return found if p == 1 else c.emit("Pow", found, c.number(1 / p))
 
 
+def _kernel_of_any_size(c: Context) -> dict[str, Sequence[int]] | None:
+    """The attributes of windows where sides are open; None where none is."""
+    if not any(isinstance(side, Open) for side in c.shape()[2:]):
+        return None
+    convention = c.node.attrs.get("pooling_convention", "valid")
+    if convention != "valid" or c.node.op == "Pooling_v1":
+        raise Unfit(Why.SIZE, f"pooling_convention {convention!r} pads by the size")
+    pads = per_axis(c, "pad", 0)
+    return {"kernel_shape": c.node.ints("kernel"), "strides": per_axis(c, "stride", 1), "pads": [*pads, *pads]}
+
+
 def _windows(c: Context) -> Iterator[tuple[int, int, int, int, int, int]]:
     """Along each axis: size, kernel, stride, the padding before and after, and how many windows there are."""
     parts = zip(c.node.ints("kernel"), per_axis(c, "stride", 1), per_axis(c, "pad", 0), strict=True)
@@ -48,6 +60,8 @@ def _windows(c: Context) -> Iterator[tuple[int, int, int, int, int, int]]:
 
 
 def _attributes(c: Context) -> dict[str, Sequence[int]]:
+    if (free := _kernel_of_any_size(c)) is not None:
+        return free
     windows = [*_windows(c)]
     before, after = [w[3] for w in windows], [w[4] for w in windows]
     if any(pad >= w[1] for w, pad in zip([*windows, *windows], [*before, *after], strict=True)):
@@ -70,7 +84,12 @@ def _mean(c: Context, kind: str, x: str) -> str:
     y = c.emit("AveragePool", x, **_attributes(c), count_include_pad=int(padded))
     if kind == "sum":
         return c.emit("Mul", y, c.number(int(np.prod(c.node.ints("kernel")))))
-    if c.node.op == "Pooling_v1" or not padded or all(w[3] == w[4] for w in _windows(c)):
+    if (
+        not padded
+        or _kernel_of_any_size(c) is not None
+        or c.node.op == "Pooling_v1"
+        or all(w[3] == w[4] for w in _windows(c))
+    ):
         return y
     factor: Array = np.ones((), np.float32)
     for window in _windows(c):

@@ -172,7 +172,9 @@ def _parts(c: Context, place: int, count: int) -> list[str]:
 
 
 def _times(side: Side, factor: int) -> Side:
-    return side * factor if isinstance(side, int) else PerBatch(side.times * factor, side.plus * factor)
+    if isinstance(side, PerBatch):
+        return PerBatch(side.times * factor, side.plus * factor)
+    return whole(side, "the number of examples") * factor
 
 
 def _scores(c: Context, queries: str, keys: str, width: int) -> str:
