@@ -14,7 +14,7 @@
   inferring at several batch sizes. A Reshape with one such side is written with -1; with several, the shape is
   computed in the file. A row that needs a number where the batch stands refuses with `Why.BATCH`, and a network that is
   made for one batch size is written for that one.
-* So are sides that follow the size of pictures, where any is to do: they are `Open`, and a row that needs a number
+* Sides that follow the size of pictures, where any is to do, are `Open`: a row that needs a number there
   refuses with `Why.SIZE`.
 * Rows know nothing of onnx: they make `context.Operator` objects. `file` alone imports the package, late, makes the
   protocol buffers, has ``onnx.checker`` look at them with full shape inference, and writes, whole or not at all.
@@ -24,7 +24,8 @@
   DequantizeLinear makes of them, of weights by the codes with their axes in the order that was asked for, and puts a
   QuantizeLinear after what is made as codes. What only moves values (Flatten before a Gemm) is told to ``read`` so that
   it comes before the codes, which runtimes ask for. Which tensors are codes is for a capability table to say.
-* Files are of opset 17 (IR 8), which has LayerNormalization and which all current runtimes read.
+* Files are of opset 17 (IR 8), which has LayerNormalization and which all current runtimes read; those with
+  weights of 4 bits of opset 21 (IR 10).
 """
 
 from __future__ import annotations
