@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network as float.onnx and int8.onnx. Do not write there."""
     where, model = tmp_path_factory.mktemp("files"), build(*RESIDUAL)
     mxq.export_onnx(model, where / "float.onnx", input_shape=EXAMPLE)
-    mxq.export_onnx(model, where / "int8.onnx", X, effort="fast")
+    mxq.export_onnx(model, where / "int8.onnx", X, effort="fast", target="avx512_vnni")
     return where
 
 

@@ -221,3 +221,13 @@ def test_what_is_called_an_onnx_file() -> None:
     assert not is_onnx("net")
     assert not is_onnx("net.onnx-symbol.json")
     assert not is_onnx(None)
+
+
+def test_messages_are_one_line(path: Path) -> None:
+    """Also those that onnx has of several."""
+    model = onnx.load(path)
+    model.graph.node[1].input[0] = "nothing"
+    onnx.save(model, path)
+    with pytest.raises(FormatError, match=r"topologically sorted, however input 'nothing'") as caught:
+        read(path)
+    assert len(str(caught.value).splitlines()) == 1

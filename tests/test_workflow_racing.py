@@ -168,16 +168,17 @@ def pair(tmp_path: Path) -> Path:
 class TestPairs:
     def test_all_have_the_same_place_and_end(self, fake: type[FakeServed], pair: Path) -> None:
         model = build(*RESIDUAL)
-        found = racing.best_runtime([pair, model], batch_sizes=(1, 3), shapes={"": EXAMPLE}, repeats=2, warmup=0)
+        nets = [pair, model, model]
+        found = racing.best_runtime(nets, batch_sizes=(1, 3), shapes={"": EXAMPLE}, repeats=2, warmup=0)
         assert [(one.network, one.batch) for one in found.rows] == [
-            (str(pair), 1), ("the Model", 1), (str(pair), 3), ("the Model", 3),
-        ]  # fmt: skip
-        (first, second), ended = fake.opened[:2], fake.opened[2:]
+            (name, batch) for batch in (1, 3) for name in (str(pair), "the Model", "the Model #2")
+        ]
+        (first, second, _), ended = fake.opened[:3], fake.opened[3:]
         assert first[1] == pair
         assert first[2:] == second[2:] == (found.cpus, found.threads)
-        assert [one[0] for one in ended] == ["closed"] * 2
+        assert [one[0] for one in ended] == ["closed"] * 3
         assert not second[1].parent.exists()
-        assert fake.fed == [("mxnet", {"data": (size, *EXAMPLE)}) for size in (1, 1, 3, 3)]
+        assert fake.fed == [("mxnet", {"data": (size, *EXAMPLE)}) for size in (1, 1, 1, 3, 3, 3)]
 
     def test_one_that_fails_is_a_row(
         self, fake: type[FakeServed], pair: Path, caplog: pytest.LogCaptureFixture

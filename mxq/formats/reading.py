@@ -98,7 +98,7 @@ def decoded(content: bytes, name: str, error: type[MxqError] = FormatError) -> s
 
 @contextmanager
 def understood(what: str, error: type[MxqError] = FormatError) -> Iterator[None]:
-    """Whatever a library raises about bytes that it does not understand is one error: "``what``: its words".
+    """Whatever a library raises about bytes that it does not understand is one error: "``what``: its words", on a line.
 
     For calls of a library alone: errors of mxq's own code must not be taken for damage of a file.
     """
@@ -107,5 +107,5 @@ def understood(what: str, error: type[MxqError] = FormatError) -> Iterator[None]
     except MxqError:
         raise
     except Exception as failure:
-        words = str(failure).strip() or type(failure).__name__
+        words = " ".join(str(failure).split()) or type(failure).__name__
         raise error(f"{what}: {words}") from None

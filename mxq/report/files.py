@@ -110,7 +110,7 @@ def _recorded(record: FileRecord) -> list[tuple[str, str]]:
     rows = rows if record.kind == "int8" else []
     usual = QuantConfig().to_json()
     chosen = {name: value for name, value in record.config.items() if value != usual.get(name)}
-    said = ", ".join(f"{name} {value}" for name, value in chosen.items() if name not in ("simulate", "hardware"))
+    said = ", ".join(f"{name} {value}" for name, value in chosen.items() if name not in ("simulate", "hardware", "target"))
     rows += [("settings", said or "the default ones")] if record.config else []
     source = record.source.get("params_sha256")
     return [*rows, *([("made of", f"parameters with the sha256 {source[:16]}...")] if isinstance(source, str) else [])]

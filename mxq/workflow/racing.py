@@ -111,7 +111,7 @@ def best_runtime(
     place, rows = Place.here(), list[RuntimeRow]()
     _warn_if_busy(place.machine, logger)
     with ExitStack() as stack:
-        networks = _networks({called(net): net for net in nets}, shapes or {}, runtimes, stack)
+        networks = _networks(_named(nets), shapes or {}, runtimes, stack)
         served = [_attempted(partial(one.opened, place, stack)) for one in networks]
         for batch in batch_sizes:
             with progress(f"timing, batch {batch}", warmup + repeats) as step:
@@ -201,6 +201,16 @@ def _warn_if_busy(machine: Machine, logger: logging.Logger) -> None:
 
 
 # ---- what is timed -------------------------------------------------------------------------------------------
+
+
+def _named(nets: Sequence[runtime.Net]) -> dict[str, runtime.Net]:
+    """Each by what the user calls it, with a number where another is called so, too."""
+    found: dict[str, runtime.Net] = {}
+    for net in nets:
+        name = called(net)
+        same = sum(1 for other in found if other == name or other.startswith(f"{name} #"))
+        found[f"{name} #{same + 1}" if same else name] = net
+    return found
 
 
 def _networks(
