@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import RESIDUAL, SHAPE, build
+from graphs import RESIDUAL, SHAPE, build, conv
 from typer.testing import CliRunner
 
 import mxq
@@ -78,6 +78,17 @@ def test_of_another_program(home: Path, tmp_path: Path) -> None:
     assert "(int8, by an unknown program)" in " ".join(shown)
     assert "layers 3 on codes, 0 in float" in shown
     assert not [line for line in shown if line.startswith(("for ", "settings ", "made of "))]
+
+
+def test_one_that_takes_pixels(home: Path, tmp_path: Path) -> None:
+    """It says so; it is raced by its own shape, and not held against a network that takes floats."""
+    model = build(conv("y", "data"), "return y", data=(1, 3, 8, 8))
+    settings = {"mean": [1.0, 2, 3]}
+    file = tmp_path / "pixels.onnx"
+    mxq.export_onnx(model, file, input_shape=(3, 8, 8), with_preprocess=True, preprocess=settings)
+    assert "takes pixels, which it prepares: " in " ".join(lines(str(mxq.inspect(file))))
+    with pytest.raises(ConfigError, match=r"pixels\.onnx prepares pictures itself"):
+        mxq.verify(model, file, X)
 
 
 def test_one_that_was_edited_is_a_failed_check(home: Path, tmp_path: Path) -> None:

@@ -110,8 +110,12 @@ def _recorded(record: FileRecord) -> list[tuple[str, str]]:
     rows = rows if record.kind == "int8" else []
     usual = QuantConfig().to_json()
     chosen = {name: value for name, value in record.config.items() if value != usual.get(name)}
-    said = ", ".join(f"{name} {value}" for name, value in chosen.items() if name not in ("simulate", "hardware", "target"))
+    said = ", ".join(
+        f"{name} {value}" for name, value in chosen.items() if name not in ("backend", "hardware", "simulate", "target")
+    )
     rows += [("settings", said or "the default ones")] if record.config else []
+    prepared = ", ".join(f"{name} {value}" for name, value in record.preprocess.items())
+    rows += [("takes", f"pixels, which it prepares: {prepared}")] if prepared else []
     source = record.source.get("params_sha256")
     return [*rows, *([("made of", f"parameters with the sha256 {source[:16]}...")] if isinstance(source, str) else [])]
 

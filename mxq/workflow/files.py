@@ -83,11 +83,13 @@ def verify_file(
         batch_size: where None that of a file that takes one size alone, else `BATCH`.
 
     Raises:
-        ConfigError: the first network is quantized; a runtime is missing or too old.
+        ConfigError: the first network is quantized; the file takes pixels; a runtime is missing or too old.
         DataError: inputs or outputs differ.
         FormatError: a file is damaged, or a runtime does not take it.
     """
     file, engines = read(path), chosen(runtimes)
+    if file.record is not None and file.record.preprocess:
+        raise ConfigError(f"{path} prepares pictures itself; allowed: the same file exported without --with-preprocess")
     cpus, threads = one_process(os.environ)
     batch = file.inputs[0].shape[0] if file.inputs and file.inputs[0].shape else BATCH
     size = batch_size or (batch if isinstance(batch, int) else BATCH)

@@ -225,7 +225,8 @@ def _networks(
         raise ConfigError("there is no network to time; allowed: pairs and ONNX files, one or more")
     files = {name: read(net) for name, net in nets.items() if is_onnx(net)}
     engines = chosen(runtimes) if files or runtimes else ()
-    known = {name: shape for file in files.values() if file.record for name, shape in file.record.inputs.items()}
+    records = [file.record for file in files.values() if file.record is not None and not file.record.preprocess]
+    known = {name: shape for record in records for name, shape in record.inputs.items()}  # not those of pixels
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="mxq-")))
     found: list[Network] = []
     for i, (name, net) in enumerate(nets.items()):
