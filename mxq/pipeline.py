@@ -334,6 +334,8 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
     asked = wanted(prepared)
     if asked and statistics.network:
         statistics.check_network(prepared.fingerprint)
+    if asked:
+        _check_complete(prepared, {*statistics.states, *_fixed(prepared.plan, choices)}, "statistics")
     specs = {str(r): _asked_spec(r, prepared) for r in asked}
     found = dict(statistics.thresholds({str(r): o for r, o in asked.items()}, specs, prepared.coding.scheme))
     for ref in asked:
@@ -408,7 +410,7 @@ def quantize(
         QuantizeError: "uint8" was asked for a tensor with negative values, or nothing is int8 of a network that is to
             take integers.
     """
-    _check_complete(prepared, calibrated)
+    _check_complete(prepared, calibrated.thresholds)
     if not prepared.plan.quantized:
         return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
@@ -472,13 +474,18 @@ def simulation(prepared: Prepared) -> dict[str, object]:
     return {"simulation": {**found, "layers": {name: str(bits) for name, bits in coding.layers.items()}}}
 
 
-def _check_complete(prepared: Prepared, calibrated: Calibrated) -> None:
-    missing = [str(r) for r in prepared.plan.observe if str(r) not in calibrated.thresholds]
+def _check_complete(prepared: Prepared, known: Collection[str], what: str = "thresholds") -> None:
+    """Whether all tensors that are planned are among those that ``what`` are of.
+
+    Raises:
+        CalibrationError: some are not; it says by which call they would be.
+    """
+    missing = [str(r) for r in prepared.plan.observe if str(r) not in known]
     if missing:
         coding = prepared.coding
         of = f"(simulate=True, hardware={coding.hardware.name!r})" if prepared.config.simulate else ""
         raise CalibrationError(
-            f"thresholds lack tensor {missing[0]!r} ({len(missing)} missing in all); allowed: those that calibrate{of} "
+            f"{what} lack tensor {missing[0]!r} ({len(missing)} missing in all); allowed: those that calibrate{of} "
             "finds for this network with the settings that are given here"
         )
 

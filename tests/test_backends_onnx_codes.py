@@ -215,6 +215,13 @@ class TestErrors:
         with pytest.raises(CalibrationError, match=r"that calibrate\(simulate=True, hardware='onnx'\) finds"):
             mxq.export_onnx(net, tmp_path / "net.onnx", thresholds=found, input_shape=EXAMPLE)
 
+    def test_statistics_of_a_pair(self, net: Any, tmp_path: Path) -> None:
+        mxq.calibrate(net, data(8), stats=tmp_path / "stats.npz")
+        with pytest.raises(
+            CalibrationError, match=r"statistics lack .*calibrate\(simulate=True, hardware='onnx'\) finds"
+        ):
+            mxq.export_onnx(net, tmp_path / "net.onnx", statistics=tmp_path / "stats.npz", input_shape=EXAMPLE)
+
     def test_settings(self, net: Any, tmp_path: Path) -> None:
         target = tmp_path / "net.onnx"
         for options, match in (

@@ -217,11 +217,15 @@ CASES: dict[str, list[Case]] = {
     **{f"_{op}": one(f"_{op}", others={"other": IMAGE}, span=HALVES)
        for op in BINARY if op not in ("add", "sub", "mul")},
     "_power": one("_power", others={"other": IMAGE}, span=(0.5, 2)),
-    "_mod": one("_mod", others={"other": IMAGE}, span=(0.6, 4)),
+    "_mod": [
+        *one("_mod", others={"other": IMAGE}, span=(0.6, 4)),
+        Case("_mod", lines=('d = _greater_scalar(other) scalar="1"', "y = _mod(data, d)", "return y"),
+             others={"other": IMAGE}, span=HALVES),  # by 0, too
+    ],
     **{f"{op}_scalar": one(f"{op}_scalar", 'scalar="0.75"', 'scalar="-1.5"', span=HALVES) for op in (
         "_plus", "_minus", "_rminus", "_mul", "_div", "_maximum", "_minimum", "_equal", "_not_equal", "_greater",
         "_greater_equal", "_lesser", "_lesser_equal")},
-    "_mod_scalar": one("_mod_scalar", 'scalar="0.75"', 'scalar="1.5"', span=HALVES),
+    "_mod_scalar": one("_mod_scalar", 'scalar="0.75"', 'scalar="1.5"', 'scalar="0"', span=HALVES),
     **{f"{op}_scalar": one(f"{op}_scalar", 'scalar="1.75"', span=(0.5, 3)) for op in ("_rdiv", "_rpower", "_rmod")},
     "_power_scalar": one("_power_scalar", 'scalar="1.75"', 'scalar="-0.5"', span=(0.5, 3)),
     **{op: [Case(op, lines=("a = floor(data)", "b = floor(other)", f"y = {op}(a, b)", "return y"),

@@ -190,16 +190,24 @@ def _modulo(c: Context, dividend: str, divisor: str) -> str:
     return c.emit("Sub", dividend, c.emit("Mul", whole, divisor))
 
 
+def _guarded_modulo(c: Context, dividend: str, divisor: str) -> str:
+    """As MXNet, 0 where the divisor is 0."""
+    none = c.emit("Equal", divisor, c.number(0))
+    rest = _modulo(c, dividend, c.emit("Where", none, c.number(1), divisor))
+    return c.emit("Where", none, c.number(0), rest)
+
+
 def modulo(c: Context) -> str:
-    return _modulo(c, c.read(0), c.read(1))
+    return _guarded_modulo(c, c.read(0), c.read(1))
 
 
 def modulo_scalar(c: Context) -> str:
-    return _modulo(c, c.read(), c.number(c.node.number("scalar", 1.0)))
+    x, scalar = c.read(), c.node.number("scalar", 1.0)
+    return _modulo(c, x, c.number(scalar)) if scalar else c.emit("Mul", x, c.number(0))
 
 
 def rmodulo_scalar(c: Context) -> str:
-    return _modulo(c, c.number(c.node.number("scalar", 1.0)), c.read())
+    return _guarded_modulo(c, c.number(c.node.number("scalar", 1.0)), c.read())
 
 
 def _compared(kind: str, *, negated: bool = False, scalar: bool = False) -> Callable[[Context], str]:
