@@ -10,7 +10,9 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 from coded_files import differences, kinds, openvino_outputs, session
-from graphs import CONV1, RELU, build, conv, run
+from graphs import CONV1, CONV3, RELU, build, conv, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mxq.backends import runtimes
 from mxq.config import QuantConfig
@@ -87,6 +89,45 @@ class TestNumbers:
         assert sqnr(wanted, found) > 30
         pytest.importorskip("openvino", reason="openvino is not installed")
         assert sqnr(wanted, openvino_outputs(path, x)[0]) > 25
+
+
+NEAREST = 'scale="2" sample_type="nearest" num_args="1"'
+STEPS = (
+    conv("{y}", "{x}"), conv("{y}", "{x}", CONV3 + ' num_group="8"'), "{y} = Activation({x}) " + RELU,
+    '{y} = Activation({x}) act_type="sigmoid"', '{y} = LeakyReLU({x}) act_type="leaky" slope="0.2"',
+    '{y} = hard_sigmoid({x}) alpha="0.25" beta="0.5"', '{y} = _plus_scalar({x}) scalar="-0.7"',
+    '{y} = _mul_scalar({x}) scalar="-1.3"', '{y} = clip({x}) a_min="0.0" a_max="1.5"',
+    "{y} = elemwise_add({x}, {z})", "{y} = elemwise_mul({x}, {z})",
+    '{y}p = Pooling({x}) kernel="(1, 1)" global_pool="True" pool_type="avg"\n{y} = broadcast_mul({z}, {y}p)',
+    '{y}p = Pooling({x}) kernel="(2, 2)" stride="(2, 2)"\n{y} = UpSampling({y}p) ' + NEAREST,
+    '{y}j = Concat({x}, {z}) num_args="2"\n' + conv("{y}", "{y}j", CONV1),
+)  # fmt: skip
+"""What a network may do next with {x}, and with {z}, an older tensor of the same shape."""
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    hardware=st.sampled_from(tuple(runtimes.RUNTIMES.values())),
+    steps=st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 9)), min_size=3, max_size=9),
+)
+def test_codes_of_any_network_are_those_of_the_simulation(
+    tmp_path: Path, hardware: str, steps: list[tuple[int, int]]
+) -> None:
+    """Node by node; halves are rounded either way, which of a gate is one code of 256, and of few codes more."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    names, lines = ["t0"], [conv("t0", "data")]
+    for i, (step, older) in enumerate(steps, start=1):
+        z = names[older % len(names)]
+        lines += STEPS[step].format(y=f"t{i}", x=names[-1], z=z).splitlines()
+        names.append(f"t{i}")
+    lines += [conv("last", names[-1]), "return last"]
+    shape = (8, 6, 6)
+    x = np.random.default_rng(len(steps)).normal(size=(8, *shape)).astype(np.float32)
+    config = QuantConfig(simulate=True, hardware=hardware, effort="fast")
+    made = quantize(build(*lines, data=(4, *shape)), Given(x), config)
+    found = differences(made, {"data": x[:4]}, tmp_path)
+    assert max(most for most, _ in found.values()) <= 1, found
+    assert float(np.mean([share for _, share in found.values()])) < 0.03, found
 
 
 class TestOnnxRuntime:
