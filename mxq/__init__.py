@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         explain,
         export_onnx,
         inspect,
+        inspect_onnx,
         load,
         pack,
         plot,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         tune,
         unpack,
         verify,
+        verify_onnx,
     )
     from mxq.calibration.statistics import Statistics
     from mxq.contrib import calib_graph, quantize_graph, quantize_model_mkldnn, quantize_net_v2
@@ -118,6 +120,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "inspect",
+    "inspect_onnx",
     "load",
     "pack",
     "plot",
@@ -137,6 +140,7 @@ __all__ = [
     "unpack",
     "use_physical_cores",
     "verify",
+    "verify_onnx",
 ]
 
 _LAZY = {
@@ -156,6 +160,7 @@ _LAZY = {
     "explain": "mxq.api",
     "export_onnx": "mxq.api",
     "inspect": "mxq.api",
+    "inspect_onnx": "mxq.api",
     "load": "mxq.api",
     "pack": "mxq.api",
     "plot": "mxq.api",
@@ -172,6 +177,7 @@ _LAZY = {
     "tune": "mxq.api",
     "unpack": "mxq.api",
     "verify": "mxq.api",
+    "verify_onnx": "mxq.api",
 }
 
 

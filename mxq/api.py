@@ -24,7 +24,6 @@ from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
-from mxq.formats.onnx_file import is_onnx
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Model
 from mxq.host import machine
@@ -337,27 +336,34 @@ def inspect(
     config: QuantConfig | None = None,
     logger: logging.Logger | None = None,
     **options: Unpack[Options],
-) -> Inspection | FileInspection:
+) -> Inspection:
     """What is int8 in a network and what is not, and why; of a float one, what would be. See ``mxq inspect``.
 
     Args:
         net: as for `quantize_net`, or what that, `quantize_model` or `load` returned. Of what mxq made, the report is
-            looked up, not the network. Or the path of an ONNX file, of mxq or another program.
+            looked up, not the network. ONNX files: `inspect_onnx`.
         epoch: which ``prefix-NNNN.params`` of a float pair; the latest by default.
         config, logger, **options: as for `quantize_net`, for a float network.
 
     Returns:
         The report, sizes in bytes of a pair's files, and which of them are not as they were written; ``str`` is the
-        table. Of an ONNX file, what is in it, and what it says of how it was made.
+        table.
 
     Raises:
         QuantizeError: the network is int8, without a record.
         MxqError: see `mxq.errors`.
     """
-    settings = _config(config, options, logger)
-    if is_onnx(net):
-        return FileInspection.of(Path(net), settings, epoch)
-    return workflow.inspect(net, settings, epoch=epoch, logger=_heard(logger))
+    return workflow.inspect(net, _config(config, options, logger), epoch=epoch, logger=_heard(logger))
+
+
+def inspect_onnx(path: str | Path) -> FileInspection:
+    """What is in an ONNX file, of mxq or another program, and what it says of how it was made. See ``mxq inspect``.
+
+    Raises:
+        ConfigError: onnx is not installed.
+        FormatError: there is no such file, it is none of ONNX, or damaged.
+    """
+    return FileInspection.of(Path(path))
 
 
 @_releasing_threads
@@ -399,41 +405,78 @@ def verify(
     num_examples: int | None = None,
     batch_size: int | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
-    runtimes: str | Sequence[str] | None = None,
     logger: logging.Logger | None = None,
-) -> Verification | FileVerification:
+) -> Verification:
     """How close an INT8 network is to the float one: equal answers, noise, accuracy where there are labels.
 
     See ``mxq verify``, whose bars are ``failures(min_agreement, min_sqnr)`` of the result.
 
     Args:
         float_net: as for `quantize_net`.
-        int8_net: what was made of it, in any of these forms; one that takes integers is fed those of ``data``. Or the
-            path of an ONNX file; then ``float_net`` may be one, too.
+        int8_net: what was made of it, in any of these forms; one that takes integers is fed those of ``data``. ONNX
+            files: `verify_onnx`.
         data: as ``calib_data`` of `quantize_net`, all of it: inputs of the float network.
         layers: compare every tensor that both have, to find which layers introduce noise.
         labels: class numbers (examples,), where they are not in the data; for a folder also a file like ``labels.csv``.
         num_examples: so many of a path's examples, spread evenly; all by default.
         batch_size: how whole arrays and files are cut; 32 by default, 4 with ``layers``.
         preprocess: how pictures at a path are read, see `quantize_net`.
-        runtimes: of an ONNX file, what runs it: "onnxruntime", "openvino" or several; by default all installed.
         logger: as for `quantize_net`.
 
     Returns:
-        Shares in 0..1, SQNR in dB; ``str`` is the table. Of an ONNX file such a result for each runtime, in ``runs``.
+        Shares in 0..1, SQNR in dB; ``str`` is the table.
 
     Raises:
-        ConfigError: ``float_net`` is quantized; a runtime is missing or too old.
+        ConfigError: ``float_net`` is quantized.
         DataError: no examples, labels that do not fit, or outputs that differ in number or shape.
         MxqError: see `mxq.errors`.
     """
-    return workflow.verify_any(
+    return workflow.verify(
         float_net,
         int8_net,
         Measured(data, labels, examples=num_examples),
         _preparation(preprocess),
-        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
         layers=layers,
+        batch_size=batch_size,
+        logger=_heard(logger),
+    )
+
+
+@_releasing_threads
+def verify_onnx(
+    float_net: runtime.Net,
+    path: str | Path,
+    data: object,
+    *,
+    labels: Any = None,
+    num_examples: int | None = None,
+    batch_size: int | None = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    runtimes: str | Sequence[str] | None = None,
+    logger: logging.Logger | None = None,
+) -> FileVerification:
+    """How close an ONNX file is to the float network, in each runtime that is installed. See ``mxq verify``.
+
+    Args:
+        float_net: as for `quantize_net`, or the path of a float ONNX file.
+        path: the file that was made of it.
+        data, labels, num_examples, batch_size, preprocess, logger: as for `verify`.
+        runtimes: "onnxruntime", "openvino" or several; by default all that are installed.
+
+    Returns:
+        What `verify` gives, for each runtime in ``runs``; ``str`` is the table.
+
+    Raises:
+        ConfigError: ``float_net`` is quantized; a runtime is missing or too old.
+        FormatError: the file is damaged, or a runtime does not take it.
+        MxqError: as of `verify`.
+    """
+    return workflow.verify_file(
+        float_net,
+        Path(path),
+        Measured(data, labels, examples=num_examples),
+        _preparation(preprocess),
+        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
         batch_size=batch_size,
         logger=_heard(logger),
     )

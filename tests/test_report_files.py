@@ -43,7 +43,7 @@ def lines(text: str) -> list[str]:
 
 
 def test_an_int8_file(home: Path) -> None:
-    found = mxq.inspect(home / "int8.onnx")
+    found = mxq.inspect_onnx(home / "int8.onnx")
     assert isinstance(found, FileInspection)
     shown = lines(str(found))
     assert f"file {home / 'int8.onnx'} (int8, by mxq {mxq.__version__})" in " ".join(shown)
@@ -62,7 +62,7 @@ def test_an_int8_file(home: Path) -> None:
 
 def test_as_json(home: Path) -> None:
     found = json.loads(command("inspect", home / "float.onnx", "--json"))
-    assert found == json.loads(json.dumps(mxq.inspect(home / "float.onnx").to_json()))
+    assert found == json.loads(json.dumps(mxq.inspect_onnx(home / "float.onnx").to_json()))
     assert (found["kind"], found["opset"], found["layers_int8"], found["layers_float"]) == ("float", 17, 0, 3)
     assert found["inputs"] == [{"name": "data", "dtype": "float32", "shape": ["batch", *EXAMPLE], "maker": ""}]
     assert found["record"]["inputs"] == {"data": [*EXAMPLE]}
@@ -74,7 +74,7 @@ def test_of_another_program(home: Path, tmp_path: Path) -> None:
     del model.metadata_props[:]
     model.producer_name, model.producer_version = "", ""
     onnx.save(model, tmp_path / "a.onnx")
-    shown = lines(str(mxq.inspect(tmp_path / "a.onnx")))
+    shown = lines(str(mxq.inspect_onnx(tmp_path / "a.onnx")))
     assert "(int8, by an unknown program)" in " ".join(shown)
     assert "layers 3 on codes, 0 in float" in shown
     assert not [line for line in shown if line.startswith(("for ", "settings ", "made of "))]
@@ -86,9 +86,9 @@ def test_one_that_takes_pixels(home: Path, tmp_path: Path) -> None:
     settings = {"mean": [1.0, 2, 3]}
     file = tmp_path / "pixels.onnx"
     mxq.export_onnx(model, file, input_shape=(3, 8, 8), with_preprocess=True, preprocess=settings)
-    assert "takes pixels, which it prepares: " in " ".join(lines(str(mxq.inspect(file))))
+    assert "takes pixels, which it prepares: " in " ".join(lines(str(mxq.inspect_onnx(file))))
     with pytest.raises(ConfigError, match=r"pixels\.onnx prepares pictures itself"):
-        mxq.verify(model, file, X)
+        mxq.verify_onnx(model, file, X)
 
 
 def test_one_that_was_edited_is_a_failed_check(home: Path, tmp_path: Path) -> None:
@@ -96,16 +96,16 @@ def test_one_that_was_edited_is_a_failed_check(home: Path, tmp_path: Path) -> No
     model.graph.node[0].name = "other"
     onnx.save(model, tmp_path / "a.onnx")
     assert "check failed: a.onnx has changed since it was written" in command("inspect", tmp_path / "a.onnx", code=1)
-    (problem,) = mxq.inspect(tmp_path / "a.onnx").to_json()["problems"]
+    (problem,) = mxq.inspect_onnx(tmp_path / "a.onnx").to_json()["problems"]
     assert problem == {"file": "a.onnx", "problem": "changed"}
 
 
 def test_refusals(home: Path, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"none")
     with pytest.raises(FormatError, match=r"a\.onnx is damaged, or no ONNX file"):
-        mxq.inspect(tmp_path / "a.onnx")
+        mxq.inspect_onnx(tmp_path / "a.onnx")
     assert "a.onnx is damaged, or no ONNX file" in command("inspect", tmp_path / "a.onnx", code=2)
     with pytest.raises(ConfigError, match=r"settings are given for .*int8\.onnx"):
-        mxq.inspect(home / "int8.onnx", effort="fast")
+        FileInspection.of(home / "int8.onnx", mxq.QuantConfig(effort="fast"))
     with pytest.raises(FormatError, match=r"int8\.onnx' is an ONNX file, which MXNet does not run"):
         mxq.explain(home / "int8.onnx", "fc0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import mxq
 from mxq.cli import app
-from mxq.errors import ConfigError, DataError
+from mxq.errors import ConfigError, DataError, FormatError
 from mxq.runtime import write_pair
 from mxq.verification import FileVerification, Head, verify_each
 
@@ -44,7 +45,7 @@ def command(*args: object, code: int = 0) -> str:
 
 
 def found_of(*args: Any, **more: Any) -> FileVerification:
-    found = mxq.verify(*args, **{"runtimes": "onnxruntime", **more})
+    found = mxq.verify_onnx(*args, **{"runtimes": "onnxruntime", **more})
     assert isinstance(found, FileVerification)
     return found
 
@@ -102,15 +103,31 @@ def test_of_another_network(home: Path, tmp_path: Path, caplog: pytest.LogCaptur
     ("first", "second", "more", "says"),
     [
         ("int8.onnx", "int8.onnx", {}, r"int8\.onnx, given as the float network, is quantized"),
-        ("net", "int8.onnx", {"layers": True}, "layers are asked for"),
-        ("net", "net", {}, "runtimes are onnxruntime, but .*net is no ONNX file"),
-        ("float.onnx", "net", {"runtimes": None}, r"float\.onnx is given as the float network, but .*net is no ONNX"),
         ("net", "int8.onnx", {"runtimes": "tvm"}, "runtime is 'tvm'; allowed: 'onnxruntime', 'openvino'"),
     ],
 )
 def test_refusals(home: Path, first: str, second: str, more: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         found_of(home / first, home / second, X, **more)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "options", "says"),
+    [
+        ("net", "int8.onnx", ("--layers",), "layers are asked for"),
+        ("net", "net", ("--runtime", "onnxruntime"), "runtimes are onnxruntime, but .*net is no ONNX file"),
+        ("float.onnx", "net", (), r"float\.onnx is given as the float network, but .*net is no ONNX"),
+    ],
+)
+def test_options_of_the_other_form(home: Path, first: str, second: str, options: tuple[str, ...], says: str) -> None:
+    found = command("verify", home / first, home / second, "--data", home / "x.npz", *options, code=2)
+    assert re.search(says, " ".join(found.split()))
+
+
+def test_functions_for_pairs_name_those_for_files(home: Path) -> None:
+    for call in (lambda: mxq.verify(home / "net", home / "int8.onnx", X), lambda: mxq.inspect(home / "int8.onnx")):
+        with pytest.raises(FormatError, match=r"functions for files: verify_onnx, inspect_onnx"):
+            call()
 
 
 def test_several_are_compared_in_one_pass() -> None:

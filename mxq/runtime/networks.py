@@ -191,7 +191,10 @@ def params_path(prefix: Path, epoch: int | None = None) -> Path:
 
 def from_prefix(prefix: Path, epoch: int | None) -> Model:
     if is_onnx(prefix) and is_file(prefix):
-        raise FormatError(f"{str(prefix)!r} is an ONNX file, which MXNet does not run; allowed: the prefix of a pair")
+        raise FormatError(
+            f"{str(prefix)!r} is an ONNX file, which MXNet does not run; allowed: the prefix of a pair; "
+            "functions for files: verify_onnx, inspect_onnx, best_runtime"
+        )
     if packed := _packed(prefix):
         raise FormatError(f"{str(packed)!r} is a packed pair; allowed: the pair, after mxq unpack {packed}")
     with intact(prefix):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
 from mxq.workflow.exporting import FileForm, Planned, export_onnx, quantized_for_files
-from mxq.workflow.files import verify_any
+from mxq.workflow.files import verify_any, verify_file
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
 from mxq.workflow.measuring import evaluate, input_of
@@ -44,4 +44,5 @@ __all__ = [
     "tune",
     "verify",
     "verify_any",
+    "verify_file",
 ]
