@@ -592,3 +592,9 @@ class TestQuantized:
         block = mxq.quantize_net(net, [batch(n) for n in (6, 3, 8)], effort="fast")
         assert block.mxq_report.summary["calibration_examples"] == 17
         assert sqnr(net(*given).asnumpy(), block(*given).asnumpy()) > 30  # 8 bits
+
+
+@pytest.mark.parametrize("prefix", [".", "/", ""])
+def test_a_prefix_without_a_name_is_one_error(prefix: str) -> None:
+    with pytest.raises(FormatError, match=r"-symbol\.json"):
+        load_model(Path(prefix))

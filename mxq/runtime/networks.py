@@ -203,7 +203,7 @@ def from_prefix(prefix: Path, epoch: int | None) -> Model:
 
 def _packed(prefix: Path) -> Path | None:
     """The packed pair that is meant by a prefix that is none."""
-    packed = prefix if prefix.name.endswith(PACKED) else prefix.with_name(f"{prefix.name}{PACKED}")
+    packed = prefix if prefix.name.endswith(PACKED) else prefix.parent / f"{prefix.name}{PACKED}"
     symbol = prefix.parent / f"{prefix.name}-symbol.json"
     return packed if is_file(packed) and not is_file(symbol) else None
 

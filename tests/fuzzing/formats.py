@@ -23,7 +23,6 @@ from fuzzing.seeds import PREPROCESS, RECIPES
 from fuzzing.trees import bytes_mutated, dump, mutated
 from mxq import observers, recipe, runtime
 from mxq.artifacts import record
-from mxq.artifacts.packed import ENDING
 from mxq.calibration.statistics import Statistics
 from mxq.cli import app
 from mxq.config import Budget
@@ -33,6 +32,7 @@ from mxq.data.preprocess import Preprocess, read_preprocess
 from mxq.data.readers import Records, record_count
 from mxq.evaluation import labelled
 from mxq.quant.thresholds import Thresholds
+from mxq.storage.checksums import PACKED
 from mxq.tuning.driver import seconds_in, trials_in
 from mxq.tuning.journal import Journal
 from mxq.tuning.layer_sensitivity import _measured
@@ -84,8 +84,8 @@ def _formats(seeds: Path) -> Iterator[Format]:
     yield Format("npy", 2, plain, binary.npy_mutated, _into("a.npy"), _feeds("a.npy"))
     kept = tuple(binary.Archive.of((seeds / f"{n}.stats").read_bytes()) for n in ("plain", "naive"))
     yield Format("stats", 3, kept, _statistics_mutated, _into("a.stats"), _statistics)
-    packed = (binary.Archive.of((seeds / f"plain{ENDING}").read_bytes()),)
-    yield Format("packed", 1, packed, _packed_mutated, _into(f"m{ENDING}"), _unpack)
+    packed = (binary.Archive.of((seeds / f"plain{PACKED}").read_bytes()),)
+    yield Format("packed", 1, packed, _packed_mutated, _into(f"m{PACKED}"), _unpack)
     shards = tuple(((seeds / f"{n}.rec").read_bytes(), (seeds / f"{n}.idx").read_text()) for n in ("shard", "vectors"))
     yield Format("rec", 2, shards, _shard_mutated, _shard, _records)
     yield Format("labels", 1, ((seeds / "labels.csv").read_text(),), texts.text_mutated, _labels(seeds), _folder)
@@ -312,7 +312,7 @@ def _about_mutated(name: str, content: bytes, rng: Random) -> bytes:
 
 
 def _unpack(folder: Path) -> None:
-    mxq.unpack(folder / f"m{ENDING}")
+    mxq.unpack(folder / f"m{PACKED}")
     mxq.load(folder / "m")
 
 
