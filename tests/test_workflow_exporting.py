@@ -66,6 +66,10 @@ class TestQuantizedForFiles:
         (found,) = outputs(tmp_path / "a.onnx", data=x)
         np.testing.assert_allclose(quantized(mx.nd.array(x)).asnumpy(), found, rtol=0.02, atol=0.02)
 
+    def test_what_is_said_meanwhile(self, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        mxq.export_onnx(to_block(model), tmp_path / "a.onnx", data(), effort="fast")
+        assert "3 of 3 operators are on codes (onnx W8A8)" in caplog.text
+
     def test_what_it_does_not_take(self, model: Model, tmp_path: Path) -> None:
         quantized = mxq.quantize_net(to_block(model), data(), backend="onnx", effort="fast")
         for more in ({"calib_data": data()}, {"effort": "best"}):

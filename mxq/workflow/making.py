@@ -10,7 +10,7 @@ from pathlib import Path
 from mxq import distributed, pipeline, runtime, tuning
 from mxq.calibration.collect import Checkpoint
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig
+from mxq.config import ONNX, QuantConfig
 from mxq.data.examples import Source
 from mxq.data.feeding import Feeds, feeds
 from mxq.data.preparation import Preparation
@@ -139,7 +139,8 @@ class Opened:
         made = pipeline.quantize(self.prepared, calibrated, runtime.versions(), runner=self.runner, data=self.batches)
         for warning in made.warnings:
             logger.warning(warning)
-        kind = f"simulated as {self.prepared.coding}" if config.simulate else "int8"
+        file, simulation = f"on codes ({self.prepared.coding})", f"simulated as {self.prepared.coding}"
+        kind = file if config.backend == ONNX else simulation if config.simulate else "int8"
         logger.info("%d of %d operators are %s", made.report.summary["int8"], len(made.report.plan.decisions), kind)
         return made
 
