@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import in_its_own_process
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,7 +34,6 @@ from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, load_model, to_arrays, to_symbol
 
 CALIBRATION = 4
-TIMEOUT = 900
 Results = dict[str, Any]
 
 
@@ -104,19 +103,6 @@ def noise(wanted: Sequence[Array], found: Sequence[Array]) -> float:
     return min(sqnr_db(a - a.mean(), b - a.mean()) for a, b in zip(wanted, found, strict=True))
 
 
-def in_its_own_process(name: str) -> Results:
-    """`measure` in a child; what went wrong there as ``error``."""
-    try:
-        command = [sys.executable, __file__, "--child", name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return {"name": name, "error": f"took longer than {TIMEOUT} s"}
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"name": name, "error": last[:200]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 COLUMNS = ("network", *(f"{form} {engine.name}" for form in ("float", "int8") for engine in FILE_ENGINES), "pair")
 
 
@@ -166,7 +152,7 @@ def main() -> None:
         return
     results, console = [], Console(width=150)
     for name in track(args.nets, "networks", console=Console(stderr=True)):
-        results.append(in_its_own_process(name))
+        results.append(in_its_own_process(__file__, name))
         console.print(" | ".join(row(results[-1])), markup=False, highlight=False)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import in_its_own_process
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -39,7 +39,6 @@ from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, serve
 
 CALIBRATION = 4
-TIMEOUT = 900
 SECONDS = 10
 """How long a network is timed: slow ones have fewer repeats, two at least."""
 CHOICES = ("nms", "topk", "Proposal")
@@ -98,19 +97,6 @@ def leaving(prepared: pipeline.Prepared, made: pipeline.Quantized) -> tuple[Ref,
     return tuple(Ref(name) for name in found if name not in after)
 
 
-def in_its_own_process(name: str, repeats: int) -> dict[str, Any]:
-    """`measure` in a child; what went wrong there as ``error``."""
-    command = [sys.executable, __file__, "--child", name, "--repeats", str(repeats)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return {"name": name, "error": f"took longer than {TIMEOUT} s"}
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"name": name, "error": last[:200]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def row(found: dict[str, Any]) -> tuple[str, ...]:
     """One line of the table."""
     if "error" in found:
@@ -151,7 +137,7 @@ def main() -> None:
     results, console = [], Console(width=150)
     try:
         for name in track(args.nets, "networks", console=Console(stderr=True)):
-            results.append(in_its_own_process(name, args.repeats))  # noqa: PERF401 - kept when interrupted
+            results.append(in_its_own_process(__file__, name, "--repeats", str(args.repeats)))  # noqa: PERF401 - kept when interrupted
     finally:
         table = Table(*COLUMNS)
         for found in results:

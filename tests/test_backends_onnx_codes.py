@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from coded_files import differences
+from coded_files import differences, session
 from graphs import build, run
 
 from mxq.backends import onnx as backend
@@ -74,16 +74,6 @@ def data(count: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, *EXAMPLE)).astype(np.float32)
 
 
-def opened(path: Path, *, optimized: bool, saved: Path | None = None) -> Any:
-    options = ort.SessionOptions()
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    if saved is not None:
-        options.optimized_model_filepath = str(saved)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - found).sum()))
 
@@ -104,12 +94,12 @@ class TestNumbers:
         x = data(64, seed=2)
         wanted = run(load_model(net), {"data": x})[0]
         for optimized in (False, True):
-            (found,) = opened(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": x})
+            (found,) = session(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": x})
             assert sqnr(wanted, found) > 28
 
     def test_all_of_it_is_integer_in_onnx_runtime(self, net: Any, tmp_path: Path) -> None:
         mxq.export_onnx(net, tmp_path / "net.onnx", data(), effort="fast")
-        opened(tmp_path / "net.onnx", optimized=True, saved=tmp_path / "fused.onnx")
+        session(tmp_path / "net.onnx", optimized=True, saved=tmp_path / "fused.onnx")
         kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
         assert kinds["QLinearConv"] == 3
         assert kinds["QLinearAdd"] == kinds["QLinearConcat"] == kinds["QGemm"] == 1
@@ -128,9 +118,9 @@ class TestNumbers:
 
     def test_any_batch_size_and_what_the_file_says(self, net: Any, tmp_path: Path) -> None:
         mxq.export_onnx(net, tmp_path / "net.onnx", data(), effort="fast", target="avx512_vnni")
-        session = opened(tmp_path / "net.onnx", optimized=True)
+        opened = session(tmp_path / "net.onnx", optimized=True)
         for count in (1, 7):
-            assert session.run(None, {"data": data(count)})[0].shape == (count, 5)
+            assert opened.run(None, {"data": data(count)})[0].shape == (count, 5)
         record = read(tmp_path / "net.onnx").record
         assert record is not None
         assert (record.kind, record.runtime, record.target) == ("int8", "portable", "avx512_vnni")
@@ -150,7 +140,7 @@ class TestBiases:
         layer.bias.set_data(mx.nd.array(np.full(8, 5.0)))
         mxq.export_onnx(layer, tmp_path / "net.onnx", data(), effort="fast")
         for optimized in (False, True):
-            (found,) = opened(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": data(4, 1)})
+            (found,) = session(tmp_path / "net.onnx", optimized=optimized).run(None, {"data": data(4, 1)})
             assert np.allclose(found[:, 3], 5.0, atol=1e-3)
 
     def test_a_weight_of_two_layers_has_room_for_both(self, tmp_path: Path) -> None:
@@ -166,7 +156,7 @@ class TestBiases:
         model = model.with_graph(model.graph, {"w_weight": weight, "w_bias": np.full(5, 5.0, np.float32)})
         examples = np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
         mxq.export_onnx(model, tmp_path / "net.onnx", examples, effort="fast")
-        for found in opened(tmp_path / "net.onnx", optimized=False).run(None, {"data": examples}):
+        for found in session(tmp_path / "net.onnx", optimized=False).run(None, {"data": examples}):
             assert np.allclose(found[:, 3], 5.0, atol=1e-3)
 
 
@@ -180,7 +170,7 @@ def test_the_hardware_may_be_named(net: Any, tmp_path: Path) -> None:
 def test_a_network_of_one_batch_size_is_calibrated_with_batches_of_it(tmp_path: Path) -> None:
     lines = ('f = Reshape(data) shape="(4, 8)"', 'y = FullyConnected(f, w_weight, w_bias) num_hidden="5"', "return y")
     mxq.export_onnx(build(*lines, data=(4, 2, 4)), tmp_path / "net.onnx", noise(8), batch_size=4, effort="fast")
-    (found,) = opened(tmp_path / "net.onnx", optimized=False).run(None, {"data": noise(4)})
+    (found,) = session(tmp_path / "net.onnx", optimized=False).run(None, {"data": noise(4)})
     assert found.shape == (4, 5)
 
 

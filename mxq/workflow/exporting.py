@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from mxq import runtime
 from mxq.backends import onnx
 from mxq.backends.runtimes import RUNTIMES
 from mxq.config import ONNX, QuantConfig, Shape
 from mxq.data.feed import Feed
-from mxq.data.preparation import Preparation, beside
+from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, QuantizeError, one_of
 from mxq.formats.onnx_file import require_onnx
@@ -33,7 +32,7 @@ from mxq.quant.plan import Report
 from mxq.rewrite import run_pass
 from mxq.runtime import QuantizedBlock
 from mxq.workflow.making import Opened
-from mxq.workflow.opening import Given, preparation_of
+from mxq.workflow.opening import Given, preparation_of, shapes_said
 
 PORTABLE: Final = "portable"
 """The runtime of files that all runtimes are to run, see `mxq.backends.runtimes`."""
@@ -296,18 +295,10 @@ def _examples(
         ConfigError: no such input, or the shape of one is not known.
     """
     named = _named(given, model)
-    found = {name: model.graph[name].note.input_shape for name in model.inputs}
-    found = _pictures(net, model) | {name: shape for name, shape in found.items() if shape} | dict(fed) | named
+    found = shapes_said(net, model) | dict(fed) | named
     missing = [name for name in model.inputs if name not in found]
     if missing:
         raise ConfigError(
             f"the shape of input {missing[0]!r} is not known; give input_shape, such as 3x224x224, without the batch"
         )
     return found
-
-
-def _pictures(net: Any, model: Model) -> dict[str, Shape]:
-    if not isinstance(net, str | os.PathLike) or len(model.inputs) != 1:
-        return {}
-    shape = beside(Path(net)).settings.shape
-    return {} if shape is None else {model.inputs[0]: shape}

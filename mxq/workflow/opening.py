@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from mxq import runtime
 from mxq.calibration.statistics import Statistics
-from mxq.config import QuantConfig
+from mxq.config import QuantConfig, Shape
 from mxq.data.examples import Source, open_source
 from mxq.data.feeding import BATCH, peeked
 from mxq.data.preparation import Preparation, beside, recorded
@@ -211,3 +212,12 @@ def report_in(net: runtime.Net) -> Report | None:
     """The report that a block bears, or what `mxq.quantize_model` returned."""
     report = getattr(net, "report", None) or getattr(net, runtime.BLOCK_ATTRIBUTE, None)
     return report if isinstance(report, Report) else None
+
+
+def shapes_said(net: runtime.Net, model: Model) -> dict[str, Shape]:
+    """Input -> shape of one example, as the network itself says, or the preprocess.json beside it; of those known."""
+    noted = {name: model.graph[name].note.input_shape for name in model.inputs}
+    alone = isinstance(net, str | os.PathLike) and len(model.inputs) == 1
+    shape = beside(Path(net)).settings.shape if alone else None
+    said = {} if shape is None else {model.inputs[0]: shape}
+    return said | {name: shape for name, shape in noted.items() if shape}

@@ -18,15 +18,15 @@ from mxq import runtime
 from mxq.bench.runtimes import BestRuntime, RuntimeRow
 from mxq.bench.timing import Benchmark, Timing, noise_of, random_feeds, rounds
 from mxq.config import Shape
-from mxq.data.preparation import beside
 from mxq.engines import MXNET, Engine, Served, chosen, missing
 from mxq.errors import ConfigError, MxqError, RuntimeFailure, StorageError
 from mxq.formats.onnx_file import OnnxFile, is_onnx, read
-from mxq.graph.ir import Array, Model
+from mxq.graph.ir import Array
 from mxq.host.cores import CpuSet, held_line, launch_lines, one_process
 from mxq.host.machine import Machine, detect
 from mxq.logs import LOG
 from mxq.workflow.comparing import Progress, called, silent
+from mxq.workflow.opening import shapes_said
 
 _T = TypeVar("_T")
 
@@ -260,16 +260,8 @@ def _of_pair(
     if not isinstance(net, str | Path):
         runtime.write_pair(model, written)
     path = Path(net) if isinstance(net, str | Path) else written
-    shapes = _shapes(name, model.inputs, {**_pictures(net, model), **known}, given)
+    shapes = _shapes(name, model.inputs, {**shapes_said(net, model), **known}, given)
     return Network(name, path, MXNET, model.inputs, lambda batch: random_feeds(model, shapes, batch))
-
-
-def _pictures(net: runtime.Net, model: Model) -> dict[str, Shape]:
-    """What the network itself says of the shape of its input, or preprocess.json does."""
-    noted = {name: model.graph[name].note.input_shape for name in model.inputs}
-    shape = beside(net).settings.shape if isinstance(net, str | Path) and len(model.inputs) == 1 else None
-    said = {} if shape is None else {model.inputs[0]: shape}
-    return said | {name: shape for name, shape in noted.items() if shape}
 
 
 def _shapes(
