@@ -26,7 +26,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -79,6 +79,8 @@ class Options:
     python: Path
     asked: tuple[str, ...] = ()
     """Settings of mxq that are not the defaults, "quantize_mode=full"."""
+    kept: Path | None = None
+    """A folder with one for each network, whose files stay and are not made again."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -169,9 +171,12 @@ class Network:
 
     def _step(self, name: str, python: str, script: str, *arguments: str) -> None:
         if name not in self._done:
+            finished = self.folder / f"{name}.finished"
             try:
-                log = self.folder / f"{name}.log"
-                run([python, str(PEERS / script), *arguments], self._options.env, log, PATIENCE)
+                if not finished.exists():
+                    log = self.folder / f"{name}.log"
+                    run([python, str(PEERS / script), *arguments], self._options.env, log, PATIENCE)
+                    finished.touch()
                 self._done[name] = None
             except Failure as failure:
                 self._done[name] = Failure(f"{name.partition('-')[0]}: {failure}")
@@ -302,8 +307,8 @@ def compare_all(names: Sequence[str], options: Options, result: Run) -> Iterator
     """Adds one row after the other to ``result``, and yields each when it is done."""
     with tempfile.TemporaryDirectory(prefix="mxq-compare-") as scratch:
         for name in names:
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                net = Network(name, Path(folder), options)
+            with folder_for(name, scratch, options) as folder:
+                net = Network(name, folder, options)
                 for batch in options.batches:
                     row = Row(name, batch)
                     result.rows.append(row)
@@ -313,6 +318,18 @@ def compare_all(names: Sequence[str], options: Options, result: Run) -> Iterator
                         failed = Figure(failure=short(f"{type(error).__name__}: {error}"))
                         row.figures |= {n: failed for n in options.candidates if not row.timing(n, n)}
                     yield row
+
+
+@contextmanager
+def folder_for(name: str, scratch: str, options: Options) -> Iterator[Path]:
+    """The folder of a network's files: one that stays, where that was asked for, or one that is removed in the end."""
+    if options.kept:
+        folder = options.kept / name.replace(":", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(dir=scratch) as removed:
+            yield Path(removed)
 
 
 def summary(row: Row) -> str:
@@ -351,6 +368,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--env", type=Path, default=PEERS / ".venv", help="environment that peers/make_env.py built")
     parser.add_argument("--threads", type=int, help="of every candidate (default: OMP_NUM_THREADS, or one per core)")
     parser.add_argument("--calibration", type=int, default=16, help="images; rounded up to the largest batch")
+    parser.add_argument("--keep", type=Path, help="folder for the networks' files; those that are there are used again")
     parser.add_argument("--no-roofline", action="store_true", help="leave the machine's peaks out")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--from", type=Path, dest="source", help="show the result in this file, measure nothing")
@@ -370,6 +388,7 @@ def measured(args: argparse.Namespace, console: Console) -> Run:
         images=max(args.calibration, *args.batch_sizes),
         python=args.env / "bin" / "python",
         asked=tuple(args.set),
+        kept=args.keep and args.keep.resolve(),
     )
     result = Run(settings(options))
     try:

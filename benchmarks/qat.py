@@ -120,21 +120,23 @@ PARTS: Mapping[str, tuple[Settings, ...]] = {
 """Part -> the settings of `mxq.qat.prepare` in it; {} for the float network."""
 
 
-def one(data: Data, settings: Settings, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """The scores of a run: "float", or of post-training quantization, with recalibration, and trained; and seconds."""
-    schedule: dict[str, Any] = {"epochs": options.epochs, "lr": options.lr, "seed": seed}
+def one(data: Data, settings: Settings, schedule: Settings, untrained: dict[str, float]) -> dict[str, float]:
+    """The scores of a run: those before training, "trained", and seconds. ``untrained`` is empty until measured."""
     started = time.perf_counter()
-    if not settings:
-        block = trainable(data.net)
-        found = {"float": data.score(data.net)}
-    else:
-        block = mxq.qat.prepare(data.net, data.calibration, **settings)
-        found = {"ptq": data.score(block)}
-        again = mxq.qat.prepare(data.net, data.calibration, **settings)
-        mxq.recalibrate_batchnorm(again, data.train[0][:512])
-        found["recalibrated"] = data.score(again)
+    found = untrained or before(data, settings)
+    block = mxq.qat.prepare(data.net, data.calibration, **settings) if settings else trainable(data.net)
     mxq.qat.fit(block, Augmented(*data.train), progress=False, **schedule)
     return {**found, "trained": data.score(block), "seconds": time.perf_counter() - started}
+
+
+def before(data: Data, settings: Settings) -> dict[str, float]:
+    """ "float", or "ptq" of post-training quantization and "recalibrated" of that with BatchNorm recalibration."""
+    if not settings:
+        return {"float": data.score(data.net)}
+    block = mxq.qat.prepare(data.net, data.calibration, **settings)
+    found = {"ptq": data.score(block)}
+    mxq.recalibrate_batchnorm(block, data.train[0][:512])
+    return {**found, "recalibrated": data.score(block)}
 
 
 def trainable(net: Any) -> Any:
@@ -174,6 +176,8 @@ def show(known: Mapping[str, dict[str, float]]) -> None:
         Console().print(table)
 
 
+BEFORE = ("float", "ptq", "recalibrated")
+"""Scores that no seed changes."""
 COLUMNS = (("float", "ptq"), ("recalibrated",), ("trained",), ("seconds",))
 
 
@@ -207,7 +211,10 @@ def main() -> int:
     for net, settings, seed in track(todo, console=Console(stderr=True)):
         if net not in tasks:
             tasks[net] = Data.of(net, options)
-        scores = one(tasks[net], settings, seed, options)
+        schedule = {"epochs": options.epochs, "lr": options.lr, "seed": seed}
+        others = (known.get(key(net, settings, other, options), {}) for other in options.seeds)
+        untrained = next(({n: s for n, s in run.items() if n in BEFORE} for run in others if run), {})
+        scores = one(tasks[net], settings, schedule, untrained)
         known[key(net, settings, seed, options)] = scores
         with options.file.open("a") as file:
             file.write(json.dumps([key(net, settings, seed, options), scores]) + "\n")
