@@ -2,7 +2,7 @@
 
     MXQ_DATA=... OMP_NUM_THREADS=2 python benchmarks/qat.py results.jsonl --part bits          # W8A8 to W2A2, by LSQ
     MXQ_DATA=... python benchmarks/qat.py results.jsonl --part algorithms --nets cifar_resnet20 --seeds 0 1 2
-    MXQ_DATA=... python benchmarks/qat.py results.jsonl --part hardware strategies --train 2000 --epochs 4
+    MXQ_DATA=... python benchmarks/qat.py results.jsonl --part hardware strategies --train 4000 --epochs 2
     python benchmarks/qat.py results.jsonl --show                                              # the tables alone
 
 Each line of the file is one run; runs that are in it are not repeated, so that the whole may be made in pieces. All
@@ -35,11 +35,18 @@ from rich.table import Table
 import mxq
 from mxq.graph.ir import Array
 from mxq.qat.floating import float_block, written
+from mxq.quant import hardware
 from mxq.runtime import load_model, to_block, write_pair
 
 BITS = (8, 4, 3, 2)
 ALGORITHMS = ("lsq", "pact", "dorefa", "dsq", "qil", "apot")
-HARDWARE = ("academic", "tensorrt", "acl", "tvm", "snpe", "fbgemm")
+HARDWARE = ("tensorrt", "acl", "tvm", "snpe", "fbgemm")
+HARDWARE_ALGORITHMS = ("lsq", "dsq", "pact", "dorefa")
+RANGES = ("naive", "mse")
+"""Calibrators: all of the range, or the best."""
+CALIBRATORS = ("naive", "entropy", "percentile:99.9", "percentile:99.99")
+INITS = (("mse", "naive"), ("naive", "naive"), ("percentile:99.9", "mse"))
+"""Calibrators of activations and of weights; the default is "mse" for both."""
 STRATEGIES = (-1, 0, 1, 2, 3, 4)
 EVALUATION, TRAINING = 2000, 8000
 BATCH, SHIFT = 64, 4
@@ -108,14 +115,21 @@ def academic(bits: int, **settings: Any) -> Settings:
     return {"bits_w": bits, "bits_a": bits, "hardware": "academic", **settings}
 
 
+for number in (2, 3):
+    hardware.register(replace(hardware.ACADEMIC, name=f"academic{number}", graph=number))
+
 PARTS: Mapping[str, tuple[Settings, ...]] = {
-    "bits": ({}, *map(academic, BITS)),
+    # Of Wu et al., arXiv:2004.09602: table 7, table 8 and, with the ranges fixed, table 11.
     "int8": (academic(8, hardware="onednn"),),
-    # Whether ranges that are learned are better (Wu et al., arXiv:2004.09602, table 8).
-    "ranges": tuple(academic(b, algorithm="fixed") for b in (8, 4, 3)),
-    "algorithms": tuple(academic(bits, algorithm=name) for bits in (8, 4, 3, 2) for name in ALGORITHMS),
-    "hardware": tuple(academic(bits, hardware=name) for bits in (8, 4) for name in HARDWARE),
-    "strategies": tuple(academic(4, hardware="tvm", bn_strategy=each) for each in STRATEGIES),
+    "ranges": tuple(academic(b, algorithm=a, init=i) for b in (8, 4) for a in ("fixed", "lsq") for i in RANGES),
+    "calibrators": tuple(academic(8, algorithm="fixed", init=init) for init in CALIBRATORS),
+    # Of MQBench, arXiv:2111.03759: tables 3 to 6 and 10.
+    "bits": ({}, *map(academic, BITS)),
+    "algorithms": tuple(academic(bits, algorithm=name) for bits in (4, 2) for name in ALGORITHMS),
+    "graphs": tuple(academic(4, algorithm=a, hardware=f"academic{n}") for a in ("lsq", "pact") for n in (2, 3)),
+    "strategies": tuple(academic(4, algorithm=a, bn_strategy=s) for a in ("lsq", "pact") for s in STRATEGIES),
+    "hardware": tuple(academic(4, algorithm=a, hardware=h) for a in HARDWARE_ALGORITHMS for h in HARDWARE),
+    "init": tuple(academic(4, init=i, weight_init=w) for i, w in INITS),
 }
 """Part -> the settings of `mxq.qat.prepare` in it; {} for the float network."""
 
@@ -130,7 +144,7 @@ def one(data: Data, settings: Settings, schedule: Settings, untrained: dict[str,
 
 
 def before(data: Data, settings: Settings) -> dict[str, float]:
-    """ "float", or "ptq" of post-training quantization and "recalibrated" of that with BatchNorm recalibration."""
+    """Before training: "float", or "ptq", and "recalibrated" with BatchNorm recalibration."""
     if not settings:
         return {"float": data.score(data.net)}
     block = mxq.qat.prepare(data.net, data.calibration, **settings)
@@ -157,7 +171,8 @@ def named(settings: Settings) -> str:
         return "float"
     algorithm, strategy = settings.get("algorithm", "lsq"), settings.get("bn_strategy")
     words = [f"W{settings['bits_w']}A{settings['bits_a']}", algorithm, settings["hardware"]]
-    return " ".join([*words, *([] if strategy is None else [f"strategy {strategy}"])])
+    starts = [f"{what} {settings[what]}" for what in ("init", "weight_init") if what in settings]
+    return " ".join([*words, *starts, *([] if strategy is None else [f"strategy {strategy}"])])
 
 
 def show(known: Mapping[str, dict[str, float]]) -> None:
