@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from compare_report import BASE, LABELS, OURS, Figure, Row, Run, chart, failures, show
+from compare_report import BASE, LABELS, OURS, Figure, Row, Run, chart, failures, markdown, show
 from peers.client import Failure, Server, read_outputs, run, short
 from rich.console import Console
 
@@ -372,6 +372,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-roofline", action="store_true", help="leave the machine's peaks out")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--from", type=Path, dest="source", help="show the result in this file, measure nothing")
+    parser.add_argument("--markdown", type=Path, help="write the tables of accuracy and speed here, for the docs")
     parser.add_argument("--chart", type=Path, help="draw the result here (.png)")
     return parser.parse_args(arguments)
 
@@ -412,6 +413,8 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     result = Run.load(args.source) if args.source else measured(args, console)
     show(result, console)
+    if args.markdown:
+        args.markdown.write_text(markdown(result), encoding="utf-8")
     if args.chart:
         chart(result, args.chart)
 

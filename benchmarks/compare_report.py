@@ -236,6 +236,37 @@ def accuracy(run: Run) -> Table:
 
 
 JUDGED = (("score", 2), ("agreement", 1), ("sqnr_db", 2))
+RIVALS = (("onnxruntime", "mxq_onnxruntime"), ("openvino", "mxq_openvino"))
+"""A runtime's own quantizer, and mxq's file in it."""
+
+
+def markdown(run: Run) -> str:
+    """Two tables for the docs: accuracy and size by candidate; how many times as fast mxq's files are as the others."""
+    judged = [name for name in run.candidates if any(row.figures.get(name, Figure()).judged for row in run.rows)]
+    accurate = [["network", *(LABELS[name] for name in judged)]]
+    batches = sorted({row.batch for row in run.rows})
+    fast = [["network", *(f"{LABELS[ours]}, batch {batch}" for _, ours in RIVALS for batch in batches)]]
+    for net in dict.fromkeys(row.net for row in run.rows):
+        rows = {row.batch: row for row in run.rows if row.net == net}
+        accurate.append([net, *(_judgement(list(rows.values()), name) for name in judged)])
+        found = [rows[b].timing(ours, own) if b in rows else None for own, ours in RIVALS for b in batches]
+        fast.append([net, *("-" if timing is None else f"{timing.speedup:.2f}" for timing in found)])
+    said = ", ".join(f"{key} {value}" for key, value in run.settings.items())
+    return "\n\n".join([said, *("\n".join(_lines(table)) for table in (accurate, fast))]) + "\n"
+
+
+def _judgement(rows: list[Row], name: str) -> str:
+    """Score / agreement / SQNR, and megabytes."""
+    figures = [row.figures.get(name, Figure()) for row in rows]
+    judged = next((f.judged for f in figures if f.judged), {})
+    size = next((f.size for f in figures if f.size), None)
+    cells = [f"{judged[key]:.1f}" if key in judged else "-" for key, _ in JUDGED]
+    return " / ".join(cells) + ("" if size is None else f", {size / 1e6:.1f} MB")
+
+
+def _lines(rows: list[list[str]]) -> Iterable[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:

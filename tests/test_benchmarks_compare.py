@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -227,6 +228,26 @@ def test_what_runs_elsewhere_is_made_once_for_all_batch_sizes_of_the_float_file(
     assert served[3] == ["serve", "mxq_onnx.onnx", folder, "16"]
 
 
+def test_files_that_were_kept_are_used_again_and_a_step_that_failed_runs_again(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def failing_once(command, env, log, timeout) -> None:
+        asked.append(command[3])
+        if command[3] == "contrib" and asked.count("contrib") == 1:
+            raise Failure("disk full")
+
+    monkeypatch.setattr(compare, "run", failing_once)
+    monkeypatch.setattr(compare, "Server", lambda name, command, env, log: name)
+    for _ in range(3):
+        with compare.folder_for("net:raw", "", options(kept=tmp_path)) as folder:
+            net = compare.Network("net:raw", folder, options())
+            for name in ("mxq", "contrib"):
+                with contextlib.suppress(Failure):
+                    net.serve(name, 1)
+    assert folder == tmp_path / "net-raw"
+    assert asked == ["mxq", "contrib", "contrib"]
+
+
 def test_a_trained_network_is_judged_once_by_all_its_evaluation_inputs(tmp_path, monkeypatch) -> None:
     def judging(command, env, log, timeout) -> None:
         asked.append(command[2:])
@@ -368,6 +389,14 @@ def test_the_tables_say_what_was_found_and_what_failed(result) -> None:
     ):
         assert words in text
     assert "net fails in OpenVINO int8: export: no [operator]" in text
+
+
+def test_tables_for_the_docs(result) -> None:
+    result.rows[0].figures |= {"onnxruntime": Figure([0.2] * 3), "mxq_onnxruntime": Figure([0.1] * 3)}
+    said, accurate, fast = compare_report.markdown(result).split("\n\n")
+    assert said == "threads 2"
+    assert accurate.splitlines()[0::2] == ["| network | mxq int8 |", "| net | 80.2 / - / 28.5, 4.2 MB |"]
+    assert fast.splitlines()[-1] == "| net | 2.00 | - |"
 
 
 def test_json_round_trip_shows_the_same(result, tmp_path) -> None:
