@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from compare_report import BASE, LABELS, OURS, Figure, Row, Run, chart, failures, markdown, show
+from compare_report import BASE, CANDIDATES, OURS, Figure, Row, Run, chart, failures, markdown, show
 from peers.client import Failure, Server, read_outputs, run, short
 from rich.console import Console
 
@@ -363,7 +363,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("nets", nargs="*", default=list(NETS))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--peers", nargs="+", choices=list(LABELS), default=list(USUAL), help="candidates beside mxq")
+    parser.add_argument(
+        "--peers", nargs="+", choices=list(CANDIDATES), default=list(USUAL), help="candidates beside mxq"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of mxq: stem=int8")
     parser.add_argument("--env", type=Path, default=PEERS / ".venv", help="environment that peers/make_env.py built")
     parser.add_argument("--threads", type=int, help="of every candidate (default: OMP_NUM_THREADS, or one per core)")
@@ -382,7 +384,7 @@ def measured(args: argparse.Namespace, console: Console) -> Run:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     options = Options(
-        candidates=tuple(n for n in LABELS if n in {*args.peers, OURS, BASE}),
+        candidates=tuple(n for n in CANDIDATES if n in {*args.peers, OURS, BASE}),
         batches=tuple(args.batch_sizes),
         repeats=args.repeats,
         threads=args.threads or mxq.use_physical_cores(),

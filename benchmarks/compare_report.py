@@ -16,35 +16,30 @@ from rich.table import Column, Table
 from mxq.bench.timing import Timing, summarize
 
 OURS, BASE = "mxq", "fused"
-LABELS = {
-    "float32": "float32",
-    "mxnet": "MXNet's fused float32",
-    "fused": "fused float32",
-    "contrib": "contrib int8",
-    "mxq": "mxq int8",
-    "float_onnxruntime": "float32 in ONNX Runtime",
-    "onnxruntime": "ONNX Runtime int8",
-    "onnxruntime_reduced": "ONNX Runtime int8, 7-bit weights",
-    "mxq_onnxruntime": "mxq int8 in ONNX Runtime",
-    "float_openvino": "float32 in OpenVINO",
-    "openvino": "OpenVINO int8",
-    "openvino_mixed": "OpenVINO int8, mixed",
-    "mxq_openvino": "mxq int8 in OpenVINO",
-}
-COLORS = {
-    "float32": "#b8b8b8",
-    "mxnet": "#9b9b9b",
-    "fused": "#7f7f7f",
-    "contrib": "#e0a34a",
-    "mxq": "#1f6fb2",
-    "float_onnxruntime": "#c4dcc9",
-    "onnxruntime": "#5aa469",
-    "onnxruntime_reduced": "#8cc19a",
-    "mxq_onnxruntime": "#12557f",
-    "float_openvino": "#d9cde6",
-    "openvino": "#8e6bb5",
-    "openvino_mixed": "#b096cc",
-    "mxq_openvino": "#0b3a5b",
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a candidate is called in tables, and its color in charts."""
+
+    label: str
+    color: str
+
+
+CANDIDATES = {
+    "float32": Candidate("float32", "#b8b8b8"),
+    "mxnet": Candidate("MXNet's fused float32", "#9b9b9b"),
+    "fused": Candidate("fused float32", "#7f7f7f"),
+    "contrib": Candidate("contrib int8", "#e0a34a"),
+    "mxq": Candidate("mxq int8", "#1f6fb2"),
+    "float_onnxruntime": Candidate("float32 in ONNX Runtime", "#c4dcc9"),
+    "onnxruntime": Candidate("ONNX Runtime int8", "#5aa469"),
+    "onnxruntime_reduced": Candidate("ONNX Runtime int8, 7-bit weights", "#8cc19a"),
+    "mxq_onnxruntime": Candidate("mxq int8 in ONNX Runtime", "#12557f"),
+    "float_openvino": Candidate("float32 in OpenVINO", "#d9cde6"),
+    "openvino": Candidate("OpenVINO int8", "#8e6bb5"),
+    "openvino_mixed": Candidate("OpenVINO int8, mixed", "#b096cc"),
+    "mxq_openvino": Candidate("mxq int8 in OpenVINO", "#0b3a5b"),
 }
 
 
@@ -105,8 +100,8 @@ class Run:
 
     @property
     def candidates(self) -> list[str]:
-        """All that occur, in the order of `LABELS`."""
-        return [name for name in LABELS if any(name in row.figures for row in self.rows)]
+        """All that occur, in the order of `CANDIDATES`."""
+        return [name for name in CANDIDATES if any(name in row.figures for row in self.rows)]
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -146,13 +141,15 @@ def failures(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         for name, figure in row.figures.items():
             if figure.failure:
-                found.setdefault((row.net, figure.failure), {})[LABELS[name]] = None
+                found.setdefault((row.net, figure.failure), {})[CANDIDATES[name].label] = None
     return [f"{net} fails in {', '.join(names)}: {failure}" for (net, failure), names in found.items()]
 
 
 def times(run: Run) -> Table:
     """Median milliseconds, with the half distance of p10 and p90 in percent."""
-    table = _table("milliseconds per batch, median (+- half of p10 to p90)", [LABELS[n] for n in run.candidates])
+    table = _table(
+        "milliseconds per batch, median (+- half of p10 to p90)", [CANDIDATES[n].label for n in run.candidates]
+    )
     for row in run.rows:
         table.add_row(row.net, str(row.batch), *(_time(row, name) for name in run.candidates))
     return table
@@ -169,7 +166,7 @@ def _time(row: Row, name: str) -> str:
 def ratios(run: Run) -> Table:
     """How many times as fast as each other candidate mxq is: median and p10 to p90 of the rounds; geometric means."""
     others = [name for name in run.candidates if name != OURS]
-    table = _table("mxq is so many times as fast as (p10-p90 of the rounds)", [LABELS[n] for n in others])
+    table = _table("mxq is so many times as fast as (p10-p90 of the rounds)", [CANDIDATES[n].label for n in others])
     found: dict[tuple[str, int], list[float]] = {}
     for row in run.rows:
         cells = []
@@ -197,7 +194,7 @@ def roofline(run: Run) -> Table:
     title = "share of the int8 peak"
     if peak and single:
         title += f" ({peak / 1e9:.0f} GOPS; float32 {single / 1e9:.0f}, ratio {peak / single:.2f})"
-    table = _table(title, ["GMAC", "int8 MACs", "mxq SQNR dB", *(LABELS[n] for n in run.candidates)])
+    table = _table(title, ["GMAC", "int8 MACs", "mxq SQNR dB", *(CANDIDATES[n].label for n in run.candidates)])
     for row in run.rows:
         shares = [row.share(name, peak) for name in run.candidates]
         agreement = [value for value in row.figures.get(OURS, Figure()).sqnr_db if value is not None]
@@ -230,7 +227,7 @@ def accuracy(run: Run) -> Table:
             cells = [f"{judged[k]:.{d}f}" if k in judged else "" for k, d in JUDGED]
             speed = {row.batch: _time(row, name).partition(" ")[0] for row in rows}
             mega = "" if size is None else f"{size / 1e6:.1f}"
-            table.add_row(net, LABELS[name], *cells, mega, *(speed.get(batch, "") for batch in batches))
+            table.add_row(net, CANDIDATES[name].label, *cells, mega, *(speed.get(batch, "") for batch in batches))
         table.add_section()
     return table
 
@@ -243,9 +240,9 @@ RIVALS = (("onnxruntime", "mxq_onnxruntime"), ("openvino", "mxq_openvino"))
 def markdown(run: Run) -> str:
     """Two tables for the docs: accuracy and size by candidate; how many times as fast mxq's files are as the others."""
     judged = [name for name in run.candidates if any(row.figures.get(name, Figure()).judged for row in run.rows)]
-    accurate = [["network", *(LABELS[name] for name in judged)]]
+    accurate = [["network", *(CANDIDATES[name].label for name in judged)]]
     batches = sorted({row.batch for row in run.rows})
-    fast = [["network", *(f"{LABELS[ours]}, batch {batch}" for _, ours in RIVALS for batch in batches)]]
+    fast = [["network", *(f"{CANDIDATES[ours].label}, batch {batch}" for _, ours in RIVALS for batch in batches)]]
     for net in dict.fromkeys(row.net for row in run.rows):
         rows = {row.batch: row for row in run.rows if row.net == net}
         accurate.append([net, *(_judgement(list(rows.values()), name) for name in judged)])
@@ -312,11 +309,19 @@ def _panel(axes: Any, rows: dict[str, Row], nets: list[str], names: list[str]) -
         heights = [t.speedup if t else 0 for t in found]
         whiskers = [[t.speedup - t.low if t else 0 for t in found], [t.high - t.speedup if t else 0 for t in found]]
         style = {"linewidth": 0.7, "alpha": 0.6}
-        axes.bar(places, heights, width * 0.94, yerr=whiskers, color=COLORS[name], label=LABELS[name], error_kw=style)
+        axes.bar(
+            places,
+            heights,
+            width * 0.94,
+            yerr=whiskers,
+            color=CANDIDATES[name].color,
+            label=CANDIDATES[name].label,
+            error_kw=style,
+        )
         failures = [rows[net].figures.get(name, Figure()).failure if net in rows else "" for net in nets]
         failed = [x for x, failure in zip(places, failures, strict=True) if failure]
         if failed:  # an empty line that is not clipped would upset the layout
-            axes.plot(failed, [0.04] * len(failed), "x", color=COLORS[name], markersize=5, clip_on=False)
+            axes.plot(failed, [0.04] * len(failed), "x", color=CANDIDATES[name].color, markersize=5, clip_on=False)
     axes.axhline(1, color="#444444", linewidth=0.8, linestyle="--")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
