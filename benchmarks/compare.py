@@ -108,7 +108,8 @@ class Network:
         counts = list(map(str, (self._options.images, *self._options.batches)))
         for folder, name in self._forms.items():
             folder.mkdir(exist_ok=True)
-            self._step(f"build-{name}", sys.executable, "mxnet_nets.py", "build", name, str(folder), *counts)
+            step = "-".join(("build", name, *counts))
+            self._step(step, sys.executable, "mxnet_nets.py", "build", name, str(folder), *counts)
 
     def serve(self, candidate: str, batch: int, **variables: str) -> Server:
         """Quantizes where that is not done yet, and starts the server, with ``variables`` in its environment.
