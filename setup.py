@@ -35,6 +35,13 @@ LEARN = [
 
 PLOT = ["matplotlib>=3.8,<3.11"]
 
+REPORT = [
+    *PLOT,  # and its fonts
+    "igraph>=0.11",
+    "jinja2>=3.1",
+    "resvg-py>=0.2",
+]
+
 ONNX = ["onnx>=1.16,<1.24"]  # 1.16 is the first that knows opset 17 in full on Python 3.12
 
 RUNTIMES = [  # that run what mxq[onnx] writes; for tests and benchmarks
@@ -55,7 +62,7 @@ EXAMPLES = [
 
 TEST = [
     *LEARN,
-    *PLOT,
+    *REPORT,
     *DISTRIBUTED,
     *ONNX,
     RUNTIMES[0],  # onnxruntime
@@ -91,7 +98,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mxq", "mxq.*"]),
-    package_data={"mxq": ["py.typed"], "mxq.report": ["*.html", "*.css", "*.js"]},
+    package_data={"mxq": ["py.typed"], "mxq.drawing": ["templates/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=CORE,
     extras_require={
@@ -99,6 +106,7 @@ setup(
         "examples": EXAMPLES,
         "onnx": ONNX,
         "plot": PLOT,
+        "report": REPORT,
         "runtimes": [*ONNX, *RUNTIMES],
         "test": TEST,
     },

@@ -613,6 +613,24 @@ def plot(
     return plots.draw(found, tensor, plots.compared(found, tensor, calib_mode, quant_spec(dtype), used), picture)
 
 
+def draw(*networks: Any, path: str | Path, epoch: int | None = None, zoom: float = 1.0) -> Path:
+    """Draws networks side by side: operators as boxes, tensors as arrows, what is INT8 in blue.
+
+    Args:
+        networks: float or quantized ones, from left to right: prefixes, blocks, or what MXNet's functions return.
+        path: the picture, .svg or .png.
+        epoch: which parameters of the first, where that is a prefix.
+        zoom: size of a .png, in shares of the .svg's; smaller where that would be above 60 million pixels.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        MxqError: there is no network, another suffix, or a library is missing: ``pip install "mxq[report]"``.
+    """
+    return workflow.draw(networks, path_given("path", path), epoch=epoch, zoom=zoom)
+
+
 def save(quantized: Any, prefix: str | Path, *, packed: bool = False) -> tuple[Path, ...]:
     """Writes ``prefix-symbol.json``, ``prefix-0000.params`` and the report ``prefix-mxq.json``, all or none of them.
 

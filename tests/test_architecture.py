@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("backends.hardware",),
     ("pipeline", "verification"),
     ("qat",),
-    ("distributed", "report"),
+    ("distributed", "drawing", "report"),
     ("tuning",),
     ("workflow",),
     ("api", "cli"),

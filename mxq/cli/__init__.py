@@ -16,6 +16,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     choose_bits,
     compare,
     doctor,
+    draw,
     evaluate,
     explain,
     export,

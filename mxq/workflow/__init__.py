@@ -7,6 +7,7 @@ is said meanwhile goes to a logger.
 from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
+from mxq.workflow.drawing import draw
 from mxq.workflow.exporting import FileForm, Planned, export_onnx, quantized_for_files
 from mxq.workflow.files import verify_any, verify_file
 from mxq.workflow.looking import inspect
@@ -28,6 +29,7 @@ __all__ = [
     "calibrate",
     "choose_bits",
     "compare",
+    "draw",
     "evaluate",
     "export_onnx",
     "input_of",
