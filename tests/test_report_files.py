@@ -81,14 +81,12 @@ def test_of_another_program(home: Path, tmp_path: Path) -> None:
 
 
 def test_one_that_takes_pixels(home: Path, tmp_path: Path) -> None:
-    """It says so; it is raced by its own shape, and not held against a network that takes floats."""
+    """It says so."""
     model = build(conv("y", "data"), "return y", data=(1, 3, 8, 8))
     settings = {"mean": [1.0, 2, 3]}
     file = tmp_path / "pixels.onnx"
     mxq.export_onnx(model, file, input_shape=(3, 8, 8), with_preprocess=True, preprocess=settings)
     assert "takes pixels, which it prepares: " in " ".join(lines(str(mxq.inspect_onnx(file))))
-    with pytest.raises(ConfigError, match=r"pixels\.onnx prepares pictures itself"):
-        mxq.verify_onnx(model, file, X)
 
 
 def test_one_that_was_edited_is_a_failed_check(home: Path, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import RESIDUAL, SHAPE, build
+from graphs import RESIDUAL, SHAPE, build, conv
+from PIL import Image
 from typer.testing import CliRunner
 
 import mxq
 from mxq.cli import app
+from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError, FormatError
 from mxq.runtime import write_pair
 from mxq.verification import FileVerification, Head, verify_each
@@ -156,3 +158,61 @@ def test_several_are_compared_in_one_pass() -> None:
     assert (found["a"].sqnr or 0) > (found["b"].sqnr or 0)
     with pytest.raises(DataError, match="the float network has 2 outputs, what was made of it 1"):
         verify_each(lambda _: [X, X], {"a": lambda _: [X]}, [Head("y"), Head("z")], batches)
+
+
+class TestPixels:
+    """Files that prepare pictures themselves, held against the float network, which is fed what was prepared."""
+
+    SETTINGS = (
+        {"mean": [110.0, 120, 130], "std": [50.0, 60, 70], "resize": [8, 10]},
+        {"mean": [0.4, 0.5, 0.6], "std": 0.25, "scale": 1 / 255, "color": "BGR", "rotate180": True, "resize": [8, 10]},
+        {"mean": 100, "std": 50, "layout": "NHWC", "resize": [8, 10]},
+    )
+    PIXELS = np.random.default_rng(5).integers(0, 256, (6, 8, 10, 3)).astype(np.uint8)
+
+    def folder(self, where: Path, settings: Mapping[str, Any] | None) -> Path:
+        """A network "net" in it, and pictures of class "a"."""
+        shape = (1, 8, 10, 3) if settings and settings.get("layout") == "NHWC" else (1, 3, 8, 10)
+        write_pair(build(conv("c", "data"), "return c", data=shape), where / "net")
+        if settings is not None:
+            (where / "preprocess.json").write_text(json.dumps(settings))
+        (where / "pictures" / "a").mkdir(parents=True)
+        for i, one in enumerate(self.PIXELS):
+            Image.fromarray(one).save(where / "pictures" / "a" / f"{i}.png")
+        return where
+
+    @pytest.mark.parametrize("settings", SETTINGS)
+    def test_they_give_what_the_network_does(self, tmp_path: Path, settings: Mapping[str, Any]) -> None:
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+        home, file = self.folder(tmp_path, settings), tmp_path / "pixels.onnx"
+        mxq.export_onnx(home / "net", file, with_preprocess=True)
+        for reference in (home / "net", file):
+            run = found_of(reference, file, home / "pictures").runs["onnxruntime"]
+            assert run.examples == len(self.PIXELS)
+            assert run.sqnr is not None
+            assert run.sqnr > 100
+        prepared = np.stack([Preprocess.from_json(settings)(Image.fromarray(one)) for one in self.PIXELS])
+        told = found_of(home / "net", file, prepared).runs["onnxruntime"].sqnr
+        assert told is not None
+        assert told > 100
+
+    def test_by_the_command_and_as_the_file_says(self, tmp_path: Path) -> None:
+        """The network has no preprocess.json: what the file does is done for it, too. At another size, it is told."""
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+        home, file, settings = self.folder(tmp_path, None), tmp_path / "pixels.onnx", dict(self.SETTINGS[0])
+        more = {"preprocess": settings, "with_preprocess": True, "dynamic_size": True, "input_shape": (3, 8, 10)}
+        mxq.export_onnx(home / "net", file, str(home / "pictures"), effort="fast", **more)
+        asked = ("verify", home / "net", file, "--data", home / "pictures", "--runtime", "onnxruntime", "--min-sqnr", 25)
+        command(*asked)
+        command(*asked, "--resize", "12x14")
+
+    def test_other_settings_are_seen_and_other_data_is_refused(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+        home, file = self.folder(tmp_path, self.SETTINGS[0]), tmp_path / "pixels.onnx"
+        mxq.export_onnx(home / "net", file, with_preprocess=True, preprocess={**self.SETTINGS[0], "mean": 0})
+        seen = found_of(home / "net", file, home / "pictures").runs["onnxruntime"].sqnr
+        assert seen is not None
+        assert seen < 10
+        noise = np.random.default_rng(0).standard_normal((2, 3, 8, 10)).astype(np.float32)
+        with pytest.raises(DataError, match=r"no pictures prepared by .*'mean'.* away from whole pixels"):
+            found_of(home / "net", file, noise)

@@ -34,6 +34,7 @@ from mxq.passes.assignment import assigned_anew
 from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
 from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
+from mxq.passes.flat_ranges import FLAT_RANGES
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.reduce_strength import UPSAMPLING_AS_DECONVOLUTION
 from mxq.passes.split_groups import SPLIT_GROUPS
@@ -96,10 +97,11 @@ class SimulatedHardware:
         return table_of(self.hardware)
 
     def constrain(self, network: QuantizedNetwork) -> QuantizedNetwork:
-        """One range for what a Concat joins, where that is asked for."""
-        if not self.hardware.joins_concat:
-            return network
-        return assigned_anew(network.after(align_ranges(self.spec)), self.spec)
+        """Ranges as far as readers tell values apart in runtimes; one for what a Concat joins, where that is asked for."""
+        steps = [FLAT_RANGES] if self.hardware.name in RUNTIMES.values() else []
+        if self.hardware.joins_concat:
+            steps.append(align_ranges(self.spec))
+        return assigned_anew(network.after(*steps), self.spec) if steps else network
 
     def lower(self, network: QuantizedNetwork) -> Lowered:
         """See `mxq.backends.simulate.simulate`."""

@@ -90,10 +90,7 @@ class IntegerTransform:
         """
         if self.record.holds == CODES:
             return self._coded(x)
-        settings, nchw = self._preprocess, self._preprocess.layout == "NCHW"
-        mean, std = (np.asarray(v).reshape((-1, 1, 1) if nchw else (-1,)) for v in (settings.mean, settings.std))
-        pixels = (np.asarray(x, np.float64) * std + mean) / settings.scale
-        found: Array = np.clip(np.rint(pixels), 0, LEVELS - 1).astype(np.uint8)
+        found: Array = np.clip(np.rint(self._preprocess.restored(x)), 0, LEVELS - 1).astype(np.uint8)
         return found
 
     @cached_property

@@ -23,6 +23,8 @@ LARGEST: Final = 1e12
 MOST_PIXELS: Final = 1 << 24
 """Of one example, 4096 x 4096: 200 MB in float32."""
 LARGEST_RESIZED: Final = 1 << 26
+NEAR: Final = 0.02
+"""How far from a whole number a pixel may be that float32 has held prepared."""
 MOST_LABEL: Final = 1 << 31
 
 RAW: Final = (
@@ -140,6 +142,38 @@ class Preprocess:
         values -= mean
         values /= std
         return values
+
+    def restored(self, values: Array) -> Array:
+        """The pixels that a batch was made from: (N, C, H, W) or (N, H, W, C) by ``layout``; float64, not rounded."""
+        shape = (-1, 1, 1) if self.layout == "NCHW" else (-1,)
+        mean, std = (np.asarray(v).reshape(shape) for v in (self.mean, self.std))
+        found: Array = (np.asarray(values, np.float64) * std + mean) / self.scale
+        return found
+
+    def as_fed(self, values: Array) -> Array:
+        """The pictures that a batch was made from, as files take them that prepare pictures themselves.
+
+        Args:
+            values: (N, C, H, W) or (N, H, W, C) by ``layout``, made by these settings.
+
+        Returns:
+            (N, H, W, C) uint8, the channels red, green, blue.
+
+        Raises:
+            DataError: they were not made of pixels so.
+        """
+        pixels = self.restored(values)
+        codes = np.rint(np.clip(pixels, 0, 255))
+        odd = np.abs(pixels - codes).max(initial=0)
+        if not odd <= NEAR:
+            raise DataError(
+                f"the data is no pictures prepared by {self.to_json()}: it is {odd:.3g} away from whole pixels of 0 to "
+                "255; allowed: pictures, or arrays that these settings made of some"
+            )
+        codes = codes.transpose(0, 2, 3, 1) if self.layout == "NCHW" else codes
+        codes = codes[..., ::-1] if self.color == "BGR" else codes
+        codes = codes[:, ::-1, ::-1] if self.rotate180 else codes
+        return np.ascontiguousarray(codes, np.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as a JSON-ready dictionary, those that say nothing left out."""

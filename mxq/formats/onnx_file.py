@@ -118,6 +118,13 @@ class OnnxFile:
         """As mxq wrote, else by what layers read: "int8" or "float"."""
         return self.record.kind if self.record is not None else "int8" if self.layers_int8 else "float"
 
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Inputs that take pixels, which the file prepares."""
+        if self.record is None or not self.record.preprocess:
+            return ()
+        return tuple(p.name for p in self.inputs if p.dtype == "uint8" and p.shape is not None and len(p.shape) == 4)
+
 
 class Digest:
     """The sha256 of operators and constants: of operators as the format has them, of constants by name and values."""

@@ -42,7 +42,7 @@ class FoldScale:
         if product.name in model.graph.head_names:
             return Reject("it is an output of the network, whose values must stay", (product.name,))
         return self._factor_refusal(model, match) or next(
-            (refusal for reader in readers if (refusal := _reader_refusal(model, product, reader))), None
+            (refusal for reader in readers if (refusal := reader_refusal(model, product, reader))), None
         )
 
     def _factor_refusal(self, model: Model, match: Match) -> Reject | None:
@@ -72,7 +72,8 @@ def _factor(model: Model, match: Match) -> Array | None:
     return value.astype(np.float64).ravel()
 
 
-def _reader_refusal(model: Model, product: Node, reader: Node) -> Reject | None:
+def reader_refusal(model: Model, product: Node, reader: Node) -> Reject | None:
+    """Why a factor of ``product`` cannot go into ``reader``; None where it can."""
     if reads_shape_alone(reader, product):
         return None
     if reader.op != "Convolution" or not is_of_images(reader) or product.name in [r.name for r in reader.inputs[1:]]:

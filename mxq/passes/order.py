@@ -28,6 +28,7 @@ from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
 from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
 from mxq.passes.detection import DETECTION
+from mxq.passes.fold_affine import FOLD_AFFINE
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import fuse_float, fuse_int8
@@ -91,6 +92,7 @@ for _each in (
     Placed(DETECTION, ("simplified",)),
     Placed(SHAPE_ONLY, ("prepared",)),
     Placed(FOLD_BN, ("prepared",)),
+    Placed(FOLD_AFFINE, ("prepared",)),
     Placed(FOLD_SCALE, ("prepared",)),
     Placed(REDUCE_STRENGTH, ("prepared",)),
     Placed(UPSAMPLING_AS_DECONVOLUTION, ("prepared",)),

@@ -18,6 +18,7 @@ _WHY: Mapping[str, str] = {
     "of_one_shape": "the sum of one tensor is that tensor",
     "fold_channel_scale": "its factor is in the weights of the layers that read the product",
     "fold_scalar": "its factor is in the weights of the layers that read the product",
+    "shift_before_layers": "its number is in the biases of the layers that read the sum",
     FOLDED: "parameters alone determine it, so that it was computed once and is a parameter now",
     "fixed_slice": "of a network with one input shape it has nothing to cut",
 }

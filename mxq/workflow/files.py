@@ -6,14 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from mxq import runtime, verification
 from mxq.data.feeding import BATCH
 from mxq.data.preparation import Preparation
-from mxq.engines import Served, chosen
+from mxq.data.preprocess import Preprocess
+from mxq.engines import Engine, Served, chosen
 from mxq.errors import ConfigError
 from mxq.formats.onnx_file import OnnxFile, is_onnx, read
 from mxq.graph.ir import VARIABLE, Array, Executable, Graph, Model, Node
@@ -78,30 +79,31 @@ def verify_file(
     Args:
         float_net: see `mxq.runtime.load_model`; or a float ONNX file, which the first of the runtimes runs.
         path: the file that was made of it.
-        measured, preparation, logger, progress: as of `mxq.workflow.comparing.verify`.
+        measured, logger, progress: as of `mxq.workflow.comparing.verify`.
+        preparation: how pictures are read; where nothing says it, as a file does that prepares them itself. Such a file
+            is fed the pixels that the float network's inputs were made from.
         runtimes: names, see `mxq.engines.chosen`.
         batch_size: where None that of a file that takes one size alone, else `BATCH`.
 
     Raises:
-        ConfigError: the first network is quantized; the file takes pixels; a runtime is missing or too old.
-        DataError: inputs or outputs differ.
+        ConfigError: the first network is quantized; a runtime is missing or too old.
+        DataError: inputs or outputs differ; a file takes pixels, and the data is no prepared pictures.
         FormatError: a file is damaged, or a runtime does not take it.
     """
     file, engines = read(path), chosen(runtimes)
-    if file.record is not None and file.record.preprocess:
-        raise ConfigError(f"{path} prepares pictures itself; allowed: the same file exported without --with-preprocess")
+    preparation = _prepared(preparation or preparation_of(float_net), file)
     cpus, threads = one_process(os.environ)
     batch = file.inputs[0].shape[0] if file.inputs and file.inputs[0].shape else BATCH
     size = batch_size or (batch if isinstance(batch, int) else BATCH)
     with ExitStack() as open_:
 
-        def opened(number: int, given: Path) -> Served:
-            return open_.enter_context(closing(Served(engines[number], given, cpus, threads)))
+        def opened(engine: Engine, given: OnnxFile) -> Executable:
+            served = open_.enter_context(closing(Served(engine, given.path, cpus, threads)))
+            return _reading(served, given, preparation.settings)
 
-        reference = _reference(float_net, file, lambda given: opened(0, given), logger)
-        examples = examples_of(measured, reference.model, preparation or preparation_of(float_net), size, logger)
-        names = [port.name for port in file.inputs]
-        candidates = {one.name: _reading(opened(i, path), names) for i, one in enumerate(engines)}
+        reference = _reference(float_net, file, lambda given: opened(engines[0], given), logger)
+        examples = examples_of(measured, reference.model, preparation, size, logger)
+        candidates = {engine.name: opened(engine, file) for engine in engines}
         feeds, labels = examples.read()
         ran = "MXNet" if reference.is_mxnet else engines[0].title
         with progress("comparing", examples.count) as step:
@@ -124,7 +126,7 @@ class _Reference:
 
 
 def _reference(
-    net: runtime.Net, file: OnnxFile, opened: Callable[[Path], Executable], logger: logging.Logger
+    net: runtime.Net, file: OnnxFile, opened: Callable[[OnnxFile], Executable], logger: logging.Logger
 ) -> _Reference:
     """The float network, by MXNet or by what ``opened`` makes of a file."""
     if is_onnx(net):
@@ -132,7 +134,7 @@ def _reference(
         _check_float(called(net), quantized=found.kind == "int8")
         heads = [Head(port.name, port.maker == "Softmax") for port in found.outputs]
         inputs = Graph(tuple(Node(port.name, VARIABLE) for port in found.inputs), ())
-        return _Reference(opened(found.path), heads, Model(inputs), is_mxnet=False)
+        return _Reference(opened(found), heads, Model(inputs), is_mxnet=False)
     model = runtime.load_model(net)
     _check_float(called(net), quantized=FLOAT.check(model) is not None)
     made_from = None if file.record is None else file.record.source.get("params_sha256")
@@ -146,10 +148,26 @@ def _check_float(name: str, *, quantized: bool) -> None:
         raise ConfigError(f"{name}, given as the float network, is quantized; give the float one first")
 
 
-def _reading(session: Served, names: Sequence[str]) -> Executable:
-    """``session``, fed those of the inputs that its file has: one that nothing reads is left out when it is written."""
+def _prepared(preparation: Preparation, file: OnnxFile) -> Preparation:
+    """How pictures are read: what ``file`` says of values where nothing else does."""
+    if preparation.normalized or file.record is None or not file.record.preprocess:
+        return preparation
+    said = Preprocess.from_json(dict(file.record.preprocess), f"the metadata of {file.path}")
+    if preparation.origin:  # it says a size
+        asked = preparation.settings
+        said = replace(said, short_side=asked.short_side, crop=asked.crop, resize=asked.resize)
+    return Preparation(said, f"as {file.path} says", normalized=True)
+
+
+def _reading(session: Served, file: OnnxFile, settings: Preprocess) -> Executable:
+    """``session``, fed those of the float network's inputs that ``file`` has: one that nothing reads it has not.
+
+    Of one that takes pixels it is fed those from which the input was made by ``settings``.
+    """
+    names, pictures = [port.name for port in file.inputs], file.pictures
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        return session({name: value for name, value in feeds.items() if name in names})
+        read = {name: value for name, value in feeds.items() if name in names}
+        return session({name: settings.as_fed(value) if name in pictures else value for name, value in read.items()})
 
     return run
