@@ -97,7 +97,7 @@ class SimulatedHardware:
         return table_of(self.hardware)
 
     def constrain(self, network: QuantizedNetwork) -> QuantizedNetwork:
-        """Ranges as far as readers tell values apart in runtimes; one for what a Concat joins, where that is asked for."""
+        """Ranges as far as readers tell values apart, in runtimes; one for what a Concat joins, where that is asked."""
         steps = [FLAT_RANGES] if self.hardware.name in RUNTIMES.values() else []
         if self.hardware.joins_concat:
             steps.append(align_ranges(self.spec))

@@ -84,7 +84,7 @@ class AfterLayer:
         weight, name = layer.inputs[1].name, _bias_of(model, layer)
         value, factor = model.args[weight], affine.factor.reshape(-1, *[1] * (model.args[weight].ndim - 1))
         bias = affine.factor * model.args.get(name, np.zeros(len(value))).astype(np.float64) + affine.shift
-        made = _with_bias(layer, name, name=root.name, label=root.label).standing_for(layer, root)
+        made = _with_bias(replace(layer, name=root.name, label=root.label), name).standing_for(layer, root)
         args = {weight: (value * factor).astype(np.float32), name: bias.astype(np.float32)}
         return Rewrite({layer.name: (), root.name: (*_new(model, name), made)}, args=args)
 
@@ -126,7 +126,7 @@ class BeforeLayers:
             weight, name = model.args[layer.inputs[1].name].astype(np.float64), _bias_of(model, layer)
             sums = weight.sum(axis=tuple(range(1, weight.ndim)))
             args[name] = (model.args.get(name, np.zeros(len(weight))) + shift * sums).astype(np.float32)
-            made = _with_bias(layer, name, inputs=(match.refs["x"], *layer.inputs[1:]))
+            made = _with_bias(replace(layer, inputs=(match.refs["x"], *layer.inputs[1:])), name)
             changes[layer.name] = (*_new(model, name), made)
         return Rewrite({match.root.name: (), **changes}, args=args)
 
@@ -189,9 +189,8 @@ def _new(model: Model, bias: str) -> tuple[Node, ...]:
     return () if bias in model.graph else (Node(bias, VARIABLE),)
 
 
-def _with_bias(layer: Node, bias: str, **changes: object) -> Node:
-    made = replace(layer, attrs={**layer.attrs, "no_bias": "False"}, **changes)
-    return replace(made, inputs=(*made.inputs[:2], Ref(bias)))
+def _with_bias(layer: Node, bias: str) -> Node:
+    return replace(layer, attrs={**layer.attrs, "no_bias": "False"}, inputs=(*layer.inputs[:2], Ref(bias)))
 
 
 AFTER: Final[tuple[Rule, ...]] = (
