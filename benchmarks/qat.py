@@ -175,22 +175,39 @@ def named(settings: Settings) -> str:
     return " ".join([*words, *starts, *([] if strategy is None else [f"strategy {strategy}"])])
 
 
-def show(known: Mapping[str, dict[str, float]]) -> None:
-    """One table for each network and schedule."""
-    tables: dict[str, dict[str, list[dict[str, float]]]] = {}
+def tables(known: Mapping[str, dict[str, float]]) -> dict[str, list[list[str]]]:
+    """What each network and schedule gave: rows of cells, under a title."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for text, scores in known.items():
         about = json.loads(text)
         epochs = f"{about.pop('before', 0)} + {about.pop('epochs')} epochs"
         head = f"{about.pop('net')}: {about.pop('train')} images, {epochs}, lr {about.pop('lr')}"
         about.pop("seed")
-        tables.setdefault(head, {}).setdefault(named(about), []).append(scores)
-    for head, rows in tables.items():
-        table = Table("", "seeds", "float / PTQ", "recalibrated", "trained", "s", title=head)
-        for row, found in rows.items():
-            table.add_row(row, str(len(found)), *(_cell(found, *names) for names in COLUMNS))
+        found.setdefault(head, {}).setdefault(named(about), []).append(scores)
+    return {
+        head: [[row, str(len(runs)), *(_cell(runs, *names) for names in COLUMNS)] for row, runs in rows.items()]
+        for head, rows in found.items()
+    }
+
+
+def show(known: Mapping[str, dict[str, float]]) -> None:
+    """Prints the tables."""
+    for head, rows in tables(known).items():
+        table = Table(*HEADS, title=head)
+        for row in rows:
+            table.add_row(*row)
         Console().print(table)
 
 
+def markdown(known: Mapping[str, dict[str, float]]) -> str:
+    """The tables for the docs."""
+    lines = []
+    for head, rows in tables(known).items():
+        lines += [f"{head}:", "", *(f"| {' | '.join(row)} |" for row in (HEADS, ["---"] * len(HEADS), *rows)), ""]
+    return "\n".join(lines)
+
+
+HEADS = ("", "seeds", "float / PTQ", "recalibrated", "trained", "s")
 BEFORE = ("float", "ptq", "recalibrated")
 """Scores that no seed changes."""
 COLUMNS = (("float", "ptq"), ("recalibrated",), ("trained",), ("seconds",))
@@ -216,6 +233,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--show", action="store_true", help="the tables alone")
+    parser.add_argument("--markdown", type=Path, help="write the tables here, for the docs")
     options = parser.parse_args()
     logging.getLogger("mxq").setLevel(logging.ERROR)
     lines = options.file.read_text().splitlines() if options.file.exists() else []
@@ -234,6 +252,8 @@ def main() -> int:
         with options.file.open("a") as file:
             file.write(json.dumps([key(net, settings, seed, options), scores]) + "\n")
     show(known)
+    if options.markdown:
+        options.markdown.write_text(markdown(known), encoding="utf-8")
     return 0
 
 
