@@ -25,7 +25,7 @@ from helpers import assert_golden
 
 from mxq.graph.ir import Model
 from mxq.graph.serde import write_text
-from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE, HEAD_TO_DENSE
 from mxq.passes.shapes import image_channels, is_pooled
 from mxq.rewrite import run_pass
 
@@ -116,3 +116,26 @@ class TestShapes:
     def test_pooled(self):
         net = graph(*SQUEEZE, "return y")
         assert [n.name for n in net.operators if is_pooled(net, n.out)] == ["p", "s", "r", "e", "g"]
+
+
+HEAD = (conv("c", "data"), POOL, conv("h", "p", 'kernel="(1, 1)" num_filter="5"'))
+
+
+@pytest.mark.parametrize(
+    ("end", "ops"),
+    [
+        (("return h",), ["FullyConnected", "Reshape"]),
+        (("f = Flatten(h)", "return f"), ["FullyConnected", "Flatten"]),
+        (("f = Flatten(h)", "s = softmax(f)", "return s"), ["FullyConnected", "Flatten", "softmax"]),
+    ],
+)
+def test_a_head_alone_becomes_dense_where_only_heads_are_to(end, ops):
+    model = build(*HEAD, *end)
+    result = rewritten(HEAD_TO_DENSE, model)
+    assert op_names(result)[2:] == ops
+    assert_same_outputs(model, result, **CLOSE)
+
+
+def test_what_other_layers_read_is_no_head():
+    model = build(*SQUEEZE, "return y")
+    assert rewritten(HEAD_TO_DENSE, model) is model

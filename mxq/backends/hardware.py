@@ -33,7 +33,7 @@ from mxq.passes.align_ranges import align_ranges
 from mxq.passes.assignment import assigned_anew
 from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
-from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE, HEAD_TO_DENSE
 from mxq.passes.flat_ranges import FLAT_RANGES
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.reduce_strength import UPSAMPLING_AS_DECONVOLUTION
@@ -61,14 +61,15 @@ _BETWEEN: Final = (
 def table_of(hardware: Hardware) -> BackendSpec:
     """The operators that ``hardware`` quantizes, and what it fuses."""
     without = (*_FOR_SPEED, *(() if hardware.folds_batch_norm else (FOLD_BN.name,)))
-    resized = (UPSAMPLING_AS_DECONVOLUTION.name,) if hardware.name in RUNTIMES.values() else ()
+    of_files = hardware.name in RUNTIMES.values()
+    others = UPSAMPLING_AS_DECONVOLUTION if of_files else HEAD_TO_DENSE
     return BackendSpec(
         name=f"the simulation of {hardware.library}",
         ops=(_convolution(hardware), _DENSE, *(() if hardware.graph == 1 else _BETWEEN), *rows_of(hardware.name)),
         holds=(),
         whole=True,
-        float_stems=hardware.name in RUNTIMES.values(),
-        without=(*without, *resized),
+        float_stems=of_files,
+        without=(*without, others.name),
     )
 
 

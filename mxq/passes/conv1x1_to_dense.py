@@ -62,6 +62,20 @@ class PooledConvolution:
 
 
 @dataclass(frozen=True)
+class PooledHead(PooledConvolution):
+    """The same of a convolution whose result goes to outputs of the network alone, flattened perhaps."""
+
+    def check(self, model: Model, match: Match) -> Reject | None:
+        return super().check(model, match) if _is_head(model, match.root) else NO_MATCH
+
+
+def _is_head(model: Model, node: Node) -> bool:
+    """Whether what ``node`` makes goes to outputs of the network alone, in another shape or as probabilities."""
+    known = [(each, traits_of(each)) for each in model.graph.consumers[node.name]]
+    return all((t.keeps_order or t.distribution) and _is_head(model, each) for each, t in known)
+
+
+@dataclass(frozen=True)
 class ActivateBeforeReshape:
     """An activation works on (N, C) before the Reshape, so that the layer can fuse it."""
 
@@ -100,4 +114,11 @@ def _run(model: Model) -> tuple[Model, Trace]:
     return apply_rules(model, rules, "conv1x1_to_dense")
 
 
+def _run_heads(model: Model) -> tuple[Model, Trace]:
+    return apply_rules(model, (PooledHead(), FlattenColumn()), "head_to_dense")
+
+
 CONV1X1_TO_DENSE = Pass("conv1x1_to_dense", _run, requires=(FLOAT,), ensures=(FLOAT,))
+HEAD_TO_DENSE = Pass("head_to_dense", _run_heads, requires=(FLOAT,), ensures=(FLOAT,))
+"""Of layers that give the network's outputs alone: for runtimes whose integer convolutions make codes of all results,
+where fully connected layers leave them float."""

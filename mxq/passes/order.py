@@ -26,7 +26,7 @@ from mxq.errors import ConfigError, one_of
 from mxq.logs import LOG
 from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
-from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE
+from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE, HEAD_TO_DENSE
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_affine import FOLD_AFFINE
 from mxq.passes.fold_bn import FOLD_BN
@@ -99,6 +99,7 @@ for _each in (
     Placed(AVGPOOL_AFTER_CONV1X1, ("prepared",)),
     Placed(SUBSAMPLE_EARLY, ("prepared",)),
     Placed(CONV1X1_TO_DENSE, ("prepared",)),
+    Placed(HEAD_TO_DENSE, ("prepared",)),
     Placed(AVGPOOL_TO_DEPTHWISE, ("prepared",)),
     Placed(SPLIT_GROUPS, ("fused",)),
     Placed(ForKernels("fuse_int8", fuse_int8), ("fused",)),
