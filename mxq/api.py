@@ -363,7 +363,7 @@ def inspect_onnx(path: str | Path) -> FileInspection:
         ConfigError: onnx is not installed.
         FormatError: there is no such file, it is none of ONNX, or damaged.
     """
-    return FileInspection.of(Path(path))
+    return FileInspection.of(path_given("path", path))
 
 
 @_releasing_threads
@@ -473,10 +473,10 @@ def verify_onnx(
     """
     return workflow.verify_file(
         float_net,
-        Path(path),
+        path_given("path", path),
         Measured(data, labels, examples=num_examples),
         _preparation(preprocess),
-        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
+        runtimes=names_given("runtimes", runtimes),
         batch_size=batch_size,
         logger=_heard(logger),
     )
@@ -516,7 +516,7 @@ def best_runtime(
         MxqError: see `mxq.errors`.
     """
     asked = QuantConfig(input_shape=input_shape)  # type: ignore[arg-type]
-    sizes = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+    sizes = tuple(batch_size) if isinstance(batch_size, Iterable) else (batch_size,)
     wrong = [size for size in sizes if not isinstance(size, int) or isinstance(size, bool) or size < 1]
     if wrong or not sizes:
         raise ConfigError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more, or several")
@@ -524,7 +524,7 @@ def best_runtime(
         nets,
         batch_sizes=sizes,
         shapes=asked.shapes,
-        runtimes=(runtimes,) if isinstance(runtimes, str) else runtimes,
+        runtimes=names_given("runtimes", runtimes),
         repeats=repeats,
         warmup=warmup,
         logger=_heard(logger),

@@ -86,8 +86,9 @@ class Prepared:
         """Why no operator can be int8; empty where one can."""
         if self.plan.quantized:
             return ""
-        reasons = sorted({decision.reason for decision in self.plan.decisions})
-        return f"no operator of the network can be int8, it stays as it is: {'; '.join(reasons[:3])}"
+        reasons = sorted({decision.reason for decision in self.plan.decisions if decision.reason})
+        why = "; ".join(reasons[:3]) or "it has none that computes"
+        return f"no operator of the network can be int8, it stays as it is: {why}"
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -142,6 +142,7 @@ class TestFeeds:
         [
             ({"b": None}, "net.onnx is not fed 'b'; its inputs are a, b, fed are a"),
             ({"c": a}, "net.onnx has no input 'c'; its inputs are a, b, fed are a, b, c"),
+            ({"a": np.full((2, 3), 2**24 + 1)}, "net.onnx takes a float32 batchx3; fed is int64 2x3"),
             ({"a": a.astype(np.float64)}, "net.onnx takes a float32 batchx3; fed is float64 2x3"),
             ({"a": a[:, :2]}, "net.onnx takes a float32 batchx3; fed is float32 2x2"),
             ({"a": a[0]}, "net.onnx takes a float32 batchx3; fed is float32 3"),
@@ -154,6 +155,10 @@ class TestFeeds:
             with pytest.raises(DataError) as caught:
                 use(given)
             assert str(caught.value) == says
+
+    def test_whole_numbers_are_the_floats_that_they_are(self) -> None:
+        (first, _) = self.session({"a": np.arange(6).reshape(2, 3), "b": self.b})
+        assert (first.dtype, first.tolist()) == (np.float32, [[0, 1, 2], [3, 4, 5]])
 
     def test_a_fixed_batch(self) -> None:
         with pytest.raises(DataError, match=r"fed is float32 2x3: feed batches of 4, or export the network without"):

@@ -17,7 +17,7 @@ from mxq.config import QuantConfig
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, QuantizeError
 from mxq.formats.onnx_file import read
-from mxq.graph.ir import Model
+from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.images import Preprocess as Public
 from mxq.numerics import sqnr_db
 from mxq.runtime import to_block, write_pair
@@ -70,10 +70,46 @@ class TestQuantizedForFiles:
         mxq.export_onnx(to_block(model), tmp_path / "a.onnx", data(), effort="fast")
         assert "3 of 3 operators are on codes (onnx W8A8)" in caplog.text
 
+    def test_the_name_tells_a_file_from_a_pair(self, model: Model, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"the file is '.*net'; allowed: a name that ends in \.onnx"):
+            mxq.export_onnx(to_block(model), tmp_path / "net", input_shape=EXAMPLE)
+        mxq.export_onnx(to_block(model), tmp_path / "net.ONNX", input_shape=EXAMPLE)
+
+    def test_nothing_to_quantize(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            QuantizeError, match="no operator of the network can be int8, it stays as it is: it has none"
+        ):
+            mxq.export_onnx(
+                to_block(Model(Graph((Node("data", "null"),), (Ref("data"),)))),
+                tmp_path / "a.onnx",
+                data()[:, 0, 0, :3],
+            )
+
+    def test_shapes_that_do_not_fit_are_one_error(
+        self, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(ConfigError, match="the network does not take examples of 'data' 3x8"):
+            mxq.export_onnx(to_block(model), tmp_path / "a.onnx", input_shape=(3, 8))
+        assert capsys.readouterr().out == ""  # MXNet would print every shape
+
+    def test_a_3d_convolution_before_a_dense_layer(self, tmp_path: Path) -> None:
+        lines = ('c = Convolution(data, c_weight) kernel="(2, 2, 2)" num_filter="4" no_bias="True"',
+                 fc("z", "c"), "return z")  # fmt: skip
+        net, x = build(*lines, data=(1, 3, 4, 4, 4)), np.random.default_rng(0).normal(size=(8, 3, 4, 4, 4))
+        mxq.export_onnx(to_block(net), tmp_path / "a.onnx", x.astype(np.float32), effort="fast")
+        (found,) = outputs(tmp_path / "a.onnx", data=x.astype(np.float32))
+        assert sqnr_db(run(net, {"data": x.astype(np.float32)})[0], found) > 25
+
     def test_what_it_does_not_take(self, model: Model, tmp_path: Path) -> None:
         quantized = mxq.quantize_net(to_block(model), data(), backend="onnx", effort="fast")
-        for more in ({"calib_data": data()}, {"effort": "best"}):
-            with pytest.raises(ConfigError, match="quantized for ONNX files already; allowed: neither"):
+        for more, odd in (
+            ({"calib_data": data()}, "data"),
+            ({"effort": "best"}, "effort"),
+            ({"runtime": "openvino", "target": "avx2"}, "target, runtime"),
+        ):
+            with pytest.raises(
+                ConfigError, match=f"{odd} given for a network that is quantized for ONNX files already"
+            ):
                 mxq.export_onnx(quantized, tmp_path / "a.onnx", **more)
         with pytest.raises(QuantizeError, match=r"save got .*; allowed: mxq.export_onnx\(quantized, path\)"):
             mxq.save(quantized, tmp_path / "pair")

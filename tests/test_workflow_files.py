@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import RESIDUAL, SHAPE, build, conv
+from graphs import RESIDUAL, SHAPE, build, conv, fc
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +18,7 @@ import mxq
 from mxq.cli import app
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError, FormatError
-from mxq.runtime import write_pair
+from mxq.runtime import to_block, write_pair
 from mxq.verification import FileVerification, Head, verify_each
 
 EXAMPLE, HELD = SHAPE[1:], 24
@@ -106,11 +106,55 @@ def test_of_another_network(home: Path, tmp_path: Path, caplog: pytest.LogCaptur
     [
         ("int8.onnx", "int8.onnx", {}, r"int8\.onnx, given as the float network, is quantized"),
         ("net", "int8.onnx", {"runtimes": "tvm"}, "runtime is 'tvm'; allowed: 'onnxruntime', 'openvino'"),
+        ("net", "int8.onnx", {"runtimes": 3}, "runtimes is 3; allowed: names"),
+        (
+            "net",
+            "two.onnx",
+            {},
+            r"the inputs of .*two\.onnx are a, b, those of .*net data; allowed: inputs of the same",
+        ),
     ],
 )
-def test_refusals(home: Path, first: str, second: str, more: dict[str, Any], says: str) -> None:
+def test_refusals(home: Path, tmp_path: Path, first: str, second: str, more: dict[str, Any], says: str) -> None:
+    path = home / second
+    if second == "two.onnx":
+        path = tmp_path / second
+        two = build("y = elemwise_add(a, b)", "return y", a=(1, 3), b=(1, 3))
+        mxq.export_onnx(to_block(two), path, input_shape={"a": (3,), "b": (3,)})
     with pytest.raises(ConfigError, match=says):
-        found_of(home / first, home / second, X, **more)
+        found_of(home / first, path, X, **more)
+
+
+@pytest.mark.parametrize("call", [mxq.inspect_onnx, lambda path: mxq.verify_onnx("net", path, X)])
+def test_what_is_no_path(call: Any) -> None:
+    with pytest.raises(ConfigError, match="path is 3; allowed: a path"):
+        call(3)
+
+
+def test_a_batch_of_none(home: Path) -> None:
+    with pytest.raises(DataError, match="batch_size is 0; allowed: a whole number, 1 or more"):
+        found_of(home / "net", home / "int8.onnx", X, batch_size=0)
+
+
+def test_one_input_by_any_name(home: Path, tmp_path: Path) -> None:
+    """Files of other programs call it as they like."""
+    (renamed := tmp_path / "torch.onnx").write_bytes(
+        (home / "float.onnx").read_bytes().replace(b"\x04data", b"\x04x.12")
+    )
+    found = found_of(home / "net", renamed, X[:4]).runs["onnxruntime"]
+    assert found.sqnr is not None
+    assert found.sqnr > 100
+
+
+def test_whole_numbers_for_a_file_that_takes_floats(tmp_path: Path) -> None:
+    """As of words: MXNet's symbols do not say that they are whole."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+    lines = ('e = Embedding(data, table_weight) input_dim="9" output_dim="4"', fc("z", "e"), "return z")
+    net, words = build(*lines, data=(1, 3)), np.random.default_rng(0).integers(0, 9, (12, 3), np.int32)
+    mxq.export_onnx(to_block(net), tmp_path / "a.onnx", words, effort="fast")
+    found = found_of(to_block(net), tmp_path / "a.onnx", words).runs["onnxruntime"]
+    assert found.sqnr is not None
+    assert found.sqnr > 20
 
 
 @pytest.mark.parametrize(

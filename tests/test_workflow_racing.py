@@ -112,7 +112,7 @@ def test_rounds_go_round_and_compare_within() -> None:
     found = rounds({"a": reading("a", 2.0), "b": reading("b", 0.5)}, repeats=2, warmup=1, examples=4)
     assert seen == ["a", "b"] * 3
     assert (found.base, found["b"].speedup, found["b"].rate) == ("a", 4.0, 8.0)
-    with pytest.raises(ConfigError, match="repeats is 0; allowed: 1 or more"):
+    with pytest.raises(ConfigError, match="repeats is 0; allowed: a whole number, 1 or more"):
         rounds({"a": reading("a", 1.0)}, repeats=0)
 
 
@@ -205,10 +205,24 @@ class TestPairs:
             ((pair,), {}, "the shape of input 'data' of .* is not known"),
             ((pair,), {"batch_size": 0}, "batch_size is 0; allowed"),
             ((pair,), {"batch_size": ()}, r"batch_size is \(\); allowed"),
+            ((pair,), {"batch_size": None}, "batch_size is None; allowed"),
+            ((pair,), {"batch_size": 2.5}, "batch_size is 2.5; allowed"),
+            ((pair,), {"repeats": "x"}, "repeats is 'x'; allowed: a whole number, 1 or more"),
+            ((pair,), {"warmup": -1}, "warmup is -1; allowed: a whole number, 0 or more"),
+            ((pair,), {"input_shape": {"other": EXAMPLE}}, "the shape of input 'data' of .* is not known"),
+            (
+                (pair,),
+                {"input_shape": {"other": (3,), "data": EXAMPLE}},
+                "'other', which is no input; the inputs are data",
+            ),
             ((pair,), {"runtimes": "tvm"}, "runtime is 'tvm'"),
+            ((pair,), {"runtimes": 3}, "runtimes is 3; allowed: names"),
         ):
             with pytest.raises(ConfigError, match=says):
                 mxq.best_runtime(*args, **more)
+        two = build("y = elemwise_add(data, other)", "return y", data=(1, 3), other=(1, 3))
+        with pytest.raises(ConfigError, match=r"input_shape is \(3,\), but .* are data, other; allowed: one of each"):
+            mxq.best_runtime(two, input_shape=(3,))
         with pytest.raises(FormatError, match="no file"):
             mxq.best_runtime(pair.with_name("gone"), input_shape=EXAMPLE)
 

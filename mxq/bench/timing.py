@@ -113,8 +113,8 @@ def bench(
     Raises:
         ConfigError: no candidates, an unknown base, or a count that is not positive.
     """
-    if calls < 1:
-        raise ConfigError(f"calls is {calls}; allowed: 1 or more")
+    check_rounds(repeats, warmup)
+    _check_count("calls", calls, 1)
     readings = {name: partial(_once, call, calls, clock) for name, call in candidates.items()}
     found = rounds(readings, repeats=repeats, warmup=warmup, examples=examples, base=base, progress=progress)
     return replace(found, calls=calls)
@@ -143,9 +143,8 @@ def rounds(
     base = next(iter(readings)) if base is None else base
     if base not in readings:
         raise one_of("base", base, readings)
-    for name, count, least in (("repeats", repeats, 1), ("warmup", warmup, 0), ("examples", examples, 1)):
-        if count < least:
-            raise ConfigError(f"{name} is {count}; allowed: {least} or more")
+    check_rounds(repeats, warmup)
+    _check_count("examples", examples, 1)
     seconds: dict[str, list[float]] = {name: [] for name in readings}
     for done in range(warmup + repeats):
         for name, reading in readings.items():
@@ -156,6 +155,17 @@ def rounds(
             progress(done + 1)
     timings = tuple(summarize(name, took, seconds[base], examples) for name, took in seconds.items())
     return Benchmark(timings, base, examples, repeats, warmup, calls=1)
+
+
+def check_rounds(repeats: object, warmup: object) -> None:
+    """Raises ConfigError for numbers of rounds that are none."""
+    _check_count("repeats", repeats, 1)
+    _check_count("warmup", warmup, 0)
+
+
+def _check_count(name: str, count: object, least: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        raise ConfigError(f"{name} is {count!r}; allowed: a whole number, {least} or more")
 
 
 def summarize(name: str, seconds: Iterable[float], base: Iterable[float], examples: int = 1) -> Timing:

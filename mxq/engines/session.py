@@ -79,12 +79,20 @@ class Session:
             given = ", ".join(feeds) or "none"
             raise DataError(f"{self.path} {what}; its inputs are {', '.join(names)}, fed are {given}")
         known: dict[str, int] = {}
-        arrays = {name: np.asarray(feeds[name]) for name in names}
+        arrays = {port.name: _whole(np.asarray(feeds[port.name]), port.dtype) for port in self.inputs}
         for port in self.inputs:
             found = arrays[port.name]
             if (port.dtype and found.dtype.name != port.dtype) or not _fits(port.shape, found.shape, known):
                 raise DataError(_unfit(self.path, port, found))
         return arrays
+
+
+def _whole(array: Array, dtype: str) -> Array:
+    """Whole numbers as the type that a file takes, where that has each of them: files of MXNet's take floats."""
+    if array.dtype.name == dtype or array.dtype.kind not in "iu" or not dtype:
+        return array
+    cast = array.astype(dtype)
+    return cast if np.array_equal(cast, array) else array
 
 
 def _fits(wanted: tuple[Side, ...] | None, found: tuple[int, ...], known: dict[str, int]) -> bool:

@@ -185,6 +185,9 @@ def _describe(shapes: _Shapes) -> str:
     last = [name for name, (shape, _) in shapes.items() if _channels_last(shape)]
     if last:
         text += f" ({last[0]!r} looks like (N, H, W, C); MXNet takes (N, C, H, W): .transpose(0, 3, 1, 2))"
+    integers = [name for name, (_, dtype) in shapes.items() if dtype.kind in "iu"]
+    if integers:
+        text += f" ({integers[0]!r} is fed integers; where the network computes with floats: .astype('float32'))"
     return text
 
 

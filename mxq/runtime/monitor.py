@@ -15,14 +15,16 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Ref
-from mxq.runtime.mxnet import mx, mxnet_says
+from mxq.runtime.mxnet import drain, mx, mxnet_says
 
+_NO_REORDER: Final = "reorder primitive"
+"""What oneDNN says of a Flatten after a 3-D convolution: it cannot bring its memory into order. A copy can."""
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -74,8 +76,15 @@ class Monitor:
             return np.asarray(array.asnumpy()).reshape(-1)
         if self._scratch is None or self._scratch.size < array.size:
             self._scratch = mx.nd.empty((array.size,))
-        flat = mx.nd.reshape(array, shape=(-1,), out=self._scratch[: array.size])
-        flat.wait_to_read()
+        try:
+            flat = mx.nd.reshape(array, shape=(-1,), out=self._scratch[: array.size])
+            flat.wait_to_read()
+        except mx.base.MXNetError as error:
+            if _NO_REORDER not in str(error):
+                raise
+            drain()
+            self._scratch = None
+            return np.asarray(array.asnumpy()).reshape(-1)
         address = ctypes.c_void_p()
         mx.base.check_call(mx.base._LIB.MXNDArrayGetData(flat.handle, ctypes.byref(address)))  # noqa: SLF001
         pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))

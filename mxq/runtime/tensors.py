@@ -170,7 +170,8 @@ def _at(
     given |= {name: (batch, *shapes[name]) for name in model.inputs}
     names = set(symbol.list_inputs())
     with mxnet_says(f"MXNet cannot infer shapes for batches of {batch}"):
-        _, found, _ = symbol.infer_shape(**{k: v for k, v in given.items() if k in names})
+        # infer_shape itself would print all shapes where it fails
+        _, found, _ = symbol._infer_shape_impl(False, **{k: v for k, v in given.items() if k in names})  # noqa: SLF001
     known = dict(zip(refs, found or (), strict=bool(found)))
     for node in model.graph.operators:
         made = known.get(node.out)

@@ -18,7 +18,7 @@ from mxq.data.feed import Feed
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, QuantizeError, one_of
-from mxq.formats.onnx_file import require_onnx
+from mxq.formats.onnx_file import SUFFIX, is_onnx, require_onnx
 from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Model, Ref
 from mxq.graph.tensors import Tensor
@@ -149,15 +149,15 @@ def export_onnx(
         StorageError: a file cannot be written.
     """
     require_onnx()
+    if not is_onnx(path):
+        raise ConfigError(
+            f"the file is {str(path)!r}; allowed: a name that ends in {SUFFIX}, which tells it from a pair"
+        )
     if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
         raise one_of("runtime", runtime_name, RUNTIMES)
     planned, settings = Planned.of(net), _for(runtime_name, config or QuantConfig())
     if planned is not None:
-        if given is not None or settings != QuantConfig():
-            raise ConfigError(
-                "data or settings are given for a network that is quantized for ONNX files already; allowed: neither, "
-                "or the float network"
-            )
+        _check_nothing_more(runtime_name, given, config or QuantConfig())
         return _write_int8(planned, path, form)
     if given is not None:
         return _write_int8(quantized_for_files(net, given, settings, form, epoch=epoch, logger=logger), path, form)
@@ -173,6 +173,18 @@ def export_onnx(
     prepared = preparation or preparation_of(net, settings)
     model, about = _taking_pixels(model, about, form, prepared)
     return onnx.write(onnx.lower(model, form.tensors_of(model, about.inputs)), path, about)
+
+
+def _check_nothing_more(name: str, given: Given | None, config: QuantConfig) -> None:
+    """Raises ConfigError for what a network that is quantized already has no use of."""
+    usual = QuantConfig().to_json()
+    odd = [field for field, value in config.to_json().items() if value != usual[field]]
+    odd += [what for what, found in (("runtime", name != PORTABLE), ("data", given is not None)) if found]
+    if odd:
+        raise ConfigError(
+            f"{', '.join(odd)} given for a network that is quantized for ONNX files already; allowed: nothing more "
+            "(give data, settings, and a runtime as hardware, to quantize_net), or the float network"
+        )
 
 
 def _for(name: str, config: QuantConfig) -> QuantConfig:

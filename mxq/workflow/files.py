@@ -94,16 +94,18 @@ def verify_file(
     preparation = _prepared(preparation or preparation_of(float_net), file)
     cpus, threads = one_process(os.environ)
     batch = file.inputs[0].shape[0] if file.inputs and file.inputs[0].shape else BATCH
-    size = batch_size or (batch if isinstance(batch, int) else BATCH)
+    own = batch if isinstance(batch, int) else BATCH
+    size = own if batch_size is None else batch_size
     with ExitStack() as open_:
 
-        def opened(engine: Engine, given: OnnxFile) -> Executable:
+        def opened(engine: Engine, given: OnnxFile, names: Mapping[str, str]) -> Executable:
             served = open_.enter_context(closing(Served(engine, given.path, cpus, threads)))
-            return _reading(served, given, preparation.settings)
+            return _reading(served, given, names, preparation.settings)
 
-        reference = _reference(float_net, file, lambda given: opened(engines[0], given), logger)
+        reference = _reference(float_net, file, lambda given: opened(engines[0], given, _own(given)), logger)
         examples = examples_of(measured, reference.model, preparation, size, logger)
-        candidates = {engine.name: opened(engine, file) for engine in engines}
+        names = _fed(file, called(float_net), reference.model.inputs)
+        candidates = {engine.name: opened(engine, file, names) for engine in engines}
         feeds, labels = examples.read()
         ran = "MXNet" if reference.is_mxnet else engines[0].title
         with progress("comparing", examples.count) as step:
@@ -159,15 +161,37 @@ def _prepared(preparation: Preparation, file: OnnxFile) -> Preparation:
     return Preparation(said, f"as {file.path} says", normalized=True)
 
 
-def _reading(session: Served, file: OnnxFile, settings: Preprocess) -> Executable:
-    """``session``, fed those of the float network's inputs that ``file`` has: one that nothing reads it has not.
+def _own(file: OnnxFile) -> dict[str, str]:
+    """Each input of ``file`` -> itself."""
+    return {port.name: port.name for port in file.inputs}
+
+
+def _fed(file: OnnxFile, net: str, inputs: Sequence[str]) -> dict[str, str]:
+    """Each input of ``file`` -> the one of ``net`` that it is fed; one that nothing reads it has not.
+
+    Raises:
+        ConfigError: the file has others.
+    """
+    names = [port.name for port in file.inputs]
+    if len(names) == len(inputs) == 1:  # other programs call it as they like
+        return {names[0]: inputs[0]}
+    if not set(names) <= set(inputs):
+        raise ConfigError(
+            f"the inputs of {file.path} are {', '.join(names)}, those of {net} {', '.join(inputs)}; allowed: inputs of "
+            "the same names, or one of each"
+        )
+    return _own(file)
+
+
+def _reading(session: Served, file: OnnxFile, names: Mapping[str, str], settings: Preprocess) -> Executable:
+    """``session``, each of whose inputs is fed what ``names`` says.
 
     Of one that takes pixels it is fed those from which the input was made by ``settings``.
     """
-    names, pictures = [port.name for port in file.inputs], file.pictures
+    pictures = file.pictures
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        read = {name: value for name, value in feeds.items() if name in names}
+        read = {name: feeds[fed] for name, fed in names.items()}
         return session({name: settings.as_fed(value) if name in pictures else value for name, value in read.items()})
 
     return run

@@ -16,7 +16,7 @@ import numpy as np
 
 from mxq import runtime
 from mxq.bench.runtimes import BestRuntime, RuntimeRow
-from mxq.bench.timing import Benchmark, Timing, noise_of, random_feeds, rounds
+from mxq.bench.timing import Benchmark, Timing, check_rounds, noise_of, random_feeds, rounds
 from mxq.config import Shape
 from mxq.engines import MXNET, Engine, Served, chosen, missing
 from mxq.errors import ConfigError, MxqError, RuntimeFailure, StorageError
@@ -108,6 +108,7 @@ def best_runtime(
         FormatError: a file is damaged.
         RuntimeFailure: none of them ran.
     """
+    check_rounds(repeats, warmup)
     place, rows = Place.here(), list[RuntimeRow]()
     _warn_if_busy(place.machine, logger)
     with ExitStack() as stack:
@@ -141,6 +142,7 @@ def bench_files(
     Raises:
         MxqError: as there, and what is wrong with the first that does not run.
     """
+    check_rounds(repeats, warmup)
     place = Place.here()
     with ExitStack() as stack:
         networks = _networks(nets, shapes, runtimes, stack)
@@ -234,6 +236,10 @@ def _networks(
             found += [_of_file(name, files[name], engine, shapes) for engine in engines]
         else:
             found.append(_of_pair(name, net, known, shapes, folder / f"net{i}"))
+    inputs = list(dict.fromkeys(name for one in found for name in one.inputs))
+    unknown = [name for name in shapes if name and name not in inputs]
+    if unknown:
+        raise ConfigError(f"input_shape is of {unknown[0]!r}, which is no input; the inputs are {', '.join(inputs)}")
     return found
 
 
@@ -268,7 +274,13 @@ def _shapes(
     name: str, inputs: Sequence[str], known: Mapping[str, Shape], given: Mapping[str, Shape]
 ) -> dict[str, Shape]:
     """Input -> shape of one example: as given, else as known."""
-    found = {**known, **{one or inputs[0]: tuple(shape) for one, shape in given.items()}}
+    if "" in given and len(inputs) > 1:
+        raise ConfigError(
+            f"input_shape is {given['']}, but the inputs of {name} are {', '.join(inputs)}; allowed: one of each, "
+            "by name"
+        )
+    named = {one or "".join(inputs): tuple(shape) for one, shape in given.items()}
+    found = {**known, **named}
     unknown = [one for one in inputs if one not in found]
     if unknown:
         raise ConfigError(f"the shape of input {unknown[0]!r} of {name} is not known; give it, such as 3x224x224")
