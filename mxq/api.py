@@ -30,6 +30,7 @@ from mxq.host import machine
 from mxq.logs import LOG
 from mxq.mxnet_arguments import excluded, names_given, own_options, shapes_of
 from mxq.options import MxnetOptions, Options, Unpack
+from mxq.planned import Planned
 from mxq.qat.schedule import TrainConfig
 from mxq.quant.bits import Width
 from mxq.quant.plan import Report
@@ -39,7 +40,7 @@ from mxq.report.files import FileInspection
 from mxq.report.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, FileVerification, Verification
-from mxq.workflow import FileForm, Given, Measured, Planned, TrainingData
+from mxq.workflow import FileForm, Given, Measured, TrainingData
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -753,7 +754,8 @@ def export_onnx(
     s8 by channel, biases 32 bits.
 
     Args:
-        net: as for `quantize_net`; a float network, or what `quantize_net` with ``backend="onnx"`` returned.
+        net: as for `quantize_net`; a float network, what `quantize_net` with ``backend="onnx"`` returned, or what was
+            trained for runtimes of ONNX files: a block of `mxq.qat.prepare`, or of `mxq.qat.convert`.
         path: the file; its folder must exist.
         runtime: what an int8 file is to be quick in: "onnxruntime", "openvino", or "portable", both. Any of them runs
             any of the files. `mxq.simulate` computes the same with ``hardware`` "onnxruntime", "openvino" or "onnx".

@@ -305,7 +305,7 @@ class QuantConfig:
             raise ConfigError(
                 f"hardware is {hardware!r} for an ONNX file; allowed: that of its runtimes, {', '.join(known)}"
             )
-        if self.bits is not None and not _in_files(self.width):
+        if self.bits is not None and not in_files(self.width):
             raise ConfigError(
                 f"bits is {str(self.width)!r} for an ONNX file; allowed: W4A8 to W8A8, as runtimes read weights of 4 "
                 "bits or more and compute with tensors of 8"
@@ -406,7 +406,7 @@ def with_options(usual: C, config: C | None, options: Mapping[str, Any]) -> C:
     return replace(usual if config is None else config, **options)
 
 
-def _in_files(bits: Bits) -> bool:
+def in_files(bits: Bits) -> bool:
     """Whether an ONNX file can have such codes."""
     return bits.activations == MOST_BITS and bits.weights >= LEAST_IN_FILES
 

@@ -45,7 +45,7 @@ from mxq.passes.partition import NONE, partition, unmatched, with_carried
 from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
 from mxq.passes.simplify import FLOAT
-from mxq.quant import ANY8, QuantizedNetwork, QuantSpec
+from mxq.quant import ANY8, QParams, QuantizedNetwork, QuantSpec
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import hardware_of
 from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
@@ -132,11 +132,15 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Ranges of all planned tensors, and the ``statistics`` of the data they come from, where there is data."""
+    """Ranges of all planned tensors, and the ``statistics`` of the data they come from, where there is data.
+
+    ``given`` are scales and zero points that do not follow from ranges, see `QuantizedNetwork`.
+    """
 
     thresholds: Thresholds
     statistics: Statistics = field(default_factory=Statistics)
     warnings: tuple[str, ...] = ()
+    given: Mapping[str, QParams] = field(default_factory=dict)
 
 
 def prepare(
@@ -530,12 +534,12 @@ def target_of(config: QuantConfig) -> str:
 def _fitted(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """What `_chosen` gives, with layers in float that would be poor ones in int8."""
     kept, records = dict[str, str](), dict[str, SaturationRecord]()
-    built = _chosen(prepared, calibrated.thresholds, looked)
+    built = _chosen(prepared, calibrated, looked)
     while found := _named_for_float(built.network):
         kept, records = kept | {name: _why_float(record) for name, record in found.items()}, records | found
         prepared = _decided(prepared, kept)
         thresholds = with_carried(prepared.fused.graph, prepared.plan, calibrated.thresholds)
-        built = _chosen(prepared, thresholds, looked)
+        built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
     nothing = [prepared.nothing_int8] if prepared.nothing_int8 and kept else []
     network = replace(built.network, saturation={**records, **built.network.saturation})
     return replace(built, network=network, warnings=(*built.warnings, *nothing))
@@ -560,10 +564,10 @@ def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
     return frozenset(n.name for n in shifted.operators if (n.note.unshifted or n.name) in found)
 
 
-def _chosen(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None = None) -> _Built:
+def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
     config, spec = prepared.config, prepared.backend.spec
-    aligned = _aligned(prepared, thresholds, looked)
+    aligned = _aligned(prepared, calibrated, looked)
     unrounded, clipped = clip_weights(aligned.fused, _asked_of_weights(prepared))
     network = replace(aligned, fused=unrounded)
     weights: Mapping[str, WeightRecord] = {}
@@ -600,17 +604,17 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
     return {**clipped, **weights, **both}
 
 
-def _aligned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None) -> QuantizedNetwork:
+def _aligned(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None) -> QuantizedNetwork:
     """What tensors have to have in common, and the signs and order of channels that the target's kernels need.
 
     Args:
         prepared: the plan.
-        thresholds: of its tensors.
+        calibrated: ranges of its tensors.
         looked: for channels that are scaled, and for what biases are corrected on.
     """
     config, backend = prepared.config, prepared.backend
-    network = _assigned(prepared, thresholds, looked)
-    network = prepared.coding.of(backend.constrain(network))
+    network = _assigned(prepared, calibrated.thresholds, looked)
+    network = prepared.coding.of(backend.constrain(network)).with_given(calibrated.given)
     look = None if looked is None else partial(samples_of, looked, network.fused)
     at_work = look is not None and network.is_of_kernels and not network.exact and not network.at_run_time
     if look is not None and at_work and config.methods.bias.needs == "data":

@@ -29,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("options", "passes", "recipe"),
     ("backends.mxnet", "recalibration", "refine"),
-    ("backends.hardware",),
+    ("backends.hardware", "planned"),
     ("pipeline", "verification"),
     ("qat",),
     ("distributed", "drawing", "report"),

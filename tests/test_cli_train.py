@@ -108,6 +108,37 @@ def test_writes_what_was_trained(folder: Path, tmp_path: Path, options: tuple[st
     assert (tmp_path / "o-mxq.json").exists() == int8
 
 
+def test_writes_an_onnx_file_of_what_was_trained_for_one(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out, codes = tmp_path / "net.onnx", ("--hardware", "onnxruntime", "--bits", "W4A8")
+    run(folder, *codes, "--no-baseline", "--workdir", str(tmp_path / "w"), "--epochs", "1", "--out", str(out), "--json")
+    x, y = small.data(40, 1)
+    (found,) = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"]).run(None, {"data": x})
+    assert np.mean(found.argmax(1) == y) > 0.6
+    record = mxq.inspect_onnx(out).file.record
+    assert record is not None
+    assert (record.runtime, record.config["bits"]) == ("onnxruntime", "W4A8")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ((), "W8A8 for oneDNN in MXNet 1.9.1"),
+        (("--hardware", "onnx", "--bits", "4"), "W4A4 for ONNX Runtime and OpenVINO"),
+        (("--float",), "a float network"),
+    ],
+)
+def test_what_is_no_onnx_file_is_known_before_it_trains(
+    folder: Path, tmp_path: Path, options: tuple[str, ...], found: str
+) -> None:
+    pytest.importorskip("onnx")
+    given = (*options, "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "net.onnx"))
+    said = " ".join(run(folder, *given, code=2).replace("│", " ").split())
+    assert f"an ONNX file, but {found} is trained; allowed: W4A8 to W8A8 on onnx, onnxruntime, openvino" in said
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("out", ["net", "nowhere/net"])
 def test_where_it_cannot_write_is_known_before_it_trains(folder: Path, tmp_path: Path, out: str) -> None:
     said = run(folder, "--workdir", str(tmp_path / "w"), "--out", str(folder / out), code=2)

@@ -122,6 +122,17 @@ def test_headings_and_links_are_read_as_github_reads_them(tmp_path: Path) -> Non
     assert broken(page) == ["gone.md", "#no-heading", "gone.png", "b.md"]
 
 
+def test_an_onnx_file_comes_out_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/qat.md has it, on the small network."""
+    pytest.importorskip("onnx")
+    page = ROOT / "docs" / "qat.md"
+    text = next(text for _, text in blocks(page, "python") if "export_onnx" in text)
+    images, labels = small_training.data(64)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, str(page), "exec"), {"net": small_training.net(), "images": images, "labels": labels})
+    assert (tmp_path / "net.onnx").stat().st_size > 1000
+
+
 def test_the_loop_of_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """The user's own loop in docs/qat.md, of 25 lines at most, on the small network: it learns."""
     import mxnet as mx

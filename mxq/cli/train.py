@@ -48,8 +48,9 @@ def train(
         Path | None,
         option(
             parser=written_prefix,
-            metavar="PREFIX",
-            help="Write the trained network: an INT8 pair for --bits 8 on onednn, else a float one that simulates it.",
+            metavar="PREFIX|FILE.onnx",
+            help="Write the trained network: an INT8 pair for --bits 8 on onednn; FILE.onnx for W4A8 to W8A8 on onnx, "
+            "onnxruntime or openvino; else a float pair that simulates it.",
         ),
     ] = None,
     labels: Labels = None,
@@ -130,7 +131,7 @@ def train(
     start_mxnet()
     from mxq import workflow
     from mxq.report import training
-    from mxq.workflow.training import TrainRecipe, write
+    from mxq.workflow.training import TrainRecipe, check_out, write
     from mxq.workflow.training import train as run
 
     asked = {"bits": bits, "algorithm": algorithm, "hardware": hardware}
@@ -138,18 +139,21 @@ def train(
         name = next(iter(given_of(asked)))
         raise ConfigError(f"--{name} is {asked[name]!r} beside --float, which trains without quantization")
     qat = None if only_float else _qat_config(recipe, asked)
+    if out is not None:
+        check_out(out, qat)
+    preparation = pictures.preparation(prefix)
     found = run(
         prefix,
         workflow.Measured(data, labels),
         None if eval_data is None else workflow.Measured(eval_data, eval_labels),
         TrainRecipe(schedule, qat, baseline),
-        pictures.preparation(prefix),
+        preparation,
         workdir=workdir,
         epoch=epoch,
     )
     print_json(found.to_json()) if as_json else show_result(found)
     if out is not None:
-        LOG.info("written: %s", ", ".join(map(str, write(found, out))))
+        LOG.info("written: %s", ", ".join(map(str, write(found, out, preparation=preparation))))
     if plot is not None:
         LOG.info("drawn: %s", training.draw(workdir, plot))
 

@@ -33,6 +33,7 @@ class Feeds:
     Attributes:
         examples: how many examples the latest pass has given so far.
         batches: how many batches.
+        shapes: input -> the shape of one example, as the first batch had it; empty before.
         warnings: what a report should mention: that there were fewer examples than asked for.
     """
 
@@ -48,6 +49,7 @@ class Feeds:
         self._started = False
         self.examples = 0
         self.batches = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.warnings: tuple[str, ...] = ()
 
     def take(self, count: int) -> Iterator[Feed]:
@@ -121,6 +123,7 @@ class Feeds:
             except Exception as error:
                 raise DataError(f"reading {where} failed: {type(error).__name__}: {error}") from error
             self._learn(feed.examples)
+            self.shapes = self.shapes or {name: value.shape[1:] for name, value in feed.items()}
             self.examples += feed.examples
             self.batches += 1
             yield feed

@@ -268,6 +268,8 @@ def _coding_of(network: QuantizedNetwork, ref: Ref, record: TensorRecord) -> tup
 
 def _steps(network: QuantizedNetwork, name: str, weight: Array) -> Array:
     """Of each channel of a weight (O, ...), as the network codes it: (O,) float64."""
+    if name in network.given:
+        return network.weight_as(name, weight).step.astype(np.float64)
     top = network.weight_scheme(name).top(network.weight_of(name))
     return np.asarray(np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / top)
 

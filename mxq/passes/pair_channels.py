@@ -59,17 +59,19 @@ def _paired(network: QuantizedNetwork) -> tuple[QuantizedNetwork, Trace]:
     ``new = old[:, order]``.
     """
     model, events = network.fused, list[Event]()
-    args, nodes = dict(model.args), dict[str, Sequence[Node]]()
+    args, given, nodes = dict(model.args), dict(network.given), dict[str, Sequence[Node]]()
     for group in _groups(model):
         order = _order(group, args, network)
         if order is None:
             continue
         _permute(group, args, order)
+        given |= {name: given[name].ordered(order) for name in _rows(group) if name in given}
         nodes |= {ref.name: (_ordered(model.graph[ref.name], order),) for ref in group.tensors}
         events += [Event(NAME, NAME, node.name) for node in group.makers]
     if not nodes:
         return network, NO_EVENTS
-    return replace(network, fused=Model(model.graph.replace(nodes), args, model.auxs)), Trace(tuple(events))
+    fused = Model(model.graph.replace(nodes), args, model.auxs)
+    return replace(network, fused=fused, given=given), Trace(tuple(events))
 
 
 PAIR_CHANNELS = NetworkPass(NAME, _paired)
@@ -169,9 +171,12 @@ def _order(group: _Group, args: dict[str, Array], network: QuantizedNetwork) -> 
 
 def _permute(group: _Group, args: dict[str, Array], order: Array) -> None:
     """Puts the parameters of ``group`` in ``order``, in ``args``."""
-    for node in (*group.makers, *group.between):
-        names = [r.name for r in node.inputs[1:] if r.name in args]
-        args.update({name: np.ascontiguousarray(args[name][order]) for name in names})
+    args.update({name: np.ascontiguousarray(args[name][order]) for name in _rows(group) if name in args})
     for node in group.readers:
         name = node.inputs[1].name
         args[name] = np.ascontiguousarray(args[name][:, order])
+
+
+def _rows(group: _Group) -> list[str]:
+    """What the layers read beside data that make the tensors of ``group``."""
+    return [ref.name for node in (*group.makers, *group.between) for ref in node.inputs[1:]]

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from mxq import observers
-from mxq.config import QuantConfig
+from mxq.backends.runtimes import RUNTIMES
+from mxq.config import ONNX, QuantConfig, in_files
 from mxq.errors import ConfigError, one_of
 from mxq.qat import algorithms
 from mxq.qat.folding import Folding, folding_of
+from mxq.quant.bits import Bits
 from mxq.quant.hardware import Hardware, hardware_of
 from mxq.quant.spec import LEAST_BITS, MOST_BITS
 
@@ -111,6 +113,16 @@ class QatConfig:
         return self.row.from_kernels and bits == {8}
 
     @property
+    def is_for_files(self) -> bool:
+        """Whether it is trained for runtimes of ONNX files, which are then written of it."""
+        return self.hardware in RUNTIMES.values()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether an ONNX file can hold what is trained, and is written of it."""
+        return self.is_for_files and in_files(Bits(self.bits_w, self.bits_a)) and self.edges in (None, MOST_BITS)
+
+    @property
     def quantization(self) -> QuantConfig:
         """How the network is planned, and quantized when it is trained: as it is, by the ranges that were learned."""
         return QuantConfig(
@@ -124,6 +136,8 @@ class QatConfig:
     def planning(self) -> QuantConfig:
         """The same for the hardware that it is trained for, whose codes MXNet may simulate alone."""
         own = self.quantization
+        if self.is_for_files:
+            return replace(own, backend=ONNX, hardware=self.hardware)
         return own if self.row.from_kernels else replace(own, simulate=True, hardware=self.hardware)
 
     def to_json(self) -> dict[str, Any]:

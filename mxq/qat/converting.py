@@ -26,25 +26,33 @@ What the int8 network gives differs from what training showed by these alone:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from mxq import pipeline, runtime
+from mxq.backends import default
+from mxq.data.preparation import Preparation
 from mxq.errors import QuantizeError, one_of
 from mxq.graph.ir import Array, Model, Runner
 from mxq.logs import LOG
 from mxq.pipeline import Calibrated, Prepared, Quantized
+from mxq.planned import Planned
 from mxq.qat.folding import UNFOLDED
+from mxq.qat.kernels_placement import origin
 from mxq.qat.network import QatNetwork, with_head
 from mxq.qat.quantizer import Quantizer
 from mxq.quant import MXNET, QParams
+from mxq.quant.spec import LEAST_IN_FILES, MOST_BITS
 from mxq.quant.thresholds import FIXED, Range, Threshold, Thresholds
 from mxq.weights.grid import FULL, written
 
 LEARNED: Final = "training"
 """What reports say asked for a range."""
+_DEAD: Final = 1e-30
+"""The least step of a channel of a weight, one whose values are all 0."""
 _LITTLE: Final = 1e-6
 """In steps: how far below 0 a range begins that is to be shifted though its zero point is 0."""
 
@@ -52,7 +60,8 @@ _LITTLE: Final = 1e-6
 def convert(block: runtime.TrainableBlock, *, target: str = "native", simulate: bool = False) -> runtime.QuantizedBlock:
     """The int8 network of what `mxq.qat.prepare` gave and was trained since: what training showed, in stock kernels.
 
-    `mxq.save` writes it as a pair that stock MXNet loads.
+    `mxq.save` writes it as a pair that stock MXNet loads. What was trained for runtimes of ONNX files (hardware "onnx",
+    "onnxruntime" or "openvino") is as `mxq.quantize_net` with ``backend="onnx"`` gives it: `mxq.export_onnx` writes it.
 
     Args:
         block: from `mxq.qat.prepare` or `mxq.qat.load`. It is not changed, and can be trained further.
@@ -62,8 +71,8 @@ def convert(block: runtime.TrainableBlock, *, target: str = "native", simulate: 
 
     Raises:
         ConfigError: a setting is not allowed.
-        QuantizeError: ``block`` is no such block; or MXNet's kernels do not hold what it was trained for, which can
-            only be simulated.
+        QuantizeError: ``block`` is no such block; or neither MXNet's kernels nor a file hold what it was trained for,
+            which can only be simulated.
     """
     network = trained(block)
     if not isinstance(simulate, bool):
@@ -73,6 +82,8 @@ def convert(block: runtime.TrainableBlock, *, target: str = "native", simulate: 
     made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
     for warning in made.warnings:
         LOG.warning(warning)
+    if network.config.is_for_files:
+        return planned(network, made).block
     return runtime.reported_block(made.model, made.report)
 
 
@@ -105,27 +116,52 @@ def simulated(network: QatNetwork) -> Model:
 
 def converted(network: QatNetwork, target: str, runner: Runner, versions: dict[str, str]) -> Quantized:
     """The int8 network; see `convert`."""
-    config = replace(network.config.quantization, target=target)
-    source = with_head(network.source, network.head)
-    plan = pipeline.plan(source, config, runner)
-    _check_held(network, plan)
-    weights = Weights(network, plan.fused).written
-    plan = replace(plan, fused=plan.fused.with_graph(plan.fused.graph, weights))
-    return pipeline.quantize(plan, Calibrated(thresholds(network, plan)), versions)
+    config = network.config
+    _check_held(network)
+    bits = (config.bits_w, config.bits_a) if config.is_for_files else None
+    settings = replace(config.planning if config.is_for_files else config.quantization, bits=bits, target=target)
+    plan = pipeline.plan(with_head(network.source, network.head), settings, runner)
+    weights, given = Weights(network, plan.fused), dict[str, QParams]()
+    if config.is_for_files:
+        given = {**learned(network, plan), **weights.params}
+    plan = replace(plan, fused=plan.fused.with_graph(plan.fused.graph, weights.written))
+    return pipeline.quantize(plan, Calibrated(thresholds(network, plan), given=given), versions)
 
 
-def _check_held(network: QatNetwork, plan: Prepared) -> None:
-    """Whether the kernels hold what was trained."""
-    if network.config.is_held:
+def planned(network: QatNetwork, made: Quantized, preparation: Preparation | None = None) -> Planned:
+    """What `converted` made of ``network`` on its way to an ONNX file.
+
+    Raises:
+        QuantizeError: nothing of it is int8.
+    """
+    if made.network is None:
+        raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: convert(block, simulate=True)")
+    same = simulated(network) if made.network.exact else made.model  # sums that saturate training does not show
+    return Planned(made.network, same, made.report, network.examples, preparation or Preparation())
+
+
+def _check_held(network: QatNetwork) -> None:
+    """Whether the kernels, or a file, hold what was trained."""
+    config = network.config
+    if config.is_held:
         return
-    held, spec = network.config.row.from_kernels, plan.backend.spec
-    other = next((q for q in network.quantizers if q.spec.bits != 8 or not held), network.quantizers[0])
-    what = "weight" if other.is_weight else "tensor"
-    raise QuantizeError(
-        f"{what} {str(other.tensor)!r} was trained as {other.spec} for {network.config.row.library}; {spec.name} holds "
-        f"{' or '.join(map(str, spec.holds))}, for hardware 'onednn'; convert(block, simulate=True) gives a float "
-        "network that computes the same"
-    )
+    if config.is_for_files:
+        other = next((q for q in network.quantizers if not _in_files(q)), None)
+        holds = f"an ONNX file holds tensors of {MOST_BITS} bits and weights of {LEAST_IN_FILES} to {MOST_BITS}"
+    else:
+        held, spec = config.row.from_kernels, default().spec
+        other = next((q for q in network.quantizers if q.spec.bits != MOST_BITS or not held), None)
+        holds = f"{spec.name} holds {' or '.join(map(str, spec.holds))}, for hardware 'onednn'"
+    if other is not None:
+        raise QuantizeError(
+            f"{'weight' if other.is_weight else 'tensor'} {str(other.tensor)!r} was trained as {other.spec} for "
+            f"{config.row.library}; {holds}; convert(block, simulate=True) gives a float network that computes the same"
+        )
+
+
+def _in_files(quantizer: Quantizer) -> bool:
+    """Whether an ONNX file holds such codes."""
+    return quantizer.spec.bits >= (LEAST_IN_FILES if quantizer.is_weight else MOST_BITS)
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------
@@ -133,18 +169,26 @@ def _check_held(network: QatNetwork, plan: Prepared) -> None:
 
 def thresholds(network: QatNetwork, plan: Prepared) -> Thresholds:
     """The range of every tensor that the plan observes: as it was learned, else as it was calibrated."""
-    learned = {str(q.tensor): learned_range(params_of(network, q)) for q in network.quantizers if not q.is_weight}
+    span_of = _whole_range if network.config.is_for_files else learned_range
+    spans = {name: span_of(params) for name, params in learned(network, plan).items()}
     found = dict[str, Threshold]()
     for name in map(str, plan.plan.observe):
         if name not in network.calibrated:  # which `mxq.pipeline.quantize` names
             continue
-        calibrated, span = network.calibrated[name], learned.get(name)
+        calibrated, span = network.calibrated[name], spans.get(name)
         if span is not None:
             # Types, and what is shifted, follow from whether a range begins below 0, which has to stay as it was.
             low = min(span.min, 0.0) if calibrated.range.min < 0 else 0.0
             calibrated = Threshold(Range(low, span.max), FIXED, source=LEARNED)
         found[name] = calibrated
     return Thresholds(found)
+
+
+def learned(network: QatNetwork, plan: Prepared) -> dict[str, QParams]:
+    """Scale and zero point of every tensor that was quantized in training, and of those that have its values."""
+    own = {q.tensor: params_of(network, q) for q in network.quantizers if not q.is_weight}
+    origins = {str(ref): origin(plan.fused.graph, ref, network.source.graph.by_name) for ref in plan.plan.observe}
+    return {str(ref): params for ref, params in own.items()} | {n: own[ref] for n, ref in origins.items() if ref in own}
 
 
 def params_of(network: QatNetwork, quantizer: Quantizer) -> QParams:
@@ -161,6 +205,11 @@ def learned_range(params: QParams) -> Range:
         return Range(-max(zero, _LITTLE) * step, (top - zero) * step)
     end = _end(MXNET.top(spec), params.scale)
     return Range(-end if spec.signed else 0.0, end)
+
+
+def _whole_range(params: QParams) -> Range:
+    """From the value of the lowest code to that of the highest."""
+    return Range(float(params.low), float(params.high))
 
 
 def _end(top: float, scale: Array) -> float:
@@ -183,12 +232,26 @@ class Weights:
     @property
     def written(self) -> dict[str, Array]:
         """Of each that is quantized and has its own shape still, by name."""
-        found = {}
+        held = self._in_file if self.network.config.is_for_files else self._written
+        return {q.tensor.name: held(q).reshape(self.fused.args[q.tensor.name].shape) for q in self._own_ones}
+
+    @property
+    def params(self) -> dict[str, QParams]:
+        """The scales of the same, with which a file has them."""
+        steps = ((q, self.codes(q)[1]) for q in self._own_ones)
+        return {q.tensor.name: QParams(q.spec, 1 / np.maximum(step, _DEAD)) for q, step in steps}
+
+    @property
+    def _own_ones(self) -> Iterator[Quantizer]:
+        args = self.fused.args
         for q in self.network.quantizers:
-            name = q.tensor.name
-            if q.is_weight and name in self.fused.args and self.fused.args[name].size == self._own(q).size:
-                found[name] = self._written(q).reshape(self.fused.args[name].shape)
-        return found
+            if q.is_weight and q.tensor.name in args and args[q.tensor.name].size == self._own(q).size:
+                yield q
+
+    def _in_file(self, quantizer: Quantizer) -> Array:
+        """(O, K) float32, what the codes stand for."""
+        codes, step = self.codes(quantizer)
+        return np.asarray(codes * step[:, None], np.float32)
 
     def _own(self, quantizer: Quantizer) -> Array:
         return self.network.source.args[quantizer.tensor.name]
@@ -217,7 +280,7 @@ class Weights:
         values, params = self.network.algorithm(quantizer).deployed(quantizer.site, folded, parameters)
         codes = params.quantize(values.reshape(len(weight), -1)).astype(np.int16)
         factor = self._factor(quantizer, len(weight))
-        turned = np.minimum(codes * np.sign(factor)[:, None].astype(np.int16), FULL.top)
+        turned = np.minimum(codes * np.sign(factor)[:, None].astype(np.int16), quantizer.spec.highest)
         return turned, np.abs(factor) / params.scale.astype(np.float64)
 
     def _factor(self, quantizer: Quantizer, channels: int) -> Array:

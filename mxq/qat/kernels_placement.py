@@ -6,6 +6,7 @@ tensor of the `QuantizedNetwork`      quantizer
 written in a range of its own         of what the node of that name makes, for all readers
 quantized from float                  for the int8 operators that read it alone
 an average                            with the parameters of what is averaged: the kernel rounds to its codes
+joined of several kinds of codes      once more, in files for other runtimes
 made u8 in s8 memory (``doubled``)    7 bits: the kernel leaves codes 0..127
 shifted until it is u8                a zero point: the shift is that many steps
 rectified by a BatchNorm              unsigned: the lowest code is zero
@@ -16,7 +17,7 @@ Fewer bits than 8 stand at the same places; no kernel has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
@@ -25,6 +26,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
+from mxq.qat.layers import moves
 from mxq.qat.placement import CONCAT, weights, with_edges
 from mxq.qat.quantizer import Quantizer, activation_name, joined
 from mxq.quant import MXNET, QuantizedNetwork, QuantSpec
@@ -70,6 +72,20 @@ def placed_as_planned(model: Model, network: QuantizedNetwork, config: QatConfig
     every = (*joined(placer.found.values(), placer.groups), *weights(model.graph, own, config))
     names = {node.name for node in own}
     return KernelPlacement(with_edges(model, names, every, config.edges), tuple(placer.missing))
+
+
+def origin(graph: Graph, ref: Ref, known: Container[str]) -> Ref:
+    """The tensor that has the values of ``ref``, one of ``known`` nodes; ``ref`` itself where there is none.
+
+    A fully connected layer of a quantized network may have its Flatten as an operator of its own.
+    """
+    found = ref
+    while found.name not in known:
+        node = graph[found.name]
+        if len(node.inputs) != 1 or not moves(node):
+            return ref
+        found = node.inputs[0]
+    return found
 
 
 @dataclass
@@ -138,11 +154,19 @@ class _Placer:
             self.groups.append(known)
         if known:
             quantizers[node.out] = known[0]
-        averages = node.op == "Pooling" and node.attrs.get("pool_type", "max") != "max" and node.name in self.graph
-        if averages and known:
-            source, readers = self.found[known[0]], tuple(r.name for r in self.graph.consumers[node.name])
-            added = self._add(node.out, readers, source.spec, is_output=node.name in self.graph.head_names)
-            self.groups.append([known[0], added])
+        if known and node.name in self.graph and self._rounds_again(node):
+            quantizers[node.out] = added = self._again(node, self.found[known[0]].spec)
+            self.groups += [[known[0], added]] if node.op != CONCAT else []
+
+    def _rounds_again(self, node: Node) -> bool:
+        """Whether an operator makes other codes of codes: an average, or what is joined of several kinds."""
+        if node.op == CONCAT:
+            return not (self.config.row.from_kernels or self._is_aligned(node))
+        return node.op == "Pooling" and node.attrs.get("pool_type", "max") != "max"
+
+    def _again(self, node: Node, spec: QuantSpec) -> str:
+        readers = tuple(reader.name for reader in self.graph.consumers[node.name])
+        return self._add(node.out, readers, spec, is_output=node.name in self.graph.head_names)
 
     def _is_aligned(self, node: Node) -> bool:
         """Whether all that a Concat joins has one range; of u8 tensors records have its upper part."""
@@ -156,14 +180,17 @@ class _Placer:
 
     def _read(self, ref: Ref, dtype: str) -> str:
         """The quantizer of a float tensor for the int8 operators that read it as a type."""
-        spec = self._spec(dtype)
-        known = next((q.name for q in self.found.values() if q.tensor == ref and q.spec.dtype == spec.dtype), "")
-        if known or ref.name not in self.graph:
-            self.missing += [] if known else [str(ref)]
-            return known
+        spec, own = self._spec(dtype), origin(self.network.fused.graph, ref, self.graph.by_name)
+        if own.name not in self.graph:
+            self.missing.append(str(ref))
+            return ""
         wanted = {n for n, o in self.network.operations.items() if self._reads(n, ref, dtype)}
-        readers = [r.name for r in self.graph.consumers[ref.name] if self.owners[r.name] & wanted and ref in r.inputs]
-        return self._add(ref, tuple(readers), spec)
+        readers = [r.name for r in self.graph.consumers[own.name] if self.owners[r.name] & wanted and own in r.inputs]
+        known = next((q for q in self.found.values() if q.tensor == own and q.spec.dtype == spec.dtype), None)
+        if known is None:
+            return self._add(own, tuple(readers), spec)
+        self.found[known.name] = replace(known, readers=tuple(dict.fromkeys((*known.readers, *readers))))
+        return known.name
 
     def _reads(self, name: str, ref: Ref, dtype: str) -> bool:
         operation, node = self.network.operations[name], self.network.fused.graph[name]

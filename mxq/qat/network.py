@@ -29,6 +29,7 @@ class QatNetwork:
         biases: those that are rounded.
         head: the softmax at the end of the network as it was given, without which it trains; empty where there is none.
         calibrated: the ranges that training began with, by tensor; also of tensors that it does not quantize.
+        examples: input -> the shape of one example, as calibration data had it.
         warnings: what the user should know.
     """
 
@@ -39,6 +40,7 @@ class QatNetwork:
     biases: tuple[RoundedBias, ...] = ()
     head: tuple[Node, ...] = ()
     calibrated: Thresholds = field(default_factory=Thresholds)
+    examples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     __reduce__ = reduced

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from mxq.pipeline import Calibrated, Prepared
 from mxq.qat.config import QatConfig
 from mxq.qat.floating import trainable
 from mxq.qat.folding import MERGED, UNFOLDED, in_training, merged
-from mxq.qat.kernels_placement import placed_as_planned
+from mxq.qat.kernels_placement import origin, placed_as_planned
 from mxq.qat.network import QatNetwork
-from mxq.qat.placement import placed
+from mxq.qat.placement import CONCAT, placed
 from mxq.qat.quantizer import Quantizer
 from mxq.qat.ranges import activation_ranges, with_initial
 from mxq.qat.rounding import with_rounded_biases
@@ -139,20 +140,28 @@ def prepared(
     source = merged(source) if config.folding is MERGED else in_training(source)
     source = with_positive_factors(source) if config.folding is UNFOLDED else source
     if config.row.planned:
-        quantizers, calibrated, warnings = _by_plan(source, calib_data, config, runner, seen)
+        found = _by_plan(source, calib_data, config, runner, seen)
     else:
-        quantizers, calibrated, warnings = _by_graph(source, calib_data, config, runner)
-    if not quantizers:
+        found = _by_graph(source, calib_data, config, runner)
+    if not found.quantizers:
         raise QuantizeError(
             "no operator of the network can be quantized; allowed: convolutions, fully connected layers"
         )
-    quantizers, ranges = activation_ranges(quantizers, calibrated.statistics, config.calibrator)
-    network = QatNetwork(source, config, quantizers, {}, (), head, calibrated.thresholds, warnings)
+    quantizers, ranges = activation_ranges(found.quantizers, found.calibrated.statistics, config.calibrator)
+    calibrated = found.calibrated.thresholds
+    network = QatNetwork(source, config, quantizers, {}, (), head, calibrated, found.examples, found.warnings)
     network = with_rounded_biases(network) if config.row.rounds_biases else network
     return with_initial(network, ranges)
 
 
-_Placed = tuple[tuple[Quantizer, ...], Calibrated, tuple[str, ...]]
+@dataclass(frozen=True)
+class _Placed:
+    """Where a network is fake-quantized, and what calibration found there."""
+
+    quantizers: tuple[Quantizer, ...]
+    calibrated: Calibrated
+    warnings: tuple[str, ...]
+    examples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runner) -> _Placed:
@@ -165,7 +174,7 @@ def _by_graph(source: Model, calib_data: object, config: QatConfig, runner: Runn
     scheme = config.row.scheme(config.row.activation())
     names = dict.fromkeys(map(str, asked), observer)
     ranges = statistics.thresholds(names, {str(ref): spec for ref, spec in asked.items()}, scheme)
-    return found, Calibrated(ranges, statistics), batches.warnings
+    return _Placed(found, Calibrated(ranges, statistics), batches.warnings, batches.shapes)
 
 
 def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runner, seen: Seen | None) -> _Placed:
@@ -173,12 +182,28 @@ def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runne
     plan = pipeline.plan(source, config.planning, runner)
     if plan.nothing_int8:
         raise QuantizeError(plan.nothing_int8)
+    shapes: Mapping[str, tuple[int, ...]] = {}
     if seen is not None and seen.covers(plan):
         calibrated = pipeline.ranges(plan, replace(seen.statistics, network={}))  # see `covers`
     else:
-        calibrated = pipeline.calibrate(plan, _batches(calib_data, plan.fused, config), runner)
+        batches = _batches(calib_data, plan.fused, config)
+        calibrated, shapes = pipeline.calibrate(plan, batches, runner), batches.shapes
+    calibrated = replace(calibrated, statistics=_with_derived(calibrated.statistics, plan))
     found = placed_as_planned(source, decided(plan, calibrated), config)
-    return found.quantizers, calibrated, (*plan.warnings, *calibrated.warnings, *found.warnings)
+    return _Placed(found.quantizers, calibrated, (*plan.warnings, *calibrated.warnings, *found.warnings), shapes)
+
+
+def _with_derived(statistics: Statistics, plan: Prepared) -> Statistics:
+    """With those of tensors whose values others have: what is joined, or is read by another name."""
+    graph, known, found = plan.fused.graph, plan.source.graph.by_name, dict(statistics.states)
+    for ref in plan.plan.observe:
+        if str(ref) in found:
+            found.setdefault(str(origin(graph, ref, known)), found[str(ref)])
+    for node in graph.operators:
+        names = [str(ref) for ref in node.inputs]
+        if node.op == CONCAT and all(name in found for name in names):
+            found.setdefault(node.name, reduce(observers.get(plan.config.calib_mode).merge, (found[n] for n in names)))
+    return replace(statistics, states=found)
 
 
 def decided(plan: Prepared, calibrated: Calibrated) -> QuantizedNetwork:

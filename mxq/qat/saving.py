@@ -55,6 +55,7 @@ def save(block: runtime.TrainableBlock, path: str | os.PathLike[str]) -> Path:
         "quantizers": [q.to_json() for q in network.quantizers],
         "biases": [bias.to_json() for bias in network.biases],
         "calibrated": network.calibrated.to_json(),
+        "examples": {name: list(shape) for name, shape in network.examples.items()},
         "symbol": json.loads(write_symbol(with_head(network.source, network.head).graph)),
     }
     table = {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8), **_values(network)}
@@ -91,8 +92,10 @@ def _network(about: Mapping[str, Any], table: Mapping[str, Array], name: str) ->
         quantizers = tuple(map(Quantizer.from_json, about["quantizers"]))
         calibrated = Thresholds.from_json(about["calibrated"])
         biases = tuple(map(RoundedBias.from_json, about["biases"]))
-        return QatNetwork(source, QatConfig.from_json(about["config"]), quantizers, own, biases, head, calibrated)
-    except (KeyError, TypeError) as error:
+        examples = {name: tuple(map(int, shape)) for name, shape in about.get("examples", {}).items()}
+        config = QatConfig.from_json(about["config"])
+        return QatNetwork(source, config, quantizers, own, biases, head, calibrated, examples)
+    except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{name!r} lacks {error}; allowed: what mxq.qat.save wrote") from None
 
 

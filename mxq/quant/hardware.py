@@ -127,6 +127,7 @@ ONNX: Final = Hardware(
     joins_concat=False,
     products=products.PORTABLE,
     planned=True,
+    rounds_biases=True,
     source="what both fuse: onnxruntime/core/optimizer/qdq_transformer, OpenVINO's low precision transformations",
 )
 ONNXRUNTIME: Final = replace(

@@ -60,6 +60,8 @@ class QuantizedNetwork:
         scheme: of such codes, from their spec.
         widths: node, also of a weight -> how many bits codes of what it makes have, where that is not as
             ``activation`` and ``weight`` say.
+        given: tensor, as `str`, or weight -> its scale and zero point where these are given, such as training learned
+            them; those of all else follow from ranges and largest weights.
         products: how kernels add products of such codes without VNNI; None where those are exact.
         saturation: name of each layer that was guarded against it -> what was done.
         trace: what was done on the way.
@@ -78,6 +80,7 @@ class QuantizedNetwork:
     weight: QuantSpec | None = None
     scheme: Callable[[QuantSpec], Scheme] = scheme_of
     widths: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, QParams] = field(default_factory=dict)
     products: PairedProducts | None = None
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
     trace: Trace = NO_EVENTS
@@ -105,8 +108,17 @@ class QuantizedNetwork:
         return replace(self, fused=self.fused.with_graph(self.fused.graph, args)) if args else self
 
     def with_thresholds(self, thresholds: Thresholds) -> QuantizedNetwork:
-        """With other ranges, each of the sign that it had: types stay."""
-        return self if thresholds is self.thresholds else replace(self, thresholds=thresholds)
+        """With other ranges, each of the sign that it had: types stay. What was `given` goes with a range."""
+        if thresholds is self.thresholds:
+            return self
+        changed = {name for name, found in thresholds.items() if found != self.thresholds.get(name)}
+        given = {name: params for name, params in self.given.items() if name not in changed}
+        return replace(self, thresholds=thresholds, given=given)
+
+    def with_given(self, given: Mapping[str, QParams]) -> QuantizedNetwork:
+        """With scales and zero points of tensors and weights that do not follow from ranges; see `given`."""
+        widths = {name: params.spec.bits for name, params in given.items()}
+        return replace(self, given=given, widths={**self.widths, **widths}) if given else self
 
     def after(self, *steps: Step[QuantizedNetwork]) -> QuantizedNetwork:
         """What steps make of it, one after the other; its trace has what they did."""
@@ -201,6 +213,8 @@ class QuantizedNetwork:
         return self._params(ref, self.quantized[ref, dtype])
 
     def _params(self, ref: Ref, record: TensorRecord) -> QParams:
+        if (given := self.given.get(str(ref))) is not None:
+            return given
         if record.min is None or record.max is None:
             raise QuantizeError(f"the range of tensor {str(ref)!r} is found at run time; allowed: a calibrated one")
         other = self.activation_of(ref)
@@ -220,7 +234,10 @@ class QuantizedNetwork:
 
     def weight_as(self, name: str, value: Array) -> QParams:
         """The scales that ``value`` (O, ...) has as the weight ``name`` of this network."""
-        return self.weight_scheme(name).covering(self.weight_of(name), value)
+        spec, given = self.weight_of(name), self.given.get(name)
+        if given is not None and given.spec == spec:  # else it was narrowed since
+            return given
+        return self.weight_scheme(name).covering(spec, value)
 
     @property
     def _read_weights(self) -> Iterator[str]:

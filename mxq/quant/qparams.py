@@ -68,6 +68,10 @@ class QParams:
         """The value of the highest code, of the shape of ``scale``."""
         return np.asarray((self.spec.highest - self.zero_point) / self.scale, dtype=np.float32)
 
+    def ordered(self, order: NDArray[np.integer[Any]]) -> QParams:
+        """Those of a tensor whose channels were put in another order, ``new = old[order]``."""
+        return self if self.spec.axis is None else QParams(self.spec, self.scale[order], self.zero_point[order])
+
     def quantize(self, x: ArrayLike) -> Array:
         """The codes of ``x``: ``clip(rint(x * scale) + zero_point)``; the shape of ``x``, of ``spec.dtype``.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
 from mxq.workflow.drawing import draw
-from mxq.workflow.exporting import FileForm, Planned, export_onnx, quantized_for_files
+from mxq.workflow.exporting import FileForm, export_onnx, quantized_for_files
 from mxq.workflow.files import verify_any, verify_file
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
@@ -22,7 +22,6 @@ __all__ = [
     "FileForm",
     "Given",
     "Measured",
-    "Planned",
     "TrainingData",
     "bench_files",
     "best_runtime",

@@ -27,49 +27,14 @@ from mxq.passes.constants import fold_constants
 from mxq.passes.simplify import FLOAT
 from mxq.passes.take_pixels import pictures_in, pixels_shape, take_pixels
 from mxq.pipeline import fingerprint
-from mxq.quant import QuantizedNetwork
-from mxq.quant.plan import Report
+from mxq.planned import Planned
+from mxq.qat.converting import convert
 from mxq.rewrite import run_pass
-from mxq.runtime import QuantizedBlock
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given, preparation_of, shapes_said
 
 PORTABLE: Final = "portable"
 """The runtime of files that all runtimes are to run, see `mxq.backends.runtimes`."""
-PLANNED: Final = "mxq_planned"
-"""Attribute of a block that is planned for files."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A network that is quantized for ONNX files.
-
-    Attributes:
-        network: what is to be written.
-        simulated: a float network that computes the same.
-        report: what was decided for it.
-        examples: input -> shape of one example.
-        preparation: how pictures become inputs.
-    """
-
-    network: QuantizedNetwork
-    simulated: Model
-    report: Report
-    examples: Mapping[str, Shape]
-    preparation: Preparation
-
-    @property
-    def block(self) -> QuantizedBlock:
-        """What can be called as a network, and `export_onnx` writes."""
-        found = runtime.reported_block(self.simulated, self.report)
-        setattr(found, PLANNED, self)
-        return found
-
-    @staticmethod
-    def of(net: object) -> Planned | None:
-        """That of a `block`."""
-        found = getattr(net, PLANNED, None)
-        return found if isinstance(found, Planned) else None
 
 
 @dataclass(frozen=True)
@@ -129,7 +94,8 @@ def export_onnx(
     """Writes a network as an ONNX file.
 
     Args:
-        net: see `mxq.runtime.load_model`; or the block of a `Planned`, without ``given`` and ``config``.
+        net: see `mxq.runtime.load_model`; or the block of a `Planned`, or one in training for runtimes of such files,
+            without ``given`` and ``config``.
         path: the file.
         form: what the file is to take.
         runtime_name: whose kernels decide which tensors of an int8 file are codes, one of `RUNTIMES`.
@@ -155,6 +121,7 @@ def export_onnx(
         )
     if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
         raise one_of("runtime", runtime_name, RUNTIMES)
+    net = convert(net) if isinstance(net, runtime.TrainableBlock) else net
     planned, settings = Planned.of(net), _for(runtime_name, config or QuantConfig())
     if planned is not None:
         _check_nothing_more(runtime_name, given, config or QuantConfig())

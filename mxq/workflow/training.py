@@ -9,17 +9,22 @@ from typing import Any
 
 from mxq import runtime
 from mxq.artifacts import pair
+from mxq.backends.runtimes import RUNTIMES
 from mxq.data.feeding import feeds
 from mxq.data.preparation import Preparation
+from mxq.errors import ConfigError
+from mxq.formats.onnx_file import require_onnx
 from mxq.logs import LOG
 from mxq.qat.config import QatConfig
-from mxq.qat.converting import converted, simulated, trained
+from mxq.qat.converting import converted, planned, simulated, trained
 from mxq.qat.floating import float_block, written
 from mxq.qat.network import QatNetwork
 from mxq.qat.preparing import prepare
 from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
+from mxq.quant.bits import Bits
+from mxq.workflow.exporting import FileForm, export_onnx
 from mxq.workflow.opening import Measured, check_labelled, open_labelled, preparation_of
 
 
@@ -96,13 +101,38 @@ def train(
     )
 
 
-def write(found: Trained, prefix: Path, target: str = "native") -> tuple[Path, ...]:
+def is_file(out: Path) -> bool:
+    """Whether what is written is an ONNX file, not a pair."""
+    return out.suffix == ".onnx"
+
+
+def check_out(out: Path, qat: QatConfig | None) -> None:
+    """Whether what is trained can be written there, looked at before any work.
+
+    Raises:
+        ConfigError: it is to be an ONNX file and cannot be one, or onnx is not installed.
+    """
+    if not is_file(out):
+        return
+    require_onnx()
+    if qat is None or not qat.is_written:
+        found = "a float network" if qat is None else f"{Bits(qat.bits_w, qat.bits_a)} for {qat.row.library}"
+        raise ConfigError(
+            f"--out is {str(out)!r}, an ONNX file, but {found} is trained; allowed: W4A8 to W8A8 on "
+            f"{', '.join(RUNTIMES.values())} (--hardware), or a prefix for a pair"
+        )
+
+
+def write(
+    found: Trained, prefix: Path, target: str = "native", preparation: Preparation | None = None
+) -> tuple[Path, ...]:
     """Writes what was trained as a pair: INT8 where MXNet's kernels hold it, else float that computes the same.
 
     Args:
         found: from `train`.
-        prefix: of the files.
+        prefix: of the files; or an ONNX file (``.onnx``), see `check_out`.
         target: the CPU that an INT8 network is for.
+        preparation: how pictures become inputs, for an ONNX file.
 
     Returns:
         The files; of an INT8 network the record is the last.
@@ -113,6 +143,9 @@ def write(found: Trained, prefix: Path, target: str = "native") -> tuple[Path, .
     if not isinstance(getattr(found.block, "qat", None), QatNetwork):
         return runtime.write_pair(written(found.block), prefix)
     network = trained(found.block)
+    if is_file(prefix):
+        made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
+        return export_onnx(planned(network, made, preparation).block, prefix, FileForm())
     if not network.config.is_held:
         return runtime.write_pair(simulated(network), prefix)
     made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
