@@ -255,6 +255,21 @@ class TestKills:
         assert np.array_equal(found.block(x).asnumpy(), whole[0].block(x).asnumpy())
 
 
+class Shuffling:
+    """Four labelled batches by a generator of its own."""
+
+    def __init__(self, seed: int, size: int = 16) -> None:
+        self.seed, self.size = seed, size
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        x, y = training.data(64)
+        order = np.random.default_rng(self.seed).permutation(64)[: 4 * self.size].reshape(4, -1)
+        return ((mx.nd.array(x[some]), mx.nd.array(y[some], dtype="int64")) for some in order)
+
+
 class TestLossThatRises:
     """Where nothing is measured, a training that has failed says so."""
 
@@ -362,6 +377,46 @@ class TestErrors:
     def test_a_generator_to_measure_on(self) -> None:
         with pytest.raises(DataError, match="eval_data is a generator, which can be read only once"):
             fit(training.net(), training.data(), eval_data=(x for x in ()))
+
+    @pytest.mark.parametrize(
+        ("changed", "what"),
+        [
+            ({"data": (training.data(86))}, "steps is 5, here 6"),
+            ({"data": (training.data()[0] + np.float32(1), training.data()[1])}, "data.sha256 is '"),
+            ({"labels": (training.data()[1] + 1) % 3}, "data.sha256 is '"),
+            (
+                {"labels": training.data()[1].astype(np.float32)},
+                r"data.batch.its labels is 'int64\[16\]', here 'float32",
+            ),
+            ({"eval": training.data(40, 2)}, "eval_data.sha256 is '"),
+            ({"eval": None}, r"eval_data.batch is {.*, here None"),
+        ],
+    )
+    def test_other_data_is_refused(
+        self, whole: tuple[Trained, Path], tmp_path: Path, changed: dict[str, Any], what: str
+    ) -> None:
+        (tmp_path / FILE).write_bytes(files(whole[1])[FILE])
+        data, evaluated = changed.get("data", training.data()), changed.get("eval", training.data(40, 1))
+        data = (data[0], changed.get("labels", data[1]))
+        with pytest.raises(ConfigError, match=f"is of another training: its {what}.*; allowed: the same block, data"):
+            fit(training.net(), data, eval_data=evaluated, config=training.CONFIG, workdir=tmp_path, progress=False)
+        assert files(tmp_path)[FILE] == files(whole[1])[FILE]
+
+    def test_data_that_shuffles_itself_goes_on(self, tmp_path: Path) -> None:
+        """Whatever its first batch is; batches of other shapes are refused."""
+        given: dict[str, Any] = {"config": training.CONFIG, "epochs": 1, "workdir": tmp_path, "progress": False}
+        fit(training.net(), Shuffling(1), **given)
+        fit(training.net(), Shuffling(2), **given)
+        with pytest.raises(ConfigError, match=r"data.batch.its labels is 'int64\[16\]', here 'int64\[8\]'"):
+            fit(training.net(), Shuffling(1, size=8), **given)
+
+    def test_a_checkpoint_of_before_tells_nothing_of_data(self, whole: tuple[Trained, Path], tmp_path: Path) -> None:
+        table = dict(mxq.formats.params.read_params(whole[1] / FILE))
+        said = json.loads(table["about"].tobytes())
+        del said["training"]["data"], said["training"]["eval_data"]
+        table["about"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+        mxq.runtime.params_file.write_params(tmp_path / FILE, table)
+        assert training.trained(tmp_path).history == whole[0].history
 
     def test_damaged_files(self, whole: tuple[Trained, Path], tmp_path: Path) -> None:
         (tmp_path / FILE).write_bytes(files(whole[1])[FILE][:-100])

@@ -225,7 +225,7 @@ class _Fold:
                 if done:
                     _check_first(self.stretch, feed)
                     continue
-                self.stretch = replace(self.stretch, first=_checksum(feed))
+                self.stretch = replace(self.stretch, first=checksum(feed))
             yield feed
 
     def add(self, feed: Mapping[str, Array]) -> None:
@@ -249,7 +249,7 @@ class _Fold:
 
 def _check_first(stretch: DataSegment, feed: Mapping[str, Array]) -> None:
     """Refuses data that does not begin as the one seen before."""
-    first = _checksum(feed)
+    first = checksum(feed)
     if first != stretch.first:
         raise CalibrationError(
             f"the first batch of {stretch.name!r} has changed since the statistics were begun (sha256 "
@@ -257,7 +257,7 @@ def _check_first(stretch: DataSegment, feed: Mapping[str, Array]) -> None:
         )
 
 
-def _checksum(feed: Mapping[str, Array]) -> str:
+def checksum(feed: Mapping[str, Array]) -> str:
     """The sha256 of a batch."""
     digest = hashlib.sha256()
     for name, array in sorted(feed.items()):

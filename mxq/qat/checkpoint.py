@@ -28,6 +28,8 @@ from mxq.storage.writing import regular, replacing
 FORMAT: Final = "mxq-training/1"
 FILE: Final = "checkpoint.params"
 _ABOUT: Final = "about"
+_LATER: Final = ("data", "eval_data")
+"""What checkpoints of before do not tell."""
 _TABLES: Final = ("values", "momenta", "best")
 
 
@@ -96,7 +98,8 @@ class Checkpoints:
             said = parse_json(text, name)
             if said["format"] != FORMAT:
                 raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
-            _check(name, said["training"], json.loads(json.dumps(self.about)))
+            known = {key: value for key, value in self.about.items() if key in said["training"] or key not in _LATER}
+            _check(name, said["training"], json.loads(json.dumps(known)))
             parts = {part: _part(table, part) for part in _TABLES}
             self._check_tables(parts)
             history = tuple(map(_measured, said["history"]))
@@ -191,5 +194,5 @@ def _check(name: str, found: Any, wanted: Any, where: str = "") -> None:
     elif found != wanted:
         raise ConfigError(
             f"{name} is of another training: its {where} is {found!r:.60}, here {wanted!r:.60}; allowed: the same "
-            "block and settings, or another workdir"
+            "block, data and settings, or another workdir"
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from mxq.calibration.collect import checksum
 from mxq.data.examples import Source
 from mxq.data.feed import Feed, check_finite, is_array
 from mxq.data.labelled import is_whole, labelled
 from mxq.data.sources import Role
 from mxq.errors import DataError
 from mxq.graph.ir import Array
+
+_LABELS: Final = "(labels)"
+"""What labels are called beside inputs."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,20 @@ class Epochs:
             return -(-len(next(iter(parts))) // size)
         known = 0 if hasattr(self.data, "provide_data") else operator.length_hint(self.data)
         return known or sum(1 for _ in self.epoch(0))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether an epoch is the same each time, as the seed alone puts the data in order."""
+        return isinstance(self.data, Source | list) or is_whole(self.data)
+
+    def fingerprint(self, feed: Feed, labels: Array) -> dict[str, Any]:
+        """What tells the data from other data, JSON-ready, of the first batch of `epoch` 0.
+
+        Of data that shuffles itself, which may give another batch each time, these are types and shapes alone.
+        """
+        arrays = {**feed, _LABELS: labels}
+        said = {name: f"{value.dtype}{list(value.shape)}" for name, value in arrays.items()}
+        return {"batch": said, "sha256": checksum(arrays) if self.is_kept else None}
 
 
 def numbers(labels: Array, where: str) -> Array:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mxq.data.feed import check_finite
+from mxq.data.feed import Feed, check_finite
 from mxq.data.labelled import labelled
 from mxq.errors import DataError, TrainingError
 from mxq.evaluation import Function, Metric, metric_of, metric_says
 from mxq.graph.ir import Array
-from mxq.qat.epochs import numbers
+from mxq.qat.epochs import Epochs, numbers
 from mxq.qat.result import Numbers
 from mxq.runtime.training import Loss, Trainee
 
@@ -50,13 +50,24 @@ class Evaluator:
         if self.data is None:
             return {}
         tally = EpochTally(self.metric)
-        for batch, (feed, given) in enumerate(labelled(self.data, trainee.inputs, self.labels, batch_size), start=1):
-            if given is None:
-                raise DataError("eval_data has no labels; allowed: batches of inputs and labels, or eval_labels=")
+        for batch, (feed, given) in enumerate(self._batches(trainee.inputs, batch_size), start=1):
             check_finite(feed, f"eval_data, batch {batch}")
             truth = given if self.metric else numbers(given, f"eval_data, batch {batch}")
             tally.add(trainee.outputs(feed), truth, math.nan if self.metric else trainee.loss(feed, truth))
         return _comparable(tally.result())
+
+    def fingerprint(self, inputs: Sequence[str], batch_size: int) -> dict[str, Any] | None:
+        """What tells the data from other data: see `Epochs.fingerprint`; None where there is none."""
+        if self.data is None:
+            return None
+        found = next(self._batches(inputs, batch_size), None)
+        return None if found is None else Epochs(self.data, inputs, self.labels).fingerprint(*found)
+
+    def _batches(self, inputs: Sequence[str], batch_size: int) -> Iterator[tuple[Feed, Array]]:
+        for feed, given in labelled(self.data, inputs, self.labels, batch_size):
+            if given is None:
+                raise DataError("eval_data has no labels; allowed: batches of inputs and labels, or eval_labels=")
+            yield feed, given
 
 
 def _comparable(numbers: dict[str, float]) -> dict[str, float]:

@@ -134,7 +134,7 @@ class _Training:
     each: int
     name: str
     logger: logging.Logger
-    sample: Feed | None = None
+    sample: Feed | None
     state: State = field(init=False)
 
     @staticmethod
@@ -156,8 +156,14 @@ class _Training:
         each = data.steps()
         quantization = _quantization(block)
         about = {"config": config.to_json(), "qat": quantization, "parameters": trainee.shapes, "steps": each}
+        sample = None
+        if folder is not None:
+            with seeded(config.seed, 0):
+                sample, labels = next(data.epoch(0))
+            about["data"] = data.fingerprint(sample, labels)
+            about["eval_data"] = measured.fingerprint(trainee.inputs, config.examples)
         name = "float" if quantization is None else str(Bits(quantization["bits_w"], quantization["bits_a"]))
-        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, name, logger)
+        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, name, logger, sample)
 
     def run(self, *, progress: bool) -> Trained:
         """All epochs that are still to come; see `fit`."""
@@ -264,9 +270,5 @@ class _Training:
 
     def _diagnosed(self, epoch: int) -> Iterator[Mapping[str, Any]]:
         """What the journal says of ranges and rounding; not where there is none."""
-        if self.kept.folder is None:
-            return
-        if self.sample is None:
-            with seeded(self.config.seed, 0):
-                self.sample = next(self.data.epoch(0))[0]
-        yield from diagnosed(self.trainee.block, self.sample, epoch)
+        if self.sample is not None:
+            yield from diagnosed(self.trainee.block, self.sample, epoch)
