@@ -130,7 +130,7 @@ class TestDoors:
 
     def test_data_beside_a_block_in_training_is_refused(self, tmp_path: Path) -> None:
         block = small(hardware="onnx")
-        with pytest.raises(ConfigError, match="quantized for ONNX files already; allowed: neither"):
+        with pytest.raises(ConfigError, match="data given for a network that is quantized for ONNX files already"):
             mxq.export_onnx(block, tmp_path / "a.onnx", images(8))
 
     def test_it_is_no_pair(self, tmp_path: Path) -> None:
