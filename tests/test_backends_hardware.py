@@ -64,6 +64,16 @@ def network_of(done: pipeline.Quantized) -> QuantizedNetwork:
     return done.network
 
 
+@pytest.mark.parametrize("hardware", ["onednn", "tensorrt", "onnx"])
+@pytest.mark.parametrize("pad", ["(1, 1, 1)", "(0, 0, 0)"])
+def test_a_convolution_of_three_dimensions_before_a_fully_connected_layer(hardware: str, pad: str) -> None:
+    """Its blocked layout cannot be reordered into a flat tensor of ours when ranges are collected."""
+    shape, layer = (4, 4, 5, 5, 5), f'kernel="(3, 3, 3)" num_filter="8" pad="{pad}"'
+    model, data = build(conv("a", "data", layer), fc("b", "a"), "return b", data=shape), feeds(data=shape)
+    found = run(made(model, data["data"], hardware=hardware).model, data)
+    assert_close(found[0], run(model, data)[0], rtol=0.0, atol=0.1)
+
+
 # ---- the whole of a network, in numpy -------------------------------------------------------------------------
 
 
