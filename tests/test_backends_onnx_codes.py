@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from coded_files import differences, session
-from graphs import build, run
+from coded_files import differences, openvino_outputs, session
+from graphs import RELU, build, fc, feeds, run
+from helpers import assert_close
 
 from mxq.backends import onnx as backend
 from mxq.cli import app
@@ -22,7 +23,8 @@ from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.formats.onnx_file import read
 from mxq.pipeline import fingerprint
-from mxq.runtime import load_model
+from mxq.numerics import sqnr_db
+from mxq.runtime import load_model, to_arrays, to_symbol
 from mxq.workflow import Given, quantize
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -158,6 +160,23 @@ class TestBiases:
         mxq.export_onnx(model, tmp_path / "net.onnx", examples, effort="fast")
         for found in session(tmp_path / "net.onnx", optimized=False).run(None, {"data": examples}):
             assert np.allclose(found[:, 3], 5.0, atol=1e-3)
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_layers_without_one_in_openvino(self, tmp_path: Path, bias: bool) -> None:
+        """One after the other, in a file of one batch size, on one thread, it took sums for floats."""
+        pytest.importorskip("openvino", reason="openvino is not installed (mxq[runtimes])")
+        lines = [fc("f", "data", 'num_hidden="32"', bias=bias), "r = Activation(f) " + RELU]
+        model = build(*lines, fc("g", "r", 'num_hidden="10"', bias=bias), "return g", data=(1, 64))
+        model = model.with_graph(model.graph, {n: 0 * v for n, v in model.args.items() if n.endswith("bias")})
+        x = feeds(data=(32, 64))["data"]
+        triple = (to_symbol(model.graph), to_arrays(model.args), {})
+        mxq.export_onnx(triple, tmp_path / "a.onnx", x, effort="fast", batch_size=1)
+        given = {"data": x[:1]}
+        (wanted,) = session(tmp_path / "a.onnx", optimized=True).run(None, given)
+        (found,) = openvino_outputs(tmp_path / "a.onnx", given)
+        assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        (exact,) = run(model, given)
+        assert sqnr_db(exact, wanted) > 30
 
 
 def test_the_hardware_may_be_named(net: Any, tmp_path: Path) -> None:

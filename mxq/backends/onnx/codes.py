@@ -24,7 +24,7 @@ from mxq.backends.onnx.context import Builder, Context, FloatFeed, plain
 from mxq.backends.simulate import Simulator
 from mxq.errors import QuantizeError
 from mxq.graph.inline import inlined
-from mxq.graph.ir import Array, Model, Node, Ref
+from mxq.graph.ir import VARIABLE, Array, Model, Node, Ref
 from mxq.quant import QParams, QuantizedNetwork
 from mxq.quant.spec import LEAST_IN_FILES
 
@@ -82,7 +82,7 @@ class Coded:
                     f"weight {name!r} is {params.spec}; allowed in an ONNX file: {LEAST_IN_FILES} to 8 bits, as "
                     "runtimes read none of fewer"
                 )
-        return _with_room(Coded(model, marker.marked, weights))
+        return _with_room(_with_biases(Coded(model, marker.marked, weights)))
 
     def bias_step(self, layer: Node) -> Array | None:
         """Of an integer layer that has a bias: (O,) float64, or one number; None for others."""
@@ -92,6 +92,21 @@ class Coded:
         if data is None or weight is None or layer.inputs[2].name not in self.model.args:
             return None
         return np.asarray(data.step.astype(np.float64) * weight.step)
+
+
+def _with_biases(coded: Coded) -> Coded:
+    """``coded`` whose fully connected layers have a bias each, see `_bias`."""
+    changes, args = dict[str, tuple[Node, ...]](), dict[str, Array]()
+    for layer in coded.model.graph.operators:
+        on_codes = layer.op == "FullyConnected" and layer.inputs[1].name in coded.weights
+        if on_codes and layer.flag("no_bias") and layer.flag("flatten", default=True):
+            name = coded.model.graph.unused(f"{layer.name}_bias", args)
+            args[name] = np.zeros(len(coded.model.args[layer.inputs[1].name]), np.float32)
+            made = replace(layer, attrs={**layer.attrs, "no_bias": "False"}, inputs=(*layer.inputs[:2], Ref(name)))
+            changes[layer.name] = (Node(name, VARIABLE), made)
+    if not changes:
+        return coded
+    return replace(coded, model=coded.model.with_graph(coded.model.graph.replace(changes), args))
 
 
 def _with_room(coded: Coded) -> Coded:
@@ -169,7 +184,9 @@ class CodeFeed(FloatFeed):
         if params is not None:
             return _weight(builder, name, params, value, axes)
         step = self.coded.bias_step(context.node) if place == 2 else None
-        return super().weight(context, place, value, axes) if step is None else _bias(builder, name, step, value)
+        if step is None:
+            return super().weight(context, place, value, axes)
+        return _bias(builder, name, step, value, zero=context.node.op != "FullyConnected")
 
     def _through_codes(self, builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
         parts = _parts(builder, params.step, params.zero_point.astype(params.spec.dtype))
@@ -227,8 +244,15 @@ def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tu
     return _dequantized(builder, name, {"codes": codes, "scale": params.step, "zero_point": zero}, axis)
 
 
-def _bias(builder: Builder, name: str, step: Array, value: Array) -> str:
+def _bias(builder: Builder, name: str, step: Array, value: Array, *, zero: bool) -> str:
+    """Codes of 32 bits; without ``zero`` one of them is 1 where all are 0.
+
+    OpenVINO 2026.4 drops a bias of zeros, and then takes sums for floats where it computes two fully connected layers
+    in one operator. One step of a bias is one of the sum of products: less than anything that rounds it.
+    """
     codes = np.clip(np.rint(value.astype(np.float64) / step), -(2**31), 2**31 - 1).astype(np.int32)
+    if not zero and not codes.any():
+        codes[:1] = 1
     scale = step.astype(np.float32)
     zero = np.zeros(scale.shape, np.int32)
     return _dequantized(builder, name, {"codes": codes, "scale": scale, "zero_point": zero}, 0 if scale.ndim else None)
