@@ -22,8 +22,8 @@ from mxq.cli import app
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError, QuantizeError
 from mxq.formats.onnx_file import read
-from mxq.pipeline import fingerprint
 from mxq.numerics import sqnr_db
+from mxq.pipeline import fingerprint
 from mxq.runtime import load_model, to_arrays, to_symbol
 from mxq.workflow import Given, quantize
 
