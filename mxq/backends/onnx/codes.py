@@ -186,7 +186,7 @@ class CodeFeed(FloatFeed):
         step = self.coded.bias_step(context.node) if place == 2 else None
         if step is None:
             return super().weight(context, place, value, axes)
-        return _bias(builder, name, step, value, zero=context.node.op != "FullyConnected")
+        return _bias(builder, name, step, value, may_be_none=context.node.op != "FullyConnected")
 
     def _through_codes(self, builder: Builder, ref: Ref, params: QParams, tensor: str) -> str:
         parts = _parts(builder, params.step, params.zero_point.astype(params.spec.dtype))
@@ -244,14 +244,14 @@ def _weight(builder: Builder, name: str, params: QParams, value: Array, axes: tu
     return _dequantized(builder, name, {"codes": codes, "scale": params.step, "zero_point": zero}, axis)
 
 
-def _bias(builder: Builder, name: str, step: Array, value: Array, *, zero: bool) -> str:
-    """Codes of 32 bits; without ``zero`` one of them is 1 where all are 0.
+def _bias(builder: Builder, name: str, step: Array, value: Array, *, may_be_none: bool) -> str:
+    """Codes of 32 bits; without ``may_be_none`` one of them is 1 where all are 0.
 
     OpenVINO 2026.4 drops a bias of zeros, and then takes sums for floats where it computes two fully connected layers
     in one operator. One step of a bias is one of the sum of products: less than anything that rounds it.
     """
     codes = np.clip(np.rint(value.astype(np.float64) / step), -(2**31), 2**31 - 1).astype(np.int32)
-    if not zero and not codes.any():
+    if not may_be_none and not codes.any():
         codes[:1] = 1
     scale = step.astype(np.float32)
     zero = np.zeros(scale.shape, np.int32)
