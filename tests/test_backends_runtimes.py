@@ -14,6 +14,7 @@ from graphs import CONV1, CONV3, RELU, build, conv, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mxq import pipeline
 from mxq.backends import runtimes
 from mxq.config import QuantConfig
 from mxq.errors import CalibrationError, ConfigError
@@ -199,3 +200,25 @@ class TestErrors:
             mxq.export_onnx(
                 net, tmp_path / "net.onnx", runtime="onnxruntime", thresholds=found, input_shape=(8, 12, 12)
             )
+
+
+@pytest.mark.parametrize(
+    ("end", "int8"),
+    [
+        (("s = elemwise_add(b, a)", conv("c", "s"), "return c"), True),
+        (('s = elemwise_add(b, a)', 'n = LayerNorm(s, n_gamma, n_beta) axis="1"', "return n"), False),
+        (("s = elemwise_add(b, a)", "return s"), False),
+    ],
+    ids=["layer", "LayerNorm", "output"],
+)  # fmt: skip
+@pytest.mark.parametrize("hardware", runtimes.RUNTIMES.values())
+def test_a_sum_is_codes_where_a_layer_reads_it(end: tuple[str, ...], int8: bool, hardware: str) -> None:
+    """What is read as float is rounded for nothing: the stream of sums of a transformer, say."""
+    model = build(conv("a", "data"), conv("b", "a"), *end)
+    config = QuantConfig(simulate=True, hardware=hardware)
+    assert pipeline.plan(model, config).plan["s"].int8 is int8
+
+
+def test_other_hardware_quantizes_every_sum() -> None:
+    model = build(conv("a", "data"), conv("b", "a"), "s = elemwise_add(b, a)", "return s")
+    assert pipeline.plan(model, QuantConfig(simulate=True, hardware="snpe")).plan["s"].int8

@@ -63,9 +63,10 @@ def table_of(hardware: Hardware) -> BackendSpec:
     without = (*_FOR_SPEED, *(() if hardware.folds_batch_norm else (FOLD_BN.name,)))
     of_files = hardware.name in RUNTIMES.values()
     others = UPSAMPLING_AS_DECONVOLUTION if of_files else HEAD_TO_DENSE
+    between = () if hardware.graph == 1 else tuple(replace(row, between=of_files) for row in _BETWEEN)
     return BackendSpec(
         name=f"the simulation of {hardware.library}",
-        ops=(_convolution(hardware), _DENSE, *(() if hardware.graph == 1 else _BETWEEN), *rows_of(hardware.name)),
+        ops=(_convolution(hardware), _DENSE, *between, *rows_of(hardware.name)),
         holds=(),
         whole=True,
         float_stems=of_files,
