@@ -1073,6 +1073,6 @@ def _report_of(function: str, quantized: Any) -> Report:
     if report is None:
         raise QuantizeError(
             f"{function} got a {type(quantized).__name__} without a report; allowed: what quantize_net, "
-            "quantize_model or load returned"
+            "quantize_model, mxq.qat.convert or load returned"
         )
     return report

@@ -44,7 +44,7 @@ from mxq.passes.pair_channels import PAIR_CHANNELS
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
 from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
-from mxq.passes.simplify import FLOAT
+from mxq.passes.simplify import FLOAT, check_done
 from mxq.quant import ANY8, QParams, QuantizedNetwork, QuantSpec
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import hardware_of
@@ -155,11 +155,12 @@ def prepare(
         exclude: names of passes that are not run.
 
     Raises:
-        QuantizeError: the network is int8 already.
+        QuantizeError: the network is int8 already, or trains with quantization.
     """
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    check_done(model)
     spec = (backend or default()).spec
     # Constants after detection, which knows tables of candidates by how they count their classes.
     constants = () if runner is None else (fold_constants(runner),)

@@ -26,6 +26,7 @@ NOTES: dict[str, tuple[Annotation, dict[str, str]]] = {
         {"__route__": f"quicker than clip+_plus_scalar; {RouteKind.AVERAGE.value}"},
     ),
     "tensor": (Annotation(tensor="x"), {"__tensor__": "x"}),
+    "fakes": (Annotation(fakes="conv 0"), {"__fake_quantizes__": "conv 0"}),
     "order": (Annotation(order=(2, 0, 1)), {"__channel_order__": "2,0,1"}),
     "scale": (Annotation(scale=(2.0, 0.12345678, 1e-05)), {"__channel_scale__": "2,0.12345678,1e-05"}),
     "long scale": (Annotation(scale=(1 / 3,)), {"__channel_scale__": "0.3333333333333333"}),
@@ -113,6 +114,7 @@ ANNOTATIONS = st.builds(
     offset=NUMBERS,
     stride=st.tuples(FROM_ONE, FROM_ONE),
     input_shape=st.lists(FROM_ONE).map(tuple),
+    fakes=st.just("") | NAMES,
     input_place=st.none() | st.tuples(st.integers(0, 99), st.integers(100, 9999)),
 )
 

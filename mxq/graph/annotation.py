@@ -61,6 +61,7 @@ class Annotation:
         stride: of how many rows and columns (axes 2, 3) of the float network's tensor one is held.
         input_shape: of an input that has one shape alone: that of an example, such as (3, 224, 224).
         input_place: of an input of a network that takes several arguments: its place, and how many there are.
+        fakes: name of the tensor that it fake-quantizes, in a network that trains with quantization.
     """
 
     origins: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class Annotation:
     stride: tuple[int, int] = (1, 1)
     input_shape: tuple[int, ...] = ()
     input_place: tuple[int, int] | None = None
+    fakes: str = ""
 
     @property
     def why(self) -> str:

@@ -33,6 +33,7 @@ CENTRED, NORMALIZED = "_centred", "_normalized"
 """What the names of the last two operators that make an input of its pixels in float end with."""
 
 _ORIGIN, _ROUTE, _TENSOR, _STRIDE = "__origin__", "__route__", "__tensor__", "__stride__"
+_FAKES = "__fake_quantizes__"
 _ORDER, _SCALE, _AXIS, _OFFSET = "__channel_order__", "__channel_scale__", "__channel_axis__", "__offset__"
 INPUT_SHAPE, _PLACE = "__input_shape__", "__input_place__"
 _NEXT = "; "
@@ -175,6 +176,7 @@ _READERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     _ORIGIN: _read_origins,
     _ROUTE: _read_routes,
     _TENSOR: lambda text: {"tensor": text} if text else {},
+    _FAKES: lambda text: {"fakes": text} if text else {},
     _ORDER: _read_order,
     _SCALE: _read_scale,
     _AXIS: _read_axis,
@@ -198,6 +200,7 @@ def attributes(node: Node) -> dict[str, str]:
         _ORIGIN: json.dumps(list(note.origins)) if note.origins else "",
         _ROUTE: note.why,
         _TENSOR: note.tensor if note.tensor != _tensor_by_name(node) else "",
+        _FAKES: note.fakes,
         _ORDER: ",".join(map(str, note.order)),
         _SCALE: ",".join(map(scale_text, note.scale)),
         _AXIS: str(note.axis) if note.axis != NOTHING.axis else "",

@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mxq.errors import QuantizeError
 from mxq.graph.annotation import Annotation
 from mxq.graph.ir import Model
 from mxq.graph.operator_names import OWN_NAME
 from mxq.graph.traits import operators, traits_of
 from mxq.passes.same_shape import RENAMED, OfOneShape, shapes_of
+from mxq.registration import OP_TYPE
 from mxq.rewrite import NO_MATCH, Contract, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 
@@ -129,6 +131,28 @@ def _is_float(model: Model) -> Reject | None:
 
 
 FLOAT = Contract("a float network", _is_float)
+
+
+def _is_done(model: Model) -> Reject | None:
+    found = {node.name: node.note.fakes for node in model.graph.operators if node.note.fakes}
+    if not found:  # files of before have no such notes
+        custom = (node for node in model.graph.operators if node.attrs.get("op_type") == OP_TYPE)
+        found = {node.name: str(node.inputs[0]) for node in custom}
+    name, tensor = next(iter(found.items()), ("", ""))
+    return Reject(f"{name!r} fake-quantizes {tensor!r}", (name,)) if found else None
+
+
+DONE = Contract("a network that does not train with quantization", _is_done)
+
+
+def check_done(model: Model) -> None:
+    """Raises QuantizeError for a network that trains with quantization."""
+    refusal = DONE.check(model)
+    if refusal is not None:
+        raise QuantizeError(
+            f"the network trains with quantization: {refusal.reason}; allowed: mxq.qat.convert(block), which gives the "
+            "quantized network, or the float network that it was made of"
+        )
 
 
 def _run(model: Model) -> tuple[Model, Trace]:

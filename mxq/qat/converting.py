@@ -110,8 +110,9 @@ def trained(block: Any) -> QatNetwork:
 
 def simulated(network: QatNetwork) -> Model:
     """What ``network`` computes in inference, in MXNet's own operators, with the softmax that it was given with."""
-    plain = replace(network, config=replace(network.config, form="operators"))
-    return with_head(plain.model, network.head)
+    plain = replace(network, config=replace(network.config, form="operators")).model
+    done = {node.name: (node.noted(fakes=""),) for node in plain.graph if node.note.fakes}  # it trains no more
+    return with_head(plain.with_graph(plain.graph.replace(done)), network.head)
 
 
 def converted(network: QatNetwork, target: str, runner: Runner, versions: dict[str, str]) -> Quantized:

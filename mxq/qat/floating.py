@@ -5,8 +5,7 @@ from __future__ import annotations
 from mxq import runtime
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Model, Node
-from mxq.passes.simplify import FLOAT, OwnName
-from mxq.qat.algorithms import OP_TYPE
+from mxq.passes.simplify import DONE, FLOAT, OwnName
 from mxq.qat.folding import in_training
 from mxq.qat.network import softmax_head, with_head
 from mxq.rewrite import apply_rules
@@ -41,11 +40,11 @@ def trainable(model: Model) -> tuple[Model, tuple[Node, ...]]:
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
-    fake = next((node for node in model.graph.operators if node.attrs.get("op_type") == OP_TYPE), None)
-    if fake is not None:
+    refusal = DONE.check(model)
+    if refusal is not None:
         raise QuantizeError(
-            f"the network trains with quantization already: {fake.name!r} fake-quantizes {str(fake.inputs[0])!r}; "
-            "allowed: the float network that it was made of"
+            f"the network trains with quantization already: {refusal.reason}; allowed: the float network that it was "
+            "made of"
         )
     if not model.args:
         raise QuantizeError("the network has no parameters, so there is nothing to train; allowed: a trained network")

@@ -240,10 +240,11 @@ class _Writer:
         algorithm = self.network.algorithm(quantizer)
         parameters = tuple(map(Ref, self.network.names(quantizer)))
         if self.network.config.form == "operators":
-            return algorithm.nodes(quantizer.name, quantizer.site, ref, parameters)
-        name = self.network.algorithm_name(quantizer)
-        scaled = quantizer.name in self._scaled
-        return fake_nodes(quantizer.name, name, quantizer.site, ref, parameters, scaled=scaled)
+            made = algorithm.nodes(quantizer.name, quantizer.site, ref, parameters)
+        else:
+            name, scaled = self.network.algorithm_name(quantizer), quantizer.name in self._scaled
+            made = fake_nodes(quantizer.name, name, quantizer.site, ref, parameters, scaled=scaled)
+        return (*made[:-1], made[-1].noted(fakes=str(quantizer.tensor)))
 
     def _shaped(self, node: Node) -> Node:
         value = self._shapes.get(node.name)

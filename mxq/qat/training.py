@@ -84,6 +84,8 @@ def fit(
         MxqError: see `mxq.errors`.
     """
     settings = with_options(TrainConfig(), config, options)
+    if _quantization(baseline) is not None:
+        raise ConfigError("baseline is a block that trains with quantization; allowed: the float block, or None")
     folder = None if workdir is None else path_given("workdir", workdir)
     heard = LOG if logger is None else logger
     measured = Evaluator.of(eval_data, eval_labels, metric, loss)

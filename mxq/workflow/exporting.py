@@ -24,11 +24,12 @@ from mxq.graph.ir import Model, Ref
 from mxq.graph.tensors import Tensor
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
-from mxq.passes.simplify import FLOAT
+from mxq.passes.simplify import FLOAT, check_done
 from mxq.passes.take_pixels import pictures_in, pixels_shape, take_pixels
 from mxq.pipeline import fingerprint
 from mxq.planned import Planned
 from mxq.qat.converting import convert
+from mxq.qat.network import QatNetwork
 from mxq.rewrite import run_pass
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given, preparation_of, shapes_said
@@ -121,7 +122,7 @@ def export_onnx(
         )
     if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
         raise one_of("runtime", runtime_name, RUNTIMES)
-    net = convert(net) if isinstance(net, runtime.TrainableBlock) else net
+    net = _trained(net)
     planned, settings = Planned.of(net), _for(runtime_name, config or QuantConfig())
     if planned is not None:
         _check_nothing_more(runtime_name, given, config or QuantConfig())
@@ -191,8 +192,27 @@ def quantized_for_files(
     return Planned(made.network, made.model, made.report, examples, opened.given.preparation or Preparation())
 
 
+def _trained(net: runtime.Net) -> runtime.Net:
+    """``net``, or what a block becomes that was trained for ONNX files.
+
+    Raises:
+        QuantizeError: it was trained for other hardware.
+    """
+    network = getattr(net, "qat", None)
+    if not isinstance(network, QatNetwork):
+        return net
+    if not network.config.is_for_files:
+        raise QuantizeError(
+            f"the network was trained for {network.config.row.library}, which is no runtime of ONNX files; allowed: "
+            f"one of mxq.qat.prepare with hardware {', '.join(map(repr, RUNTIMES.values()))}, or mxq.save of "
+            "mxq.qat.convert(block) for a pair"
+        )
+    return convert(net)
+
+
 def _check_float(model: Model) -> None:
     """Raises QuantizeError for a pair that is quantized: MXNet's kernels have other codes than other runtimes."""
+    check_done(model)
     refusal = FLOAT.check(model)
     if refusal is not None:
         raise QuantizeError(
