@@ -15,7 +15,7 @@ import mxq
 from mxq.cli import app
 from mxq.config import QuantConfig
 from mxq.data.preprocess import Preprocess
-from mxq.errors import ConfigError, QuantizeError
+from mxq.errors import ConfigError, QuantizeError, StorageError
 from mxq.formats.onnx_file import read
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.images import Preprocess as Public
@@ -74,6 +74,15 @@ class TestQuantizedForFiles:
         with pytest.raises(ConfigError, match=r"the file is '.*net'; allowed: a name that ends in \.onnx"):
             mxq.export_onnx(to_block(model), tmp_path / "net", input_shape=EXAMPLE)
         mxq.export_onnx(to_block(model), tmp_path / "net.ONNX", input_shape=EXAMPLE)
+
+    def test_what_can_be_known_is_said_before_calibration(
+        self, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(StorageError, match=r"cannot be written: there is no folder '.*gone'; make it first"):
+            mxq.export_onnx(to_block(model), tmp_path / "gone" / "a.onnx", data())
+        with pytest.raises(ConfigError, match="nothing says how pictures become inputs"):
+            mxq.export_onnx(to_block(model), tmp_path / "a.onnx", data(), with_preprocess=True)
+        assert "calibrated" not in caplog.text
 
     def test_nothing_to_quantize(self, tmp_path: Path) -> None:
         with pytest.raises(

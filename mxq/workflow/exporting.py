@@ -16,8 +16,7 @@ from mxq.backends.runtimes import RUNTIMES
 from mxq.config import ONNX, QuantConfig, Shape
 from mxq.data.feed import Feed
 from mxq.data.preparation import Preparation
-from mxq.data.preprocess import Preprocess
-from mxq.errors import ConfigError, QuantizeError, one_of
+from mxq.errors import ConfigError, QuantizeError, StorageError, one_of
 from mxq.formats.onnx_file import SUFFIX, is_onnx, require_onnx
 from mxq.formats.onnx_record import FileRecord
 from mxq.graph.ir import Model, Ref
@@ -116,10 +115,7 @@ def export_onnx(
         StorageError: a file cannot be written.
     """
     require_onnx()
-    if not is_onnx(path):
-        raise ConfigError(
-            f"the file is {str(path)!r}; allowed: a name that ends in {SUFFIX}, which tells it from a pair"
-        )
+    _check_path(path)
     if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
         raise one_of("runtime", runtime_name, RUNTIMES)
     net = _trained(net)
@@ -141,6 +137,21 @@ def export_onnx(
     prepared = preparation or preparation_of(net, settings)
     model, about = _taking_pixels(model, about, form, prepared)
     return onnx.write(onnx.lower(model, form.tensors_of(model, about.inputs)), path, about)
+
+
+def _check_path(path: Path) -> None:
+    """Looks at where a file is to go before any work.
+
+    Raises:
+        ConfigError: its name is none of an ONNX file.
+        StorageError: its folder does not exist.
+    """
+    if not is_onnx(path):
+        raise ConfigError(
+            f"the file is {str(path)!r}; allowed: a name that ends in {SUFFIX}, which tells it from a pair"
+        )
+    if not path.parent.is_dir():
+        raise StorageError(f"{path} cannot be written: there is no folder {str(path.parent)!r}; make it first")
 
 
 def _check_nothing_more(name: str, given: Given | None, config: QuantConfig) -> None:
@@ -186,10 +197,12 @@ def quantized_for_files(
     again = isinstance(given.data, Iterator) or None  # the shape of an example is in what is read once
     opened = Opened.of(net, given, config, epoch, logger, again=again)
     examples = _examples(net, opened.prepared.source, form.shapes, _fed(opened.batches))
+    preparation = opened.given.preparation or Preparation()
+    _picture(examples, form, preparation)  # before any work
     made = opened.quantized()
     if made.network is None:
         raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
-    return Planned(made.network, made.model, made.report, examples, opened.given.preparation or Preparation())
+    return Planned(made.network, made.model, made.report, examples, preparation)
 
 
 def _trained(net: runtime.Net) -> runtime.Net:
@@ -235,26 +248,28 @@ def _write_int8(planned: Planned, path: Path, form: FileForm) -> tuple[Path, ...
 def _taking_pixels(
     model: Model, about: FileRecord, form: FileForm, preparation: Preparation
 ) -> tuple[Model, FileRecord]:
-    """``model`` and what the file says of itself where pictures are prepared in it.
+    """``model`` and what the file says of itself where pictures are prepared in it; errors as of `_picture`."""
+    name, settings = _picture(about.inputs, form, preparation), preparation.settings
+    if not name:
+        return model, about
+    shapes = {**about.inputs, name: pixels_shape(about.inputs[name], settings)}
+    return take_pixels(model, name, settings), replace(about, inputs=shapes, preprocess=settings.to_json())
+
+
+def _picture(shapes: Mapping[str, Shape], form: FileForm, preparation: Preparation) -> str:
+    """The input that takes pictures which are prepared in the file; "" where none does.
 
     Raises:
         ConfigError: nothing says how pictures are prepared, or no one input takes them.
     """
-    if form.pixels is False:
-        return model, about
+    asked, settings = form.pixels, preparation.settings
+    if asked is False:
+        return ""
     if not preparation.normalized:
         raise ConfigError(
             "with_preprocess is given, but nothing says how pictures become inputs; allowed: preprocess (mean, std, "
             "...), or preprocess.json beside the network"
         )
-    settings = preparation.settings
-    name = _picture(about.inputs, form.pixels, settings)
-    shapes = {**about.inputs, name: pixels_shape(about.inputs[name], settings)}
-    return take_pixels(model, name, settings), replace(about, inputs=shapes, preprocess=settings.to_json())
-
-
-def _picture(shapes: Mapping[str, Shape], asked: bool | str, settings: Preprocess) -> str:
-    """The input that takes pictures."""
     fit = pictures_in(shapes, settings)
     wanted = fit if asked is True else tuple(name for name in fit if name == asked)
     if len(wanted) == 1:

@@ -51,7 +51,7 @@ def verify_any(
         return verify_file(float_net, Path(other), measured, preparation, runtimes=runtimes, **shared)
     if runtimes or is_onnx(float_net):
         found = f"runtimes are {', '.join(runtimes)}" if runtimes else f"{float_net} is given as the float network"
-        raise ConfigError(f"{found}, but {called(other)} is no ONNX file; allowed: net.onnx")
+        raise ConfigError(f"{found}, but {called(other)} is no ONNX file; allowed: one, after the float network")
     return verify(float_net, other, measured, preparation, layers=layers, **shared)
 
 
