@@ -70,6 +70,7 @@ def table_of(hardware: Hardware) -> BackendSpec:
         holds=(),
         whole=True,
         float_stems=of_files,
+        norms_as_convolutions=of_files,
         without=(*without, others.name),
     )
 

@@ -42,7 +42,7 @@ class FoldBatchNorm:
         layer, bn = match["layer"], match["bn"]
         return (
             single_consumer(model, match)
-            or _batch_norm_refusal(model, bn)
+            or batch_norm_refusal(model, bn)
             or _axis_refusal(layer, bn)
             or _parameter_refusal(model, layer, bn)
         )
@@ -105,7 +105,8 @@ def _value(model: Model, ref: Ref) -> Array:
     return value
 
 
-def _batch_norm_refusal(model: Model, bn: Node) -> Reject | None:
+def batch_norm_refusal(model: Model, bn: Node) -> Reject | None:
+    """Why it is not one function of each channel; None where it is."""
     if not bn.flag("use_global_stats"):
         return Reject("BatchNorm uses batch statistics", (bn.name,))
     if any(r.output for c in model.graph.consumers[bn.name] for r in c.inputs if r.name == bn.name):

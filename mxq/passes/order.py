@@ -26,6 +26,7 @@ from mxq.errors import ConfigError, one_of
 from mxq.logs import LOG
 from mxq.passes.avgpool_after_conv1x1 import AVGPOOL_AFTER_CONV1X1
 from mxq.passes.avgpool_to_depthwise import AVGPOOL_TO_DEPTHWISE
+from mxq.passes.batch_norm_to_depthwise import batch_norm_to_depthwise
 from mxq.passes.conv1x1_to_dense import CONV1X1_TO_DENSE, HEAD_TO_DENSE
 from mxq.passes.detection import DETECTION
 from mxq.passes.fold_affine import FOLD_AFFINE
@@ -92,6 +93,7 @@ for _each in (
     Placed(DETECTION, ("simplified",)),
     Placed(SHAPE_ONLY, ("prepared",)),
     Placed(FOLD_BN, ("prepared",)),
+    Placed(ForKernels("batch_norm_to_depthwise", batch_norm_to_depthwise), ("prepared",)),
     Placed(FOLD_AFFINE, ("prepared",)),
     Placed(FOLD_SCALE, ("prepared",)),
     Placed(REDUCE_STRENGTH, ("prepared",)),
