@@ -444,6 +444,46 @@ def verify(
 
 
 @_releasing_threads
+def report(
+    float_net: runtime.Net,
+    int8_net: runtime.Net,
+    data: object,
+    path: str | Path = "report.html",
+    *,
+    batch_sizes: Sequence[int] = (1, 16),
+    labels: Any = None,
+    num_examples: int | None = None,
+    preprocess: Preprocess | Mapping[str, Any] | None = None,
+    logger: logging.Logger | None = None,
+) -> Path:
+    """Writes one HTML page about an INT8 network: accuracy, speed, both networks drawn, every layer and its noise.
+
+    The page needs no other file and no network access.
+
+    Args:
+        float_net, int8_net, data: as of `verify`.
+        path: the page, .html.
+        batch_sizes: the batches that are timed, on noise of the shape of ``data``; none where empty.
+        labels, num_examples, preprocess, logger: as of `verify`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        MxqError: another suffix, a library is missing (``pip install "mxq[report]"``), and as of `verify`.
+    """
+    return workflow.report(
+        float_net,
+        int8_net,
+        Measured(data, labels, examples=num_examples),
+        path_given("path", path),
+        _preparation(preprocess),
+        batch_sizes=batch_sizes,
+        logger=_heard(logger),
+    )
+
+
+@_releasing_threads
 def verify_onnx(
     float_net: runtime.Net,
     path: str | Path,

@@ -25,6 +25,7 @@ from mxq.cli import (  # noqa: F401  (commands register as they are imported)
     pack,
     plot,
     quantize,
+    report,
     sensitivity,
     sweep_bits,
     train,

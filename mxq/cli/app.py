@@ -29,8 +29,8 @@ from mxq.text import one_line, printable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 ORDER = (
-    "quantize", "tune", "train", "calibrate", "merge-stats", "plot", "draw", "inspect", "explain", "verify", "compare",
-    "evaluate", "sensitivity", "sweep-bits", "choose-bits", "bench", "doctor", "export", "pack", "unpack",
+    "quantize", "tune", "train", "calibrate", "merge-stats", "plot", "draw", "report", "inspect", "explain", "verify",
+    "compare", "evaluate", "sensitivity", "sweep-bits", "choose-bits", "bench", "doctor", "export", "pack", "unpack",
 )  # fmt: skip
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 _Function = TypeVar("_Function", bound=Callable[..., None])

@@ -99,27 +99,21 @@ def bench(
         bench_runtimes.beside((prefix, int8_prefix), files, epoch, batch, shape, rounds, runtime_names, as_json)
         return
     start_mxnet()
-    from mxq import pipeline, runtime, workflow
-    from mxq.bench import timing
+    from mxq import runtime, workflow
     from mxq.report import tables
 
     pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)
     model = runtime.load_model(prefix, epoch) if pair is None else pair.float
-    models = {"fp32": model, "fp32 fused": pipeline.fuse_float(model, runtime.MxnetRunner())}
-    if pair is not None:
-        models["int8"] = pair.int8
     shapes = shapes_of(model, shape, prefix)
-    given = {name: timing.random_feeds(m, shapes, batch) for name, m in models.items()}
-    feeds = given["fp32"]
-    candidates = {name: runtime.serve(m, given[name]) for name, m in models.items()}
-    with progress("timing", warmup + repeats) as step:
-        found = timing.bench(candidates, repeats=repeats, warmup=warmup, examples=batch, progress=step)
+    int8 = None if pair is None else pair.int8
+    found = workflow.bench(model, int8, shapes, batch, repeats=repeats, warmup=warmup, progress=progress)
+    fed = {name: (batch, *shapes[name]) for name in model.inputs}
     threads = os.environ.get("OMP_NUM_THREADS", "?")
     if as_json:
-        print_json({"threads": threads, "shapes": {k: list(v.shape) for k, v in feeds.items()}, **found.to_json()})
+        print_json({"threads": threads, "shapes": {k: list(v) for k, v in fed.items()}, **found.to_json()})
         return
     show(tables.benchmark(found))
-    inputs = ", ".join(f"{k} {'x'.join(map(str, v.shape))}" for k, v in feeds.items())
+    inputs = ", ".join(f"{k} {'x'.join(map(str, v))}" for k, v in fed.items())
     show(
         tables.facts(
             [("input", inputs), ("threads", threads), ("rounds", f"{repeats}, in turn, after {warmup} to warm up")]

@@ -16,13 +16,16 @@ from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.racing import bench_files, best_runtime
 from mxq.workflow.recalibrating import recalibrate_batchnorm
+from mxq.workflow.reporting import report
 from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
+from mxq.workflow.timing import bench
 
 __all__ = [
     "FileForm",
     "Given",
     "Measured",
     "TrainingData",
+    "bench",
     "bench_files",
     "best_runtime",
     "calibrate",
@@ -39,6 +42,7 @@ __all__ = [
     "quantize",
     "quantized_for_files",
     "recalibrate_batchnorm",
+    "report",
     "report_in",
     "sensitivity",
     "sweep_bits",

@@ -1,0 +1,203 @@
+"""One HTML page about a quantized network, which needs nothing but itself: no server, no other file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from mxq.artifacts import record
+from mxq.artifacts.record import Explanation
+from mxq.bench.timing import Benchmark
+from mxq.drawing import Kind, Scene, layout_of, svg_of
+from mxq.drawing.libraries import library
+from mxq.errors import ConfigError
+from mxq.graph.ir import Model
+from mxq.quant.plan import Report
+from mxq.report.tables import percent, short_op, tally
+from mxq.text import megabytes
+from mxq.verification import Layer, Verification
+
+Rows: TypeAlias = list[tuple[str, str]]
+NAMES: Final = {"fp32": "float32", "fp32 fused": "float32, fused", "int8": "INT8"}
+"""Of the forms that are timed."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A float network and what was made of it, and what was measured of both.
+
+    Attributes:
+        float, int8: the networks.
+        scenes: their pictures.
+        report: what was decided for the second; None where mxq did not make it.
+        verification: the two on the same data, layers too.
+        benchmarks: batch size -> how long they take.
+        bytes: of their files, by name: of float, then of int8; empty of networks in memory.
+        name: what the page is called.
+        made: machine and versions, as rows.
+    """
+
+    float: Model
+    int8: Model
+    scenes: tuple[Scene, Scene]
+    report: Report | None
+    verification: Verification
+    benchmarks: Mapping[int, Benchmark] = field(default_factory=dict)
+    bytes: tuple[int, ...] = ()
+    name: str = ""
+    made: Sequence[tuple[str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the networks, JSON-ready."""
+        return {
+            "name": self.name,
+            "made": dict(self.made),
+            "bytes": self.bytes,
+            "verification": self.verification.to_json(),
+            "benchmarks": {str(batch): found.to_json() for batch, found in self.benchmarks.items()},
+            "record": None if self.report is None else record.to_json(self.report),
+        }
+
+
+def page(found: Findings) -> str:
+    """The page.
+
+    Raises:
+        ConfigError: a library that draws is missing.
+    """
+    layouts = [layout_of(scene) for scene in found.scenes]
+    html: str = _template().render(
+        found=found,
+        tiles=list(_tiles(found)),
+        facts=_facts(found),
+        layers=found.verification.worst_first,
+        speed=_speed(found),
+        svg=svg_of(layouts),
+        details=_script({f"{i}/{name}": rows for i, name, rows in _details(found)}),
+        data=_script(found.to_json()),
+        names=NAMES,
+        worst=max((bar(layer) for layer in found.verification.layers), default=0.0) or 1.0,
+    )
+    return html
+
+
+def _script(data: Any) -> str:
+    """``data`` as JSON that may stand in a script element."""
+    return json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def _tiles(found: Findings) -> Iterator[tuple[str, str, str]]:
+    """A number, what it is, and a word on it."""
+    verified = found.verification
+    if verified.accuracy is not None:
+        a = verified.accuracy
+        yield percent(a.int8_top1), "top-1 in INT8", f"float {percent(a.float_top1)}"
+    if verified.agreement is not None:
+        yield percent(verified.agreement), "same best class", f"of {verified.examples:,} examples"
+    if verified.sqnr is not None:
+        yield f"{verified.sqnr:.1f} dB", "SQNR of the output", "signal-to-quantization-noise ratio"
+    for batch, timed in found.benchmarks.items():
+        yield f"{timed['int8'].speedup:.2f}x", f"as fast at batch {batch}", "as float32"
+    if found.report is not None:
+        int8 = sum(d.int8 for d in found.report.plan.decisions)
+        yield f"{int8} of {len(found.report.plan.decisions)}", "operators in INT8", ""
+
+
+def _facts(found: Findings) -> Rows:
+    rows: Rows = []
+    if found.report is not None:
+        report = found.report
+        rows.append(("operators", tally(report)))
+        if report.target:
+            rows.append(("made for", report.target))
+        rows.append(("calibrator", str(report.config.get("calib_mode"))))
+        rows.append(("effort", str(report.config.get("effort"))))
+        rows.append(("calibration examples", str(report.summary.get("calibration_examples", "?"))))
+        rows += [("warning", str(each)) for each in _listed(report.summary.get("warnings"))]
+    if found.bytes:
+        rows.append(("size of float32 and INT8", " and ".join(map(megabytes, found.bytes))))
+    return [*rows, *found.made]
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _speed(found: Findings) -> list[list[str]]:
+    """Batch size, then milliseconds and the ratio of each."""
+    return [
+        [str(batch), *(f"{1e3 * t.median:.2f} ms ({t.speedup:.2f}x)" for t in timed.timings)]
+        for batch, timed in found.benchmarks.items()
+    ]
+
+
+def bar(layer: Layer) -> float:
+    """What a layer adds to the noise, in shares of the energy of its tensor."""
+    return min(10 ** (-layer.blame / 10), 1e6)
+
+
+def _details(found: Findings) -> Iterator[tuple[int, str, Rows]]:
+    """Of each box, by the number of its picture and its name, what is known."""
+    layers = {layer.name: layer for layer in found.verification.layers}
+    for i, (scene, model) in enumerate(zip(found.scenes, (found.float, found.int8), strict=True)):
+        for box in scene.boxes:
+            if box.kind in (Kind.FED, Kind.GIVEN):
+                continue
+            rows: Rows = [("operator", box.title), ("type", model.graph[box.name].op)]
+            known = _known(found.report, box.name)
+            if known is not None:
+                rows += _explained(known)
+            tensors = dict.fromkeys([box.name, *([] if known is None else [known.decision.node])])
+            layer = next((layers[name] for name in tensors if name in layers), None)
+            yield i, box.name, [*rows, *([] if layer is None else _noise(layer))]
+
+
+def _known(report: Report | None, name: str) -> Explanation | None:
+    if report is None:
+        return None
+    try:
+        return record.explained(report, name)
+    except ConfigError:
+        return None
+
+
+def _explained(known: Explanation) -> Rows:
+    rows = [("decision", "INT8" if known.decision.int8 else "float32"), ("why", known.decision.reason)]
+    if len(known.decision.members) > 1:
+        rows.append(("made of", ", ".join(known.decision.members)))
+    if known.coded is not None:
+        ends = "" if known.coded.min is None else f", {known.coded.min:.5g} to {known.coded.max:.5g}"
+        rows.append(("codes of its result", f"{known.coded.dtype}{ends}"))
+    if known.calibrated is not None:
+        rows.append(("calibrator", str(known.calibrated.get("observer", "?"))))
+    if known.weight is not None:
+        weight = asdict(known.weight)
+        rows.append(("weights", f"{weight['channels']} channels, rounding {weight['rounding']}"))
+    rows += [(f"not {rule}", why) for rule, why in known.refusals]
+    return rows
+
+
+def _noise(layer: Layer) -> Rows:
+    rows = [("SQNR", f"{layer.sqnr:.1f} dB")]
+    if layer.introduced is not None:
+        rows.append(("of the noise it adds", f"{layer.introduced:.1f} dB"))
+    if layer.inherited is not None:
+        rows.append(("of the noise it inherits", f"{layer.inherited:.1f} dB"))
+    if layer.clipped is not None:
+        rows.append(("clipped", percent(layer.clipped)))
+    return rows
+
+
+@cache
+def _template() -> Any:
+    jinja = library("jinja2")
+    folder = Path(__file__).parent / "templates"
+    environment = jinja.Environment(
+        loader=jinja.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"bar": bar, "short_op": short_op}
+    return environment.get_template("report.html")

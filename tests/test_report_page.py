@@ -1,0 +1,127 @@
+"""mxq.report.page: what the page says, that it stands alone, and both doors to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import RELU, SHAPE, bn, build, conv, fc
+from typer.testing import CliRunner
+
+import mxq
+from mxq import api
+from mxq.cli import app
+from mxq.runtime import to_arrays, to_symbol, write_pair
+
+pytest.importorskip("igraph")
+pytest.importorskip("jinja2")
+
+HELD = 8
+LINES = (
+    conv("c0", "data"), bn("b0", "c0"), f"r0 = Activation(b0) {RELU}", conv("c1", "r0"),
+    "sum = elemwise_add(c1, r0)", f"r1 = Activation(sum) {RELU}", fc("fc", "r1"), "return fc",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """The elements of a page, what stands in its scripts, and the addresses that it names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.addresses: list[str] = []
+        self._script = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        self.names += [known["data-name"] or ""] if tag == "g" and "data-name" in known else []
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+        self._script = known.get("id") or "" if tag == "script" else ""
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.scripts[name])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(0)
+    model, data = build(*LINES), rng.normal(size=(HELD, *SHAPE[1:])).astype(np.float32)
+    write_pair(model, home / "net")
+    net = (to_symbol(model.graph), to_arrays(model.args), to_arrays(model.auxs))
+    mxq.save(mxq.quantize_net(net, data, effort="fast", num_calib_examples="100%"), home / "int8")
+    np.savez(home / "x.npz", data=data, label=np.arange(HELD) % 10)
+    return home
+
+
+@pytest.fixture(scope="module")
+def text(home: Path) -> str:
+    written = api.report(home / "net", home / "int8", home / "x.npz", home / "report.html", batch_sizes=[2])
+    return written.read_text(encoding="utf-8")
+
+
+def test_it_says_what_was_measured(text: str) -> None:
+    found = Page(text).json("measured")
+    assert found["verification"]["examples"] == HELD
+    assert [layer["name"] for layer in found["verification"]["layers"]]
+    assert [t["name"] for t in found["benchmarks"]["2"]["timings"]] == ["fp32", "fp32 fused", "int8"]
+    assert found["record"]["format"] == "mxq-report/1"
+    for words in ("top-1 in INT8", "SQNR of the output", "as fast at batch 2", "operators in INT8", "made for", "CPU"):
+        assert words in text
+
+
+def test_each_operator_says_what_was_decided(text: str) -> None:
+    known = {name: dict(rows) for name, rows in Page(text).json("known").items()}
+    assert known["0/c1"]["decision"] == "INT8"
+    assert known["0/c1"]["made of"] == "c1, sum, r1"
+    int8 = next(rows for name, rows in known.items() if name.startswith("1/") and "add + relu" in rows["operator"])
+    assert int8["codes of its result"].startswith("uint8, 0 to ")
+    assert "dB" in int8["of the noise it adds"]
+
+
+def test_it_stands_alone(text: str) -> None:
+    """No address but those within the page and of the names of formats."""
+    page = Page(text)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert {*re.findall(r"https?://[^\s\"'<]+", text)} <= {"http://www.w3.org/2000/svg"}
+    assert {"c0", "fc", "output fc"} <= {*page.names}
+
+
+def test_names_cannot_end_the_script(tmp_path: Path) -> None:
+    evil = "</script><b>"
+    model = build(conv("c", "data"), "return c")
+    data = np.zeros((2, *SHAPE[1:]), np.float32)
+    write_pair(model, tmp_path / evil.replace("/", "_"))
+    prefix = tmp_path / evil.replace("/", "_")
+    text = api.report(prefix, prefix, data, tmp_path / "page.html", batch_sizes=()).read_text(encoding="utf-8")
+    assert "<b>" not in text
+    assert Page(text).json("measured")["record"] is None
+
+
+def test_the_command_writes_the_page(home: Path, tmp_path: Path) -> None:
+    arguments = [
+        str(home / "net"),
+        str(home / "int8"),
+        "--data",
+        str(home / "x.npz"),
+        "--out",
+        str(tmp_path / "a.html"),
+    ]
+    found = CliRunner().invoke(app, ["report", *arguments, "--batch-size", "1"])
+    assert found.exit_code == 0, found.output
+    assert Page((tmp_path / "a.html").read_text(encoding="utf-8")).json("measured")["benchmarks"].keys() == {"1"}
+
+
+def test_another_suffix_is_refused_before_anything_runs(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(mxq.ConfigError, match=r"'page.pdf' has suffix '.pdf'; allowed: .html, .htm"):
+        api.report(home / "net", home / "int8", home / "nothing", tmp_path / "page.pdf")
