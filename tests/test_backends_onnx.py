@@ -175,9 +175,22 @@ def test_all_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
         lowered(model, {"data": EXAMPLE})
     text = str(caught.value)
     assert text.startswith("3 operators cannot be written as ONNX: ")
-    assert "'d' (Dropout): this attribute has no like in ONNX: mode 'always' draws at random" in text
-    assert "'g' (gamma): there is no row for this operator" in text
+    assert "'d' (Dropout): this attribute has no counterpart in ONNX: mode 'always' draws at random" in text
+    assert "'g' (gamma): mxq has no ONNX form of this operator" in text
     assert "'l' (LRN): this output is not made: output 1" in text
+
+
+def test_many_that_cannot_be_written_are_named_by_operator_and_reason() -> None:
+    lines, last = [], "data"
+    for i in range(14):
+        lines, last = [*lines, f"g{i} = gamma({last})"], f"g{i}"
+    model = build(*lines, f"l = gammaln({last})", "return l", data=(2, 3))
+    with pytest.raises(QuantizeError) as caught:
+        lowered(model, {"data": (3,)})
+    text = str(caught.value)
+    assert text.startswith("15 operators cannot be written as ONNX: 'g0', 'g1', ")
+    assert "'g11' and 2 more (gamma): mxq has no ONNX form of this operator; 'l' (gammaln): mxq has no" in text
+    assert text.endswith("; allowed: operators of the table in docs/onnx.md")
 
 
 def test_an_output_that_is_not_made_is_named() -> None:

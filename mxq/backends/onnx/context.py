@@ -28,11 +28,11 @@ LARGEST: Final = 2**31 - 1
 class Why(Enum):
     """Why a node cannot be written as ONNX; the value begins the sentence on it."""
 
-    OPERATOR = "there is no row for this operator"
-    ATTRIBUTE = "this attribute has no like in ONNX"
+    OPERATOR = "mxq has no ONNX form of this operator"
+    ATTRIBUTE = "this attribute has no counterpart in ONNX"
     INPUT = "this input has to be a constant"
     OUTPUT = "this output is not made"
-    SHAPE = "this shape has no like in ONNX"
+    SHAPE = "this shape has no counterpart in ONNX"
     BATCH = "this takes one batch size alone"
     SIZE = "this takes pictures of one size alone"
     VALUES = "the shape of what it makes follows from values"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -27,12 +28,23 @@ from mxq.graph.ir import Array, Model, Node, Ref
 from mxq.graph.tensors import Tensor
 
 SHOWN: Final = 12
-"""Nodes that an error names, at most."""
+"""Nodes that an error names of those that it refuses for one reason, at most."""
+REMEDIES: Final[Mapping[Why, str]] = MappingProxyType(
+    {
+        Why.OPERATOR: "operators of the table in docs/onnx.md",
+        Why.ATTRIBUTE: "what the table in docs/onnx.md says of its operator",
+        Why.BATCH: "one batch_size (--batch-size)",
+        Why.SIZE: "pictures of one size, without dynamic_size (--dynamic-size)",
+    }
+)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A node that cannot be written: its name and operator, the kind of reason, and what of it is meant."""
+    """A node that cannot be written: its name and operator, the kind of reason, and what of it is meant.
+
+    Its text is all but the name.
+    """
 
     node: str
     op: str
@@ -41,7 +53,7 @@ class Refusal:
 
     def __str__(self) -> str:
         more = f": {self.detail}" if self.detail else ""
-        return f"{self.node!r} ({self.op}): {self.why.value}{more}"
+        return f"({self.op}): {self.why.value}{more}"
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,17 @@ def _copied(builder: Builder, tensor: str, head: str) -> str:
 
 
 def _listed(refusals: Sequence[Refusal]) -> str:
-    more = f"; and {len(refusals) - SHOWN} more" if len(refusals) > SHOWN else ""
-    shown = "; ".join(map(str, refusals[:SHOWN]))
+    """Every operator and reason, each with its nodes, then what is allowed."""
+    alike: dict[Refusal, list[str]] = {}
+    for one in refusals:
+        alike.setdefault(replace(one, node=""), []).append(one.node)
+    shown = "; ".join(f"{_names(nodes)} {about}" for about, nodes in alike.items())
     count = "1 operator" if len(refusals) == 1 else f"{len(refusals)} operators"
-    return f"{count} cannot be written as ONNX: {shown}{more}"
+    remedies = [text for why, text in REMEDIES.items() if any(one.why is why for one in refusals)]
+    allowed = f"; allowed: {', '.join(remedies)}" if remedies else ""
+    return f"{count} cannot be written as ONNX: {shown}{allowed}"
+
+
+def _names(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
+    return f"{', '.join(map(repr, nodes[:SHOWN]))}{more}"
