@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from graphs import CONV1, GOLDENS, RELU, assert_same_outputs, bn, build, conv, feeds, op_names, refusals, rewritten, run
+from graphs import (
+    CONV1,
+    GOLDENS,
+    RELU,
+    assert_same_outputs,
+    bn,
+    build,
+    conv,
+    fc,
+    feeds,
+    op_names,
+    refusals,
+    rewritten,
+    run,
+)
 from helpers import assert_close, assert_golden
 
 import mxq
@@ -33,6 +47,16 @@ def test_structure_and_numbers(update_goldens, attrs):
         assert_golden(write_text(result.graph), GOLDENS / "batch_norm_to_depthwise.txt", update=update_goldens)
     assert "BatchNorm" not in op_names(result)
     assert not result.auxs
+    assert_same_outputs(model, result, **CLOSE)
+
+
+def test_before_a_pooling():
+    """As at the end of DenseNet."""
+    pool = 'p = Pooling(r) kernel="(6, 6)" global_pool="True" pool_type="avg"'
+    normed = (*JOIN, bn("n", "x", GLOBAL), "r = Activation(n) " + RELU)
+    model = build(*normed, pool, "t = Flatten(p)", fc("z", "t"), "return z")
+    result = rewritten(PASS, model)
+    assert "BatchNorm" not in op_names(result)
     assert_same_outputs(model, result, **CLOSE)
 
 

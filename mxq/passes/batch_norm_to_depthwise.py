@@ -11,8 +11,8 @@ Runtime and 0.85 in OpenVINO, and is 1.9 dB closer to float (one thread, batch 1
 MXNet has an int8 BatchNorm of its own.
 
 Conditions: statistics are parameters, channels are axis 1 of an image whose number of channels is known; what it
-normalizes was made by an operator, and a layer reads it, through activations at most. That of a network's input stays:
-pictures would be rounded twice.
+normalizes was made by an operator, and a layer reads it, through activations and poolings at most. That of a network's
+input stays: pictures would be rounded twice.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NO_EVENTS, NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 NAME: Final = "batch_norm_to_depthwise"
+DEPTHWISE: Final = {"kernel": "(1, 1)"}
 _LAYERS: Final = ("Convolution", "FullyConnected")
 
 
@@ -44,7 +45,7 @@ class BatchNormAlone:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         norm, x = match.root, match.refs["x"]
-        if model.graph[x.name].is_variable or not _feeds_layer(model, norm):
+        if model.graph[x.name].is_variable or not feeds_layer(model, norm):
             return NO_MATCH
         values = [model.param(ref.name) for ref in norm.inputs[1:5]]
         if norm.attrs.get("axis", "1") != "1" or any(value is None for value in values):
@@ -60,7 +61,7 @@ class BatchNormAlone:
         ones = np.ones((len(gamma), 1, 1, 1), np.float32)
         weight, bias = fold(ones, None, gamma, beta, mean, var, eps=eps, fix_gamma=fixed)
         names = [model.graph.unused(f"{norm.name}_{what}") for what in ("weight", "bias")]
-        attrs = {"kernel": "(1, 1)", "num_filter": str(len(gamma)), "num_group": str(len(gamma)), "no_bias": "False"}
+        attrs = {**DEPTHWISE, "num_filter": str(len(gamma)), "num_group": str(len(gamma)), "no_bias": "False"}
         inputs = (match.refs["x"], *map(Ref, names))
         note = Annotation(origins(norm), (Route.of(RouteKind.QUICKER, norm.op),))
         made = Node(norm.name, "Convolution", attrs, inputs, label=norm.label, note=note)
@@ -68,13 +69,14 @@ class BatchNormAlone:
         return Rewrite({norm.name: new}, args=dict(zip(names, (weight, bias), strict=True)))
 
 
-def _feeds_layer(model: Model, node: Node) -> bool:
-    """Whether a layer reads what ``node`` makes, through operators that work point by point."""
+def feeds_layer(model: Model, node: Node) -> bool:
+    """Whether a layer reads what ``node`` makes, through operators that work channel by channel or move values."""
     if node.name in model.graph.head_names:
         return False
-    readers = model.graph.consumers[node.name]
+    readers = [(reader, traits_of(reader)) for reader in model.graph.consumers[node.name]]
     return any(
-        reader.op in _LAYERS or (traits_of(reader).pointwise and _feeds_layer(model, reader)) for reader in readers
+        reader.op in _LAYERS or ((traits.per_channel or traits.moves) and feeds_layer(model, reader))
+        for reader, traits in readers
     )
 
 
@@ -84,5 +86,5 @@ def _run(model: Model) -> tuple[Model, Trace]:
 
 def batch_norm_to_depthwise(spec: BackendSpec) -> Pass:
     """For kernels that ask for it."""
-    run = _run if spec.norms_as_convolutions else lambda model: (model, NO_EVENTS)
+    run = _run if "BatchNorm" in spec.as_depthwise else lambda model: (model, NO_EVENTS)
     return Pass(NAME, run, requires=(FLOAT,), ensures=(FLOAT,))
