@@ -527,6 +527,12 @@ class TestCommand:
         assert (failed.returncode, failed.stdout) == (2, "")
         assert failed.stderr.splitlines()[-1].startswith("mxq: error: ")
 
+    @pytest.mark.parametrize(
+        ("name", "extra"), [("export", "mxq[onnx]"), ("draw", "mxq[report]"), ("report", "mxq[report]")]
+    )
+    def test_help_names_the_extras_to_install(self, name: str, extra: str) -> None:
+        assert f"({extra})" in " ".join(run(name, "--help").stdout.split())
+
     def test_help_does_not_import_mxnet(self) -> None:
         code = "import sys, mxq.cli; print([m for m in ('mxnet', 'scipy', 'PIL', 'tqdm') if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

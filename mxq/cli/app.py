@@ -138,7 +138,8 @@ def command(function: _Function) -> _Function:
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(cls=_Command)(run)
+    literal = (inspect.getdoc(function) or "").replace("[", r"\[")  # else rich takes "[onnx]" for markup
+    app.command(cls=_Command, help=literal)(run)
     return function
 
 
