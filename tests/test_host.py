@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from mxq.errors import ConfigError
 from mxq.host import environment, kernel_text, machine
+from mxq.host.interrupts import held
 from mxq.host.machine import Core, Machine
 
 C5_FLAGS = "fpu sse4_1 avx avx2 fma avx512f avx512dq avx512cd avx512bw avx512vl"  # Skylake; Cascade Lake adds VNNI
@@ -312,3 +314,40 @@ def test_advice_on_a_network(made: str, flags: str) -> None:
         assert f"quantized for {made}; it is right here too" in about[0]
     else:
         assert about == []
+
+
+class TestInterrupts:
+    """`mxq.host.interrupts.held`."""
+
+    def test_a_signal_waits_for_the_end(self) -> None:
+        done: list[str] = []
+
+        def work() -> None:
+            with held():
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append("all")
+
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert done == ["all"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_another_handler_is_left_alone(self) -> None:
+        heard: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+        try:
+            with held():
+                os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert heard == [signal.SIGINT]
+
+    def test_what_was_raised_meanwhile_is_its_cause(self) -> None:
+        def work() -> None:
+            with held():
+                os.kill(os.getpid(), signal.SIGINT)
+                raise ValueError
+
+        with pytest.raises(KeyboardInterrupt) as found:
+            work()
+        assert isinstance(found.value.__context__, ValueError)

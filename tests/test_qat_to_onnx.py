@@ -38,6 +38,20 @@ BRANCHES = (
     "return z",
 )
 """What is joined has three ranges of its own."""
+ENLARGED = (
+    conv("c0", "data", 'kernel="(3, 3)" num_filter="16" pad="(1, 1)"'),
+    f"r0 = Activation(c0) {RELU}",
+    'p = Pooling(r0) kernel="(2, 2)" stride="(2, 2)" pool_type="max"',
+    conv("c1", "p", 'kernel="(1, 1)" num_filter="16"'),
+    f"r1 = Activation(c1) {RELU}",
+    'up = UpSampling(r1) scale="2" sample_type="nearest" num_args="1"',
+    'cat = Concat(up, r0) dim="1" num_args="2"',
+    conv("c2", "cat", 'kernel="(3, 3)" num_filter="16"'),
+    'g = Pooling(c2) global_pool="True" pool_type="avg" kernel="(1, 1)"',
+    fc("z", "g"),
+    "return z",
+)
+"""What is joined was enlarged, as in YOLO v3: nobody observed it, but what it was enlarged from."""
 
 
 def given(path: Path, data: np.ndarray) -> np.ndarray:
@@ -55,6 +69,7 @@ class TestTheFileGivesWhatTrainingShowed:
             (SMALL, {"algorithm": "pact", "bn_strategy": 4}),
             (SMALL, {"hardware": "openvino", "weight_algorithm": "max"}),
             (BRANCHES, {"hardware": "onnxruntime"}),
+            (ENLARGED, {}),
         ],
     )
     def test_on_small_networks(self, tmp_path: Path, lines: tuple[str, ...], settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -245,6 +246,26 @@ class TestKills:
         found = fit(block, training.data(), config=training.CONFIG, progress=False, **given)
         assert files(tmp_path) == files(whole[1])
         assert found.history == whole[0].history
+
+    def test_ctrl_c_within_mxnet_is_not_lost(self, tmp_path: Path) -> None:
+        """A signal that comes while C code calls Python back is raised when the step is done."""
+
+        def press(found: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return found
+
+        block = training.net()
+        with pytest.raises(KeyboardInterrupt):
+            fit(
+                block,
+                training.data(),
+                config=training.CONFIG,
+                loss=training.Dying(7, press),
+                workdir=tmp_path,
+                progress=False,
+            )
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert len(read_journal(tmp_path)) == 1 + 5 + 1
 
     def test_a_finished_training_is_read(self, whole: tuple[Trained, Path]) -> None:
         before = files(whole[1])

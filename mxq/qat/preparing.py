@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ from mxq.calibration.collect import collect
 from mxq.calibration.statistics import Statistics
 from mxq.data.feeding import Feeds, feeds, peeked
 from mxq.errors import ConfigError, DataError, QuantizeError
-from mxq.graph.ir import Array, Model, Runner
+from mxq.graph.ir import Array, Model, Ref, Runner
 from mxq.host import machine
 from mxq.logs import LOG
 from mxq.passes.assignment import assign, requested
@@ -188,21 +188,27 @@ def _by_plan(source: Model, calib_data: object, config: QatConfig, runner: Runne
     else:
         batches = _batches(calib_data, plan.fused, config)
         calibrated, shapes = pipeline.calibrate(plan, batches, runner), batches.shapes
-    calibrated = replace(calibrated, statistics=_with_derived(calibrated.statistics, plan))
     found = placed_as_planned(source, decided(plan, calibrated), config)
+    calibrated = replace(calibrated, statistics=_with_derived(calibrated.statistics, plan, found.quantizers))
     return _Placed(found.quantizers, calibrated, (*plan.warnings, *calibrated.warnings, *found.warnings), shapes)
 
 
-def _with_derived(statistics: Statistics, plan: Prepared) -> Statistics:
+def _with_derived(statistics: Statistics, plan: Prepared, quantizers: Iterable[Quantizer]) -> Statistics:
     """With those of tensors whose values others have: what is joined, or is read by another name."""
     graph, known, found = plan.fused.graph, plan.source.graph.by_name, dict(statistics.states)
+    merge = observers.get(plan.config.calib_mode).merge
     for ref in plan.plan.observe:
         if str(ref) in found:
             found.setdefault(str(origin(graph, ref, known)), found[str(ref)])
-    for node in graph.operators:
-        names = [str(ref) for ref in node.inputs]
-        if node.op == CONCAT and all(name in found for name in names):
-            found.setdefault(node.name, reduce(observers.get(plan.config.calib_mode).merge, (found[n] for n in names)))
+
+    def state(ref: Ref) -> Any:
+        if str(ref) not in found:
+            found[str(ref)] = reduce(merge, map(state, graph[ref.name].inputs))
+        return found[str(ref)]
+
+    for q in quantizers:
+        if not q.is_weight and q.tensor.name in graph and graph[q.tensor.name].op == CONCAT:
+            state(q.tensor)
     return replace(statistics, states=found)
 
 

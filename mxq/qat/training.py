@@ -19,6 +19,7 @@ from mxq.errors import ConfigError, MxqError, QuantizeError, TrainingError
 from mxq.evaluation import Function, Metric
 from mxq.formats.reading import path_given
 from mxq.graph.ir import Array
+from mxq.host.interrupts import held
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
 from mxq.qat.checkpoint import Checkpoints, State, alone
@@ -273,4 +274,6 @@ class _Training:
     def _diagnosed(self, epoch: int) -> Iterator[Mapping[str, Any]]:
         """What the journal says of ranges and rounding; not where there is none."""
         if self.sample is not None:
-            yield from diagnosed(self.trainee.block, self.sample, epoch)
+            with held():
+                lines = [*diagnosed(self.trainee.block, self.sample, epoch)]
+            yield from lines

@@ -12,6 +12,7 @@ import numpy as np
 
 from mxq.errors import MxqError, QuantizeError, RuntimeFailure
 from mxq.graph.ir import Array
+from mxq.host.interrupts import held
 from mxq.runtime.blocks import arguments
 from mxq.runtime.mxnet import mx, mxnet_says, of_mode, sentence, to_ndarray, to_numpy
 
@@ -69,7 +70,7 @@ class Trainee:
         Raises:
             RuntimeFailure: MXNet does not run the block, or the loss, on the batch.
         """
-        with mxnet_says(f"MXNet cannot train on a batch {_described(feed)} with labels {list(labels.shape)}"):
+        with held(), mxnet_says(f"MXNet cannot train on a batch {_described(feed)} with labels {list(labels.shape)}"):
             with mx.autograd.record():
                 output = self.block(*self._arrays(feed))
                 loss = self._mean(output, labels)
@@ -86,7 +87,8 @@ class Trainee:
 
     def loss(self, feed: Mapping[str, Array], labels: Array) -> float:
         """The mean loss in inference."""
-        with mxnet_says(f"MXNet cannot run the loss on a batch {_described(feed)}"), mx.autograd.predict_mode():
+        said = mxnet_says(f"MXNet cannot run the loss on a batch {_described(feed)}")
+        with held(), said, mx.autograd.predict_mode():
             return float(self._mean(self.block(*self._arrays(feed)), labels).asnumpy())
 
     def _mean(self, output: Any, labels: Array) -> Any:
@@ -109,7 +111,8 @@ class Trainee:
 
     def outputs(self, feed: Mapping[str, Array]) -> list[Array]:
         """What the block gives in inference."""
-        with mxnet_says(f"MXNet cannot run the block on a batch {_described(feed)}"), mx.autograd.predict_mode():
+        said = mxnet_says(f"MXNet cannot run the block on a batch {_described(feed)}")
+        with held(), said, mx.autograd.predict_mode():
             return [to_numpy(each) for each in _listed(self.block(*self._arrays(feed)))]
 
     def _arrays(self, feed: Mapping[str, Array]) -> list[Any]:
