@@ -37,7 +37,7 @@ EVERYTHING = (
 SPARED = [name for name in passes.PASSES.names() if name not in order.NEEDED]
 ORDER = {
     "simplified": "simplify detection",
-    "prepared": "shape_only fold_bn batch_norm_to_depthwise prelu_to_depthwise fold_affine fold_scale "
+    "prepared": "shape_only fold_bn batch_norm_to_depthwise fold_affine fold_scale "
     "reduce_strength upsampling_as_deconvolution avgpool_after_conv1x1 subsample_early conv1x1_to_dense "
     "head_to_dense avgpool_to_depthwise",
     "fused": "split_groups fuse_int8 reduce_strength_after_fusion",

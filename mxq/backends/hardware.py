@@ -26,7 +26,7 @@ from typing import Final
 from mxq.backends import get
 from mxq.backends.mxnet.table import CONVOLUTION, FULLY_CONNECTED, POOLING
 from mxq.backends.protocol import Backend, Lowered
-from mxq.backends.runtimes import RUNTIMES, as_depthwise, rounds_results, rows_of
+from mxq.backends.runtimes import RUNTIMES, rounds_results, rows_of
 from mxq.backends.simulate import simulate
 from mxq.backends.spec import BackendSpec, OpSpec
 from mxq.passes.align_ranges import align_ranges
@@ -70,7 +70,7 @@ def table_of(hardware: Hardware) -> BackendSpec:
         holds=(),
         whole=True,
         float_stems=of_files,
-        as_depthwise=as_depthwise(hardware.name),
+        norms_as_convolutions=of_files,
         without=(*without, others.name),
     )
 

@@ -95,11 +95,3 @@ def rows_of(hardware: str) -> tuple[OpSpec, ...]:
 def rounds_results(hardware: str) -> bool:
     """Whether convolutions have integer sums only where they make codes, so that they do for float readers, too."""
     return hardware in _TABLES
-
-
-def as_depthwise(hardware: str) -> tuple[str, ...]:
-    """What has no integer kernel, and is quicker as depthwise convolutions, which have.
-
-    OpenVINO takes a PReLU into the convolution before it, where codes are made after it alone.
-    """
-    return ("BatchNorm", "LeakyReLU") if hardware in _TABLES else ("BatchNorm",) if hardware in _ALL else ()

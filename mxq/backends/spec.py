@@ -178,8 +178,7 @@ class BackendSpec:
         refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
         whole: whether all that has a row is int8 in mode "smart", too, but for rows that are ``between``.
         float_stems: whether the setting ``stem`` leaves the beginning of a MobileNet in float.
-        as_depthwise: operators that are to be depthwise convolutions where they stand alone: "BatchNorm", "LeakyReLU"
-            (with learned slopes).
+        norms_as_convolutions: whether a BatchNorm that no layer takes in is to be a depthwise convolution.
         without: names of passes over float networks that do nothing for it, or would change what it quantizes.
     """
 
@@ -191,7 +190,7 @@ class BackendSpec:
     refuses: Callable[[Model, Node], str] | None = None
     whole: bool = False
     float_stems: bool = True
-    as_depthwise: tuple[str, ...] = ()
+    norms_as_convolutions: bool = False
     without: tuple[str, ...] = ()
 
     def check(self, quantized: QuantizedNetwork) -> None:

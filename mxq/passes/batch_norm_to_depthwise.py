@@ -32,7 +32,6 @@ from mxq.passes.simplify import FLOAT
 from mxq.rewrite import NO_EVENTS, NO_MATCH, Any_, Match, Op, Pass, Reject, Rewrite, Trace, apply_rules
 
 NAME: Final = "batch_norm_to_depthwise"
-DEPTHWISE: Final = {"kernel": "(1, 1)"}
 _LAYERS: Final = ("Convolution", "FullyConnected")
 
 
@@ -45,7 +44,7 @@ class BatchNormAlone:
 
     def check(self, model: Model, match: Match) -> Reject | None:
         norm, x = match.root, match.refs["x"]
-        if model.graph[x.name].is_variable or not feeds_layer(model, norm):
+        if model.graph[x.name].is_variable or not _feeds_layer(model, norm):
             return NO_MATCH
         values = [model.param(ref.name) for ref in norm.inputs[1:5]]
         if norm.attrs.get("axis", "1") != "1" or any(value is None for value in values):
@@ -61,7 +60,7 @@ class BatchNormAlone:
         ones = np.ones((len(gamma), 1, 1, 1), np.float32)
         weight, bias = fold(ones, None, gamma, beta, mean, var, eps=eps, fix_gamma=fixed)
         names = [model.graph.unused(f"{norm.name}_{what}") for what in ("weight", "bias")]
-        attrs = {**DEPTHWISE, "num_filter": str(len(gamma)), "num_group": str(len(gamma)), "no_bias": "False"}
+        attrs = {"kernel": "(1, 1)", "num_filter": str(len(gamma)), "num_group": str(len(gamma)), "no_bias": "False"}
         inputs = (match.refs["x"], *map(Ref, names))
         note = Annotation(origins(norm), (Route.of(RouteKind.QUICKER, norm.op),))
         made = Node(norm.name, "Convolution", attrs, inputs, label=norm.label, note=note)
@@ -69,13 +68,13 @@ class BatchNormAlone:
         return Rewrite({norm.name: new}, args=dict(zip(names, (weight, bias), strict=True)))
 
 
-def feeds_layer(model: Model, node: Node) -> bool:
+def _feeds_layer(model: Model, node: Node) -> bool:
     """Whether a layer reads what ``node`` makes, through operators that work channel by channel or move values."""
     if node.name in model.graph.head_names:
         return False
     readers = [(reader, traits_of(reader)) for reader in model.graph.consumers[node.name]]
     return any(
-        reader.op in _LAYERS or ((traits.per_channel or traits.moves) and feeds_layer(model, reader))
+        reader.op in _LAYERS or ((traits.per_channel or traits.moves) and _feeds_layer(model, reader))
         for reader, traits in readers
     )
 
@@ -86,5 +85,5 @@ def _run(model: Model) -> tuple[Model, Trace]:
 
 def batch_norm_to_depthwise(spec: BackendSpec) -> Pass:
     """For kernels that ask for it."""
-    run = _run if "BatchNorm" in spec.as_depthwise else lambda model: (model, NO_EVENTS)
+    run = _run if spec.norms_as_convolutions else lambda model: (model, NO_EVENTS)
     return Pass(NAME, run, requires=(FLOAT,), ensures=(FLOAT,))

@@ -33,7 +33,6 @@ from mxq.passes.fold_affine import FOLD_AFFINE
 from mxq.passes.fold_bn import FOLD_BN
 from mxq.passes.fold_scale import FOLD_SCALE
 from mxq.passes.fuse import fuse_float, fuse_int8
-from mxq.passes.prelu_to_depthwise import prelu_to_depthwise
 from mxq.passes.reduce_strength import REDUCE_STRENGTH, REDUCE_STRENGTH_AFTER_FUSION, UPSAMPLING_AS_DECONVOLUTION
 from mxq.passes.shape_only import SHAPE_ONLY
 from mxq.passes.simplify import SIMPLIFY
@@ -95,7 +94,6 @@ for _each in (
     Placed(SHAPE_ONLY, ("prepared",)),
     Placed(FOLD_BN, ("prepared",)),
     Placed(ForKernels("batch_norm_to_depthwise", batch_norm_to_depthwise), ("prepared",)),
-    Placed(ForKernels("prelu_to_depthwise", prelu_to_depthwise), ("prepared",)),
     Placed(FOLD_AFFINE, ("prepared",)),
     Placed(FOLD_SCALE, ("prepared",)),
     Placed(REDUCE_STRENGTH, ("prepared",)),

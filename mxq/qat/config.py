@@ -11,7 +11,6 @@ from mxq.backends.runtimes import RUNTIMES
 from mxq.config import ONNX, QuantConfig, in_files
 from mxq.errors import ConfigError, one_of
 from mxq.passes.batch_norm_to_depthwise import NAME as BATCH_NORM_TO_DEPTHWISE
-from mxq.passes.prelu_to_depthwise import NAME as PRELU_TO_DEPTHWISE
 from mxq.qat import algorithms
 from mxq.qat.folding import Folding, folding_of
 from mxq.quant.bits import Bits
@@ -137,7 +136,7 @@ class QatConfig:
     @property
     def planning(self) -> QuantConfig:
         """The same for the hardware that it is trained for, whose codes MXNet may simulate alone."""
-        own = replace(self.quantization, exclude_passes=(BATCH_NORM_TO_DEPTHWISE, PRELU_TO_DEPTHWISE))  # they train
+        own = replace(self.quantization, exclude_passes=(BATCH_NORM_TO_DEPTHWISE,))  # BatchNorms train
         if self.is_for_files:
             return replace(own, backend=ONNX, hardware=self.hardware)
         return self.quantization if self.row.from_kernels else replace(own, simulate=True, hardware=self.hardware)
