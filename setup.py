@@ -98,7 +98,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["mxq", "mxq.*"]),
-    package_data={"mxq": ["py.typed"], "mxq.drawing": ["templates/*"], "mxq.report": ["templates/*"]},
+    package_data={"mxq": ["py.typed"], "mxq.drawing": ["templates/*"], "mxq.reporting": ["templates/*"]},
     python_requires=">=3.10,<3.14",
     install_requires=CORE,
     extras_require={

@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 install_log_handler()
 prepare()
 registration.prepare()
-show_by(lambda found: str(importlib.import_module("mxq.report.plain").plain(found)))
+show_by(lambda found: str(importlib.import_module("mxq.reporting.plain").plain(found)))
 
 __all__ = [
     "CalibrationError",

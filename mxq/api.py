@@ -35,9 +35,9 @@ from mxq.qat.schedule import TrainConfig
 from mxq.quant.bits import Width
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
-from mxq.report import plots
-from mxq.report.files import FileInspection
-from mxq.report.inspection import Inspection
+from mxq.reporting import plots
+from mxq.reporting.files import FileInspection
+from mxq.reporting.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, FileVerification, Verification
 from mxq.workflow import FileForm, Given, Measured, TrainingData

@@ -15,8 +15,8 @@ _LAYOUT: Final = "\n\t"
 class Shown:
     """A result whose ``str`` is what the command line prints of it; its ``repr`` stays that of a dataclass.
 
-    Results stand below the tables that are made of them (`mxq.report.plain`), so the package's root, which may import
-    anything, says who makes those: `show_by`.
+    Results stand below the tables that are made of them (`mxq.reporting.plain`), so the package's root, which may
+    import anything, says who makes those: `show_by`.
     """
 
     __slots__ = ()

@@ -24,7 +24,7 @@ from mxq.artifacts import record
 from mxq.bench.timing import Benchmark
 from mxq.cli import app
 from mxq.quant.plan import Decision, Plan, Report
-from mxq.report.plain import WIDTH, plain
+from mxq.reporting.plain import WIDTH, plain
 from mxq.runtime import load_model, to_arrays, to_symbol, write_pair
 
 SIDE, HELD, CLASSES = 8, 24, 10

@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "verification"),
     ("qat",),
     ("drawing",),
-    ("distributed", "report"),
+    ("distributed", "reporting"),
     ("tuning",),
     ("workflow",),
     ("api", "cli"),

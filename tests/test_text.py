@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mxq import logs
 from mxq.cli import console
 from mxq.errors import ConfigError, DataError, MxqError
-from mxq.report import tables
+from mxq.reporting import tables
 from mxq.text import one_line, printable
 
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m\rname\u202e\u2028\udcff[red]x[/red]\x00"

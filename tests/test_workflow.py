@@ -375,7 +375,7 @@ class TestInterrupted:
             "mxq.storage.writing.write_json",
             ("{home}/net", "--data", "{home}/x.npy", "--out", "{out}/t.json"),
         ),
-        "plot": ("mxq.report.plots.figure", ("{home}/s.npz", "--tensor", "relu0", "--out", "{out}/p.png")),
+        "plot": ("mxq.reporting.plots.figure", ("{home}/s.npz", "--tensor", "relu0", "--out", "{out}/p.png")),
         "merge-stats": (
             "mxq.calibration.statistics.merge",
             ("{home}/s.npz", "{home}/net-symbol.json", "--out", "{out}/m.npz"),

@@ -21,7 +21,7 @@ from mxq.engines import Engine, engine_of, served
 from mxq.errors import ConfigError, DataError, FormatError, RuntimeFailure, StorageError
 from mxq.host.cores import held_line, one_process
 from mxq.host.machine import Core, Machine
-from mxq.report.plain import plain
+from mxq.reporting.plain import plain
 from mxq.runtime import write_pair
 from mxq.workflow import racing
 

@@ -30,7 +30,7 @@ import numpy as np  # noqa: E402
 import scenes  # noqa: E402
 import task as tasks  # noqa: E402
 
-from mxq.report import training  # noqa: E402
+from mxq.reporting import training  # noqa: E402
 
 EDGE_BITS = 8
 """Of the first and the last layer, as papers have it (Wu et al., arXiv:2004.09602; MQBench, arXiv:2111.03759)."""

@@ -100,7 +100,7 @@ def bench(
         return
     start_mxnet()
     from mxq import runtime, workflow
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)
     model = runtime.load_model(prefix, epoch) if pair is None else pair.float

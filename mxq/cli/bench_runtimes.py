@@ -63,7 +63,7 @@ def beside(
     """Times the float network, plain and fused, and the INT8 one in MXNet, and ``files`` in each runtime, in turn."""
     start_mxnet()
     from mxq import pipeline, runtime, workflow
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     prefix, int8_prefix = prefixes
     pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)

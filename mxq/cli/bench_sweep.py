@@ -83,7 +83,7 @@ def _job(
 
 def _show(found: Sweep, machine: Machine) -> None:
     from mxq.host.cores import launch_lines
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     show(tables.sweep(found))
     soonest, most = found.latency, found.throughput

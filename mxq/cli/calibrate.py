@@ -55,7 +55,7 @@ def calibrate(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.report import tables
+    from mxq.reporting import tables
     from mxq.storage.writing import write_json
 
     with cluster(workers, scheduler) as client:

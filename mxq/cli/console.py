@@ -21,14 +21,14 @@ def show(*parts: RenderableType) -> None:
     """Tables and texts, with an empty line between; brackets in a text are no markup."""
     from rich.console import Console
 
-    from mxq.report import plain
+    from mxq.reporting import plain
 
     plain.show(Console(highlight=False, markup=False, emoji=False), *parts)
 
 
 def show_result(found: Shown) -> None:
     """What ``str`` says of a result, in the terminal's width and colours."""
-    from mxq.report import plain
+    from mxq.reporting import plain
 
     show(*plain.parts(found))
 

@@ -36,7 +36,7 @@ def doctor(
     """Describe the machine, the threads MXNet uses, and what to set before measuring or serving."""
     from mxq.host import environment
     from mxq.host import machine as machines
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     machine, environ = machines.detect(), dict(os.environ)
     subject = _Subject() if prefix is None else _subject(prefix)
@@ -108,7 +108,7 @@ def _subject(network: Path) -> _Subject:
     if not is_onnx(network):
         report = record.read(prefix_of(network))
         return _Subject(report.target, report.versions, record.check(prefix_of(network)))
-    from mxq.report.files import FileInspection
+    from mxq.reporting.files import FileInspection
 
     found = FileInspection.of(network)
     about = found.file.record

@@ -74,7 +74,7 @@ def export(
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
     form = workflow.FileForm(shapes, batch_size, with_preprocess, dynamic_size)

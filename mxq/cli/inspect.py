@@ -14,8 +14,8 @@ from mxq.cli.options import AllSettings, Effort, Epoch, Json, PrefixOrFile, pref
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
-    from mxq.report.files import FileInspection
-    from mxq.report.inspection import Inspection
+    from mxq.reporting.files import FileInspection
+    from mxq.reporting.inspection import Inspection
 
 
 @command
@@ -41,6 +41,6 @@ def _found(network: Path, epoch: int | None, config: QuantConfig) -> Inspection 
 
     if not is_onnx(network):
         return inspected(prefix_of(network), epoch, config)
-    from mxq.report.files import FileInspection
+    from mxq.reporting.files import FileInspection
 
     return FileInspection.of(network, config, epoch)

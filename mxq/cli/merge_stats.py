@@ -41,6 +41,6 @@ def merge_stats(
         stretches = [asdict(s) for s in total.stretches]
         print_json({"examples": total.examples, "batches": total.batches, "stretches": stretches})
     else:
-        from mxq.report import tables
+        from mxq.reporting import tables
 
         show(tables.facts(tables.statistics_rows(total, out)))

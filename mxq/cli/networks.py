@@ -14,7 +14,7 @@ from mxq.logs import LOG
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
-    from mxq.report.inspection import Inspection
+    from mxq.reporting.inspection import Inspection
     from mxq.runtime import MxnetRunner
 
 
@@ -48,7 +48,7 @@ def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 def inspected(prefix: Path, epoch: int | None, config: QuantConfig) -> Inspection:
     """What was decided for a quantized network, which needs no MXNet, or would be for a float one."""
     from mxq.artifacts import record
-    from mxq.report.inspection import Inspection
+    from mxq.reporting.inspection import Inspection
 
     if record.recorded(prefix):
         return Inspection.of_record(prefix)

@@ -427,7 +427,7 @@ def check_plot(path: Path | None) -> None:
         ConfigError: it cannot, and why.
     """
     if path is not None:
-        from mxq.report.plots import check_place
+        from mxq.reporting.plots import check_place
 
         check_place(path)
 

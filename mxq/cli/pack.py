@@ -44,6 +44,6 @@ def unpack(
 
 
 def _show(files: tuple[Path, ...], size: str) -> None:
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     show(tables.facts([("written", ", ".join(map(str, files))), ("size", size)]))

@@ -42,7 +42,7 @@ def plot(
     from mxq.artifacts import record
     from mxq.calibration.statistics import Statistics
     from mxq.config import quant_spec
-    from mxq.report import plots, training
+    from mxq.reporting import plots, training
 
     if training.is_training(stats):
         written = training.draw(stats, out or Path("training.png"))

@@ -74,7 +74,7 @@ def quantize(
     start_mxnet()
     from mxq import workflow
     from mxq.artifacts import pair, record
-    from mxq.report import tables
+    from mxq.reporting import tables
 
     ranges = None if thresholds is None else read_thresholds(thresholds)
     given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)

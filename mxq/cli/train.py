@@ -130,7 +130,7 @@ def train(
     check_plot(plot)
     start_mxnet()
     from mxq import workflow
-    from mxq.report import training
+    from mxq.reporting import training
     from mxq.workflow.training import TrainRecipe, check_out, write
     from mxq.workflow.training import train as run
 

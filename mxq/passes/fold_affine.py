@@ -13,7 +13,7 @@ Numbers may be one, or one for each channel where they follow a layer: parameter
 ``broadcast_add``. Products are computed in float64.
 
 A scale and an offset after each convolution and each activation, as in PP-LCNetV3, are four passes over memory, and
-where they are codes (`mxq.backends.runtimes`) each rounds the tensor once more: 5 dB of PP-OCRv4's detector.
+where they are codes (`mxq.backends.runtimes`) each rounds the tensor once more.
 
 Conditions: nothing else reads what is in between; weights and biases are parameters of their layers alone. A number
 that is added before a layer must be so at the edges, too: where that pads, it stays.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mxq.quant.bits import Bits
-from mxq.report import plots
+from mxq.reporting import plots
 from mxq.tuning.bit_sweep import BitSweep
 from mxq.tuning.mixed_bits import MixedBits
 from mxq.tuning.rendering import SHARES
@@ -74,7 +74,7 @@ def mixed_figure(found: MixedBits) -> Figure:
 
 
 def write(found: BitSweep | MixedBits, path: str | Path) -> Path:
-    """Draws ``found`` into a .png, .svg or .pdf; see `mxq.report.plots.write`."""
+    """Draws ``found`` into a .png, .svg or .pdf; see `mxq.reporting.plots.write`."""
     return plots.write(sweep_figure(found) if isinstance(found, BitSweep) else mixed_figure(found), path)
 
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mxq.report import plots
+from mxq.reporting import plots
 from mxq.tuning.layer_sensitivity import LayerSensitivity, Sensitivity
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def figure(found: Sensitivity) -> Figure:
 
 
 def write(found: Sensitivity, path: str | Path) -> Path:
-    """Draws ``found`` into a .png, .svg or .pdf; see `mxq.report.plots.write`."""
+    """Draws ``found`` into a .png, .svg or .pdf; see `mxq.reporting.plots.write`."""
     return plots.write(figure(found), path)
 
 

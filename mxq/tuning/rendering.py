@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mxq.report.plain import parts
-from mxq.report.tables import decibels, facts, percent, ruled, short_op
+from mxq.reporting.plain import parts
+from mxq.reporting.tables import decibels, facts, percent, ruled, short_op
 from mxq.tuning.bit_sweep import BitSweep
 from mxq.tuning.layer_sensitivity import Numbers, Sensitivity
 from mxq.tuning.mixed_bits import MixedBits

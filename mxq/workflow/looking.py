@@ -10,7 +10,7 @@ from mxq.artifacts import record
 from mxq.config import QuantConfig
 from mxq.errors import QuantizeError
 from mxq.logs import LOG
-from mxq.report.inspection import Inspection
+from mxq.reporting.inspection import Inspection
 from mxq.storage.checksums import sizes_of
 from mxq.workflow.making import planned
 from mxq.workflow.opening import report_in

@@ -17,7 +17,7 @@ from mxq.drawing import scene_of
 from mxq.errors import ConfigError
 from mxq.host import machine
 from mxq.logs import LOG
-from mxq.report.page import Findings, page
+from mxq.reporting.page import Findings, page
 from mxq.storage.checksums import sizes_of
 from mxq.storage.writing import write_text
 from mxq.workflow.comparing import Progress, examples_of, pair_of, recorded_of, silent

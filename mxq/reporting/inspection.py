@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from mxq.artifacts import record
 from mxq.quant.plan import Report
-from mxq.report import tables
+from mxq.reporting import tables
 from mxq.storage.checksums import Mismatch, sizes_of
 from mxq.text import Shown, megabytes
 

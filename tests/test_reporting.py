@@ -15,7 +15,7 @@ from mxq.bench.timing import Benchmark, summarize
 from mxq.errors import ConfigError, FormatError
 from mxq.graph.ir import Ref
 from mxq.quant.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
-from mxq.report import tables
+from mxq.reporting import tables
 from mxq.verification import Accuracy, Boxes, Layer, Output, Verification
 
 REPORT = Report(

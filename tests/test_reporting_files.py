@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import mxq
 from mxq.cli import app
 from mxq.errors import ConfigError, FormatError
-from mxq.report.files import FileInspection
+from mxq.reporting.files import FileInspection
 
 pytest.importorskip("onnx", reason="onnx is not installed (mxq[onnx])")
 

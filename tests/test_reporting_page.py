@@ -1,4 +1,4 @@
-"""mxq.report.page: what the page says, that it stands alone, and both doors to it."""
+"""mxq.reporting.page: what the page says, that it stands alone, and both doors to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from graphs import RELU, SHAPE, bn, build, conv, fc
 from typer.testing import CliRunner
 
 import mxq
-from mxq import api
 from mxq.cli import app
 from mxq.runtime import to_arrays, to_symbol, write_pair
 
@@ -66,7 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(home: Path) -> str:
-    written = api.report(home / "net", home / "int8", home / "x.npz", home / "report.html", batch_sizes=[2])
+    written = mxq.report(home / "net", home / "int8", home / "x.npz", home / "report.html", batch_sizes=[2])
     return written.read_text(encoding="utf-8")
 
 
@@ -103,7 +102,7 @@ def test_names_cannot_end_the_script(tmp_path: Path) -> None:
     data = np.zeros((2, *SHAPE[1:]), np.float32)
     write_pair(model, tmp_path / evil.replace("/", "_"))
     prefix = tmp_path / evil.replace("/", "_")
-    text = api.report(prefix, prefix, data, tmp_path / "page.html", batch_sizes=()).read_text(encoding="utf-8")
+    text = mxq.report(prefix, prefix, data, tmp_path / "page.html", batch_sizes=()).read_text(encoding="utf-8")
     assert "<b>" not in text
     assert Page(text).json("measured")["record"] is None
 
@@ -124,4 +123,4 @@ def test_the_command_writes_the_page(home: Path, tmp_path: Path) -> None:
 
 def test_another_suffix_is_refused_before_anything_runs(home: Path, tmp_path: Path) -> None:
     with pytest.raises(mxq.ConfigError, match=r"'page.pdf' has suffix '.pdf'; allowed: .html, .htm"):
-        api.report(home / "net", home / "int8", home / "nothing", tmp_path / "page.pdf")
+        mxq.report(home / "net", home / "int8", home / "nothing", tmp_path / "page.pdf")

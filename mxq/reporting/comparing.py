@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mxq.quant.plan import TensorRecord, WeightRecord
-from mxq.report.tables import decibels, facts, percent, ruled
+from mxq.reporting.tables import decibels, facts, percent, ruled
 from mxq.verification import TITLES, Comparison, Differences, Verification
 
 

@@ -13,7 +13,7 @@ from mxq.cli import app
 from mxq.errors import ConfigError, FormatError
 from mxq.qat.journal import JOURNAL
 from mxq.qat.result import Trained
-from mxq.report import training
+from mxq.reporting import training
 
 pytest.importorskip("matplotlib")
 

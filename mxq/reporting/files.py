@@ -14,7 +14,7 @@ from mxq.config import QuantConfig
 from mxq.errors import ConfigError
 from mxq.formats.onnx_file import OnnxFile, read
 from mxq.formats.onnx_record import FileRecord
-from mxq.report import tables
+from mxq.reporting import tables
 from mxq.storage.checksums import Mismatch
 from mxq.text import Shown, megabytes
 from mxq.verification import FileVerification, Verification

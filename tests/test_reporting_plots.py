@@ -18,8 +18,8 @@ from mxq.errors import ConfigError, DataError, FormatError
 from mxq.observers import HistogramState
 from mxq.quant.plan import Plan, Report
 from mxq.quant.thresholds import Range
-from mxq.report import plots
-from mxq.report.plots import BARS, Line, clipped, coarse, covered, figure, grouped, heading, write
+from mxq.reporting import plots
+from mxq.reporting.plots import BARS, Line, clipped, coarse, covered, figure, grouped, heading, write
 
 pytest.importorskip("matplotlib")
 
@@ -291,7 +291,7 @@ def test_a_failure_leaves_the_old_file_and_no_draft(tmp_path: Path, monkeypatch:
 def test_pyplot_is_never_imported() -> None:
     code = (
         "import sys; import numpy as np; from mxq.observers import HistogramState\n"
-        "from mxq.report.plots import figure\n"
+        "from mxq.reporting.plots import figure\n"
         "assert 'matplotlib' not in sys.modules\n"
         "figure('t', HistogramState().update(np.ones(3, np.float32)), []).canvas.draw()\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

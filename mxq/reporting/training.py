@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mxq.errors import ConfigError
 from mxq.qat.journal import JOURNAL, read_journal
-from mxq.report import plots
+from mxq.reporting import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

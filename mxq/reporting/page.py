@@ -17,7 +17,7 @@ from mxq.drawing.libraries import library
 from mxq.errors import ConfigError
 from mxq.graph.ir import Model
 from mxq.quant.plan import Report
-from mxq.report.tables import percent, short_op, tally
+from mxq.reporting.tables import percent, short_op, tally
 from mxq.text import megabytes
 from mxq.verification import Layer, Verification
 

@@ -16,9 +16,9 @@ from mxq.evaluation import Evaluation
 from mxq.qat.result import Trained
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Thresholds
-from mxq.report import comparing, files, inspection, racing, tables
-from mxq.report.files import FileInspection
-from mxq.report.inspection import Inspection
+from mxq.reporting import comparing, files, inspection, racing, tables
+from mxq.reporting.files import FileInspection
+from mxq.reporting.inspection import Inspection
 from mxq.text import printable
 from mxq.verification import Comparison, FileVerification, Verification
 

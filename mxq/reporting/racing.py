@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mxq.bench.runtimes import BestRuntime, RuntimeRow
 from mxq.host.kernel_text import cpu_list
-from mxq.report import tables
+from mxq.reporting import tables
 
 LETTERS: Final = 26
 
