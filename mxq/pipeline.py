@@ -349,21 +349,12 @@ def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
         found[str(ref)] = replace(found[str(ref)], source=source)
     found |= _fixed(prepared.plan, choices)
     in_order = {str(r): found[str(r)] for r in prepared.plan.observe}
-    fed = _fed(prepared.fused)
+    fed = prepared.fused.fed
     return Calibrated(
         Thresholds(in_order),
         statistics,
         _oddities({str(r): found[str(r)] for r in prepared.plan.observe if r.name in fed}),
     )
-
-
-def _fed(model: Model) -> frozenset[str]:
-    """The nodes whose tensors depend on what is fed; begin states are zero whatever that is."""
-    found = set(model.inputs)
-    for node in model.graph.operators:
-        if any(ref.name in found for ref in node.inputs):
-            found.add(node.name)
-    return frozenset(found)
 
 
 def _oddities(found: Mapping[str, Threshold]) -> tuple[str, ...]:

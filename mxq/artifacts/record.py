@@ -24,6 +24,7 @@ __all__ = [
     "Mismatch",
     "check",
     "checksum",
+    "decisions_by_name",
     "explain",
     "explained",
     "find",
@@ -72,21 +73,30 @@ class Explanation(Shown):
     removed: bool = False
 
 
+def decisions_by_name(report: Report) -> dict[str, Decision]:
+    """All decisions, each by the names of its node, of the original ones in it, and of its int8 tensor."""
+    by_name = _by_node(report)
+    made = {tensor: by_name[record.of] for tensor, record in report.tensors.items() if record.of in by_name}
+    return {**by_name, **made}
+
+
+def _by_node(report: Report) -> dict[str, Decision]:
+    plan = report.plan
+    by_name = {d.node: d for d in plan.removed} | {m: d for d in plan.decisions for m in d.members}
+    return by_name | {d.node: d for d in plan.decisions}
+
+
 def find(report: Report, name: str) -> Decision:
     """The decision on the node ``name``: a node of the fused graph, an original one, or an int8 tensor of the network.
 
     Raises:
         ConfigError: there is none; the message names close ones.
     """
-    plan = report.plan
-    by_name = {d.node: d for d in plan.removed} | {m: d for d in plan.decisions for m in d.members}
-    by_name |= {d.node: d for d in plan.decisions}
-    made = {tensor: by_name[record.of] for tensor, record in report.tensors.items() if record.of in by_name}
-    known = {**by_name, **made}
+    known = decisions_by_name(report)
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"close ones: {', '.join(close)}" if close else f"there are {len(by_name)}"
+    hint = f"close ones: {', '.join(close)}" if close else f"there are {len(_by_node(report))}"
     raise ConfigError(f"no operator is named {name!r}; {hint}")
 
 

@@ -21,6 +21,8 @@ from mxq.graph.ir import Array, Model
 
 Clock = Callable[[], float]
 
+FLOAT, FUSED, INT8 = "fp32", "fp32 fused", "int8"
+"""What the forms of a network are called in a `Benchmark`: as given, with fused kernels, and what was made of it."""
 MOST_VALUES: Final = 2**31
 """Of one input of a batch; MXNet counts no further."""
 

@@ -77,9 +77,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time the float network, the same with fused kernels, the INT8 network, and ONNX files, in turn."""
+    asked = bench_runtimes.Asked(epoch, shape, runtime_names, repeats, warmup, as_json)
     if runtimes:
-        rounds = bench_runtimes.Rounds(repeats, warmup)
-        bench_runtimes.race((prefix, *(others or ())), epoch, batch_size or (1,), shape, rounds, runtime_names, as_json)
+        bench_runtimes.race((prefix, *(others or ())), batch_size or (1,), asked)
         return
     prefix, int8_prefix, files = _sorted(prefix, others or ())
     if sweep:
@@ -95,8 +95,7 @@ def bench(
         raise ConfigError(f"--runtime is {runtime_names[0]} without an ONNX file; allowed: with one")
     batch = batch_size[0] if batch_size else 1
     if files:
-        rounds = bench_runtimes.Rounds(repeats, warmup)
-        bench_runtimes.beside((prefix, int8_prefix), files, epoch, batch, shape, rounds, runtime_names, as_json)
+        bench_runtimes.beside((prefix, int8_prefix), files, batch, asked)
         return
     start_mxnet()
     from mxq import runtime, workflow

@@ -91,8 +91,8 @@ def layout_of(scene: Scene) -> Layout:
     pairs = [(places[a.start], places[a.end]) for a in scene.arrows]
     stack = _Stack.of(len(places), pairs)
     x = stack.settled([width_of(box) for box in scene.boxes])
-    left = min((x[i] - width_of(box) / 2 for i, box in enumerate(scene.boxes)), default=0.0)
-    points = [(x[i] - min(left, *x), HEIGHT / 2 + layer * (HEIGHT + BELOW)) for i, layer in enumerate(stack.layers)]
+    left = min((*x, *(x[i] - width_of(box) / 2 for i, box in enumerate(scene.boxes))), default=0.0)
+    points = [(x[i] - left, HEIGHT / 2 + layer * (HEIGHT + BELOW)) for i, layer in enumerate(stack.layers)]
     boxes = tuple(Placed(box, *points[i], width_of(box)) for i, box in enumerate(scene.boxes))
     paths = (Path(arrow, _along([points[i] for i in way])) for arrow, way in zip(scene.arrows, stack.ways, strict=True))
     return Layout(scene.title, boxes, tuple(paths))

@@ -28,14 +28,12 @@ class Box:
     Attributes:
         name: that of the node; of an output with a mark before it, as the operator that makes it has a box, too.
         title: what it does, in a few words, such as "Convolution 3x3, 64".
-        detail: what else is known of it, a line each.
         kind: what it is.
     """
 
     name: str
     title: str
     kind: Kind
-    detail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,13 @@ def scene_of(model: Model, title: str) -> Scene:
     Operators of parameters alone are left out, as are the ranges that codes travel with.
     """
     graph = model.graph
-    shown = _shown(model)
-    boxes = [_box(node) for node in graph if node.name in shown]
-    arrows = [a for node in graph.operators if node.name in shown for a in _arrows(graph, node, shown)]
+    boxes = [_box(node) for node in graph if node.name in model.fed]
+    arrows = [a for node in graph.operators if node.name in model.fed for a in _arrows(model, node)]
     for head in dict.fromkeys(graph.heads):
-        if head.name in shown:
+        if head.name in model.fed:
             boxes.append(Box(f"output {head}", "output", Kind.GIVEN))
             arrows.append(Arrow(head.name, f"output {head}", dtype_of(graph, head)))
     return Scene(title, tuple(boxes), tuple(arrows))
-
-
-def _shown(model: Model) -> frozenset[str]:
-    """The nodes that depend on what is fed."""
-    found = set(model.inputs)
-    for node in model.graph.operators:
-        if any(ref.name in found for ref in node.inputs):
-            found.add(node.name)
-    return frozenset(found)
 
 
 def _box(node: Node) -> Box:
@@ -88,10 +76,10 @@ def _box(node: Node) -> Box:
     return Box(node.name, title_of(node), kind)
 
 
-def _arrows(graph: Graph, node: Node, shown: frozenset[str]) -> Iterator[Arrow]:
+def _arrows(model: Model, node: Node) -> Iterator[Arrow]:
     for ref in dict.fromkeys(node.inputs):
-        if ref.name in shown and not _is_bound(graph, ref):
-            yield Arrow(ref.name, node.name, dtype_of(graph, ref))
+        if ref.name in model.fed and not _is_bound(model.graph, ref):
+            yield Arrow(ref.name, node.name, dtype_of(model.graph, ref))
 
 
 def _is_bound(graph: Graph, ref: Ref) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mxq.drawing.layout import HEIGHT, SIZE, Layout, Point
-from mxq.drawing.libraries import library
+from mxq.drawing.libraries import library, template
 from mxq.drawing.scene import Kind
 from mxq.text import printable
 
@@ -75,15 +75,7 @@ def png_of(svg: str, zoom: float = 1.0) -> bytes:
 
 @cache
 def _template() -> Any:
-    jinja = library("jinja2")
-    environment = jinja.Environment(
-        loader=jinja.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"curve": _curve, "printable": printable}
-    return environment.get_template("network.svg")
+    return template(Path(__file__).parent / "templates" / "network.svg", curve=_curve, printable=printable)
 
 
 def _curve(points: Sequence[Point]) -> str:

@@ -55,26 +55,24 @@ def _short(part: Node) -> str:
     return part.attrs.get("act_type", _NAMED[word]) if word in _NAMED else word
 
 
-def _sides(values: tuple[int, ...]) -> str:
-    return "x".join(map(str, values))
+def _window(part: Node) -> str:
+    """Sides, and the stride where it is above 1: "3x3 / 2"."""
+    stride = max(part.ints("stride"), default=1)
+    return "x".join(map(str, part.ints("kernel"))) + (f" / {stride}" if stride > 1 else "")
 
 
 def _convolution(part: Node) -> str:
-    stride, groups = part.ints("stride"), part.integer("num_group", 1)
-    filters = part.integer("num_filter", 0)
-    moved = f" / {max(stride)}" if stride and max(stride) > 1 else ""
+    groups, filters = part.integer("num_group", 1), part.integer("num_filter", 0)
     depthwise = groups > 1 and groups == filters
     kind = ", depthwise" if depthwise else f", {groups} groups" if groups > 1 else ""
-    return f"{_sides(part.ints('kernel'))}{moved}, {filters}{kind}"
+    return f"{_window(part)}, {filters}{kind}"
 
 
 def _pooling(part: Node) -> str:
     kind = part.attrs.get("pool_type", "max")
     if part.flag("global_pool"):
         return f"{kind}, global"
-    stride = part.ints("stride")
-    moved = f" / {max(stride)}" if stride and max(stride) > 1 else ""
-    return f"{kind} {_sides(part.ints('kernel'))}{moved}"
+    return f"{kind} {_window(part)}"
 
 
 def _type(part: Node) -> str:

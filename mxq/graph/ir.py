@@ -328,6 +328,15 @@ class Model:
         """Names of the variables that the caller must feed, in the order of a call."""
         return tuple(name for name in self.arguments if name)
 
+    @cached_property
+    def fed(self) -> frozenset[str]:
+        """The inputs, and the operators whose tensors depend on what is fed; begin states are zero whatever that is."""
+        found = set(self.inputs)
+        for node in self.graph.operators:
+            if any(ref.name in found for ref in node.inputs):
+                found.add(node.name)
+        return frozenset(found)
+
     def param(self, name: str) -> Array | None:
         """The value of a parameter, argument or auxiliary; None for an input or an operator."""
         return self.args.get(name, self.auxs.get(name))

@@ -11,10 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from mxq.artifacts import record
 from mxq.artifacts.record import Explanation
-from mxq.bench.timing import Benchmark
+from mxq.bench.timing import FLOAT, FUSED, INT8, Benchmark
 from mxq.drawing import Kind, Scene, layout_of, svg_of
-from mxq.drawing.libraries import library
-from mxq.errors import ConfigError
+from mxq.drawing.libraries import template
 from mxq.graph.ir import Model
 from mxq.quant.plan import Report
 from mxq.reporting.tables import percent, short_op, tally
@@ -22,7 +21,7 @@ from mxq.text import megabytes
 from mxq.verification import Layer, Verification
 
 Rows: TypeAlias = list[tuple[str, str]]
-NAMES: Final = {"fp32": "float32", "fp32 fused": "float32, fused", "int8": "INT8"}
+NAMES: Final = {FLOAT: "float32", FUSED: "float32, fused", INT8: "INT8"}
 """Of the forms that are timed."""
 
 
@@ -101,7 +100,7 @@ def _tiles(found: Findings) -> Iterator[tuple[str, str, str]]:
     if verified.sqnr is not None:
         yield f"{verified.sqnr:.1f} dB", "SQNR of the output", "signal-to-quantization-noise ratio"
     for batch, timed in found.benchmarks.items():
-        yield f"{timed['int8'].speedup:.2f}x", f"as fast at batch {batch}", "as float32"
+        yield f"{timed[INT8].speedup:.2f}x", f"as fast at batch {batch}", "as float32"
     if found.report is not None:
         int8 = sum(d.int8 for d in found.report.plan.decisions)
         yield f"{int8} of {len(found.report.plan.decisions)}", "operators in INT8", ""
@@ -143,26 +142,17 @@ def bar(layer: Layer) -> float:
 def _details(found: Findings) -> Iterator[tuple[int, str, Rows]]:
     """Of each box, by the number of its picture and its name, what is known."""
     layers = {layer.name: layer for layer in found.verification.layers}
+    decisions = {} if found.report is None else record.decisions_by_name(found.report)
     for i, (scene, model) in enumerate(zip(found.scenes, (found.float, found.int8), strict=True)):
         for box in scene.boxes:
             if box.kind in (Kind.FED, Kind.GIVEN):
                 continue
             rows: Rows = [("operator", box.title), ("type", model.graph[box.name].op)]
-            known = _known(found.report, box.name)
-            if known is not None:
-                rows += _explained(known)
-            tensors = dict.fromkeys([box.name, *([] if known is None else [known.decision.node])])
-            layer = next((layers[name] for name in tensors if name in layers), None)
+            decision = decisions.get(box.name)
+            if found.report is not None and decision is not None:
+                rows += _explained(record.explain(found.report, decision))
+            layer = layers.get(box.name) or layers.get(decision.node if decision else "")
             yield i, box.name, [*rows, *([] if layer is None else _noise(layer))]
-
-
-def _known(report: Report | None, name: str) -> Explanation | None:
-    if report is None:
-        return None
-    try:
-        return record.explained(report, name)
-    except ConfigError:
-        return None
 
 
 def _explained(known: Explanation) -> Rows:
@@ -194,10 +184,4 @@ def _noise(layer: Layer) -> Rows:
 
 @cache
 def _template() -> Any:
-    jinja = library("jinja2")
-    folder = Path(__file__).parent / "templates"
-    environment = jinja.Environment(
-        loader=jinja.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"bar": bar, "short_op": short_op}
-    return environment.get_template("report.html")
+    return template(Path(__file__).parent / "templates" / "report.html", bar=bar, short_op=short_op)

@@ -33,7 +33,7 @@ from mxq.observers.histogram import HALF, Counts, HistogramState
 from mxq.quant import ANY8, QuantSpec
 from mxq.quant.plan import Report
 from mxq.quant.thresholds import Range, RangeKind, Threshold, Thresholds
-from mxq.storage.writing import write_bytes
+from mxq.storage.writing import check_suffix, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,8 +207,7 @@ def check_place(path: str | os.PathLike[str]) -> None:
     """
     require_matplotlib()
     target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    check_suffix(target, "plot", SUFFIXES)
     if not target.parent.is_dir():
         raise ConfigError(f"plot is {str(target)!r}, but there is no folder {str(target.parent)!r}")
 
@@ -221,8 +220,7 @@ def write(figure: Figure, path: str | os.PathLike[str]) -> Path:
         FormatError: the folder does not exist or cannot be written.
     """
     target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"plot {target.name!r} has suffix {target.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    check_suffix(target, "plot", SUFFIXES)
     picture = io.BytesIO()
     figure.savefig(picture, format=target.suffix[1:].lower())
     return write_bytes(target, picture.getvalue())

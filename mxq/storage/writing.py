@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from mxq.errors import FormatError, StorageError
+from mxq.errors import ConfigError, FormatError, StorageError
 from mxq.storage.locks import Claim, beside, claim, unbroken
 
 PATIENCE: Final = 10.0
@@ -130,6 +130,16 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return Path(path).is_file()
     except (OSError, ValueError):
         return False
+
+
+def check_suffix(path: Path, what: str, allowed: Sequence[str]) -> None:
+    """Whether a file of that kind can have that name.
+
+    Raises:
+        ConfigError: it ends otherwise.
+    """
+    if path.suffix.lower() not in allowed:
+        raise ConfigError(f"{what} {path.name!r} has suffix {path.suffix!r}; allowed: {', '.join(allowed)}")
 
 
 def regular(path: str | os.PathLike[str]) -> Path:

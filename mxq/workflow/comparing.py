@@ -63,6 +63,11 @@ def verify(
     pair = pair_of(float_net, int8_net, logger=logger)
     size = (LAYER_BATCH if layers else BATCH) if batch_size is None else batch_size
     examples = examples_of(measured, pair.float, preparation or preparation_of(float_net), size, logger)
+    return run(pair, int8_net, examples, layers=layers, progress=progress)
+
+
+def run(pair: Pair, int8_net: runtime.Net, examples: Examples, *, layers: bool, progress: Progress) -> Verification:
+    """Runs ``pair``, whose second is ``int8_net``, over ``examples``; it is fed integers where it takes these."""
     runner = feeding(runtime.MxnetRunner(), input_of(int8_net))
     with progress("comparing", examples.count) as step:
         return examples.verify(runner, pair.float, pair.int8, step, layers=layers)
@@ -176,6 +181,11 @@ def _side(net: runtime.Net) -> Side:
 def called(net: runtime.Net) -> str:
     """A network in a message."""
     return str(net) if isinstance(net, str | Path) else f"the {type(net).__name__}"
+
+
+def short_name(net: runtime.Net) -> str:
+    """A network in a title."""
+    return Path(net).name if isinstance(net, str | Path) else type(net).__name__
 
 
 def _same(first: runtime.Net, second: runtime.Net) -> bool:

@@ -10,7 +10,8 @@ from mxq.drawing import PNG, SUFFIXES, layout_of, png_of, scene_of, svg_of
 from mxq.errors import ConfigError
 from mxq.graph.ir import Model
 from mxq.passes.simplify import FLOAT
-from mxq.storage.writing import write_bytes
+from mxq.storage.writing import check_suffix, write_bytes
+from mxq.workflow.comparing import short_name
 
 
 def draw(nets: Sequence[runtime.Net], path: Path, *, epoch: int | None = None, zoom: float = 1.0) -> Path:
@@ -27,18 +28,15 @@ def draw(nets: Sequence[runtime.Net], path: Path, *, epoch: int | None = None, z
         FormatError: a file is missing or damaged.
         StorageError: the picture cannot be written.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigError(f"picture {path.name!r} has suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    check_suffix(path, "picture", SUFFIXES)
     if not nets:
         raise ConfigError("there is no network to draw; allowed: one or more")
     models = [runtime.load_model(net, epoch if i == 0 else None) for i, net in enumerate(nets)]
     layouts = [layout_of(scene_of(model, _title(net, model))) for net, model in zip(nets, models, strict=True)]
     svg = svg_of(layouts)
-    return write_bytes(path, png_of(svg, zoom) if suffix == PNG else svg.encode())
+    return write_bytes(path, png_of(svg, zoom) if path.suffix.lower() == PNG else svg.encode())
 
 
 def _title(net: runtime.Net, model: Model) -> str:
     """Such as "INT8, net-int8"."""
-    name = Path(net).name if isinstance(net, str | Path) else type(net).__name__
-    return f"{'FP32' if FLOAT.check(model) is None else 'INT8'}, {name}"
+    return f"{'FP32' if FLOAT.check(model) is None else 'INT8'}, {short_name(net)}"

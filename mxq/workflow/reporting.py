@@ -11,17 +11,14 @@ import numpy as np
 
 from mxq import runtime
 from mxq.data.feeding import LAYER_BATCH
-from mxq.data.integers import feeding
 from mxq.data.preparation import Preparation
 from mxq.drawing import scene_of
-from mxq.errors import ConfigError
 from mxq.host import machine
 from mxq.logs import LOG
 from mxq.reporting.page import Findings, page
 from mxq.storage.checksums import sizes_of
-from mxq.storage.writing import write_text
-from mxq.workflow.comparing import Progress, examples_of, pair_of, recorded_of, silent
-from mxq.workflow.measuring import input_of
+from mxq.storage.writing import check_suffix, write_text
+from mxq.workflow.comparing import Progress, examples_of, pair_of, recorded_of, run, short_name, silent
 from mxq.workflow.opening import Measured, preparation_of
 from mxq.workflow.timing import bench
 
@@ -56,14 +53,11 @@ def report(
         ConfigError: another suffix, a batch size below 1, or a library that draws is missing.
         DataError, FormatError, StorageError: data or a file cannot be read, or the page not written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"page {path.name!r} has suffix {path.suffix!r}; allowed: {', '.join(SUFFIXES)}")
+    check_suffix(path, "page", SUFFIXES)
     pair = pair_of(float_net, int8_net, logger=logger)
     prepared = preparation or preparation_of(float_net)
     examples = examples_of(measured, pair.float, prepared, LAYER_BATCH, logger).held()
-    runner = feeding(runtime.MxnetRunner(), input_of(int8_net))
-    with progress("comparing", examples.count) as step:
-        verified = examples.verify(runner, pair.float, pair.int8, step, layers=True)
+    verified = run(pair, int8_net, examples, layers=True, progress=progress)
     feed = next(iter(examples.read()[0]))
     shapes = {name: np.asarray(value).shape[1:] for name, value in feed.items()}
     timed = {
@@ -78,14 +72,10 @@ def report(
         verified,
         timed,
         _bytes(float_net, int8_net),
-        f"{_name(int8_net)}: INT8 beside float32",
+        f"{short_name(int8_net)}: INT8 beside float32",
         _made(),
     )
     return write_text(path, page(found))
-
-
-def _name(net: runtime.Net) -> str:
-    return Path(net).name if isinstance(net, str | Path) else type(net).__name__
 
 
 def _bytes(*nets: runtime.Net) -> tuple[int, ...]:

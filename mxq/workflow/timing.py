@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from mxq import pipeline, runtime
 from mxq.bench import timing
-from mxq.bench.timing import Benchmark
+from mxq.bench.timing import FLOAT, FUSED, INT8, Benchmark
 from mxq.graph.ir import Model
 from mxq.workflow.comparing import Progress, silent
-
-FLOAT, FUSED, INT8 = "fp32", "fp32 fused", "int8"
-"""What the forms are called in a `Benchmark`."""
 
 
 def bench(
