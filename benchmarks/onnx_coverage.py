@@ -1,62 +1,162 @@
-"""Every network of the coverage list as ONNX, float and INT8, in each engine that is installed, beside MXNet.
+"""Every network of the coverage list, and the trained ones, as ONNX, float and INT8, in each engine, beside MXNet.
 
-    MXQ_DATA=... python benchmarks/onnx_coverage.py [NET ...] [--json FILE] [--markdown FILE]
+    MXQ_DATA=... python benchmarks/onnx_coverage.py FILE.jsonl [NET ...] [--markdown FILE] [--timeout SECONDS]
 
-"float" is the largest difference of an output from MXNet's, relative to the largest value of that output. "int8" is the
-least SQNR of the outputs in dB; beside it that of the pair, in MXNet. Where a network ends in boxes, which change place
-with the slightest noise, INT8 is that of the network up to non-maximum suppression. Weights are random (see `zoo`), and
-so are the four calibration examples. Each network is made in a process of its own. What cannot be written says why.
+FILE gets one line a network; those that have one are not made again. Each network is made in a process of its own.
+
+* "float": the largest difference of an output from MXNet's, relative to the largest value of that output. Of a network
+  that chooses boxes it is that of what the choice is made of.
+* "boxes": those that MXNet finds, and how many of either list have no partner in the other: of the same class, with
+  numbers that differ by less than `CLOSE` of the largest one. A detection at the end of a list that is cut to a length
+  has none to have. Order says nothing: of two boxes with equal scores either may come first.
+* "int8": the least SQNR of the outputs about their means, in dB; of detectors that of what the choice is made of.
+* "pair": the same of the INT8 pair in MXNet.
+
+Weights of the coverage list are random (see `zoo`), as are its four calibration examples; large networks get smaller
+pictures (`SMALLER`). What cannot be written says why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import every_cpu
 import numpy as np
-from children import in_its_own_process
+from children import TIMEOUT, in_its_own_process
+from real_nets import data_root
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from zoo import NETS, NMS, Net, build, examples, without_nms
+from zoo import DETECTOR, NETS, build, examples
 
 import mxq
-from mxq.engines import FILE_ENGINES, Engine
+from mxq.engines import FILE_ENGINES
 from mxq.errors import MxqError
-from mxq.graph.ir import Array, Model
+from mxq.graph.ir import Array, Model, Node, Ref, toposort
 from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, load_model, to_arrays, to_symbol
 
-CALIBRATION = 4
+CALIBRATION, EVALUATION = 4, 4
+TRAINED_CALIBRATION, TRAINED_EVALUATION = 20, 40
+"""Examples, for the trained networks."""
+CLOSE, EXACT, BELOW_PAIR = 1e-3, 1e-4, 1.0
+"""How close boxes are that are one; what a float file is held to; how many dB INT8 may be below the pair."""
+SMALLER: Mapping[str, tuple[tuple[int, ...], Mapping[str, int]]] = {
+    "faster_rcnn_resnet50_v1b_voc": ((3, 256, 256), {"rpn_test_post_nms": 50}),
+    "mask_rcnn_resnet18_v1b_coco": ((3, 256, 256), {"rpn_test_post_nms": 50}),
+    "fcn_resnet50_ade": ((3, 160, 160), {"crop_size": 160}),
+    "deeplab_resnet50_ade": ((3, 160, 160), {"crop_size": 160}),
+}
+"""Shape and gluoncv's options of those that take long."""
+CHOICES = ("_contrib_box_nms", "_contrib_MultiBoxDetection", "topk", "argsort", "broadcast_equal", "_greater_scalar")
+"""Operators of detectors after which the slightest noise makes other numbers."""
+FACES = "ssd_face_slim320"
+TRAINED = {name: made for name, made in every_cpu.NETS.items() if name not in every_cpu.PIXELS}
+Feeds = Mapping[str, Array]
 Results = dict[str, Any]
 
 
-def measure(net: Net, folder: Path) -> Results:
+@dataclass(frozen=True)
+class Subject:
+    """A float network with inputs by name, examples first, and how many of them it takes at once.
+
+    ``raw`` ends where it chooses boxes; it is ``model`` where it does not.
+    """
+
+    model: Model
+    raw: Model
+    calibration: Feeds
+    evaluation: Feeds
+    batch: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one example."""
+        return {name: value.shape[1:] for name, value in self.evaluation.items()}
+
+
+def subject(name: str) -> Subject:
+    """One of `NETS` or of `TRAINED`."""
+    if name in TRAINED:
+        net = TRAINED[name]()
+        model = load_model(data_root() / "models" / FACES / FACES) if name == FACES else net.model
+        few = {n: v[:TRAINED_EVALUATION] for n, v in net.evaluation.items()}
+        many = {n: v[:TRAINED_CALIBRATION] for n, v in net.calibration.items()}
+        return Subject(model, before_choices(model), many, few, 1)
+    shape, options = SMALLER.get(name, (NETS[name].shape, {}))
+    net = replace(NETS[name], shape=shape)
+    model = build(name, shape, **options)
+    raw = before_choices(model) if net.kind == DETECTOR else model
+    calibration = np.concatenate([examples(net, net.batch, seed) for seed in range(10, 10 + CALIBRATION)])
+    data = model.inputs[0]
+    return Subject(model, raw, {data: calibration}, {data: examples(net, EVALUATION * net.batch)}, net.batch)
+
+
+def before_choices(model: Model) -> Model:
+    """The network up to what choices are made of: all that is read by, or after, one of `CHOICES`, and made before."""
+    after, fed = set[str](), {*model.inputs}
+    refs = dict[Ref, None]()
+    for node in model.graph.operators:
+        if any(ref.name in fed for ref in node.inputs):
+            fed.add(node.name)
+        if node.op in CHOICES or any(ref.name in after for ref in node.inputs):
+            after.add(node.name)
+            refs.update(dict.fromkeys(ref for ref in node.inputs if ref.name in fed - after and _made(model, ref)))
+    heads = [*refs, *(head for head in model.graph.heads if head.name not in after)]
+    return model if not after else model.with_graph(toposort(model.graph.nodes, heads, model.graph.attrs))
+
+
+def _made(model: Model, ref: Ref) -> bool:
+    node: Node = model.graph[ref.name]
+    return not node.is_variable
+
+
+def measure(one: Subject, name: str, folder: Path) -> Results:
     """Both files of a network, as they are in each engine."""
-    model = build(net.name)
-    batch = {model.inputs[0]: examples(net, net.batch)}
-    found: Results = {"name": net.name}
+    found: Results = {"name": name, "detects": one.raw is not one.model}
     with refusals(found, "float"):
-        path = folder / "float.onnx"
-        mxq.export_onnx(triple(model), path, input_shape=net.shape, batch_size=net.batch)
-        found["float"] = in_engines(path, batch, MxnetRunner().compile(model)(batch), furthest)
-    raw = without_nms(model) if any(node.op in NMS for node in model.graph.operators) else model
-    wanted = list(MxnetRunner().compile(raw)(batch))
-    calibration = np.concatenate([examples(net, 1, seed) for seed in range(10, 10 + CALIBRATION)])
+        path, found["batches"] = exported(one.raw, folder / "float.onnx", one)
+        found["float"] = in_engines(path, one, one.raw, furthest)
+    if one.raw is not one.model:
+        with refusals(found, "boxes"):
+            path, _ = exported(one.model, folder / "boxes.onnx", one)
+            found["boxes"] = in_engines(path, one, one.model, without_partner)
     with refusals(found, "int8"):
-        path = folder / "int8.onnx"
-        mxq.export_onnx(triple(raw), path, calibration, batch_size=net.batch, num_calib_examples="100%")
-        found["int8"] = in_engines(path, batch, wanted, noise)
+        path, _ = exported(one.raw, folder / "int8.onnx", one, one.calibration)
+        found["int8"] = in_engines(path, one, one.raw, noise)
     with refusals(found, "pair"):
-        pair = load_model(mxq.quantize_net(triple(raw), calibration, num_calib_examples="100%", batch_size=1))
-        found["pair"] = noise(wanted, list(MxnetRunner().compile(pair)(batch)))
+        pair = mxq.quantize_net(triple(one.raw), calibration_of(one), num_calib_examples="100%", batch_size=one.batch)
+        found["pair"] = noise(in_mxnet(one.raw, one), in_mxnet(load_model(pair), one))
     return found
+
+
+def exported(model: Model, path: Path, one: Subject, calibration: Feeds | None = None) -> tuple[Path, str]:
+    """The file of a network, for batches of any size where it takes these; and which it takes."""
+    options: Results = {} if calibration is None else {"num_calib_examples": "100%"}
+    data = None if calibration is None else calibration_of(one)
+    for size in (None, one.batch):
+        try:
+            mxq.export_onnx(triple(model), path, data, input_shape=one.shapes, batch_size=size, **options)
+        except MxqError as error:
+            if size is not None or "batch" not in f"{error}":
+                raise
+        else:
+            return path, "any" if size is None else str(size)
+    raise AssertionError
+
+
+def calibration_of(one: Subject) -> Any:
+    """As mxq takes it: an array where there is one input."""
+    return next(iter(one.calibration.values())) if len(one.calibration) == 1 else dict(one.calibration)
 
 
 def triple(model: Model) -> tuple[Any, Any, Any]:
@@ -67,29 +167,38 @@ def triple(model: Model) -> tuple[Any, Any, Any]:
 @contextmanager
 def refusals(found: Results, form: str) -> Iterator[None]:
     """What mxq cannot do is a result."""
+    start = time.perf_counter()
     try:
         yield
     except MxqError as error:
         found[form] = f"{error}"
+    found[f"{form}_s"] = round(time.perf_counter() - start, 1)
 
 
-def in_engines(
-    path: Path, batch: Mapping[str, Array], wanted: Sequence[Array], measured: Any
-) -> dict[str, float | str]:
-    """Engine -> how far its outputs are, or why it does not run the file."""
-    found: dict[str, float | str] = {}
+def in_engines(path: Path, one: Subject, model: Model, measured: Callable[..., Any]) -> Results:
+    """Engine -> how far its outputs are from those of ``model``, or why it does not run the file."""
+    found: Results = {}
+    wanted = in_mxnet(model, one)
     for engine in FILE_ENGINES:
         try:
-            found[engine.name] = measured(wanted, outputs(engine, path, batch))
+            engine.check()
+            found[engine.name] = measured(wanted, in_batches(engine.open(path, 1), one))
         except MxqError as error:
             found[engine.name] = f"{error}"
     return found
 
 
-def outputs(engine: Engine, path: Path, batch: Mapping[str, Array]) -> list[Array]:
-    """Of one batch."""
-    engine.check()
-    return engine.open(path, 1)(batch)
+def in_mxnet(model: Model, one: Subject) -> list[Array]:
+    """Its outputs on the evaluation examples."""
+    return in_batches(MxnetRunner().compile(model), one)
+
+
+def in_batches(call: Callable[[Feeds], Sequence[Array]], one: Subject) -> list[Array]:
+    """The outputs of ``call``, batch after batch."""
+    count = len(next(iter(one.evaluation.values())))
+    starts = range(0, count, one.batch)
+    parts = [list(call({n: v[i : i + one.batch] for n, v in one.evaluation.items()})) for i in starts]
+    return [np.concatenate([np.atleast_1d(p) for p in part]) for part in zip(*parts, strict=True)]
 
 
 def furthest(wanted: Sequence[Array], found: Sequence[Array]) -> float:
@@ -99,71 +208,126 @@ def furthest(wanted: Sequence[Array], found: Sequence[Array]) -> float:
 
 
 def noise(wanted: Sequence[Array], found: Sequence[Array]) -> float:
-    """The least SQNR of the outputs, about their means."""
-    return min(sqnr_db(a - a.mean(), b - a.mean()) for a, b in zip(wanted, found, strict=True))
+    """The least SQNR of the outputs, about their means; of one that is a constant only whether it still is."""
+    return min(sqnr_db(a - a.mean(), b - a.mean()) for a, b in zip(wanted, found, strict=True) if np.ptp(a) > 0)
 
 
-COLUMNS = ("network", *(f"{form} {engine.name}" for form in ("float", "int8") for engine in FILE_ENGINES), "pair")
+def without_partner(wanted: Sequence[Array], found: Sequence[Array]) -> list[int]:
+    """How many boxes there are in MXNet, and those of both without a partner, over all pictures."""
+    scales = [max(float(np.abs(a).max()), 1e-30) for a in wanted]
+    counts = np.zeros(2, int)
+    for i in range(len(wanted[0])):
+        counts += _unmatched(*(_rows([a[i] for a in outputs], scales) for outputs in (wanted, found)))
+    return [int(count) for count in counts]
+
+
+def _rows(parts: Sequence[Array], scales: Sequence[float]) -> Array:
+    """(boxes, numbers): class, then all else as shares of the largest; best score first, without what is padding.
+
+    ``parts`` are those of one picture: rows of class, score and corners, or each of these apart (and masks).
+    """
+    count = parts[0].shape[0]
+    rows = np.concatenate([p.reshape(count, -1) / s for p, s in zip(parts, scales, strict=True)], axis=1)
+    classes = parts[0].reshape(count, -1)[:, 0]
+    kept = rows[classes >= 0]
+    return kept[np.argsort(-kept[:, 1], kind="stable")]
+
+
+def _unmatched(wanted: Array, found: Array) -> tuple[int, int]:
+    """Boxes wanted, and those of either without a partner."""
+    free = np.ones(len(found), bool)
+    alone = 0
+    for row in wanted:
+        near = np.flatnonzero(free & (np.abs(found - row).max(axis=1, initial=0) < CLOSE))
+        alone += not len(near)
+        free[near[:1]] = False
+    return len(wanted), alone + int(free.sum())
+
+
+ENGINES = tuple(engine.name for engine in FILE_ENGINES)
+KINDS = ("float", "boxes", "int8")
+COLUMNS = ("network", "batches", *(f"{kind} {engine}" for kind in KINDS for engine in ENGINES), "pair")
 
 
 def row(found: Results) -> tuple[str, ...]:
     """One line of the table."""
-    cells = [
-        cell(form if isinstance(form := found.get(kind, "-"), str) else form[engine.name], style)
-        for kind, style in (("float", ".0e"), ("int8", ".1f"))
-        for engine in FILE_ENGINES
-    ]
-    return (found["name"], *cells, found.get("error") or cell(found.get("pair", "-"), ".1f"))
+    if "error" in found:
+        return (found["name"], found["error"], *["-"] * (len(COLUMNS) - 2))
+    forms = [found.get(kind, "-") for kind in KINDS]
+    cells = [cell(form if isinstance(form, str) else form[engine]) for form in forms for engine in ENGINES]
+    return (found["name"], found.get("batches", "-"), *cells, cell(found.get("pair", "-")))
 
 
-def cell(value: float | str, style: str) -> str:
+def cell(value: float | str | Sequence[int]) -> str:
     """A figure, or that there is none."""
-    return format(value, style) if isinstance(value, float) else "refused" if len(value) > 1 else value
+    if isinstance(value, str):
+        return "refused" if len(value) > 1 else value
+    if isinstance(value, Sequence):
+        return f"{value[0]}, {value[1]} alone"
+    return f"{value:.1f}" if abs(value) > 0.5 else f"{value:.0e}"
 
 
-def reasons(results: Sequence[Results]) -> list[str]:
-    """Each refusal, whole."""
-    lines = []
-    for found in results:
-        for kind in ("float", "int8", "pair"):
-            form = found.get(kind)
-            said = form.items() if isinstance(form, dict) else [("", form)]
-            lines += [f"{found['name']}, {kind} {engine}: {text}" for engine, text in said if isinstance(text, str)]
-    return lines
+def faults(found: Results) -> list[str]:
+    """What is below the bars, or refused, in words."""
+    if "error" in found:
+        return [f"{found['name']}: {found['error']}"]
+    said: list[str] = []
+    for kind in (*KINDS, "pair"):
+        form = found.get(kind)
+        for engine, value in form.items() if isinstance(form, dict) else [("", form)]:
+            if fault := _fault(kind, value, found.get("pair")):
+                said.append(f"{found['name']}, {kind} {engine}: {fault}")
+    return said
+
+
+def _fault(kind: str, value: Any, pair: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if kind == "float":
+        return "" if value < EXACT else f"{value:.1e} from MXNet's"
+    if kind == "boxes":
+        return f"{value[1]} boxes without a partner, of {value[0]}" if value[1] else ""
+    low = kind == "int8" and isinstance(pair, float) and not value >= pair - BELOW_PAIR
+    return f"{value:.1f} dB, the pair {pair:.1f}" if low or math.isnan(value) else ""
 
 
 def markdown(results: Sequence[Results]) -> str:
-    """The table, and the refusals under it."""
+    """The table, and under it all that is not as it should be."""
     rows = [COLUMNS, ("---",) * len(COLUMNS), *map(row, results)]
-    return "\n".join([*(f"| {' | '.join(one)} |" for one in rows), "", *(f"- {line}" for line in reasons(results)), ""])
+    lines = [line for found in results for line in faults(found)]
+    return "\n".join([*(f"| {' | '.join(one)} |" for one in rows), "", *(f"- {line}" for line in lines), ""])
+
+
+def lines_of(path: Path) -> dict[str, Results]:
+    """Name -> what was found, of the networks that have a line."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {found["name"]: found for found in map(json.loads, lines)}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nets", nargs="*", default=[*NETS])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("nets", nargs="*", default=[*NETS, *TRAINED])
     parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--child", choices=NETS, help=argparse.SUPPRESS)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT)
+    parser.add_argument("--child", choices=[*NETS, *TRAINED], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         with tempfile.TemporaryDirectory(prefix="mxq-onnx-") as folder:
-            sys.stdout.write("\n" + json.dumps(measure(NETS[args.child], Path(folder))) + "\n")
+            sys.stdout.write("\n" + json.dumps(measure(subject(args.child), args.child, Path(folder))) + "\n")
         return
-    results, console = [], Console(width=150)
-    for name in track(args.nets, "networks", console=Console(stderr=True)):
-        results.append(in_its_own_process(__file__, name))
-        console.print(" | ".join(row(results[-1])), markup=False, highlight=False)
-        if args.json:
-            args.json.write_text(json.dumps(results, indent=1))
-        if args.markdown:
-            args.markdown.write_text(markdown(results))
-    table = Table(*COLUMNS)
-    for found in results:
-        table.add_row(*row(found))
-    console.print(table)
-    for line in reasons(results):
-        console.print(line, markup=False, highlight=False)
+    if args.file is None:
+        parser.error("give the file of results")
+    known, console = lines_of(args.file), Console(width=150)
+    for name in track([name for name in args.nets if name not in known], "networks", console=Console(stderr=True)):
+        found = in_its_own_process(__file__, name, timeout=args.timeout)
+        with args.file.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        console.print(" | ".join(row(found)), *faults(found), sep="\n", markup=False, highlight=False)
+    if args.markdown:
+        results = lines_of(args.file)
+        args.markdown.write_text(markdown([results[name] for name in [*NETS, *TRAINED] if name in results]))
 
 
 if __name__ == "__main__":

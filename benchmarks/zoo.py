@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import mxnet as mx  # noqa: E402
 from gluoncv import model_zoo  # noqa: E402
 from mxnet.gluon import nn, rnn  # noqa: E402
 
-from mxq.graph.ir import Array, Model, toposort  # noqa: E402
+from mxq.graph.ir import Array, Model  # noqa: E402
 from mxq.runtime import load_model  # noqa: E402
 
 MTCNN = "mtcnn"
@@ -131,7 +131,6 @@ class Recurrent(nn.HybridBlock):
         return self.classes(self.hidden(F.SequenceLast(F.transpose(self.lstm(x), axes=(1, 0, 2)))))
 
 
-NMS = ("_contrib_box_nms", "_contrib_MultiBoxDetection")
 VECTORS = {"gamma": 1.0, "beta": 0.0, "_mean": 0.0, "_var": 1.0, "bias": 0.0}
 OWN: dict[str, Callable[[], nn.HybridBlock]] = {"transformer_encoder": Encoder, "lstm_classifier": Recurrent}
 
@@ -165,13 +164,19 @@ def _crop(net: Net, rng: np.random.Generator) -> Array:
     return np.concatenate(parts)
 
 
-def build(name: str) -> Model:
-    """The float network ``name`` of `NETS`."""
-    net = NETS[name]
+def build(name: str, shape: tuple[int, ...] = (), **options: Any) -> Model:
+    """The float network ``name`` of `NETS`, for examples of another ``shape`` where one is given.
+
+    Args:
+        name: of the network.
+        shape: of one example.
+        options: gluoncv's, of this network.
+    """
+    net = replace(NETS[name], shape=shape or NETS[name].shape)
     if name.startswith(MTCNN):
         return load_model(Path(os.environ["MXQ_DATA"]) / "models" / name)
     mx.random.seed(5)
-    block = OWN[name]() if name in OWN else model_zoo.get_model(name, pretrained=False, **_untrained(net))
+    block = OWN[name]() if name in OWN else model_zoo.get_model(name, pretrained=False, **_untrained(net), **options)
     for param in block.collect_params().values():  # some detectors ask for Xavier's also where there is no matrix
         value = next((v for end, v in VECTORS.items() if param.name.endswith(end)), None)
         if value is not None:
@@ -179,18 +184,6 @@ def build(name: str) -> Model:
     block.initialize(mx.init.MSRAPrelu("in", 0.0))
     settle(block, mx.nd.array(examples(net, 1 if net.kind == DETECTOR else 4, seed=2)))
     return load_model(block)
-
-
-def without_nms(model: Model) -> Model:
-    """The detector up to what it gives to non-maximum suppression.
-
-    Raises:
-        ValueError: it does none.
-    """
-    heads = [node.inputs[0] for node in model.graph.operators if node.op in NMS]
-    if not heads:
-        raise ValueError("no non-maximum suppression in this network; leave :raw out")
-    return model.with_graph(toposort(model.graph.nodes, heads, model.graph.attrs))
 
 
 def _untrained(net: Net) -> dict[str, bool]:
