@@ -1,6 +1,6 @@
 """Every network of the coverage list, and the trained ones, as ONNX, float and INT8, in each engine, beside MXNet.
 
-    MXQ_DATA=... python benchmarks/onnx_coverage.py FILE.jsonl [NET ...] [--markdown FILE] [--timeout SECONDS]
+    MXQ_DATA=... python benchmarks/onnx_coverage.py FILE.jsonl [NET ...] [--effort fast] [--markdown FILE]
 
 FILE gets one line a network; those that have one are not made again. Each network is made in a process of its own.
 
@@ -13,7 +13,7 @@ FILE gets one line a network; those that have one are not made again. Each netwo
 * "pair": the same of the INT8 pair in MXNet.
 
 Weights of the coverage list are random (see `zoo`), as are its four calibration examples; large networks get smaller
-pictures (`SMALLER`). What cannot be written says why.
+pictures (`SIDES`). What cannot be written says why.
 """
 
 from __future__ import annotations
@@ -45,18 +45,32 @@ from mxq.graph.ir import Array, Model, Node, Ref, toposort
 from mxq.numerics import sqnr_db
 from mxq.runtime import MxnetRunner, load_model, to_arrays, to_symbol
 
-CALIBRATION, EVALUATION = 4, 4
+CALIBRATION, EVALUATION = 4, 2
 TRAINED_CALIBRATION, TRAINED_EVALUATION = 20, 40
 """Examples, for the trained networks."""
 CLOSE, EXACT, BELOW_PAIR = 1e-3, 1e-4, 1.0
 """How close boxes are that are one; what a float file is held to; how many dB INT8 may be below the pair."""
-SMALLER: Mapping[str, tuple[tuple[int, ...], Mapping[str, int]]] = {
-    "faster_rcnn_resnet50_v1b_voc": ((3, 256, 256), {"rpn_test_post_nms": 50}),
-    "mask_rcnn_resnet18_v1b_coco": ((3, 256, 256), {"rpn_test_post_nms": 50}),
-    "fcn_resnet50_ade": ((3, 160, 160), {"crop_size": 160}),
-    "deeplab_resnet50_ade": ((3, 160, 160), {"crop_size": 160}),
+SIDES: Mapping[str, int] = {
+    **dict.fromkeys(
+        (
+            "resnet18_v1", "resnet50_v1", "resnet101_v1", "resnet50_v1b", "resnet50_v2", "resnext50_32x4d",
+            "se_resnext50_32x4d", "mobilenet1.0", "mobilenet0.25", "mobilenetv2_1.0", "mobilenetv3_small",
+            "mobilenetv3_large", "vgg16", "vgg16_bn", "alexnet", "resnest50", "senet_154", "hrnet_w18_small_v1_c",
+            "fcn_resnet50_ade", "deeplab_resnet50_ade",
+        ),
+        128,
+    ),
+    **dict.fromkeys(("ssd_512_mobilenet1.0_voc", "ssd_512_resnet50_v1_voc", "center_net_resnet18_v1b_voc"), 256),
+    **dict.fromkeys(("yolo3_darknet53_voc", "yolo3_mobilenet1.0_voc"), 192),
+    **dict.fromkeys(("faster_rcnn_resnet50_v1b_voc", "mask_rcnn_resnet18_v1b_coco"), 192),
+    "mtcnn/det1": 96,
+}  # fmt: skip
+"""Of pictures that are smaller than the network's usual ones."""
+OPTIONS: Mapping[str, Mapping[str, int]] = {
+    **{name: {"crop_size": 128} for name in ("fcn_resnet50_ade", "deeplab_resnet50_ade")},
+    **{name: {"rpn_test_post_nms": 50} for name in ("faster_rcnn_resnet50_v1b_voc", "mask_rcnn_resnet18_v1b_coco")},
 }
-"""Shape and gluoncv's options of those that take long."""
+"""gluoncv's, for these."""
 CHOICES = ("_contrib_box_nms", "_contrib_MultiBoxDetection", "topk", "argsort", "broadcast_equal", "_greater_scalar")
 """Operators of detectors after which the slightest noise makes other numbers."""
 FACES = "ssd_face_slim320"
@@ -92,9 +106,9 @@ def subject(name: str) -> Subject:
         few = {n: v[:TRAINED_EVALUATION] for n, v in net.evaluation.items()}
         many = {n: v[:TRAINED_CALIBRATION] for n, v in net.calibration.items()}
         return Subject(model, before_choices(model), many, few, 1)
-    shape, options = SMALLER.get(name, (NETS[name].shape, {}))
-    net = replace(NETS[name], shape=shape)
-    model = build(name, shape, **options)
+    side = SIDES.get(name)
+    net = NETS[name] if side is None else replace(NETS[name], shape=(3, side, side))
+    model = build(name, net.shape, **OPTIONS.get(name, {}))
     raw = before_choices(model) if net.kind == DETECTOR else model
     calibration = np.concatenate([examples(net, net.batch, seed) for seed in range(10, 10 + CALIBRATION)])
     data = model.inputs[0]
@@ -120,7 +134,7 @@ def _made(model: Model, ref: Ref) -> bool:
     return not node.is_variable
 
 
-def measure(one: Subject, name: str, folder: Path) -> Results:
+def measure(one: Subject, name: str, folder: Path, effort: str) -> Results:
     """Both files of a network, as they are in each engine."""
     found: Results = {"name": name, "detects": one.raw is not one.model}
     with refusals(found, "float"):
@@ -131,18 +145,19 @@ def measure(one: Subject, name: str, folder: Path) -> Results:
             path, _ = exported(one.model, folder / "boxes.onnx", one)
             found["boxes"] = in_engines(path, one, one.model, without_partner)
     with refusals(found, "int8"):
-        path, _ = exported(one.raw, folder / "int8.onnx", one, one.calibration)
+        path, _ = exported(one.raw, folder / "int8.onnx", one, effort)
         found["int8"] = in_engines(path, one, one.raw, noise)
     with refusals(found, "pair"):
-        pair = mxq.quantize_net(triple(one.raw), calibration_of(one), num_calib_examples="100%", batch_size=one.batch)
+        asked: Results = {"num_calib_examples": "100%", "batch_size": one.batch, "effort": effort}
+        pair = mxq.quantize_net(triple(one.raw), calibration_of(one), **asked)
         found["pair"] = noise(in_mxnet(one.raw, one), in_mxnet(load_model(pair), one))
     return found
 
 
-def exported(model: Model, path: Path, one: Subject, calibration: Feeds | None = None) -> tuple[Path, str]:
-    """The file of a network, for batches of any size where it takes these; and which it takes."""
-    options: Results = {} if calibration is None else {"num_calib_examples": "100%"}
-    data = None if calibration is None else calibration_of(one)
+def exported(model: Model, path: Path, one: Subject, effort: str = "") -> tuple[Path, str]:
+    """The file of a network, for batches of any size where it takes these; and which it takes. INT8 with ``effort``."""
+    options: Results = {"num_calib_examples": "100%", "effort": effort} if effort else {}
+    data = calibration_of(one) if effort else None
     for size in (None, one.batch):
         try:
             mxq.export_onnx(triple(model), path, data, input_shape=one.shapes, batch_size=size, **options)
@@ -310,18 +325,21 @@ def main() -> None:
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("nets", nargs="*", default=[*NETS, *TRAINED])
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--effort", choices=("fast", "default", "best"), default="default")
     parser.add_argument("--timeout", type=float, default=TIMEOUT)
     parser.add_argument("--child", choices=[*NETS, *TRAINED], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         with tempfile.TemporaryDirectory(prefix="mxq-onnx-") as folder:
-            sys.stdout.write("\n" + json.dumps(measure(subject(args.child), args.child, Path(folder))) + "\n")
+            sys.stdout.write(
+                "\n" + json.dumps(measure(subject(args.child), args.child, Path(folder), args.effort)) + "\n"
+            )
         return
     if args.file is None:
         parser.error("give the file of results")
     known, console = lines_of(args.file), Console(width=150)
     for name in track([name for name in args.nets if name not in known], "networks", console=Console(stderr=True)):
-        found = in_its_own_process(__file__, name, timeout=args.timeout)
+        found = in_its_own_process(__file__, name, "--effort", args.effort, timeout=args.timeout)
         with args.file.open("a") as file:
             file.write(json.dumps(found) + "\n")
         console.print(" | ".join(row(found)), *faults(found), sep="\n", markup=False, highlight=False)

@@ -40,7 +40,7 @@ from mxq.reporting.files import FileInspection
 from mxq.reporting.inspection import Inspection
 from mxq.runtime import LoadedBlock, QuantizedBlock
 from mxq.verification import Comparison, FileVerification, Verification
-from mxq.workflow import FileForm, Given, Measured, TrainingData
+from mxq.workflow import CodesRequest, FileForm, FileRequest, Given, Measured, TrainingData
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -134,10 +134,11 @@ def quantize_net(
     given, asked = Given(calib_data, thresholds, statistics, batch_size=batch_size), _config(config, options, logger)
     _check_ctx(ctx)
     if asked.backend == ONNX:
-        form = FileForm(asked.shapes)
         _settle_by(net, asked.shapes)
-        asked = replace(asked, input_shape=None)
-        return workflow.quantized_for_files(net, given, asked, form, logger=_heard(logger)).block
+        request = CodesRequest(
+            net=net, form=FileForm(asked.shapes), given=given, config=replace(asked, input_shape=None)
+        )
+        return workflow.quantized_for_files(request, _heard(logger)).block
     quantized = _quantize(net, given, asked, ctx, logger)
     return runtime.reported_block(quantized.model, quantized.report)
 
@@ -823,16 +824,16 @@ def export_onnx(
     form = FileForm(asked.shapes, batch_size, with_preprocess, dynamic_size)
     _settle_by(net, asked.shapes)
     sources = (calib_data, thresholds, statistics)
-    return workflow.export_onnx(
-        net,
-        target,
-        form,
-        runtime_name=runtime,
+    request = FileRequest(
+        net=net,
+        path=target,
+        form=form,
+        runtime=runtime,
         epoch=epoch,
         given=None if all(each is None for each in sources) else Given(*sources),
         config=replace(asked, input_shape=None),
-        logger=_heard(logger),
     )
+    return workflow.export_onnx(request, _heard(logger))
 
 
 @_releasing_threads

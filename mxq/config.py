@@ -282,6 +282,7 @@ class QuantConfig:
             raise ConfigError(f"overrides is {self.overrides!r}; allowed: a mapping of patterns to settings")
         overrides = {k: _layer_config(k, v) for k, v in self.overrides.items()}
         object.__setattr__(self, "overrides", overrides)
+        self._check_layers()
         object.__setattr__(self, "preprocess", _settings(self.preprocess))
         object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
 
@@ -306,12 +307,15 @@ class QuantConfig:
                 f"hardware is {hardware!r} for an ONNX file; allowed: that of its runtimes, {', '.join(known)}"
             )
         if self.bits is not None and not in_files(self.width):
-            raise ConfigError(
-                f"bits is {str(self.width)!r} for an ONNX file; allowed: W4A8 to W8A8, as runtimes read weights of 4 "
-                "bits or more and compute with tensors of 8"
-            )
+            raise _not_in_files("bits", self.width)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "simulate", True)
+
+    def _check_layers(self) -> None:
+        """Whether files hold the codes of single layers."""
+        for pattern, width in self._layer_widths.items():
+            if self.backend == ONNX and not in_files(width):
+                raise _not_in_files(f"overrides {pattern!r}: bits", width)
 
     @property
     def activation(self) -> QuantSpec:
@@ -409,6 +413,13 @@ def with_options(usual: C, config: C | None, options: Mapping[str, Any]) -> C:
 def in_files(bits: Bits) -> bool:
     """Whether an ONNX file can have such codes."""
     return bits.activations == MOST_BITS and bits.weights >= LEAST_IN_FILES
+
+
+def _not_in_files(name: str, found: Bits) -> ConfigError:
+    return ConfigError(
+        f"{name} is {str(found)!r} for an ONNX file; allowed: W4A8 to W8A8, as runtimes read weights of 4 bits or more "
+        "and compute with tensors of 8"
+    )
 
 
 def _input_shape(value: Any) -> Shape | dict[str, Shape] | None:

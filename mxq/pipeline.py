@@ -44,7 +44,7 @@ from mxq.passes.pair_channels import PAIR_CHANNELS
 from mxq.passes.partition import NONE, partition, unmatched, with_carried
 from mxq.passes.removed import removed
 from mxq.passes.shift_streams import shift_streams
-from mxq.passes.simplify import FLOAT, check_done
+from mxq.passes.simplify import check_done, check_float
 from mxq.quant import ANY8, QParams, QuantizedNetwork, QuantSpec
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import hardware_of
@@ -157,9 +157,7 @@ def prepare(
     Raises:
         QuantizeError: the network is int8 already, or trains with quantization.
     """
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    check_float(model, "a float network")
     check_done(model)
     spec = (backend or default()).spec
     # Constants after detection, which knows tables of candidates by how they count their classes.

@@ -21,6 +21,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.images import Preprocess as Public
 from mxq.numerics import sqnr_db
 from mxq.runtime import to_block, write_pair
+from mxq.workflow.making import Opened
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (mxq[onnx])")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -127,7 +128,7 @@ class TestQuantizedForFiles:
     def test_a_pair_is_refused_with_what_to_do(self, model: Model, tmp_path: Path) -> None:
         pair = mxq.quantize_net(to_block(model), data(), effort="fast")
         for given in ((), (data(),)):
-            with pytest.raises(QuantizeError, match=r"quantized, for MXNet's kernels: .*; allowed: the float network"):
+            with pytest.raises(QuantizeError, match=r"quantized already: .*; allowed: the float network"):
                 mxq.export_onnx(pair, tmp_path / "a.onnx", *given, input_shape=EXAMPLE)
         mxq.save(pair, tmp_path / "pair")
         arguments = ("export", tmp_path / "pair", "--float", "--input-shape", "3x8x10", "--out", tmp_path / "a.onnx")
@@ -147,6 +148,47 @@ class TestQuantizedForFiles:
         found = command("quantize", tmp_path / "net", "--backend", "onnx", "--out", tmp_path / "q", code=2)
         assert "allowed: mxq export PREFIX" in found
         assert QuantConfig.from_json(QuantConfig(backend="onnx").to_json()) == QuantConfig(backend="onnx")
+
+
+class TestBeforeCalibration:
+    """What needs no ranges is said before the network sees data."""
+
+    @pytest.fixture(autouse=True)
+    def _not_calibrated(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def calibrated(opened: Opened) -> None:
+            pytest.fail(f"{opened.prepared.config} was calibrated")
+
+        monkeypatch.setattr(Opened, "calibrated", calibrated)
+
+    @pytest.mark.parametrize("door", ["export", "quantize"])
+    def test_all_operators_without_a_form_are_named_at_once(self, door: str, tmp_path: Path) -> None:
+        net = to_block(build(conv("a", "data"), "e = erfinv(a)", "g = gammaln(e)", "h = gammaln(g)", fc("z", "h"),
+                             "return z", data=(1, *EXAMPLE)))  # fmt: skip
+        doors = {
+            "export": lambda: mxq.export_onnx(net, tmp_path / "a.onnx", data()),
+            "quantize": lambda: mxq.quantize_net(net, data(), backend="onnx"),
+        }
+        said = r"3 operators cannot be written as ONNX: 'e' \(erfinv\): .*; 'g', 'h' \(gammaln\): "
+        with pytest.raises(QuantizeError, match=said):
+            doors[door]()
+        assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.parametrize(
+        ("lines", "options", "said"),
+        [
+            ((conv("a", "data"), 'z = Reshape(a) shape="(4, 8, 8, 10)"', "return z"), {}, "batches of any size"),
+            ((conv("a", "data"), fc("z", "a"), "return z"), {"dynamic_size": True}, "pictures of any size"),
+            ((conv("a", "data"), "return a"), {"with_preprocess": True}, "nothing says how pictures become inputs"),
+            ((conv("a", "data"), "return a"), {"input_shape": {"other": EXAMPLE}}, r"input_shape is of \['other'\]"),
+            ((conv("a", "data"), "return a"), {"overrides": {"a": {"bits": "W2A8"}}}, r"overrides 'a': bits is 'W2A8'"),
+            (("z = relu(data)", "return z"), {}, r"no operator of the network can be int8.*; allowed: the float file"),
+        ],
+    )
+    def test_and_what_does_not_fit(
+        self, lines: tuple[str, ...], options: dict[str, Any], said: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(mxq.MxqError, match=said):
+            mxq.export_onnx(to_block(build(*lines, data=(4, *EXAMPLE))), tmp_path / "a.onnx", data(), **options)
 
 
 class TestPictures:

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 import mxq
 from mxq.cli import app
+from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
 from mxq.errors import ConfigError, DataError, FormatError
 from mxq.runtime import to_block, write_pair
 from mxq.verification import FileVerification, Head, verify_each
+from mxq.workflow import Measured, verify_file
 
 EXAMPLE, HELD = SHAPE[1:], 24
 X = np.random.default_rng(0).standard_normal((HELD, *EXAMPLE)).astype(np.float32)
@@ -261,3 +263,32 @@ class TestPixels:
         noise = np.random.default_rng(0).standard_normal((2, 3, 8, 10)).astype(np.float32)
         with pytest.raises(DataError, match=r"no pictures prepared by .*'mean'.* away from whole pixels"):
             found_of(home / "net", file, noise)
+
+    def test_a_file_says_how_pictures_of_its_calibration_were_prepared(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It takes prepared pictures: its record is used where nothing else says how, and held against what does."""
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (mxq[runtimes])")
+        home, file = self.folder(tmp_path, self.SETTINGS[0]), tmp_path / "int8.onnx"
+        mxq.export_onnx(home / "net", file, str(home / "pictures"), effort="fast")
+        (home / "preprocess.json").unlink()
+        size = {"resize": (8, 10)}
+        for how, hint in (
+            (Preparation(), ""),
+            (Preparation.given(self.SETTINGS[0]), ""),
+            (
+                Preparation.given({**self.SETTINGS[0], "mean": 0.0}),
+                r"prepared with mean \(0.0, 0.0, 0.0\) \(by preprocess\), but .*int8.onnx was made for mean \(110.0, ",
+            ),
+            (
+                Preparation.given({**size, "scale": 1.0, "color": "BGR"}),
+                r"with mean .*, std .*, color BGR .* color RGB",
+            ),
+        ):
+            caplog.clear()
+            found = verify_file(home / "net", file, Measured(home / "pictures"), how, runtimes=["onnxruntime"])
+            sqnr = found.runs["onnxruntime"].sqnr
+            assert sqnr is not None
+            assert (sqnr > 25) == (not hint)
+            assert re.search(hint, caplog.text)
+            assert ("was made for" in caplog.text) == bool(hint)

@@ -78,16 +78,17 @@ def export(
 
     given = None if as_float else workflow.Given(data, stats=stats, preparation=preparation)
     form = workflow.FileForm(shapes, batch_size, with_preprocess, dynamic_size)
-    files = workflow.export_onnx(
-        prefix,
-        out,
-        form,
-        runtime_name=runtime,
+    request = workflow.FileRequest(
+        net=prefix,
+        path=out,
+        form=form,
+        runtime=runtime,
         epoch=epoch,
         given=given,
         preparation=preparation,
         config=config,
     )
+    files = workflow.export_onnx(request)
     sizes = {str(file): file.stat().st_size for file in files}
     if as_json:
         print_json({"files": list(sizes), "bytes": sum(sizes.values())})

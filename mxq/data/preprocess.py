@@ -26,6 +26,8 @@ LARGEST_RESIZED: Final = 1 << 26
 NEAR: Final = 0.02
 """How far from a whole number a pixel may be that float32 has held prepared."""
 MOST_LABEL: Final = 1 << 31
+VALUES: Final = ("mean", "std", "scale", "color", "layout", "rotate180")
+"""Fields on which the numbers of a picture of given size depend."""
 
 RAW: Final = (
     "pictures go in as 0..255, as nothing says otherwise; ranges and answers will be wrong where the network was "

@@ -133,6 +133,13 @@ def _is_float(model: Model) -> Reject | None:
 FLOAT = Contract("a float network", _is_float)
 
 
+def check_float(model: Model, allowed: str) -> None:
+    """Raises QuantizeError for an int8 network; says what is ``allowed`` instead."""
+    refusal = FLOAT.check(model)
+    if refusal is not None:
+        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: {allowed}")
+
+
 def _is_done(model: Model) -> Reject | None:
     found = {node.name: node.note.fakes for node in model.graph.operators if node.note.fakes}
     if not found:  # files of before have no such notes

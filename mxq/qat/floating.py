@@ -5,7 +5,7 @@ from __future__ import annotations
 from mxq import runtime
 from mxq.errors import QuantizeError
 from mxq.graph.ir import Model, Node
-from mxq.passes.simplify import DONE, FLOAT, OwnName
+from mxq.passes.simplify import DONE, OwnName, check_float
 from mxq.qat.folding import in_training
 from mxq.qat.network import softmax_head, with_head
 from mxq.rewrite import apply_rules
@@ -37,9 +37,7 @@ def trainable(model: Model) -> tuple[Model, tuple[Node, ...]]:
     Raises:
         QuantizeError: the network is quantized, trains with quantization already, or has no parameters.
     """
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(f"the network is quantized already: {refusal.reason}; allowed: a float network")
+    check_float(model, "a float network")
     refusal = DONE.check(model)
     if refusal is not None:
         raise QuantizeError(

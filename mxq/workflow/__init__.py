@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mxq.workflow.comparing import compare, pair_of, verify
 from mxq.workflow.drawing import draw
-from mxq.workflow.exporting import FileForm, export_onnx, quantized_for_files
+from mxq.workflow.exporting import export_onnx, quantized_for_files
 from mxq.workflow.files import verify_any, verify_file
 from mxq.workflow.looking import inspect
 from mxq.workflow.making import calibrate, quantize
@@ -17,11 +17,14 @@ from mxq.workflow.opening import Given, Measured, open_data, preparation_of, rep
 from mxq.workflow.racing import bench_files, best_runtime
 from mxq.workflow.recalibrating import recalibrate_batchnorm
 from mxq.workflow.reporting import report
+from mxq.workflow.requesting import CodesRequest, FileForm, FileRequest
 from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
 from mxq.workflow.timing import bench
 
 __all__ = [
+    "CodesRequest",
     "FileForm",
+    "FileRequest",
     "Given",
     "Measured",
     "TrainingData",

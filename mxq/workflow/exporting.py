@@ -4,234 +4,84 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
 
 from mxq import runtime
 from mxq.backends import onnx
 from mxq.backends.runtimes import RUNTIMES
-from mxq.config import ONNX, QuantConfig, Shape
+from mxq.config import Shape
 from mxq.data.feed import Feed
 from mxq.data.preparation import Preparation
-from mxq.errors import ConfigError, QuantizeError, StorageError, one_of
-from mxq.formats.onnx_file import SUFFIX, is_onnx, require_onnx
+from mxq.errors import ConfigError, QuantizeError
 from mxq.formats.onnx_record import FileRecord
-from mxq.graph.ir import Model, Ref
-from mxq.graph.tensors import Tensor
+from mxq.graph.ir import Model
 from mxq.logs import LOG
 from mxq.passes.constants import fold_constants
-from mxq.passes.simplify import FLOAT, check_done
 from mxq.passes.take_pixels import pictures_in, pixels_shape, take_pixels
 from mxq.pipeline import fingerprint
 from mxq.planned import Planned
 from mxq.qat.converting import convert
-from mxq.qat.network import QatNetwork
 from mxq.rewrite import run_pass
 from mxq.workflow.making import Opened
 from mxq.workflow.opening import Given, preparation_of, shapes_said
-
-PORTABLE: Final = "portable"
-"""The runtime of files that all runtimes are to run, see `mxq.backends.runtimes`."""
+from mxq.workflow.requesting import CodesRequest, FileForm, FileRequest, check_unquantized
 
 
-@dataclass(frozen=True)
-class FileForm:
-    """What a file is to take.
-
-    Attributes:
-        shapes: input -> shape of one example; under "" that of the only input.
-        batch_size: examples to a batch; None: any number.
-        pixels: whether pictures are prepared in the file; or the input that takes them.
-        any_size: whether pictures may be of any height and width.
-    """
-
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-    batch_size: int | None = None
-    pixels: bool | str = False
-    any_size: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for what is no batch size, and no input."""
-        size = self.batch_size
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ConfigError(f"batch_size is {size!r}; allowed: a whole number, 1 or more, or None for any")
-        if not isinstance(self.pixels, bool | str):
-            raise ConfigError(f"with_preprocess is {self.pixels!r}; allowed: True, False, or the name of an input")
-        if not isinstance(self.any_size, bool):
-            raise one_of("dynamic_size", self.any_size, (True, False))
-
-    def tensors_of(self, model: Model, inputs: Mapping[str, Shape]) -> dict[Ref, Tensor]:
-        """What the tensors of ``model`` are, whose ``inputs`` have these shapes of one example.
-
-        Raises:
-            ConfigError: the network takes no pictures, or not of any size, or not batches of any.
-        """
-        pictures: dict[str, tuple[int, int]] = {}
-        if self.any_size:
-            pixels = [name for name in inputs if model.graph[name].input_dtype == "uint8"]
-            pictures = {name: (0, 1) if name in pixels else (1, 2) for name, shape in inputs.items() if len(shape) == 3}
-            if not pictures:
-                listed = ", ".join(f"{name!r} {tuple(shape)}" for name, shape in inputs.items())
-                raise ConfigError(f"dynamic_size is for pictures, examples of three axes; the inputs are {listed}")
-        return runtime.tensors_of(model, inputs, self.batch_size, pictures)
-
-
-def export_onnx(
-    net: runtime.Net,
-    path: Path,
-    form: FileForm,
-    *,
-    runtime_name: str = PORTABLE,
-    epoch: int | None = None,
-    given: Given | None = None,
-    preparation: Preparation | None = None,
-    config: QuantConfig | None = None,
-    logger: logging.Logger = LOG,
-) -> tuple[Path, ...]:
+def export_onnx(asked: FileRequest, logger: logging.Logger = LOG) -> tuple[Path, ...]:
     """Writes a network as an ONNX file.
 
     Args:
-        net: see `mxq.runtime.load_model`; or the block of a `Planned`, or one in training for runtimes of such files,
-            without ``given`` and ``config``.
-        path: the file.
-        form: what the file is to take.
-        runtime_name: whose kernels decide which tensors of an int8 file are codes, one of `RUNTIMES`.
-        epoch: for a prefix, which parameters.
-        given: what ranges of an int8 file are to come from; None writes a float one.
-        preparation: how pictures become inputs; as is known of the network where None.
-        config: the settings of an int8 file.
+        asked: what is to be written, and where.
         logger: receives what is said meanwhile.
 
     Returns:
         The files: ``path``, and ``path.data`` where the network is larger than one can be.
 
     Raises:
-        ConfigError: onnx is not installed, or a shape is missing; there are settings without data; the network does
-            not take batches of any size, or pictures.
-        QuantizeError: the network is int8, or operators of it cannot be written: all of them are named.
+        ConfigError: a shape is missing; the network does not take batches of any size, or pictures.
+        QuantizeError: operators of it cannot be written: all of them are named.
         StorageError: a file cannot be written.
     """
-    require_onnx()
-    _check_path(path)
-    if not isinstance(runtime_name, str) or runtime_name not in RUNTIMES:
-        raise one_of("runtime", runtime_name, RUNTIMES)
-    net = _trained(net)
-    planned, settings = Planned.of(net), _for(runtime_name, config or QuantConfig())
+    form, path = asked.form, asked.path
+    net = asked.net if asked.trained is None else convert(asked.net)
+    planned = Planned.of(net)
+    if planned is None and asked.given is not None:
+        planned = quantized_for_files(asked, logger)
     if planned is not None:
-        _check_nothing_more(runtime_name, given, config or QuantConfig())
         return _write_int8(planned, path, form)
-    if given is not None:
-        return _write_int8(quantized_for_files(net, given, settings, form, epoch=epoch, logger=logger), path, form)
-    if replace(settings, preprocess=None) != QuantConfig():
-        raise ConfigError(
-            "settings are given without calibration data; allowed: both (an INT8 file), or neither (a float one)"
-        )
-    model = runtime.load_model(net, epoch)
-    _check_float(model)
+    model = runtime.load_model(net, asked.epoch)
+    check_unquantized(model)
     examples = _examples(net, model, form.shapes)
     about = FileRecord("float", inputs=examples, source=fingerprint(model))
     model, _ = run_pass(fold_constants(runtime.MxnetRunner()), model)
-    prepared = preparation or preparation_of(net, settings)
-    model, about = _taking_pixels(model, about, form, prepared)
-    return onnx.write(onnx.lower(model, form.tensors_of(model, about.inputs)), path, about)
+    prepared = asked.preparation or preparation_of(net, asked.settings)
+    lowering, about = _lowered(model, about, form, prepared)
+    return onnx.write(lowering, path, about)
 
 
-def _check_path(path: Path) -> None:
-    """Looks at where a file is to go before any work.
+def quantized_for_files(asked: CodesRequest, logger: logging.Logger = LOG) -> Planned:
+    """The network that is to be written; all that is refused of it is refused before it is calibrated.
 
     Raises:
-        ConfigError: its name is none of an ONNX file.
-        StorageError: its folder does not exist.
+        ConfigError, QuantizeError: as of `export_onnx`; or nothing of it can be quantized.
     """
-    if not is_onnx(path):
-        raise ConfigError(
-            f"the file is {str(path)!r}; allowed: a name that ends in {SUFFIX}, which tells it from a pair"
-        )
-    if not path.parent.is_dir():
-        raise StorageError(f"{path} cannot be written: there is no folder {str(path.parent)!r}; make it first")
-
-
-def _check_nothing_more(name: str, given: Given | None, config: QuantConfig) -> None:
-    """Raises ConfigError for what a network that is quantized already has no use of."""
-    usual = QuantConfig().to_json()
-    odd = [field for field, value in config.to_json().items() if value != usual[field]]
-    odd += [what for what, found in (("runtime", name != PORTABLE), ("data", given is not None)) if found]
-    if odd:
-        raise ConfigError(
-            f"{', '.join(odd)} given for a network that is quantized for ONNX files already; allowed: nothing more "
-            "(give data, settings, and a runtime as hardware, to quantize_net), or the float network"
-        )
-
-
-def _for(name: str, config: QuantConfig) -> QuantConfig:
-    """The settings of a file for a runtime."""
-    hardware = RUNTIMES[name]
-    if name == PORTABLE or config.hardware == hardware:
-        return config
-    if config.hardware != QuantConfig().hardware:
-        raise ConfigError(
-            f"hardware is {config.hardware!r} for an ONNX file of runtime {name!r}; allowed: {hardware!r}"
-        )
-    return replace(config, hardware=hardware)
-
-
-def quantized_for_files(
-    net: runtime.Net,
-    given: Given,
-    config: QuantConfig,
-    form: FileForm,
-    *,
-    epoch: int | None = None,
-    logger: logging.Logger = LOG,
-) -> Planned:
-    """The network that is to be written; arguments as of `export_onnx`."""
-    config = replace(config, backend=ONNX)
-    if config.input_dtype != "float32":
-        raise ConfigError(f"input_dtype is {config.input_dtype!r} for an ONNX file; allowed: 'float32'")
+    form, net = asked.form, asked.net
+    given = asked.given or Given()
     given = given if form.batch_size is None else replace(given, batch_size=form.batch_size)
-    if not runtime.is_deferred(net):
-        _check_float(runtime.load_model(net, epoch))
     again = isinstance(given.data, Iterator) or None  # the shape of an example is in what is read once
-    opened = Opened.of(net, given, config, epoch, logger, again=again)
-    examples = _examples(net, opened.prepared.source, form.shapes, _fed(opened.batches))
-    preparation = opened.given.preparation or Preparation()
-    _picture(examples, form, preparation)  # before any work
+    opened = Opened.of(net, given, asked.coded, asked.epoch, logger, again=again)
+    prepared, preparation = opened.prepared, opened.given.preparation or Preparation()
+    examples = _examples(net, prepared.source, form.shapes, _fed(opened.batches))
+    if not prepared.plan.quantized:
+        raise QuantizeError(f"{prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
+    _lowered(onnx.plain_operators(prepared.fused), FileRecord("float", inputs=examples), form, preparation)
     made = opened.quantized()
     if made.network is None:
         raise QuantizeError(f"{made.prepared.nothing_int8}; allowed: the float file (--float, no calib_data)")
     return Planned(made.network, made.model, made.report, examples, preparation)
-
-
-def _trained(net: runtime.Net) -> runtime.Net:
-    """``net``, or what a block becomes that was trained for ONNX files.
-
-    Raises:
-        QuantizeError: it was trained for other hardware.
-    """
-    network = getattr(net, "qat", None)
-    if not isinstance(network, QatNetwork):
-        return net
-    if not network.config.is_for_files:
-        raise QuantizeError(
-            f"the network was trained for {network.config.row.library}, which is no runtime of ONNX files; allowed: "
-            f"one of mxq.qat.prepare with hardware {', '.join(map(repr, RUNTIMES.values()))}, or mxq.save of "
-            "mxq.qat.convert(block) for a pair"
-        )
-    return convert(net)
-
-
-def _check_float(model: Model) -> None:
-    """Raises QuantizeError for a pair that is quantized: MXNet's kernels have other codes than other runtimes."""
-    check_done(model)
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(
-            f"the network is quantized, for MXNet's kernels: {refusal.reason}; allowed: the float network that it was "
-            "made of, as mxq.export_onnx(net, path, calib_data), or quantize_net(net, calib_data, backend='onnx')"
-        )
 
 
 def _write_int8(planned: Planned, path: Path, form: FileForm) -> tuple[Path, ...]:
@@ -239,10 +89,17 @@ def _write_int8(planned: Planned, path: Path, form: FileForm) -> tuple[Path, ...
     examples = {**planned.examples, **_named(form.shapes, coded.model)}
     name = next(name for name, hardware in RUNTIMES.items() if hardware == report.config["hardware"])
     about = FileRecord("int8", name, planned.network.target, report.config, examples, report.source)
-    model, about = _taking_pixels(coded.model, about, form, planned.preparation)
-    coded = replace(coded, model=model)
-    tensors = form.tensors_of(model, about.inputs)
-    return onnx.write(onnx.lower(model, tensors, onnx.CodeFeed(coded)), path, about)
+    lowering, about = _lowered(coded.model, about, form, planned.preparation, coded)
+    return onnx.write(lowering, path, about)
+
+
+def _lowered(
+    model: Model, about: FileRecord, form: FileForm, preparation: Preparation, coded: onnx.Coded | None = None
+) -> tuple[onnx.Lowering, FileRecord]:
+    """``model`` as ONNX operators, with codes where it is that of ``coded``, and what its file says of itself."""
+    model, about = _taking_pixels(model, about, form, preparation)
+    feed = None if coded is None else onnx.CodeFeed(replace(coded, model=model))
+    return onnx.lower(model, form.tensors_of(model, about.inputs), feed), about
 
 
 def _taking_pixels(

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from mxq import runtime, verification
+from mxq.data.examples import Source
 from mxq.data.feeding import BATCH
 from mxq.data.preparation import Preparation
-from mxq.data.preprocess import Preprocess
+from mxq.data.preprocess import VALUES, Preprocess
 from mxq.engines import Engine, Served, chosen
 from mxq.errors import ConfigError
 from mxq.formats.onnx_file import OnnxFile, is_onnx, read
@@ -104,6 +105,8 @@ def verify_file(
 
         reference = _reference(float_net, file, lambda given: opened(engines[0], given, _own(given)), logger)
         examples = examples_of(measured, reference.model, preparation, size, logger)
+        if file.pictures or (isinstance(examples.data, Source) and examples.data.pictures):
+            _compare_with_record(file, preparation, logger)
         names = _fed(file, called(float_net), reference.model.inputs)
         candidates = {engine.name: opened(engine, file, names) for engine in engines}
         feeds, labels = examples.read()
@@ -133,32 +136,59 @@ def _reference(
     """The float network, by MXNet or by what ``opened`` makes of a file."""
     if is_onnx(net):
         found = read(Path(net))
-        _check_float(called(net), quantized=found.kind == "int8")
+        _check_first(called(net), quantized=found.kind == "int8")
         heads = [Head(port.name, port.maker == "Softmax") for port in found.outputs]
         inputs = Graph(tuple(Node(port.name, VARIABLE) for port in found.inputs), ())
         return _Reference(opened(found), heads, Model(inputs), is_mxnet=False)
     model = runtime.load_model(net)
-    _check_float(called(net), quantized=FLOAT.check(model) is not None)
+    _check_first(called(net), quantized=FLOAT.check(model) is not None)
     made_from = None if file.record is None else file.record.source.get("params_sha256")
     if made_from is not None and made_from != fingerprint(model)["params_sha256"]:
         logger.warning("%s was not made from %s: it names a float network of other parameters", file.path, called(net))
     return _Reference(runtime.MxnetRunner().compile(model), heads_of(model.graph), model, is_mxnet=True)
 
 
-def _check_float(name: str, *, quantized: bool) -> None:
+def _check_first(name: str, *, quantized: bool) -> None:
     if quantized:
         raise ConfigError(f"{name}, given as the float network, is quantized; give the float one first")
 
 
 def _prepared(preparation: Preparation, file: OnnxFile) -> Preparation:
     """How pictures are read: what ``file`` says of values where nothing else does."""
-    if preparation.normalized or file.record is None or not file.record.preprocess:
+    said = _recorded(file)
+    if preparation.normalized or said is None:
         return preparation
-    said = Preprocess.from_json(dict(file.record.preprocess), f"the metadata of {file.path}")
     if preparation.origin:  # it says a size
         asked = preparation.settings
         said = replace(said, short_side=asked.short_side, crop=asked.crop, resize=asked.resize)
     return Preparation(said, f"as {file.path} says", normalized=True)
+
+
+def _recorded(file: OnnxFile) -> Preprocess | None:
+    """How ``file`` prepares pictures or, of one that takes prepared ones, how those of its calibration were."""
+    if file.record is None:
+        return None
+    found = file.record.preprocess or file.record.config.get("preprocess")
+    return Preprocess.from_json(dict(found), f"the metadata of {file.path}") if found else None
+
+
+def _compare_with_record(file: OnnxFile, preparation: Preparation, logger: logging.Logger) -> None:
+    """Says where pictures are prepared otherwise than ``file`` records."""
+    said, asked = _recorded(file), preparation.settings
+    odd = [] if said is None else [name for name in VALUES if getattr(said, name) != getattr(asked, name)]
+    if not odd:
+        return
+    found, recorded = (
+        ", ".join(f"{name} {getattr(each, name)}" for name in odd) for each in (asked, said) if each is not None
+    )
+    logger.warning(
+        "pictures are prepared with %s (%s), but %s was made for %s: if that is not meant, prepare them so, by "
+        "preprocess or preprocess.json",
+        found,
+        preparation.origin or "nothing says how",
+        file.path,
+        recorded,
+    )
 
 
 def _own(file: OnnxFile) -> dict[str, str]:

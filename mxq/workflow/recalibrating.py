@@ -16,7 +16,7 @@ from mxq.errors import DataError, QuantizeError
 from mxq.graph.ir import Model
 from mxq.logs import LOG
 from mxq.passes.shapes import input_ranks
-from mxq.passes.simplify import FLOAT
+from mxq.passes.simplify import check_float
 from mxq.recalibration import recalibrated
 from mxq.recalibration.statistics import norms_of
 from mxq.refine import CalibrationSubset
@@ -47,12 +47,7 @@ def recalibrate_batchnorm(
         raise DataError("data is None; allowed: examples to take BatchNorm's statistics from, see mxq.data")
     data = settled(net, Given(data, batch_size=batch_size), preparation).data
     model = runtime.load_model(net)
-    refusal = FLOAT.check(model)
-    if refusal is not None:
-        raise QuantizeError(
-            f"the network is quantized already: {refusal.reason}; allowed: one whose BatchNorms are still there, or "
-            "recalibrate_batchnorm=True where it is quantized"
-        )
+    check_float(model, "one whose BatchNorms are still there, or recalibrate_batchnorm=True where it is quantized")
     if not norms_of(model):
         raise QuantizeError("the network has no BatchNorm; allowed: one whose BatchNorms were not folded")
     opened = open_data(data, model, preparation, batch_size, logger=logger)

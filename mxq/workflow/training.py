@@ -24,8 +24,9 @@ from mxq.qat.result import Trained
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
 from mxq.quant.bits import Bits
-from mxq.workflow.exporting import FileForm, export_onnx
+from mxq.workflow.exporting import export_onnx
 from mxq.workflow.opening import Measured, check_labelled, open_labelled, preparation_of
+from mxq.workflow.requesting import FileRequest
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def write(
     network = trained(found.block)
     if is_file(prefix):
         made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
-        return export_onnx(planned(network, made, preparation).block, prefix, FileForm())
+        return export_onnx(FileRequest(net=planned(network, made, preparation).block, path=prefix))
     if not network.config.is_held:
         return runtime.write_pair(simulated(network), prefix)
     made = converted(network, target, runtime.MxnetRunner(), runtime.versions())

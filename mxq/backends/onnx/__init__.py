@@ -30,7 +30,7 @@
 
 from __future__ import annotations
 
-from mxq.backends.onnx.codes import Coded, CodeFeed
+from mxq.backends.onnx.codes import Coded, CodeFeed, plain_operators
 from mxq.backends.onnx.context import Unfit, Why
 from mxq.backends.onnx.file import write
 from mxq.backends.onnx.lowering import Lowering, lower
@@ -47,6 +47,7 @@ __all__ = [
     "Unfit",
     "Why",
     "lower",
+    "plain_operators",
     "row_of",
     "write",
 ]

@@ -73,8 +73,7 @@ class Coded:
             QuantizeError: it has codes that such files do not have.
         """
         marker = _Marker(network)
-        model = marker.model
-        model = model.with_graph(inlined(model.graph, FUSED))
+        model = plain_operators(marker.model)
         weights = dict(network.weights)
         for name, params in weights.items():
             if params.spec.bits < LEAST_IN_FILES:
@@ -92,6 +91,11 @@ class Coded:
         if data is None or weight is None or layer.inputs[2].name not in self.model.args:
             return None
         return np.asarray(data.step.astype(np.float64) * weight.step)
+
+
+def plain_operators(model: Model) -> Model:
+    """``model`` with the operators that fused ones are made of."""
+    return model.with_graph(inlined(model.graph, FUSED))
 
 
 def _with_biases(coded: Coded) -> Coded:
