@@ -22,6 +22,7 @@ from mxq.calibration.statistics import Statistics
 from mxq.config import ONNX, QuantConfig, Shape, check_shape, quant_spec, with_options
 from mxq.data.preparation import Preparation
 from mxq.data.preprocess import Preprocess
+from mxq.drawing.libraries import check_page
 from mxq.errors import ConfigError, FormatError, QuantizeError
 from mxq.evaluation import Evaluation, Function, Metric
 from mxq.formats.reading import path_given
@@ -91,6 +92,7 @@ def quantize_net(
     batch_size: int = 32,
     ctx: Any = None,
     logger: logging.Logger | None = None,
+    report: str | Path | None = None,
     **options: Unpack[MxnetOptions],
 ) -> QuantizedBlock:
     """Quantizes a network to INT8.
@@ -114,6 +116,7 @@ def quantize_net(
         batch_size: how whole arrays and files are cut; 1 for networks made for one example at a time (Faster R-CNN).
         ctx: the CPU, if anything; there is no other int8 backend.
         logger: receives what mxq says instead of ``logging.getLogger("mxq")``, which writes it to stderr.
+        report: an .html file that a page about the result goes to, see `mxq.report`; of 64 of the examples.
         **options: fields of `QuantConfig` (`mxq.Options`), named as in ``mxnet.contrib.quantization.quantize_net``:
             ``calib_mode``, ``quantized_dtype``, ``num_calib_examples``, ``exclude_layers``, ...;
             ``backend="onnx"``, for what `export_onnx` writes without calibrating again, and computes here what its file
@@ -134,13 +137,18 @@ def quantize_net(
     given, asked = Given(calib_data, thresholds, statistics, batch_size=batch_size), _config(config, options, logger)
     _check_ctx(ctx)
     if asked.backend == ONNX:
+        _no_page(report)
         _settle_by(net, asked.shapes)
         request = CodesRequest(
             net=net, form=FileForm(asked.shapes), given=given, config=replace(asked, input_shape=None)
         )
         return workflow.quantized_for_files(request, _heard(logger)).block
+    page = _page(report, calib_data)
     quantized = _quantize(net, given, asked, ctx, logger)
-    return runtime.reported_block(quantized.model, quantized.report)
+    block = runtime.reported_block(quantized.model, quantized.report)
+    if page is not None:
+        workflow.report(net, block, Measured(calib_data), page, most=workflow.PAGE_EXAMPLES, logger=_heard(logger))
+    return block
 
 
 @_releasing_threads
@@ -452,6 +460,8 @@ def report(
     path: str | Path = "report.html",
     *,
     batch_sizes: Sequence[int] = (1, 16),
+    onnx_files: Sequence[str | Path] = (),
+    added: Sequence[object] = (),
     labels: Any = None,
     num_examples: int | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
@@ -465,6 +475,9 @@ def report(
         float_net, int8_net, data: as of `verify`.
         path: the page, .html.
         batch_sizes: the batches that are timed, on noise of the shape of ``data``; none where empty.
+        onnx_files: of the same network; they are timed beside it in each runtime that is installed.
+        added: what else the page shows: what `sensitivity`, `tune`, `best_runtime` or `mxq.qat.fit` (with a workdir)
+            returned, files that the commands wrote with ``--json``, or the workdir of a training.
         labels, num_examples, preprocess, logger: as of `verify`.
 
     Returns:
@@ -480,6 +493,8 @@ def report(
         path_given("path", path),
         _preparation(preprocess),
         batch_sizes=batch_sizes,
+        files=[path_given("onnx_files", file) for file in onnx_files],
+        added=added,
         logger=_heard(logger),
     )
 
@@ -983,6 +998,7 @@ def tune(
     train_labels: Any = None,
     training: TrainConfig | None = None,
     logger: logging.Logger | None = None,
+    report: str | Path | None = None,
     **options: Unpack[Options],
 ) -> tuning.Tuned:
     """Finds the fastest INT8 network whose score is at most ``max_drop`` below the float network's.
@@ -1008,6 +1024,7 @@ def tune(
             network is trained with them, wholly in INT8; what that takes is measured and said first, and counts as any
             trial does for ``time_budget``.
         training: how; `mxq.qat.TrainConfig()` where None.
+        report: an .html file that a page about the result and all trials goes to, see `mxq.report`; of 64 examples.
 
     Returns:
         The network and how it was found: ``block``, ``met``, ``report``, ... Where nothing meets the bar, it is the
@@ -1020,7 +1037,9 @@ def tune(
         raise ConfigError("eval_fn and eval_data are both given; allowed: one of them, or neither")
     if eval_fn is not None and not callable(eval_fn):
         raise ConfigError(f"eval_fn is a {type(eval_fn).__name__}; allowed: a function from a Gluon block to a number")
-    return workflow.tune(
+    seen = calib_data if eval_data is None else eval_data
+    page = _page(report, seen)
+    found = workflow.tune(
         net,
         Given(calib_data, batch_size=batch_size, client=client),
         _config(config, options),
@@ -1031,6 +1050,12 @@ def tune(
         training=_training(train_data, train_labels, training),
         logger=_heard(logger),
     )
+    if page is not None:
+        shown = Measured(seen, labels)
+        workflow.report(
+            net, found.block, shown, page, added=[found], most=workflow.PAGE_EXAMPLES, logger=_heard(logger)
+        )
+    return found
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------
@@ -1051,6 +1076,23 @@ def _training(data: object, labels: Any, config: TrainConfig | None) -> Training
     if not isinstance(config, TrainConfig | None):
         raise ConfigError(f"training is {config!r:.80}; allowed: a mxq.qat.TrainConfig, or None")
     return TrainingData(Measured(data, labels), config or TrainConfig())
+
+
+def _page(path: str | Path | None, data: object) -> Path | None:
+    """Where a page goes that shows a result on ``data``, looked at before any work; None where none is asked for."""
+    if path is None:
+        return None
+    page = path_given("report", path)
+    check_page(page)
+    workflow.check_rereadable(data)
+    return page
+
+
+def _no_page(path: str | Path | None) -> None:
+    if path is not None:
+        raise ConfigError(
+            f"report is {str(path)!r} beside backend 'onnx'; allowed: for pairs, and mxq.report(onnx_files=)"
+        )
 
 
 def _preparation(preprocess: Preprocess | Mapping[str, Any] | None) -> Preparation | None:

@@ -31,6 +31,13 @@ def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
     return MxnetRunner()
 
 
+def net_of(prefix: Path, epoch: int | None) -> Any:
+    """The network of a prefix, with the parameters of ``epoch`` where one is given."""
+    from mxq import runtime
+
+    return prefix if epoch is None else runtime.load_model(prefix, epoch)
+
+
 @contextmanager
 def cluster(workers: int | None, scheduler: str | None) -> Iterator[Any]:
     """The Dask client that ``--workers`` or ``--scheduler`` asks for; None where neither does."""

@@ -295,6 +295,14 @@ Workdir = Annotated[
     Path | None, option(metavar="DIR", help="Keep what is measured here; run again after any end, it goes on.")
 ]
 Plot = Annotated[Path | None, option(metavar="FILE", help="Draw it: .png, .svg or .pdf.")]
+PageFile = Annotated[
+    Path | None,
+    option(
+        "--report",
+        metavar="FILE",
+        help="Also write a page about the result, .html, of 64 of the examples; mxq report takes all (mxq[report]).",
+    ),
+]
 EvalExamples = Annotated[
     int | None, option(min=1, metavar="N", help="Measure on so many examples, spread evenly; on all by default.")
 ]
@@ -430,6 +438,18 @@ def check_plot(path: Path | None) -> None:
         from mxq.reporting.plots import check_place
 
         check_place(path)
+
+
+def check_page(path: Path | None) -> None:
+    """Whether a page can be written to ``path``, looked at before any work.
+
+    Raises:
+        ConfigError: it cannot, and why.
+    """
+    if path is not None:
+        from mxq.drawing.libraries import check_page as check
+
+        check(path)
 
 
 def read_thresholds(path: Path) -> Thresholds:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from mxq.cli.app import command
-from mxq.cli.console import print_json, show
-from mxq.cli.networks import start_mxnet
+from mxq.cli.console import print_json, progress, show
+from mxq.cli.networks import net_of, start_mxnet
 from mxq.cli.options import (
     DATA,
     AllSettings,
@@ -15,9 +15,11 @@ from mxq.cli.options import (
     Effort,
     Epoch,
     Json,
+    PageFile,
     Pictures,
     Prefix,
     Stats,
+    check_page,
     option,
     output_of,
     prefix_of,
@@ -54,6 +56,7 @@ def quantize(
     effort: Effort = None,
     pictures: Pictures,
     epoch: Epoch = None,
+    report: PageFile = None,
     as_json: Json = False,
 ) -> None:
     """Calibrate a float network and write its INT8 form, or a simulation of other codes; stock MXNet loads either."""
@@ -70,6 +73,9 @@ def quantize(
             "--data is missing; allowed: a folder of images, .npy or .npz (or --stats FILE, --thresholds FILE, or "
             "--calib-mode none)"
         )
+    check_page(report)
+    if report is not None and data is None:
+        raise ConfigError(f"--report is {str(report)!r} without --data, on which both networks are run; give it, too")
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
@@ -80,6 +86,10 @@ def quantize(
     given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)
     done = workflow.quantize(prefix, given, config, epoch=epoch)
     files = pair.write(done.model, done.report, out)
+    if report is not None:
+        net, shown = net_of(prefix, epoch), workflow.Measured(data)
+        workflow.report(net, out, shown, report, preparation, most=workflow.PAGE_EXAMPLES, progress=progress)
+        files = (*files, report)
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
     if as_json:
         written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}

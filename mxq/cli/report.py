@@ -10,7 +10,7 @@ import typer
 from mxq.cli.app import command
 from mxq.cli.console import print_json, progress, tell
 from mxq.cli.networks import start_mxnet
-from mxq.cli.options import DATA, Json, Labels, NumExamples, Pictures, option, prefix_of
+from mxq.cli.options import DATA, Json, Labels, NumExamples, Pictures, check_page, option, prefix_of
 
 
 @command
@@ -26,6 +26,18 @@ def report(
     batch_size: Annotated[
         list[int] | None, option(min=1, metavar="N", help="Batch to time, 1 and 16 by default. May be repeated.")
     ] = None,
+    onnx_file: Annotated[
+        list[Path] | None,
+        option(metavar="FILE", help="ONNX file of the network, to time beside it in each runtime. May be repeated."),
+    ] = None,
+    add: Annotated[
+        list[Path] | None,
+        option(
+            metavar="PATH",
+            help="Show this, too: what mxq sensitivity, mxq tune or mxq bench --runtimes wrote with --json, or the "
+            "workdir of mxq train. May be repeated.",
+        ),
+    ] = None,
     num_examples: NumExamples = None,
     labels: Labels = None,
     *,
@@ -34,6 +46,7 @@ def report(
 ) -> None:
     """Write a page about an INT8 network: accuracy, speed, both networks drawn, every layer (mxq[report])."""
     float_prefix, int8_prefix = prefix_of(float_prefix), prefix_of(int8_prefix)
+    check_page(out)
     preparation = pictures.preparation(float_prefix)
     start_mxnet()
     from mxq import workflow
@@ -46,6 +59,8 @@ def report(
         out,
         preparation,
         batch_sizes=tuple(batch_size or (1, 16)),
+        files=onnx_file or (),
+        added=add or (),
         progress=progress,
     )
     print_json({"file": str(written)}) if as_json else tell(str(written))

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mxq.cli.app import command
-from mxq.cli.console import print_json, show_result
-from mxq.cli.networks import start_mxnet
+from mxq.cli.console import print_json, progress, show_result
+from mxq.cli.networks import net_of, start_mxnet
 from mxq.cli.options import (
     DATA,
     Epoch,
     Json,
     Labels,
+    PageFile,
     Pictures,
     Prefix,
+    check_page,
     check_plot,
     given_of,
     option,
@@ -117,6 +119,7 @@ def train(
     *,
     pictures: Pictures,
     epoch: Epoch = None,
+    report: PageFile = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a network with quantization and, as a baseline, in float by the same recipe."""
@@ -128,10 +131,13 @@ def train(
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
     schedule = replace(schedule, **given_of(given))
     check_plot(plot)
+    check_page(report)
+    if report is not None and only_float:
+        raise ConfigError(f"--report is {str(report)!r} beside --float; allowed: of a network that is quantized")
     start_mxnet()
     from mxq import workflow
     from mxq.reporting import training
-    from mxq.workflow.training import TrainRecipe, check_out, write
+    from mxq.workflow.training import TrainRecipe, check_out, made, write
     from mxq.workflow.training import train as run
 
     asked = {"bits": bits, "algorithm": algorithm, "hardware": hardware}
@@ -154,6 +160,13 @@ def train(
     print_json(found.to_json()) if as_json else show_result(found)
     if out is not None:
         LOG.info("written: %s", ", ".join(map(str, write(found, out, preparation=preparation))))
+    if report is not None:
+        shown = workflow.Measured(data, labels) if eval_data is None else workflow.Measured(eval_data, eval_labels)
+        few, added = workflow.PAGE_EXAMPLES, [workdir]
+        workflow.report(
+            net_of(prefix, epoch), made(found), shown, report, preparation, added=added, most=few, progress=progress
+        )
+        LOG.info("written: %s", report)
     if plot is not None:
         LOG.info("drawn: %s", training.draw(workdir, plot))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mxq.cli.app import FAILED, INTERRUPTED, command
-from mxq.cli.console import print_json, show_result
-from mxq.cli.networks import cluster, start_mxnet
+from mxq.cli.console import print_json, progress, show_result
+from mxq.cli.networks import cluster, net_of, start_mxnet
 from mxq.cli.options import (
     DATA,
     BatchSize,
@@ -21,11 +21,13 @@ from mxq.cli.options import (
     EvalExamples,
     Json,
     Labels,
+    PageFile,
     Pictures,
     Prefix,
     Scheduler,
     Settings,
     Workers,
+    check_page,
     given_of,
     option,
     prefix_of,
@@ -79,12 +81,14 @@ def tune(
     settings: Settings,
     pictures: Pictures,
     epoch: Epoch = None,
+    report: PageFile = None,
     as_json: Json = False,
 ) -> None:
     """Find the fastest INT8 network that is nearly as accurate as float; exit code 1 where none is."""
     prefix = prefix_of(prefix)
     seconds = None if time_budget is None else seconds_of(time_budget)
     config = settings.config()
+    check_page(report)
     preparation = pictures.preparation(prefix, config)
     start_mxnet()
     from mxq import workflow
@@ -103,6 +107,12 @@ def tune(
             epoch=epoch,
         )
     print_json(found.to_json()) if as_json else show_result(found)
+    if report is not None:
+        shown, few = workflow.Measured(eval_data or data, labels), workflow.PAGE_EXAMPLES
+        workflow.report(
+            net_of(prefix, epoch), found.block, shown, report, preparation, added=[found], most=few, progress=progress
+        )
+        LOG.info("written: %s", report)
     if found.interrupted:
         LOG.warning("interrupted; %s holds the best network so far, the same command goes on from there", workdir)
         raise typer.Exit(INTERRUPTED)

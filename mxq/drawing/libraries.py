@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mxq.errors import ConfigError
+from mxq.storage.writing import check_suffix
+
+PAGES: Final = (".html", ".htm")
+"""Suffixes of a page."""
 
 
 def library(name: str) -> Any:
@@ -33,3 +37,16 @@ def template(path: Path, **known: Any) -> Any:
     environment.filters |= known
     environment.globals |= known
     return environment.get_template(path.name)
+
+
+def check_page(path: Path) -> None:
+    """Whether a page can be written there, looked at before any work whose result it shows.
+
+    Raises:
+        ConfigError: another suffix, no such folder, or a library that draws is missing.
+    """
+    check_suffix(path, "page", PAGES)
+    if not path.parent.is_dir():
+        raise ConfigError(f"page is {str(path)!r}, but there is no folder {str(path.parent)!r}")
+    for name in ("matplotlib", "igraph", "jinja2"):
+        library(name)

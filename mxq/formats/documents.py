@@ -106,7 +106,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def converted(data: Any, kind: type[_T], name: str, error: type[MxqError] = FormatError) -> _T:
+def converted(data: Any, kind: type[_T], name: str, error: type[MxqError] = FormatError, *, partly: bool = False) -> _T:
     """Parsed JSON as a ``kind``: a dataclass, or a table or list of them, each field of the type that it states.
 
     Args:
@@ -114,6 +114,7 @@ def converted(data: Any, kind: type[_T], name: str, error: type[MxqError] = Form
         kind: the type.
         name: what messages call the data.
         error: what is raised.
+        partly: whether fields that ``kind`` does not have are of no interest, instead of unknown.
 
     Raises:
         MxqError: of type ``error``; the message names the field, what is there and what is allowed.
@@ -122,7 +123,7 @@ def converted(data: Any, kind: type[_T], name: str, error: type[MxqError] = Form
         found = msgspec.convert(data, kind)
     except msgspec.ValidationError as failure:
         raise error(f"{name} is damaged: {failure}") from None
-    unknown = _unknown(data, msgspec.to_builtins(found), "$")
+    unknown = "" if partly else _unknown(data, msgspec.to_builtins(found), "$")
     if unknown:
         raise error(f"{name} is damaged: it has an unknown field `{unknown}`")
     return found

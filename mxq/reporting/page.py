@@ -7,22 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from mxq.artifacts import record
 from mxq.artifacts.record import Explanation
-from mxq.bench.timing import FLOAT, FUSED, INT8, Benchmark
+from mxq.bench.timing import INT8, Benchmark
 from mxq.drawing import Kind, Scene, layout_of, svg_of
 from mxq.drawing.libraries import template
 from mxq.graph.ir import Model
 from mxq.quant.plan import Report
+from mxq.reporting.additions import Additions
+from mxq.reporting.charts import NAMES, charts
+from mxq.reporting.distributions import Distribution
 from mxq.reporting.tables import percent, short_op, tally
 from mxq.text import megabytes
 from mxq.verification import Layer, Verification
 
 Rows: TypeAlias = list[tuple[str, str]]
-NAMES: Final = {FLOAT: "float32", FUSED: "float32, fused", INT8: "INT8"}
-"""Of the forms that are timed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Findings:
         bytes: of their files, by name: of float, then of int8; empty of networks in memory.
         name: what the page is called.
         made: machine and versions, as rows.
+        tensors: of the float network, by name: their values, and where ranges end.
+        weights: of the int8 layers, by name: their codes.
+        added: what else is shown.
     """
 
     float: Model
@@ -49,6 +53,9 @@ class Findings:
     bytes: tuple[int, ...] = ()
     name: str = ""
     made: Sequence[tuple[str, str]] = ()
+    tensors: Mapping[str, Distribution] = field(default_factory=dict)
+    weights: Mapping[str, Distribution] = field(default_factory=dict)
+    added: Additions = field(default_factory=Additions)
 
     def to_json(self) -> dict[str, Any]:
         """All of it but the networks, JSON-ready."""
@@ -58,6 +65,9 @@ class Findings:
             "bytes": self.bytes,
             "verification": self.verification.to_json(),
             "benchmarks": {str(batch): found.to_json() for batch, found in self.benchmarks.items()},
+            "tensors": {name: each.to_json() for name, each in self.tensors.items()},
+            "weights": {name: each.to_json() for name, each in self.weights.items()},
+            **self.added.documents,
             "record": None if self.report is None else record.to_json(self.report),
         }
 
@@ -76,7 +86,8 @@ def page(found: Findings) -> str:
         layers=found.verification.worst_first,
         speed=_speed(found),
         svg=svg_of(layouts),
-        details=_script({f"{i}/{name}": rows for i, name, rows in _details(found)}),
+        charts=charts(found.verification, found.benchmarks, found.added),
+        details=_script({f"{i}/{name}": known for i, name, known in _details(found)}),
         data=_script(found.to_json()),
         names=NAMES,
         worst=max((bar(layer) for layer in found.verification.layers), default=0.0) or 1.0,
@@ -139,20 +150,27 @@ def bar(layer: Layer) -> float:
     return min(10 ** (-layer.blame / 10), 1e6)
 
 
-def _details(found: Findings) -> Iterator[tuple[int, str, Rows]]:
-    """Of each box, by the number of its picture and its name, what is known."""
+def _details(found: Findings) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Of each box, by the number of its picture and its name, what is known: rows, and what there are bars of."""
     layers = {layer.name: layer for layer in found.verification.layers}
     decisions = {} if found.report is None else record.decisions_by_name(found.report)
     for i, (scene, model) in enumerate(zip(found.scenes, (found.float, found.int8), strict=True)):
         for box in scene.boxes:
-            if box.kind in (Kind.FED, Kind.GIVEN):
+            decision = decisions.get(box.name)
+            names = (box.name, *(() if decision is None else (decision.node, *decision.members)))
+            bars = {"tensor": _first(found.tensors, names), "weights": _first(found.weights, names)}
+            if box.kind is Kind.GIVEN or (box.kind is Kind.FED and not bars["tensor"]):
                 continue
             rows: Rows = [("operator", box.title), ("type", model.graph[box.name].op)]
-            decision = decisions.get(box.name)
             if found.report is not None and decision is not None:
                 rows += _explained(record.explain(found.report, decision))
             layer = layers.get(box.name) or layers.get(decision.node if decision else "")
-            yield i, box.name, [*rows, *([] if layer is None else _noise(layer))]
+            yield i, box.name, {"rows": [*rows, *([] if layer is None else _noise(layer))], **bars}
+
+
+def _first(known: Mapping[str, Distribution], names: Sequence[str]) -> str:
+    """The first of ``names`` that is known; "" where none is."""
+    return next((name for name in names if name in known), "")
 
 
 def _explained(known: Explanation) -> Rows:

@@ -246,15 +246,15 @@ def clipped(state: HistogramState, interval: Range) -> float:
     return (above + below) / state.extent.count
 
 
-def coarse(state: HistogramState, span: float) -> tuple[NDArray[np.float64], Counts]:
-    """Whole bins joined into wider ones, about `BARS` of them on an axis of ``span`` activation units.
+def coarse(state: HistogramState, span: float, bars: int = BARS) -> tuple[NDArray[np.float64], Counts]:
+    """Whole bins joined into wider ones, about ``bars`` of them on an axis of ``span`` activation units.
 
     Returns:
         edges: (n + 1,) float64, in activation units, evenly spaced: from 0, or symmetric where values are negative.
         counts: (n,) int64, whose sum is that of ``state.counts``.
     """
     signed = state.extent.min < 0
-    joined = max(math.ceil(span / BARS / state.width), 1)
+    joined = max(math.ceil(span / bars / state.width), 1)
     joined += joined % 2 if signed else 0  # 0 is at the centre of a bar, as it is of the middle bin
     step = min(joined, 2 * (HALF + 1))  # that puts all of them in the bar at 0
     kept = state.cropped()

@@ -16,13 +16,14 @@ from mxq.workflow.measuring import evaluate, input_of
 from mxq.workflow.opening import Given, Measured, open_data, preparation_of, report_in
 from mxq.workflow.racing import bench_files, best_runtime
 from mxq.workflow.recalibrating import recalibrate_batchnorm
-from mxq.workflow.reporting import report
+from mxq.workflow.reporting import PAGE_EXAMPLES, check_rereadable, report
 from mxq.workflow.requesting import CodesRequest, FileForm, FileRequest
 from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep_bits, tune
 from mxq.workflow.timing import bench
 
 __all__ = [
     "CodesRequest",
+    "PAGE_EXAMPLES",
     "FileForm",
     "FileRequest",
     "Given",
@@ -32,6 +33,7 @@ __all__ = [
     "bench_files",
     "best_runtime",
     "calibrate",
+    "check_rereadable",
     "choose_bits",
     "compare",
     "draw",

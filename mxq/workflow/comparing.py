@@ -233,6 +233,18 @@ class Examples:
         once = isinstance(self.data, Iterator) and not hasattr(self.data, "reset")  # MXNet's DataIter can be
         return replace(self, data=list(self.data)) if once else self
 
+    def first(self, most: int) -> Examples:
+        """At most so many: of a `Source` spread evenly, else the first batches that have them."""
+        if isinstance(self.data, Source):
+            return self if self.data.examples <= most else replace(self, data=self.data.take(most))
+        batches, count = list[Any](), 0
+        for feed, labels in labelled(self.data, self.inputs, self.labels, self.batch_size):
+            batches.append(dict(feed) if labels is None else {**feed, "label": labels})
+            count += len(next(iter(feed.values())))
+            if count >= most:
+                break
+        return replace(self, data=batches, labels=None)
+
     def verify(
         self, runner: Runner, first: Model, second: Model, step: Callable[[int], None], *, layers: bool = False
     ) -> Verification:

@@ -151,3 +151,12 @@ def write(
         return runtime.write_pair(simulated(network), prefix)
     made = converted(network, target, runtime.MxnetRunner(), runtime.versions())
     return pair.write(made.model, made.report, prefix)
+
+
+def made(found: Trained, target: str = "native") -> runtime.Net:
+    """The network that was trained with quantization: INT8 where MXNet's kernels hold it, else its simulation."""
+    network = trained(found.block)
+    if not network.config.is_held:
+        return simulated(network)
+    result = converted(network, target, runtime.MxnetRunner(), runtime.versions())
+    return runtime.reported_block(result.model, result.report)

@@ -1,6 +1,6 @@
 "use strict";
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const known = read("known"), drawing = document.getElementById("drawing"), svg = drawing.querySelector("svg");
+const known = read("known"), measured = read("measured"), drawing = document.getElementById("drawing"), svg = drawing.querySelector("svg");
 const whole = svg.viewBox.baseVal, full = [whole.x, whole.y, whole.width, whole.height];
 let view = [...full];
 
@@ -64,12 +64,46 @@ for (const box of boxes) {
   if (known[box.dataset.id]) { box.setAttribute("tabindex", "0"); box.setAttribute("role", "button"); box.setAttribute("aria-label", box.querySelector("text").textContent + ", " + box.dataset.name); }
 }
 function made(tag, text) { const element = document.createElement(tag); element.textContent = text; return element; }
+const SVG = "http://www.w3.org/2000/svg", COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+function drawn(tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+const short = (value) => String(Number(value.toPrecision(3))).replace("-", "\u2212");
+// Bars on a log scale: one value is a visible bar.
+function bars(found, title, kind) {
+  const width = 280, height = 96, most = Math.log(2 * Math.max(...found.counts) + 1), step = width / found.counts.length;
+  const picture = drawn("svg", { class: "bars", viewBox: `0 0 ${width} ${height + 14}`, role: "img", "aria-label": title });
+  let path = "";
+  found.counts.forEach((count, i) => { if (count) { const tall = height * Math.log(2 * count + 1) / most; path += `M${(i * step).toFixed(1)} ${height}v${(-tall).toFixed(1)}h${(0.9 * step).toFixed(2)}V${height}z`; } });
+  picture.append(drawn("path", { d: path, class: kind }));
+  const place = (value) => (value - found.low) / (found.high - found.low) * width;
+  found.limits.forEach((limit, i) => {
+    const used = limit.name === "used";
+    for (const end of new Set([limit.low, limit.high])) if (end !== 0 && place(end) <= width + 1)
+      picture.append(drawn("line", { x1: place(end).toFixed(1), x2: place(end).toFixed(1), y1: 0, y2: height, stroke: used ? "#c62828" : COLOURS[i % 6], "stroke-dasharray": used ? "none" : "3 2" }));
+  });
+  picture.append(drawn("text", { x: 0, y: height + 12 }, short(found.low)), drawn("text", { x: width, y: height + 12, "text-anchor": "end" }, short(found.high)));
+  const list = document.createElement("ul");
+  list.className = "limits";
+  found.limits.forEach((limit, i) => {
+    const line = made("li", `${limit.name}: ${limit.low ? short(limit.low) + " .. " : ""}${short(limit.high)}`), mark = document.createElement("i");
+    mark.style.background = limit.name === "used" ? "#c62828" : COLOURS[i % 6];
+    line.prepend(mark);
+    list.append(line);
+  });
+  return [made("dt", title), (() => { const cell = document.createElement("dd"); cell.append(picture, list); return cell; })()];
+}
 function choose(box) {
-  const rows = known[box.dataset.id];
-  if (!rows) return;
+  const found = known[box.dataset.id];
+  if (!found) return;
   for (const other of boxes) other.classList.toggle("chosen", other === box);
   const list = document.createElement("dl");
-  for (const [name, value] of rows) list.append(made("dt", name), made("dd", value));
+  for (const [name, value] of found.rows) list.append(made("dt", name), made("dd", value));
+  if (found.tensor) list.append(...bars(measured.tensors[found.tensor], `values of ${found.tensor} in float, counts on a log scale`, "values"));
+  if (found.weights) list.append(...bars(measured.weights[found.weights], "codes of its weights, counts on a log scale", "weights"));
   document.getElementById("details").replaceChildren(made("h3", box.dataset.name), list);
 }
 function centre(box) {
@@ -114,5 +148,8 @@ table.tBodies[0].addEventListener("click", (event) => {
 });
 
 // ---- the data ----
-document.getElementById("download").href = URL.createObjectURL(new Blob([document.getElementById("measured").textContent], { type: "application/json" }));
+const file = (text, type) => URL.createObjectURL(new Blob([text], { type }));
+document.getElementById("download").href = file(document.getElementById("measured").textContent, "application/json");
+for (const link of document.querySelectorAll("a.part")) link.href = file(JSON.stringify(measured[link.dataset.part], null, 1), "application/json");
+document.getElementById("picture").href = file(svg.outerHTML, "image/svg+xml");
 fitted();
