@@ -60,6 +60,12 @@ EXAMPLES = [
     "pandas>=2.2.3,<3; python_version >= '3.12'",
 ]
 
+DOCS = [  # the site; it asks for no numpy
+    "mkdocs-jupyter>=0.25,<1",
+    "mkdocs-material>=9.5,<10",
+    "mkdocstrings[python]>=0.26,<2",
+]
+
 TEST = [
     *LEARN,
     *REPORT,
@@ -103,6 +109,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "distributed": DISTRIBUTED,
+        "docs": DOCS,
         "examples": EXAMPLES,
         "onnx": ONNX,
         "plot": PLOT,

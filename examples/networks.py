@@ -6,6 +6,7 @@ By default that is a small network under `models/`; `--model` takes any of gluon
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,14 @@ class Network:
     def int8_prefix(self, output: Path) -> Path:
         """Where the INT8 pair goes: beside the float one, with "-int8" after its name."""
         return output / f"{self.name}-int8"
+
+
+def made(prefix: Path) -> Path:
+    """The prefix of a pair that quantize.py wrote; the script ends in one line where it is not there."""
+    missing = prefix.with_name(f"{prefix.name}-symbol.json")
+    if not missing.is_file():
+        sys.exit(f"{missing} is missing: run quantize.py first")
+    return prefix
 
 
 def add_arguments(parser: argparse.ArgumentParser, model: str, data: str) -> None:

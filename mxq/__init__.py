@@ -84,7 +84,10 @@ if TYPE_CHECKING:
 install_log_handler()
 prepare()
 registration.prepare()
-show_by(lambda found: str(importlib.import_module("mxq.reporting.plain").plain(found)))
+show_by(
+    lambda found: str(importlib.import_module("mxq.reporting.plain").plain(found)),
+    lambda found: str(importlib.import_module("mxq.reporting.plain").html(found)),
+)
 
 __all__ = [
     "CalibrationError",

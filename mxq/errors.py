@@ -97,9 +97,16 @@ FEW = 6
 """Values that are seen at a glance: there is no hint at one of so few."""
 
 
+def close_to(value: str, known: Iterable[str], most: int = 3, cutoff: float = 0.4) -> list[str]:
+    """Names of ``known`` that were probably meant: those that begin with ``value``, then those that are like it."""
+    names = list(dict.fromkeys(known))
+    begin = sorted((name for name in names if value and name.startswith(value)), key=len)[:most]
+    return list(dict.fromkeys([*begin, *get_close_matches(value, names, n=most, cutoff=cutoff)]))[:most]
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """A hint at what was probably meant, to end a message with; empty where nothing of ``allowed`` is like it."""
-    like = get_close_matches(value, list(allowed), n=1)
+    like = close_to(value, allowed, 1, 0.6)
     return f"; did you mean {like[0]!r}?" if like else ""
 
 

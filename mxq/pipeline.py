@@ -134,13 +134,15 @@ class Quantized:
 class Calibrated:
     """Ranges of all planned tensors, and the ``statistics`` of the data they come from, where there is data.
 
-    ``given`` are scales and zero points that do not follow from ranges, see `QuantizedNetwork`.
+    ``given`` are scales and zero points that do not follow from ranges, see `QuantizedNetwork`. ``shapes`` are those of
+    one example of each input, where the data was read.
     """
 
     thresholds: Thresholds
     statistics: Statistics = field(default_factory=Statistics)
     warnings: tuple[str, ...] = ()
     given: Mapping[str, QParams] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def prepare(
@@ -323,7 +325,7 @@ def calibrate(
     batches = calib_data if isinstance(calib_data, Feeds) else feeds(calib_data, order, config.budget)
     statistics = collect(runner, prepared.fused, batches, asked, progress=progress, checkpoint=checkpoint)
     found = ranges(prepared, statistics)
-    return replace(found, warnings=(*batches.warnings, *found.warnings))
+    return replace(found, warnings=(*batches.warnings, *found.warnings), shapes=dict(batches.shapes))
 
 
 def ranges(prepared: Prepared, statistics: Statistics) -> Calibrated:
@@ -454,6 +456,7 @@ def _report(
             "float": len(decided.decisions) - int8,
             "calibration_examples": calibrated.statistics.examples,
             "calibration_batches": calibrated.statistics.batches,
+            **({"input_shapes": {name: list(s) for name, s in calibrated.shapes.items()}} if calibrated.shapes else {}),
             "warnings": [*prepared.warnings, *calibrated.warnings, *warnings],
             **simulation(prepared),
         },

@@ -24,14 +24,19 @@ class Shown:
     def __str__(self) -> str:
         return _shown_by(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return _html_by(self)
+
 
 _shown_by: Callable[[object], str] = repr
+_html_by: Callable[[object], str] = repr
 
 
-def show_by(function: Callable[[object], str]) -> None:
-    """Lets ``function`` make the ``str`` of all that is `Shown`."""
-    global _shown_by  # noqa: PLW0603  (one for the process)
-    _shown_by = function
+def show_by(function: Callable[[object], str], html: Callable[[object], str]) -> None:
+    """Lets ``function`` make the ``str`` of all that is `Shown`, and ``html`` what notebooks show of it."""
+    global _shown_by, _html_by
+    _shown_by, _html_by = function, html
 
 
 def printable(text: str, layout: str = _LAYOUT) -> str:

@@ -415,6 +415,12 @@ class TestBench:
         assert all(t["median_ms"] > 0 for t in found["timings"])
         assert found["threads"] == os.environ["OMP_NUM_THREADS"]
 
+    def test_the_shape_is_in_the_record(self, nets: Path, int8: Path) -> None:
+        """What calibration saw; without a record, nothing says it."""
+        rounds = ("--repeats", "1", "--warmup", "0")
+        assert data_of("bench", nets / "tiny", int8, *rounds)["shapes"] == {"data": [1, 3, SIDE, SIDE]}
+        assert "give --shape data=" in run("bench", nets / "tiny", *rounds, code=2).stderr
+
     def test_a_table(self, nets: Path) -> None:
         text = run("bench", nets / "tiny", "--shape", f"data=3,{SIDE},{SIDE}", "--repeats", "2", "--warmup", "0").stdout
         for word in ("fp32 fused", "vs fp32", f"data 1x3x{SIDE}x{SIDE}", "threads"):
@@ -506,6 +512,44 @@ class TestCommand:
     @pytest.mark.parametrize("name", ORDER)
     def test_each_command_has_help(self, name: str) -> None:
         assert "--json" in run(name, "--help").stdout
+
+    @pytest.mark.parametrize("name", ["quantize", "tune", "draw"])
+    def test_help_ends_with_the_exit_codes(self, name: str) -> None:
+        assert "Exit codes: 0 all is well; 1 a check failed; 2 wrong usage" in " ".join(
+            run(name, "--help").stdout.split()
+        )
+
+    def test_completion_is_offered(self) -> None:
+        assert "--install-completion" in run("--help").stdout
+        done = subprocess.run(
+            [sys.executable, "-m", "mxq"],
+            env={**os.environ, "_MXQ_COMPLETE": "complete_bash", "COMP_WORDS": "mxq quan", "COMP_CWORD": "1"},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.stdout.split() == ["quantize"]
+
+    def test_ctrl_c_says_that_nothing_was_kept(self, nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("mxq.workflow.draw", interrupted)
+        found = CliRunner().invoke(app, ["draw", str(nets / "tiny"), "--out", "a.svg"])
+        assert "mxq: interrupted; nothing was kept" in found.stderr
+        assert found.exit_code == 130
+
+    def test_where_there_is_no_terminal_lines_are_whole(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from mxq.cli.console import PIPED, show
+        from mxq.reporting.tables import facts
+
+        monkeypatch.delenv("COLUMNS")
+        show(facts([("name", "x" * 150)]))
+        assert "x" * 150 in capsys.readouterr().out
+        monkeypatch.setenv("COLUMNS", "60")
+        show(facts([("name", "x" * 150)]))
+        assert capsys.readouterr().out.count("x") == 150
+        assert PIPED > 150
 
     def test_version(self) -> None:
         from mxq.version import __version__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -120,6 +121,69 @@ def test_headings_and_links_are_read_as_github_reads_them(tmp_path: Path) -> Non
     )
     assert anchors(page) == {"one", "two", "two-1"}
     assert broken(page) == ["gone.md", "#no-heading", "gone.png", "b.md"]
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A folder with a network, and names that pages take for granted."""
+    import mxnet as mx
+    import numpy as np
+    from PIL import Image
+
+    import mxq
+
+    monkeypatch.chdir(tmp_path)
+    images, labels = small_training.data(32)
+    net = small_training.net()
+    net.hybridize()
+    net(mx.nd.array(images))
+    net.export("net")
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    return {"net": net, "images": images, "labels": labels, "mx": mx, "mxq": mxq}
+
+
+@pytest.mark.parametrize("name", ["index.md", "goals.md"])
+def test_the_first_pages_run(name: str, newcomer: dict[str, object]) -> None:
+    """Each block of Python, in order, of ten lines at most, on a small network and pictures of its size."""
+    pytest.importorskip("igraph")
+    page = ROOT / "docs" / name
+    found = [*blocks(page, "python")]
+    assert found
+    for line, text in found:
+        assert len(text.splitlines()) <= 10, f"{name}:{line}"
+        small = text.replace('"short_side": 256, "crop": 224', '"short_side": 10, "crop": 8')
+        small = small.replace('(net, "images/")', '(net, "images/", preprocess={"resize": 8, "scale": 1 / 255})')
+        exec(compile("\n" * (line - 1) + small, str(page), "exec"), newcomer)
+    assert Path("net-int8-symbol.json").is_file()
+
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path: Path) -> None:
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(path, as_version=4)
+    kept = {"metadata": {"path": str(path.parent)}}
+    client.NotebookClient(notebook, timeout=600, resources=kept).execute()
+
+
+def test_notebooks_show_what_they_give() -> None:
+    """Executed as they lie here: every cell in order, reports as tables, no error, no path of the machine."""
+    assert [path.stem for path in NOTEBOOKS] == ["classifier", "detector"]
+    for path in NOTEBOOKS:
+        text = path.read_text(encoding="utf-8")
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+        kinds = [kind for cell in cells for out in cell["outputs"] for kind in out.get("data", {})]
+        assert "text/html" in kinds
+        assert not [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"]
+        assert not re.search(r"/(root|home|tmp|work)/", text)
 
 
 def test_an_onnx_file_comes_out_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

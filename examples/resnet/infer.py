@@ -48,6 +48,8 @@ def read(path: Path, args: argparse.Namespace) -> np.ndarray:
 def main() -> None:
     """Load the pair as any MXNet model, and classify."""
     args = arguments()
+    if not Path(f"{args.prefix}-symbol.json").is_file():
+        sys.exit(f"{args.prefix}-symbol.json is missing: run quantize.py first")
     warnings.filterwarnings("ignore", "Cannot decide type")  # the graph fixes its input's type only when it runs
     net = mx.gluon.SymbolBlock.imports(f"{args.prefix}-symbol.json", ["data"], f"{args.prefix}-0000.params")
     net.hybridize(static_alloc=True, static_shape=True)

@@ -18,6 +18,7 @@ import mxq  # isort: skip  (before mxnet, which the modules below import)
 
 mxq.use_physical_cores()
 
+import networks  # noqa: E402
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
 from detect import detections  # noqa: E402
@@ -41,7 +42,7 @@ def main() -> None:
     """Detect with both networks and draw."""
     args = arguments()
     network = tasks.load(args)
-    quantized = mxq.load(args.int8_prefix or network.int8_prefix(args.output))
+    quantized = mxq.load(networks.made(args.int8_prefix or network.int8_prefix(args.output)))
     if args.images:
         pictures = [Image.open(path).convert("RGB").resize((network.size, network.size)) for path in args.images]
         images = np.stack([np.asarray(picture) for picture in pictures])

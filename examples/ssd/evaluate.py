@@ -19,6 +19,7 @@ import mxq  # isort: skip  (before mxnet, which the modules below import)
 
 mxq.use_physical_cores()
 
+import networks  # noqa: E402
 import numpy as np  # noqa: E402
 import task as tasks  # noqa: E402
 import voc  # noqa: E402
@@ -38,7 +39,7 @@ def main() -> None:
     """Evaluate both networks on the same images."""
     args = arguments()
     network = tasks.load(args)
-    prefix = args.int8_prefix or network.int8_prefix(args.output)
+    prefix = networks.made(args.int8_prefix or network.int8_prefix(args.output))
     images, boxes, difficult = tasks.labelled_images(network, args, args.test_images)
     objects = sum(map(len, boxes))
     print(f"{network.name}: {len(images)} images, {objects} objects")

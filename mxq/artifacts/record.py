@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mxq.errors import ConfigError, FormatError
-from mxq.formats.documents import converted, parse_json, read_json
+from mxq.errors import ConfigError, FormatError, close_to
+from mxq.formats.documents import Count, converted, parse_json, read_json
 from mxq.graph.annotation_text import MADE, REMADE
 from mxq.graph.ir import Ref
 from mxq.quant.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
@@ -32,6 +31,7 @@ __all__ = [
     "path_of",
     "read",
     "recorded",
+    "shapes_of",
     "tensor_of",
     "to_json",
     "write",
@@ -95,7 +95,7 @@ def find(report: Report, name: str) -> Decision:
     known = decisions_by_name(report)
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = close_to(name, known)
     hint = f"close ones: {', '.join(close)}" if close else f"there are {len(_by_node(report))}"
     raise ConfigError(f"no operator is named {name!r}; {hint}")
 
@@ -229,6 +229,12 @@ def read(prefix: str | os.PathLike[str]) -> Report:
         FormatError: there is none, or it is not a report.
     """
     return from_json(_load(path_of(prefix)))
+
+
+def shapes_of(report: Report) -> dict[str, tuple[int, ...]]:
+    """The shape of one example of each input, as calibration saw them; empty where the report does not say."""
+    said = report.summary.get("input_shapes", {})
+    return converted(said, dict[str, tuple[Count, ...]], "the input_shapes of an mxq report")
 
 
 def check(prefix: str | os.PathLike[str]) -> tuple[Mismatch, ...]:

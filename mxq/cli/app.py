@@ -32,7 +32,13 @@ ORDER = (
     "quantize", "tune", "train", "calibrate", "merge-stats", "plot", "draw", "report", "inspect", "explain", "verify",
     "compare", "evaluate", "sensitivity", "sweep-bits", "choose-bits", "bench", "doctor", "export", "pack", "unpack",
 )  # fmt: skip
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 a check failed; 2 wrong usage or an error, named in one line; 130 Ctrl-C; "
+    "143 SIGTERM."
+)
 _DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+_KEPT = ("workdir", "stats")
+"""Parameters that name where a command keeps what it has; what is there, the rooms below say."""
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 
@@ -87,12 +93,10 @@ def _usage() -> Iterator[None]:
 
 app = typer.Typer(
     cls=_Group,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="INT8 quantization of MXNet networks: quantize, look into the result, verify it, time it.",
-    epilog="Exit codes: 0 all is well; 1 a check failed; 2 wrong usage or an error, named in one line; 130 Ctrl-C; "
-    "143 SIGTERM.",
+    epilog=EXIT_CODES,
 )
 
 
@@ -128,6 +132,10 @@ def command(function: _Function) -> _Function:
         try:
             function(**given, **made)
             sys.stdout.flush()
+        except KeyboardInterrupt:
+            if not any(given.get(kept) for kept in _KEPT):
+                say("mxq: interrupted; nothing was kept")
+            raise
         except (MxqError, OSError, MemoryError) as error:
             if _DEBUG.get() or getattr(error, "errno", None) == errno.EPIPE:
                 raise
@@ -139,7 +147,7 @@ def command(function: _Function) -> _Function:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     literal = (inspect.getdoc(function) or "").replace("[", r"\[")  # else rich takes "[onnx]" for markup
-    app.command(cls=_Command, help=literal)(run)
+    app.command(cls=_Command, help=literal, epilog=EXIT_CODES)(run)
     return function
 
 

@@ -103,7 +103,7 @@ def bench(
 
     pair = None if int8_prefix is None else workflow.pair_of(prefix, int8_prefix, epoch=epoch)
     model = runtime.load_model(prefix, epoch) if pair is None else pair.float
-    shapes = shapes_of(model, shape, prefix)
+    shapes = shapes_of(model, shape, prefix, int8_prefix)
     int8 = None if pair is None else pair.int8
     found = workflow.bench(model, int8, shapes, batch, repeats=repeats, warmup=warmup, progress=progress)
     fed = {name: (batch, *shapes[name]) for name in model.inputs}

@@ -76,7 +76,7 @@ def _job(
 
     timed = prefix if int8_prefix is None else int8_prefix
     model = runtime.load_model(timed, None if int8_prefix is not None else epoch)
-    shapes = shapes_of(model, shape, prefix)
+    shapes = shapes_of(model, shape, prefix, int8_prefix)
     runtime.serve(model, random_feeds(model, shapes, batches[0]))()
     return Job(timed, shapes, batches, seconds, warmup, None if int8_prefix is not None else epoch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from mxq.text import Shown
 
 
+PIPED = 200
+"""Width where what is shown goes to no terminal: lines there are for programs, which want them whole."""
+
+
 def show(*parts: RenderableType) -> None:
     """Tables and texts, with an empty line between; brackets in a text are no markup."""
     from rich.console import Console
 
     from mxq.reporting import plain
 
-    plain.show(Console(highlight=False, markup=False, emoji=False), *parts)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    plain.show(console, *parts)
 
 
 def show_result(found: Shown) -> None:

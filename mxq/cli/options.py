@@ -532,8 +532,17 @@ def shapes_given(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[str, tuple[int, ...]]:
-    """Input name -> shape of one example, from ``--shape``, or from preprocess.json for a single input of pictures."""
+def shapes_of(
+    model: Model, given: Sequence[str] | None, prefix: Path, made: Path | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Input name -> shape of one example: by ``--shape``, else as a record says, or preprocess.json for one input.
+
+    Args:
+        model: whose inputs are meant.
+        given: values of ``--shape``.
+        prefix: of the float network, or of one that was made.
+        made: of what was made of it.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for text in given or ():
         name, _, sides = text.rpartition("=")
@@ -543,6 +552,11 @@ def shapes_of(model: Model, given: Sequence[str] | None, prefix: Path) -> dict[s
                 f"--shape is {text!r}; allowed: [INPUT=]3,224,224 with an input of {', '.join(model.inputs)}"
             )
         shapes[name] = tuple(int(side) for side in re.split(r"[x,]", sides))
+    for recorded in [] if given else [p for p in (made, prefix) if p is not None]:
+        from mxq.artifacts import record
+
+        known = record.shapes_of(record.read(recorded)) if record.recorded(recorded) else {}
+        shapes = shapes or {name: shape for name, shape in known.items() if name in model.inputs}
     if not shapes and len(model.inputs) == 1:
         from mxq.data.preparation import beside
 

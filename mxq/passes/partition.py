@@ -8,14 +8,13 @@ The walk is that of ``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
 from mxq.backends import BackendSpec, OpSpec, layer_of, summand_place
 from mxq.config import OP, QuantConfig, Selector, by_op, selector_name, selects
-from mxq.errors import ConfigError
+from mxq.errors import ConfigError, close_to
 from mxq.graph.annotation import RouteKind
 from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.graph.operator_names import OWN_NAME
@@ -219,7 +218,7 @@ def _ops(node: Node) -> set[str]:
 def _no_match(field: str, selector: Selector, candidates: Iterable[str]) -> str:
     """Says that a pattern matches nothing; names close candidates."""
     known = list(dict.fromkeys(candidates))
-    close = difflib.get_close_matches(selector_name(selector).strip("*"), known, n=3, cutoff=0.4) or known[:3]
+    close = close_to(selector_name(selector).strip("*"), known) or known[:3]
     kind = "op types" if by_op(selector) else "names"
     return f"{field}: {selector_name(selector)!r} matches none of {len(known)} {kind}; close ones: {', '.join(close)}"
 

@@ -175,7 +175,7 @@ def _sensitivity(found: Sensitive) -> Chart:
     axes.set_xlabel(f"{found.measure}{' (dB)' if found.measure == 'sqnr' else ''}", color=_FAINT)
     _frame(axes)
     axes.tick_params(axis="y", labelsize=7)
-    _legend(axes)
+    _legend(axes, "lower right")
     title = "Sensitivity, the worst layers first"
     return Chart("chart-sensitivity", title, _svg(figure, "sens", title), "sensitivity")
 
@@ -198,7 +198,7 @@ def _trials(found: Search) -> Iterator[Chart]:
     axes.set_xlabel("time, in shares of float32's (modelled)", color=_FAINT)
     axes.set_ylabel("score", color=_FAINT)
     _frame(axes)
-    _legend(axes)
+    _legend(axes, "lower right")
     title = "Trials of the search: accuracy against time"
     yield Chart("chart-trials", title, _svg(figure, "trials", title), "tuning")
 
@@ -237,8 +237,9 @@ def _frame(axes: Axes) -> None:
         spine.set_color(_FAINT)
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+def _legend(axes: Axes, place: str = "upper left") -> None:
+    """At a stated place: the search for the best one takes long, and says so, where a machine is busy."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc=place)
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
@@ -24,6 +24,7 @@ from mxq.verification import Comparison, FileVerification, Verification
 
 WIDTH: Final = 100
 """Of plain text, in characters."""
+_PRE: Final = '<pre style="line-height:1.25;overflow-x:auto;font-family:Menlo,DejaVu Sans Mono,monospace">{code}</pre>'
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,30 @@ def show(console: Console, *shown: RenderableType) -> None:
 
 def plain(found: object) -> str:
     """The tables of a result in lines of at most `WIDTH` characters, without colours or spaces at their ends."""
-    console = Console(
+    console = _console(color_system=None)
+    with console.capture() as captured:
+        show(console, *parts(found))
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def html(found: object) -> str:
+    """The tables of a result as one element for a notebook, in colours."""
+    console = _console(record=True, color_system="truecolor")
+    show(console, *parts(found))
+    return console.export_html(code_format=_PRE, inline_styles=True)
+
+
+def _console(**more: Any) -> Console:
+    return Console(
         file=io.StringIO(),
         width=WIDTH,
-        color_system=None,
         force_terminal=False,
         force_jupyter=False,
         highlight=False,
         markup=False,
         emoji=False,
+        **more,
     )
-    with console.capture() as captured:
-        show(console, *parts(found))
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 @singledispatch

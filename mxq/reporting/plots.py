@@ -11,7 +11,6 @@ matplotlib is an optional dependency (``mxq[plot]``), used through its objects: 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import math
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from mxq import observers
 from mxq.calibration.statistics import Statistics
-from mxq.errors import CalibrationError, ConfigError, DataError
+from mxq.errors import CalibrationError, ConfigError, DataError, close_to
 from mxq.observers.auto import specs as specs_of_auto
 from mxq.observers.histogram import HALF, Counts, HistogramState
 from mxq.quant import ANY8, QuantSpec
@@ -164,7 +163,7 @@ def _check_tensor(tensor: str, statistics: Statistics) -> None:
     if tensor in names:
         return
     fused = [name for name in names if name.startswith(f"{tensor}_")]  # conv3, which ends as conv3_relu6
-    close = fused[:3] or difflib.get_close_matches(tensor, names, n=3, cutoff=0.4) or [*names][:3]
+    close = fused[:3] or close_to(tensor, names) or [*names][:3]
     raise ConfigError(f"no tensor {tensor!r} among {len(names)}; close ones: {', '.join(close)}")
 
 

@@ -107,7 +107,7 @@ def _loss(axes: Axes, lines: Lines, baseline: Lines) -> None:
     axes.set_title("Training loss (pale: each step; bold: moving average)", loc="left", color=_INK)
     axes.set_xlabel("step", color=_FAINT)
     if baseline:
-        axes.legend(frameon=False, labelcolor=_INK)
+        axes.legend(frameon=False, labelcolor=_INK, loc="upper right")
 
 
 def _numbers(axes: Axes, lines: Lines, baseline: Lines) -> None:
@@ -128,7 +128,7 @@ def _numbers(axes: Axes, lines: Lines, baseline: Lines) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(name, loc="left", color=_INK, parse_math=False)
     axes.set_xlabel("epoch (0: before training)", color=_FAINT)
-    axes.legend(frameon=False, labelcolor=_INK)
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
 
 
 def _ranges(axes: Axes, lines: Lines) -> None:
@@ -189,7 +189,7 @@ def _noise(axes: Axes, lines: Lines) -> None:
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title("Tensors with the most quantization noise", loc="left", color=_INK)
     axes.set_xlabel("SQNR (dB); further right: less noise", color=_FAINT)
-    axes.legend(frameon=False, labelcolor=_INK)
+    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
 
 
 def _short(names: Iterable[str]) -> dict[str, str]:

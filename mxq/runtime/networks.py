@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from mxq.errors import ConfigError, FormatError, QuantizeError
+from mxq.errors import ConfigError, FormatError, QuantizeError, close_to
 from mxq.formats.onnx_file import is_onnx
 from mxq.formats.params import read_params
 from mxq.graph.ir import Array, Model
@@ -166,7 +165,7 @@ def _beside(path: Path) -> str:
     """Says what could have been meant by the missing ``path``: up to three networks in its folder."""
     with suppress(OSError, ValueError):
         names = sorted(p.name.removesuffix("-symbol.json") for p in path.parent.glob("*-symbol.json"))
-        close = difflib.get_close_matches(path.name.removesuffix("-symbol.json"), names, n=3, cutoff=0) or names[:3]
+        close = close_to(path.name.removesuffix("-symbol.json"), names, cutoff=0) or names[:3]
         return f"; networks there: {', '.join(close)}" if close else ""
     return ""
 

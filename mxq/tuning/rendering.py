@@ -79,13 +79,25 @@ def _decibels(noise: float | None) -> float | None:
 
 def tuned(found: Tuned) -> RenderableType:
     """A line for each trial, then what came of it."""
-    table = ruled("", ("calibrator", "method", ">in float", ">score", ">drop", ">vs float", ">s", ""))
+    table = ruled(
+        "",
+        (
+            "calibrator",
+            "method",
+            ">in float",
+            ">score",
+            ">drop, points" if found.share else ">drop",
+            ">vs float",
+            ">s",
+            "",
+        ),
+    )
     table.columns[0].no_wrap = True  # names of calibrators
     for trial in found.trials:
         table.add_row(*_cells(found, trial))
     rows = [
         ("scored by", found.by),
-        ("float", f"{found.bar.reference:.4f}, allowed drop {found.bar.max_drop:g}"),
+        ("float", f"{found.said(found.bar.reference)}, allowed drop {found.allowed}"),
         ("stopped", found.stopped),
         ("result", found.verdict),
         ("in float", ", ".join(found.best.settings.floats) or "no layer"),
@@ -131,8 +143,11 @@ def _cells(found: Tuned, trial: Trial) -> tuple[Text, ...]:
         Text(s.calib_mode),
         Text(s.how),
         Text(str(len(s.floats) or "-")),
-        Text("-" if trial.score is None else f"{trial.score:.4f}"),
-        Text("-" if drop is None else f"{drop:.4f}", "green" if found.bar.met(trial) else "red"),
+        Text("-" if trial.score is None else found.said(trial.score)),
+        Text(
+            "-" if drop is None else found.said_drop(drop).removesuffix(" points"),
+            "green" if found.bar.met(trial) else "red",
+        ),
         Text("-" if speedup is None else f"{speedup:.2f}x"),
         Text(f"{trial.seconds:.1f}"),
         Text(trial.reason, "red") if trial.reason else praise,

@@ -33,6 +33,11 @@ class Judge(Protocol):
         """How it judges, in words."""
         ...
 
+    @property
+    def share(self) -> bool:
+        """Whether the score is a share of the examples, 0..1."""
+        ...
+
     def measure(self, model: Model) -> Mapping[str, float]:
         """Numbers by name, of which more is better but for "kl"; the first is the score."""
         ...
@@ -59,6 +64,10 @@ class Labelled:
     @property
     def by(self) -> str:
         return f"{'accuracy' if self.metric is None else name_of(self.metric)} on labelled data"
+
+    @property
+    def share(self) -> bool:
+        return self.metric is None
 
     @cached_property
     def _batches(self) -> Any:
@@ -90,6 +99,10 @@ class UserMetric:
     @property
     def by(self) -> str:
         return f"{name_of(self.function)}, as given"
+
+    @property
+    def share(self) -> bool:
+        return False
 
     def measure(self, model: Model) -> Mapping[str, float]:
         found = self.function(runtime.to_block(model))
@@ -129,6 +142,10 @@ class FloatAgreement:
     @property
     def by(self) -> str:
         return "agreement with the float network" if self._answers else "noise against the float network"
+
+    @property
+    def share(self) -> bool:
+        return self._answers
 
     def measure(self, model: Model) -> Mapping[str, float]:
         divergence = Divergence(self._reference.graph)

@@ -33,6 +33,7 @@ class Tuned(Shown):
         float_cost: the modelled time of the float network, in the unit of the trials' costs.
         seconds: that the search took, with earlier runs.
         prefix: of the files, where there was a workdir.
+        share: whether scores are shares of examples, which are shown in per cent.
     """
 
     model: Model
@@ -46,6 +47,15 @@ class Tuned(Shown):
     float_cost: float
     seconds: float
     prefix: Path | None = None
+    share: bool = False
+
+    def said(self, score: float) -> str:
+        """A score as it is shown."""
+        return f"{100 * score:.2f} %" if self.share else f"{score:.4f}"
+
+    def said_drop(self, drop: float) -> str:
+        """A difference of scores as it is shown: of shares in percentage points."""
+        return f"{100 * drop:.2f} points" if self.share else f"{drop:.4f}"
 
     @property
     def met(self) -> bool:
@@ -77,22 +87,29 @@ class Tuned(Shown):
         """One sentence: whether the bar is met, and by what."""
         drop, floats = self.bar.drop(self.best) or 0.0, len(self.best.settings.floats)
         how = f"{self.best.settings.calib_mode}, {self.best.settings.how}, {floats or 'no'} layers in float"
-        place = f"{self.score:.4f}, {abs(drop):.4f} {'above' if drop < 0 else 'below'} float's {self.bar.reference:.4f}"
+        side = "above" if drop < 0 else "below"
+        place = f"{self.said(self.score)}, {self.said_drop(abs(drop))} {side} float's {self.said(self.bar.reference)}"
         if self.met:
             return f"the bar is met: {place} ({how})"
-        return f"nothing met the bar, which allows {self.bar.max_drop:g}; the most accurate has {place} ({how})"
+        return f"nothing met the bar, which allows {self.allowed}; the most accurate has {place} ({how})"
+
+    @property
+    def allowed(self) -> str:
+        """The drop that is allowed, as it is shown."""
+        return f"{100 * self.bar.max_drop:g} points" if self.share else f"{self.bar.max_drop:g}"
 
     @property
     def report(self) -> str:
         """What was tried, why it stopped, and what was found, as text."""
-        lines = [f"scored by {self.by}; float {self.bar.reference:.4f}, allowed drop {self.bar.max_drop:g}"]
+        lines = [f"scored by {self.by}; float {self.said(self.bar.reference)}, allowed drop {self.allowed}"]
         for trial in self.trials:
             s = trial.settings
             what = ", ".join((f"{trial.stage}: {s.calib_mode}", s.how, *(f"float {name}" for name in s.floats)))
             drop, speedup = self.bar.drop(trial), self.speedup(trial)
             found = f"{trial.state}: {trial.reason}"
             if trial.state == DONE and drop is not None:
-                found = f"{trial.score:.4f}, drop {drop:.4f}, {speedup or 0:.2f}x float (modelled)"
+                score = self.said(trial.score or 0.0)
+                found = f"{score}, drop {self.said_drop(drop)}, {speedup or 0:.2f}x float (modelled)"
             lines.append(f"{'*' if trial is self.best else ' '} {what}: {found}, {trial.seconds:.1f} s")
         return "\n".join((*lines, f"stopped: {self.stopped}", f"result: {self.verdict}"))
 

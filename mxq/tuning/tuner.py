@@ -163,6 +163,7 @@ def search(task: Task) -> Tuned:
         float_cost=task.costs.cost(()),
         seconds=task.budget.elapsed,
         prefix=task.prefix,
+        share=task.judge.share,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mxq import runtime, verification
-from mxq.artifacts import record
 from mxq.data.examples import Source
 from mxq.data.feeding import BATCH, LAYER_BATCH
 from mxq.data.integers import feeding
@@ -24,10 +23,9 @@ from mxq.graph.ir import Array, Executable, Model, Ref, Runner, Watched
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
 from mxq.pipeline import fingerprint
-from mxq.quant.plan import Report
 from mxq.verification import A_B, FLOAT_A, FLOAT_B, TITLES, Comparison, Side, Verification
 from mxq.workflow.measuring import input_of
-from mxq.workflow.opening import Measured, open_labelled, preparation_of, report_in
+from mxq.workflow.opening import Measured, open_labelled, preparation_of, report_of
 
 Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """From what is done and how many examples there are (0: not known) to what is told how many are done."""
@@ -149,14 +147,14 @@ def pair_of(
             f"{'float' if float_second else 'quantized, too'}; {remedy}"
         )
     check_origin(found.float, float_net, int8_net, logger)
-    if float_second and not _same(float_net, int8_net) and recorded_of(int8_net) is None:
+    if float_second and not _same(float_net, int8_net) and report_of(int8_net) is None:
         logger.warning("%s, given as the int8 network, is float", second)
     return found
 
 
 def check_origin(model: Model, net: runtime.Net, int8_net: runtime.Net, logger: logging.Logger = LOG) -> None:
     """Warns where the record of the quantized network says that it was made from other parameters than ``model``'s."""
-    report = recorded_of(int8_net)
+    report = report_of(int8_net)
     made_from = None if report is None else report.source.get("params_sha256")
     if made_from is not None and made_from != fingerprint(model)["params_sha256"]:
         logger.warning(
@@ -166,16 +164,9 @@ def check_origin(model: Model, net: runtime.Net, int8_net: runtime.Net, logger: 
         )
 
 
-def recorded_of(net: runtime.Net) -> Report | None:
-    """The report of a network: of a prefix the one beside it, where there is one."""
-    if isinstance(net, str | Path):
-        return record.read(net) if record.recorded(net) else None
-    return report_in(net)
-
-
 def _side(net: runtime.Net) -> Side:
     name = str(net) if isinstance(net, str | Path) else type(net).__name__
-    return Side(name, runtime.load_model(net), recorded_of(net))
+    return Side(name, runtime.load_model(net), report_of(net))
 
 
 def called(net: runtime.Net) -> str:

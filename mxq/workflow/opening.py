@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from mxq import runtime
+from mxq.artifacts import record
 from mxq.calibration.statistics import Statistics
 from mxq.config import QuantConfig, Shape
 from mxq.data.examples import Source, open_source
@@ -220,4 +221,13 @@ def shapes_said(net: runtime.Net, model: Model) -> dict[str, Shape]:
     alone = isinstance(net, str | os.PathLike) and len(model.inputs) == 1
     shape = beside(Path(net)).settings.shape if alone else None
     said = {} if shape is None else {model.inputs[0]: shape}
-    return said | {name: shape for name, shape in noted.items() if shape}
+    own = report_of(net)
+    seen = {} if own is None else {k: v for k, v in record.shapes_of(own).items() if k in model.inputs}
+    return seen | said | {name: shape for name, shape in noted.items() if shape}
+
+
+def report_of(net: runtime.Net) -> Report | None:
+    """The report of a network: of a prefix the one beside it, where there is one."""
+    if isinstance(net, str | Path):
+        return record.read(net) if record.recorded(net) else None
+    return report_in(net)

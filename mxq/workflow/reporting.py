@@ -28,8 +28,8 @@ from mxq.reporting.distributions import Distribution, of_tensors, of_weights
 from mxq.reporting.page import Findings, page
 from mxq.storage.checksums import sizes_of
 from mxq.storage.writing import write_text
-from mxq.workflow.comparing import Examples, Pair, Progress, examples_of, pair_of, recorded_of, run, short_name, silent
-from mxq.workflow.opening import Measured, preparation_of
+from mxq.workflow.comparing import Examples, Pair, Progress, examples_of, pair_of, run, short_name, silent
+from mxq.workflow.opening import Measured, preparation_of, report_of
 from mxq.workflow.racing import bench_files
 from mxq.workflow.timing import bench
 
@@ -59,7 +59,7 @@ def report(
         float_net, int8_net: see `mxq.workflow.comparing.pair_of`.
         measured: the data that both run on, with labels where accuracy is asked for.
         path: the page, .html.
-        preparation: how pictures are read; where None, as is known of the float network.
+        preparation: how pictures are read; where None, as is known of the float network, or recorded of the other.
         batch_sizes: which batches are timed; none where empty.
         files: ONNX files of the network, which are timed beside it in each runtime that is installed.
         added: what else is shown, see `mxq.reporting.additions`.
@@ -75,13 +75,14 @@ def report(
     extra = Additions.of(added)
     pair = pair_of(float_net, int8_net, logger=logger)
     prepared = preparation or preparation_of(float_net)
+    prepared = prepared if prepared.origin else preparation_of(int8_net)
     examples = examples_of(measured, pair.float, prepared, LAYER_BATCH, logger)
     examples = examples.held() if most is None else examples.first(most)
     verified = run(pair, int8_net, examples, layers=True, progress=progress)
     feed = next(iter(examples.read()[0]))
     shapes = {name: np.asarray(value).shape[1:] for name, value in feed.items()}
     timed = {size: _timed(pair, float_net, int8_net, files, shapes, size, progress) for size in batch_sizes}
-    known = recorded_of(int8_net)
+    known = report_of(int8_net)
     found = Findings(
         pair.float,
         pair.int8,
