@@ -22,8 +22,8 @@ from mxq.workflow.searching import TrainingData, choose_bits, sensitivity, sweep
 from mxq.workflow.timing import bench
 
 __all__ = [
-    "CodesRequest",
     "PAGE_EXAMPLES",
+    "CodesRequest",
     "FileForm",
     "FileRequest",
     "Given",
