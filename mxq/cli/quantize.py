@@ -85,7 +85,7 @@ def quantize(
     ranges = None if thresholds is None else read_thresholds(thresholds)
     given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)
     done = workflow.quantize(prefix, given, config, epoch=epoch)
-    files = pair.write(done.model, done.report, out)
+    files: tuple[Path, ...] = pair.write(done.model, done.report, out)
     if report is not None:
         net, shown = net_of(prefix, epoch), workflow.Measured(data)
         workflow.report(net, out, shown, report, preparation, most=workflow.PAGE_EXAMPLES, progress=progress)
