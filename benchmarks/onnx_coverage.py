@@ -7,8 +7,8 @@ FILE gets one line a network; those that have one are not made again. Each netwo
 * "float": the largest difference of an output from MXNet's, relative to the largest value of that output. Of a network
   that chooses boxes it is that of what the choice is made of.
 * "boxes": those that MXNet finds, and how many of either list have no partner in the other: of the same class, with
-  numbers that differ by less than `CLOSE` of the largest one. A detection at the end of a list that is cut to a length
-  has none to have. Order says nothing: of two boxes with equal scores either may come first.
+  numbers that differ by less than `CLOSE` of the largest one. Those with the least score of a list, which is cut to a
+  length, are not counted. Order says nothing: of two boxes with equal scores either may come first.
 * "int8": the least SQNR of the outputs about their means, in dB; of detectors that of what the choice is made of.
 * "pair": the same of the INT8 pair in MXNet.
 
@@ -71,8 +71,10 @@ OPTIONS: Mapping[str, Mapping[str, int]] = {
     **{name: {"rpn_test_post_nms": 50} for name in ("faster_rcnn_resnet50_v1b_voc", "mask_rcnn_resnet18_v1b_coco")},
 }
 """gluoncv's, for these."""
-CHOICES = ("_contrib_box_nms", "_contrib_MultiBoxDetection", "topk", "argsort", "broadcast_equal", "_greater_scalar")
-"""Operators of detectors after which the slightest noise makes other numbers."""
+CHOICES = (
+    "_contrib_box_nms", "_contrib_MultiBoxDetection", "topk", "argsort", "broadcast_equal", "_greater_scalar", "exp",
+)  # fmt: skip
+"""Operators of detectors after which the slightest noise makes other numbers; exp is of sizes of boxes."""
 FACES = "ssd_face_slim320"
 TRAINED = {name: made for name, made in every_cpu.NETS.items() if name not in every_cpu.PIXELS}
 Feeds = Mapping[str, Array]
@@ -249,14 +251,15 @@ def _rows(parts: Sequence[Array], scales: Sequence[float]) -> Array:
 
 
 def _unmatched(wanted: Array, found: Array) -> tuple[int, int]:
-    """Boxes wanted, and those of either without a partner."""
-    free = np.ones(len(found), bool)
-    alone = 0
-    for row in wanted:
+    """Boxes wanted, and those of either without a partner, above the least score of both."""
+    free, alone = np.ones(len(found), bool), np.zeros(len(wanted), bool)
+    for i, row in enumerate(wanted):
         near = np.flatnonzero(free & (np.abs(found - row).max(axis=1, initial=0) < CLOSE))
-        alone += not len(near)
+        alone[i] = not len(near)
         free[near[:1]] = False
-    return len(wanted), alone + int(free.sum())
+    least = max((rows[-1, 1] for rows in (wanted, found) if len(rows)), default=0) + CLOSE
+    counts = [int((rows[left, 1] > least).sum()) for rows, left in ((wanted, alone), (found, free))]
+    return len(wanted), sum(counts)
 
 
 ENGINES = tuple(engine.name for engine in FILE_ENGINES)
@@ -269,17 +272,18 @@ def row(found: Results) -> tuple[str, ...]:
     if "error" in found:
         return (found["name"], found["error"], *["-"] * (len(COLUMNS) - 2))
     forms = [found.get(kind, "-") for kind in KINDS]
-    cells = [cell(form if isinstance(form, str) else form[engine]) for form in forms for engine in ENGINES]
-    return (found["name"], found.get("batches", "-"), *cells, cell(found.get("pair", "-")))
+    pairs = zip(KINDS, forms, strict=True)
+    cells = [cell(kind, form if isinstance(form, str) else form[engine]) for kind, form in pairs for engine in ENGINES]
+    return (found["name"], found.get("batches", "-"), *cells, cell("pair", found.get("pair", "-")))
 
 
-def cell(value: float | str | Sequence[int]) -> str:
+def cell(kind: str, value: float | str | Sequence[int]) -> str:
     """A figure, or that there is none."""
     if isinstance(value, str):
         return "refused" if len(value) > 1 else value
     if isinstance(value, Sequence):
         return f"{value[0]}, {value[1]} alone"
-    return f"{value:.1f}" if abs(value) > 0.5 else f"{value:.0e}"
+    return f"{value:.0e}" if kind == "float" else f"{value:.1f}"
 
 
 def faults(found: Results) -> list[str]:

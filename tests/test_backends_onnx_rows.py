@@ -358,6 +358,7 @@ CASES: dict[str, list[Case]] = {
     "_ones": [with_source("_ones", 'shape="(4, 1, 1)"')],
     "_full": [with_source("_full", 'shape="(4, 1, 1)" value="2.5"')],
     "_arange": [with_source("_arange", 'start="1" stop="4"', shape=(4, 3)),
+                with_source("_arange", 'start="3" stop="None" repeat="2"', shape=(4, 6)),
                 with_source("_arange", 'start="1" stop="4" step="0.5" repeat="2"', shape=(4, 12))],
     "_contrib_arange_like": one("_contrib_arange_like", 'axis="2"', 'axis="0" start="2" step="0.5"'),
     "_eye": [with_source("_eye", 'N="3" M="4" k="1"', shape=(3, 4))],

@@ -26,6 +26,14 @@ from mxq.runtime.mxnet import mx, to_symbol
 
 SMALL = 2**24
 """Values that any machine has room for."""
+COUNTS, PARTS, PRODUCTS = (
+    ("shape_array", "size_array"),
+    ("SliceChannel", "slice_axis"),
+    ("elemwise_mul", "broadcast_mul"),
+)
+"""Operators that count sides or values, that give some of these, and that multiply them."""
+FACTORS = 2
+"""Counts that may be multiplied."""
 
 
 class Sizes:
@@ -134,12 +142,33 @@ class Sizes:
         types = dict(zip(self._tensors, found, strict=True))
         for node in self._divisions:
             dtype = types[node.inputs[0]]
-            safe = traits_of(node).operand is Operand.SCALAR and abs(node.number("scalar", 1)) >= 1
+            safe = self._by_no_zero(node)
             if not safe and dtype is not None and np.issubdtype(dtype, np.integer):
                 raise RuntimeFailure(
                     f"{node.name!r} ({node.op}) divides {np.dtype(dtype)}, and a divisor of 0 would end the process; "
                     "allowed: floating point"
                 )
+
+    def _by_no_zero(self, node: Node) -> bool:
+        """Whether a division is by a number other than 0, or by what counts sides and values alone."""
+        if traits_of(node).operand is Operand.SCALAR:
+            return abs(node.number("scalar", 1)) >= 1
+        return len(node.inputs) > 1 and node.inputs[1].name in self._counts
+
+    @cached_property
+    def _counts(self) -> Mapping[str, int]:
+        """Operators that give sides of shapes, numbers of values or products of these -> of how many, at most.
+
+        A side has 31 bits: a product of two is no 0 in 64 bits, while one of many may be.
+        """
+        found = dict[str, int]()
+        for node in self._operators:
+            op = OWN_NAME.get(node.op, node.op)
+            factors = [found.get(ref.name, FACTORS + 1) for ref in node.inputs]
+            many = 1 if op in COUNTS else max(factors) if op in PARTS else sum(factors)
+            if op in (*COUNTS, *PARTS, *PRODUCTS) and many <= FACTORS:
+                found[node.name] = many
+        return found
 
 
 def _divides(node: Node) -> bool:

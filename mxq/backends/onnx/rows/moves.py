@@ -207,8 +207,10 @@ def _numbers(c: Context, count: Side, start: float, step: float) -> str:
 
 
 def arange(c: Context) -> str:
-    """``init_op.h``: each number ``repeat`` times."""
+    """``init_op.h``: each number ``repeat`` times; a start without a stop is the stop of numbers from 0."""
     start, step, each = c.node.number("start", 0.0), c.node.number("step", 1.0), c.node.integer("repeat", 1)
+    if c.node.attrs.get("stop", "None") == "None" and not c.node.flag("infer_range"):
+        start = 0.0
     count = whole(c.made.shape[0], "how many numbers it makes")
     values = np.repeat(start + step * np.arange(-(-count // each)), each)[:count]
     return c.builder.constant(np.asarray(values, c.made.dtype), c.node.name)
