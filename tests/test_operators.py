@@ -377,7 +377,8 @@ class TestSizes:
         """By sides of shapes, and by products of two of them, which are never 0, they are."""
         casts = ('i = Cast(data) dtype="int32"', 'j = Cast(data) dtype="int32"')
         sides = ('k = Cast(data) dtype="int64"', "a = shape_array(data)",
-                 's = slice_axis(a) axis="0" begin="2" end="3"', "p = broadcast_mul(s, s)", "q = broadcast_mul(p, p)")  # fmt: skip
+                 's = slice_axis(a) axis="0" begin="2" end="3"', "p = broadcast_mul(s, s)",
+                 "q = broadcast_mul(p, p)")  # fmt: skip
         model = Model(graph(*casts, *sides, line, "return y"))
         if fails:
             with pytest.raises(RuntimeFailure, match=r"divides int(32|64), and a divisor of 0 would end the process"):
