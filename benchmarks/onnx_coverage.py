@@ -68,7 +68,7 @@ SIDES: Mapping[str, int] = {
 """Of pictures that are smaller than the network's usual ones."""
 OPTIONS: Mapping[str, Mapping[str, int]] = {
     **{name: {"crop_size": 128} for name in ("fcn_resnet50_ade", "deeplab_resnet50_ade")},
-    **{name: {"rpn_test_post_nms": 50} for name in ("faster_rcnn_resnet50_v1b_voc", "mask_rcnn_resnet18_v1b_coco")},
+    "mask_rcnn_resnet18_v1b_coco": {"rpn_test_post_nms": 50},
 }
 """gluoncv's, for these."""
 CHOICES = (

@@ -109,6 +109,24 @@ class TestNumbers:
         assert not {"Conv", "FusedConv", "Gemm", "Add", "Concat"} & kinds.keys()
         assert kinds["QuantizeLinear"] == 1
 
+    def test_layers_on_the_last_axis_add_their_biases_themselves(self, tmp_path: Path) -> None:
+        """Codes are reshaped, not floats; GELU is one operator; and both runtimes give the same."""
+        more = 'flatten="False" num_hidden='
+        model = build(
+            fc("a", "data", f'{more}"32"'), 'g = LeakyReLU(a) act_type="gelu"', fc("b", "g", f'{more}"8"', bias=False),
+            fc("c", "b", f'{more}"8"'), "return c", data=(2, 6, 8),
+        )  # fmt: skip
+        triple = (to_symbol(model.graph), to_arrays(model.args), {})
+        x = np.random.default_rng(1).normal(size=(16, 6, 8)).astype(np.float32)
+        mxq.export_onnx(triple, tmp_path / "net.onnx", x, effort="fast")
+        opened = session(tmp_path / "net.onnx", optimized=True, saved=tmp_path / "fused.onnx")
+        kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+        assert kinds == {"QuantizeLinear": 2, "QGemm": 3, "Gelu": 1, "Reshape": kinds["Reshape"]}
+        (found,) = opened.run(None, {"data": x})
+        assert sqnr(run(model, {"data": x})[0], found) > 28
+        pytest.importorskip("openvino", reason="openvino is not installed (mxq[runtimes])")
+        assert sqnr(found, openvino_outputs(tmp_path / "net.onnx", {"data": x})[0]) > 40
+
     def test_a_quarter_of_the_size(self, tmp_path: Path) -> None:
         wide = mx.gluon.nn.HybridSequential()
         wide.add(mx.gluon.nn.Conv2D(128, 3, in_channels=3), mx.gluon.nn.Conv2D(128, 3, in_channels=128))

@@ -103,7 +103,7 @@ def _with_biases(coded: Coded) -> Coded:
     changes, args = dict[str, tuple[Node, ...]](), dict[str, Array]()
     for layer in coded.model.graph.operators:
         on_codes = layer.op == "FullyConnected" and layer.inputs[1].name in coded.weights
-        if on_codes and layer.flag("no_bias") and layer.flag("flatten", default=True):
+        if on_codes and layer.flag("no_bias"):
             name = coded.model.graph.unused(f"{layer.name}_bias", args)
             args[name] = np.zeros(len(coded.model.args[layer.inputs[1].name]), np.float32)
             made = replace(layer, attrs={**layer.attrs, "no_bias": "False"}, inputs=(*layer.inputs[:2], Ref(name)))
@@ -174,13 +174,17 @@ class CodeFeed(FloatFeed):
         params = self.coded.tensors.get(ref)
         return tensor if params is None else self._through_codes(builder, ref, params, tensor)
 
-    def read(self, context: Context, place: int, tensor: str) -> str:
-        """By way of codes once more after what moved its values: integer layers ask for them right before."""
-        ref = plain(context.node.inputs[place])
-        params = self.coded.tensors.get(ref)
-        if params is None or tensor == context.raw(place):
-            return tensor
-        return self._through_codes(context.builder, ref, params, tensor)
+    def read(self, context: Context, place: int, moved: Callable[[str], str]) -> str:
+        """Codes are moved as such: integer layers ask for a DequantizeLinear right before them."""
+        params = self.coded.tensors.get(plain(context.node.inputs[place]))
+        if params is None:
+            return moved(context.raw(place))
+        codes = self.held[context.raw(place)]
+        found = moved(codes)
+        if found == codes:
+            return context.raw(place)
+        zero = params.zero_point.astype(params.spec.dtype)
+        return context.emit("DequantizeLinear", found, *_parts(context.builder, params.step, zero))
 
     def weight(self, context: Context, place: int, value: Array, axes: tuple[int, ...]) -> str:
         name, builder = context.node.inputs[place].name, context.builder

@@ -90,8 +90,8 @@ class Feed(Protocol):
     def row(self, node: Node) -> Callable[[Context], Result] | None:
         """How ``node`` is written where that is not as the table says."""
 
-    def read(self, context: Context, place: int, tensor: str) -> str:
-        """What stands for ``tensor``, which the node of ``context`` reads at ``place``."""
+    def read(self, context: Context, place: int, moved: Callable[[str], str]) -> str:
+        """What stands for the tensor that the node of ``context`` reads at ``place``, its values ``moved``."""
 
     def weight(self, context: Context, place: int, value: Array, axes: tuple[int, ...]) -> str:
         """The parameter at ``place`` of the node, ``value`` with its axes in another order."""
@@ -106,8 +106,8 @@ class FloatFeed:
     def row(self, node: Node) -> Callable[[Context], Result] | None:
         return None
 
-    def read(self, context: Context, place: int, tensor: str) -> str:
-        return tensor
+    def read(self, context: Context, place: int, moved: Callable[[str], str]) -> str:
+        return moved(context.raw(place))
 
     def weight(self, context: Context, place: int, value: Array, axes: tuple[int, ...]) -> str:
         if axes == tuple(range(value.ndim)):
@@ -278,10 +278,9 @@ class Context:
 
     # ---- what is read ----
 
-    def read(self, place: int = 0, moved: Callable[[str], str] | None = None) -> str:
-        """The tensor at ``place``; ``moved``, which keeps its values, comes before it is made codes of."""
-        tensor = self.raw(place)
-        return self.builder.feed.read(self, place, tensor if moved is None else moved(tensor))
+    def read(self, place: int = 0, moved: Callable[[str], str] = lambda tensor: tensor) -> str:
+        """The tensor at ``place``; ``moved`` writes what keeps its values, be they floats or codes."""
+        return self.builder.feed.read(self, place, moved)
 
     def raw(self, place: int = 0) -> str:
         """The tensor at ``place`` as it is, for what only moves its values."""

@@ -59,14 +59,16 @@ def deconvolution(c: Context) -> str:
 
 
 def fully_connected(c: Context) -> str:
-    """A matrix: ``Gemm``; with ``flatten`` off and more axes: ``MatMul``."""
-    rank, flatten = c.rank(), c.node.flag("flatten", True)
-    if rank == 2 or flatten:
-        data = c.read(0, (lambda x: c.emit("Flatten", x, axis=1)) if rank != 2 else None)
-        return c.emit("Gemm", data, c.weight(1), *_bias(c, no_bias=False), transB=1)
-    product = c.emit("MatMul", c.read(), c.weight(1, (1, 0)))
-    bias = _bias(c, no_bias=False)
-    return c.emit("Add", product, *bias) if bias else product
+    """A matrix: ``Gemm``, which adds the bias itself; with ``flatten`` off and more axes of rows by the last one."""
+    whole = c.node.flag("flatten", True)
+    if c.rank() == 2:
+        data = c.read()
+    elif whole:
+        data = c.read(0, lambda x: c.emit("Flatten", x, axis=1))
+    else:
+        data = c.read(0, lambda x: c.reshape(x, (-1, c.fixed(0, -1))))
+    sums = c.emit("Gemm", data, c.weight(1), *_bias(c, no_bias=False), transB=1)
+    return sums if c.rank() == 2 or whole else c.reshape(sums, c.made.shape)
 
 
 def embedding(c: Context) -> str:

@@ -133,9 +133,9 @@ def _prelu(c: Context) -> str:
 
 
 def _gelu(c: Context) -> str:
-    """``leaky_relu-inl.h``: x * (1 + erf(x / sqrt(2))) / 2."""
+    """``leaky_relu-inl.h``: x * (1 + erf(x / sqrt(2))) / 2; with a division ONNX Runtime makes one operator of it."""
     x = c.read()
-    inner = c.emit("Erf", c.emit("Mul", x, c.number(1 / math.sqrt(2))))
+    inner = c.emit("Erf", c.emit("Div", x, c.number(math.sqrt(2))))
     return c.emit("Mul", c.emit("Mul", x, c.emit("Add", inner, c.number(1))), c.number(0.5))
 
 
