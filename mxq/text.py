@@ -7,7 +7,7 @@ documents keep them as they are. What is `Shown` prints, as ``str``, what the co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 _LAYOUT: Final = "\n\t"
 
@@ -23,6 +23,10 @@ class Shown:
 
     def __str__(self) -> str:
         return _shown_by(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What IPython shows where it shows text."""
+        printer.text("..." if cycle else str(self))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mxq.bench.timing import FLOAT, FUSED, INT8, Benchmark, Timing
 from mxq.reporting import plots, training
@@ -86,8 +86,8 @@ def _speed(timed: Mapping[int, Benchmark]) -> Iterator[Chart]:
     if not timed:
         return
     least, most = min(timed), max(timed)
-    yield _bars("latency", f"Latency at batch {least}, ms", timed[least].timings, lambda t: 1e3 * t.median, "%.2f")
-    yield _bars("throughput", f"Examples per second at batch {most}", timed[most].timings, lambda t: t.rate, "%.0f")
+    yield _bars("latency", f"Latency at batch {least}, ms", timed[least].timings, lambda t: 1e3 * t.median)
+    yield _bars("throughput", f"Examples per second at batch {most}", timed[most].timings, lambda t: t.rate)
     yield _bars(
         "speedup", f"Times as fast as float32 at batch {most}", timed[most].timings, lambda t: t.speedup, "%.2f"
     )
@@ -99,16 +99,22 @@ def _speed(timed: Mapping[int, Benchmark]) -> Iterator[Chart]:
         yield _by_batch("batches", by_name, "benchmarks")
 
 
-def _bars(name: str, title: str, timings: Sequence[Timing], value: Any, form: str) -> Chart:
+def _bars(name: str, title: str, timings: Sequence[Timing], value: Callable[[Timing], float]) -> Chart:
     labels = [NAMES.get(t.name, t.name) for t in timings]
     figure, axes = _canvas(0.9 + 0.5 * len(labels))
     colours = [_GREY if t.name in (FLOAT, FUSED) else plots.PALETTE[0 if t.name == INT8 else 1] for t in timings]
     drawn = axes.barh(labels, [value(t) for t in timings], 0.62, color=colours)
-    axes.bar_label(drawn, fmt=form, padding=4, color=_INK, fontsize=9)
+    axes.bar_label(drawn, fmt=_short, padding=4, color=_INK, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.16)
     _frame(axes)
+    axes.grid(visible=False, axis="y")
     return Chart(f"chart-{name}", title, _svg(figure, name, title), "benchmarks")
+
+
+def _short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _by_batch(name: str, lines: Mapping[str, Sequence[tuple[int, float]]], part: str) -> Chart:
@@ -259,11 +265,11 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     for colour, word in _THEME.items():
         drawn = re.sub(colour, word, drawn, flags=re.IGNORECASE)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
-    return _sized(drawn, size[1] if size else "600", label)
+    return _sized(drawn, float(size[1]) if size else 460.0, label)
 
 
-def _sized(drawn: str, width: str, label: str) -> str:
-    """The first tag without a fixed size, but no wider than it was drawn."""
+def _sized(drawn: str, width: float, label: str) -> str:
+    """The first tag without a fixed size, but hardly wider than ``width``, in points, as it was drawn."""
     head, _, rest = drawn.partition(">")
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{label}" style="max-width:{width}px">{rest}'
+    return f'{head} role="img" aria-label="{label}" style="max-width:{1.35 * width:.0f}px">{rest}'
