@@ -88,9 +88,7 @@ def _speed(timed: Mapping[int, Benchmark]) -> Iterator[Chart]:
     least, most = min(timed), max(timed)
     yield _bars("latency", f"Latency at batch {least}, ms", timed[least].timings, lambda t: 1e3 * t.median)
     yield _bars("throughput", f"Examples per second at batch {most}", timed[most].timings, lambda t: t.rate)
-    yield _bars(
-        "speedup", f"Times as fast as float32 at batch {most}", timed[most].timings, lambda t: t.speedup, "%.2f"
-    )
+    yield _bars("speedup", f"Times as fast as float32 at batch {most}", timed[most].timings, lambda t: t.speedup)
     if len(timed) > 1:
         by_name: dict[str, list[tuple[int, float]]] = {}
         for batch, found in sorted(timed.items()):
