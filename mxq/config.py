@@ -215,9 +215,10 @@ class QuantConfig:
             "layer"s that read it.
         recalibrate_batchnorm: whether the channels of layers that took in a BatchNorm get back the means and variances
             that they have in the float network, as from a BatchNorm with new statistics (`mxq.recalibration`).
-        stem: "float" leaves in float, in mode "smart", the convolution of an image and the depthwise one that alone
-            reads it, as MobileNets begin: few channels, whose rounding is most of the network's noise. "int8" is
-            quicker at large batches, and the default where the network is fed integers (``input_dtype``).
+        stem: "float" leaves in float, in mode "smart", the layers of little work whose rounding calibration data shows
+            to be much of the network's noise (`mxq.noisy`): stems of few channels as of MobileNets, learned poolings.
+            "int8" has them in int8, which is quicker, and the default where the network is fed integers
+            (``input_dtype``).
         target: the CPU that the network is for, "avx512_vnni", "avx512" or "avx2"; "native": this one. Without VNNI
             sums of two products saturate in 16 bits, which the network is then kept from.
         input_shape: of one example, (3, 224, 224) or "3x224x224", by name where there are several inputs, if the

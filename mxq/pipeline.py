@@ -30,6 +30,7 @@ from mxq.errors import CalibrationError, ConfigError, DataError, QuantizeError, 
 from mxq.graph.ir import Array, Graph, Model, Ref, Runner
 from mxq.graph.serde import write_text
 from mxq.host import machine
+from mxq.noisy import EXAMPLES, noisy_layers, why_float
 from mxq.passes import check_excluded, steps
 from mxq.passes.assignment import assign, check_requests, requested
 from mxq.passes.coding import Coding, coding_of
@@ -48,7 +49,7 @@ from mxq.passes.simplify import check_done, check_float
 from mxq.quant import ANY8, QParams, QuantizedNetwork, QuantSpec
 from mxq.quant.bits import Bits
 from mxq.quant.hardware import hardware_of
-from mxq.quant.plan import Plan, Report, SaturationRecord, WeightRecord
+from mxq.quant.plan import NoiseRecord, Plan, Report, SaturationRecord, WeightRecord
 from mxq.quant.thresholds import FIXED, Oddity, Range, Threshold, Thresholds
 from mxq.recalibration import restored
 from mxq.refine import (
@@ -421,6 +422,7 @@ def quantize(
         input=lowered.input,
         target=network.target,
         saturation=network.saturation,
+        noise=built.noise,
     )
     return Quantized(lowered.model, report, prepared, network.thresholds, trace, warnings, network)
 
@@ -495,6 +497,7 @@ class _Built:
     network: QuantizedNetwork
     weights: Mapping[str, WeightRecord] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    noise: Mapping[str, NoiseRecord] = field(default_factory=dict)
 
 
 def _built(
@@ -526,16 +529,37 @@ def target_of(config: QuantConfig) -> str:
 
 def _fitted(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """What `_chosen` gives, with layers in float that would be poor ones in int8."""
-    kept, records = dict[str, str](), dict[str, SaturationRecord]()
+    noise = {} if looked is None else _noise(prepared, calibrated, looked)
+    kept = {name: why_float(record) for name, record in noise.items() if record.to_float}
+    prepared, calibrated = _keeping(prepared, calibrated, kept) if kept else (prepared, calibrated)
+    records = dict[str, SaturationRecord]()
     built = _chosen(prepared, calibrated, looked)
     while found := _named_for_float(built.network):
         kept, records = kept | {name: _why_float(record) for name, record in found.items()}, records | found
-        prepared = _decided(prepared, kept)
-        thresholds = with_carried(prepared.fused.graph, prepared.plan, calibrated.thresholds)
-        built = _chosen(prepared, replace(calibrated, thresholds=thresholds), looked)
+        prepared, calibrated = _keeping(prepared, calibrated, kept)
+        built = _chosen(prepared, calibrated, looked)
     nothing = [prepared.nothing_int8] if prepared.nothing_int8 and kept else []
     network = replace(built.network, saturation={**records, **built.network.saturation})
-    return replace(built, network=network, warnings=(*built.warnings, *nothing))
+    return replace(built, network=network, noise=noise, warnings=(*built.warnings, *nothing))
+
+
+def _keeping(prepared: Prepared, calibrated: Calibrated, kept: Mapping[str, str]) -> tuple[Prepared, Calibrated]:
+    """With the layers ``kept`` in float."""
+    decided = _decided(prepared, kept)
+    thresholds = with_carried(decided.fused.graph, decided.plan, calibrated.thresholds)
+    return decided, replace(calibrated, thresholds=thresholds)
+
+
+def _noise(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset) -> dict[str, NoiseRecord]:
+    """What was measured of the layers that bring most noise, by their names before any is shifted."""
+    config, backend = prepared.config, prepared.backend
+    if config.methods.stem != "float" or config.quantize_mode != "smart" or not backend.spec.float_stems:
+        return {}
+    network = prepared.coding.of(backend.constrain(_assigned(prepared, calibrated.thresholds, looked)))
+    graph = network.fused.graph
+    free = network.plan.quantized - _surely_int8(prepared, graph)
+    found = noisy_layers(looked.runner, network, backend.spec, looked.some(EXAMPLES), free)
+    return {graph[name].note.unshifted or name: record for name, record in found.items()}
 
 
 def _named_for_float(network: QuantizedNetwork) -> dict[str, SaturationRecord]:

@@ -21,7 +21,7 @@ A recipe holds the fields of `QuantConfig` under their names; what it leaves out
     rounding: reconstruction          # or nearest
     range_choice: layer               # or tensor
     recalibrate_batchnorm: false      # or true: restore the means and variances of channels
-    stem: float                       # or int8: the first two convolutions of a MobileNet
+    stem: float                       # or int8: layers of little work and much noise
     input_shape: [3, 224, 224]        # of one example, if it will be fed no other
     target: avx512_vnni               # or avx512, avx2: the CPU that it is for; native: this one
     backend: mxnet                    # or onnx, of mxq export and mxq.quantize_net: files for other runtimes

@@ -29,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("options", "passes", "recipe"),
     ("backends.mxnet", "recalibration", "refine"),
-    ("backends.hardware", "planned"),
+    ("backends.hardware", "noisy", "planned"),
     ("pipeline", "verification"),
     ("qat",),
     ("drawing",),

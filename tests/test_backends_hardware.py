@@ -406,17 +406,3 @@ def test_the_command_refuses_without_simulate(home: Path, tmp_path: Path) -> Non
     args = ("--out", tmp_path / "q", "--data", home / "x.npz", "--bits", "W4A4")
     assert "bits is 'W4A4', but MXNet's int8 kernels" in command("quantize", home / "net", *args, code=2)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("row", ["onnx", "onnxruntime", "openvino", "tensorrt", "fbgemm"])
-def test_files_for_runtimes_may_begin_in_float_as_mobilenets_do(row: str) -> None:
-    """Most of the noise is made there, and float is no slower; other hardware has all of it in codes, as in papers."""
-    depthwise = 'kernel="(3, 3)" pad="(1, 1)" num_filter="8" num_group="8"'
-    model = build(conv("c", "data"), conv("d", "c", depthwise), conv("e", "d"), "return e")
-
-    def plan(**options: Any) -> set[str]:
-        config = QuantConfig(simulate=True, hardware=row, **options)
-        return set(pipeline.plan(model, config, MxnetRunner()).plan.quantized)
-
-    assert plan(stem="int8") == plan(effort="fast") == {"c", "d", "e"}
-    assert plan(stem="float") == plan() == ({"e"} if row in RUNTIMES.values() else {"c", "d", "e"})

@@ -175,68 +175,6 @@ class TestDecisions:
         assert planned(build(*lines, "y = broadcast_mul(c, f)", "return y"))["p"].int8
 
 
-DEPTHWISE = 'kernel="(3, 3)" pad="(1, 1)" num_filter="8" num_group="8"'
-
-
-class TestStems:
-    """The convolution of an input and the depthwise one that alone reads it."""
-
-    lines = (
-        conv("c", "data"),
-        "r = Activation(c) " + RELU,
-        conv("d", "r", DEPTHWISE),
-        conv("e", "d", CONV1),
-        fc("f", "e"),
-        "return f",
-    )
-
-    def test_float_by_default(self):
-        plan = planned(build(*self.lines))
-        assert plan.quantized == {"e", "f"}
-        assert plan["r"].reason == plan["d"].reason
-        assert plan["r"].reason.startswith("a stem of few channels")
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"stem": "int8"},
-            {"effort": "fast"},
-            {"quantize_mode": "full"},
-            {"overrides": {"[cd]": LayerConfig(quantize=True)}},
-            {"input_dtype": "int8"},
-        ],
-        ids=str,
-    )
-    def test_int8_where_asked_for(self, options):
-        assert planned(build(*self.lines), **options).quantized == {"r", "d", "e", "f"}
-
-    def test_float_where_asked_for(self):
-        model = build(*self.lines)
-        assert planned(model, effort="fast", stem="float").quantized == {"e", "f"}
-
-    def test_ranges_are_observed_for_either(self):
-        model = build(*self.lines)
-        assert planned(model).observe == planned(model, stem="int8").observe
-
-    @pytest.mark.parametrize(
-        "lines",
-        [
-            (conv("c", "data"), conv("d", "c"), "return d"),
-            (conv("c", "data", DEPTHWISE), conv("d", "c", DEPTHWISE), "return d"),
-            (conv("c", "data"), conv("d", "c", DEPTHWISE), conv("e", "c"), "return d, e"),
-            (conv("b", "data"), conv("c", "b"), conv("d", "c", DEPTHWISE), "return d"),
-            ("s = sin(data)", conv("c", "s"), conv("d", "c", DEPTHWISE), "return d"),
-        ],
-        ids=["dense", "depthwise first", "two readers", "later", "not of the input"],
-    )
-    def test_other_beginnings_are_int8(self, lines):
-        assert {"c", "d"} <= planned(build(*lines)).quantized
-
-    def test_a_layer_left_in_float_is_no_part_of_a_stem(self):
-        plan = planned(build(*self.lines), exclude_layers="d")
-        assert plan.quantized == {"r", "e", "f"}
-
-
 class TestModes:
     lines = (
         f"p0 = Pooling(data) {POOL}",

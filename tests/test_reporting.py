@@ -14,7 +14,7 @@ from mxq.artifacts import record
 from mxq.bench.timing import Benchmark, summarize
 from mxq.errors import ConfigError, FormatError
 from mxq.graph.ir import Ref
-from mxq.quant.plan import Decision, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.quant.plan import Decision, NoiseRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.reporting import tables
 from mxq.verification import Accuracy, Boxes, Layer, Output, Verification
 
@@ -252,6 +252,12 @@ class TestTables:
             about = record.explain(REPORT, record.find(REPORT, "relu0"))
             about = replace(about, weight=weight, saturation=saturation, target="avx2")
             assert words in " ".join(" ".join(lines_of(tables.explanation(about), 120)).split())
+
+    def test_explanation_of_noise(self) -> None:
+        noise = NoiseRecord(0.001, 0.004, 0.01, 0.0015, 0.02, to_float=True)
+        about = replace(record.explain(REPORT, record.find(REPORT, "relu0")), noise=noise)
+        words = "25.00 % of that of the network's outputs, for 1.00 % of the multiply-adds and 0.15 % of the weights"
+        assert words in " ".join(" ".join(lines_of(tables.explanation(about), 200)).split())
 
     def test_verification(self) -> None:
         text = lines_of(tables.verification(FOUND))

@@ -12,7 +12,16 @@ from mxq.errors import ConfigError, FormatError, close_to
 from mxq.formats.documents import Count, converted, parse_json, read_json
 from mxq.graph.annotation_text import MADE, REMADE
 from mxq.graph.ir import Ref
-from mxq.quant.plan import Decision, InputRecord, Plan, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.quant.plan import (
+    Decision,
+    InputRecord,
+    NoiseRecord,
+    Plan,
+    Report,
+    SaturationRecord,
+    TensorRecord,
+    WeightRecord,
+)
 from mxq.storage.checksums import Mismatch, checksum, files_in, mismatches, path_of, recorded
 from mxq.storage.writing import write_json
 from mxq.text import Shown
@@ -43,7 +52,8 @@ _INT8_PREFIXES = (REMADE, MADE)
 _RENAMED = {"supposed": "assumed"}
 """Fields of a `SaturationRecord` in records of older releases -> what they are called now."""
 _SAME = (
-    "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "input", "target",
+    "tensors", "thresholds", "config", "versions", "source", "summary", "weights", "saturation", "noise",
+    "input", "target",
 )  # fmt: skip
 """Fields of a report that are in its document as they are."""
 _FIELDS = ("decisions", "observe", "tensors", "trace", "thresholds", "config", "versions", "source", "summary")
@@ -61,6 +71,7 @@ class Explanation(Shown):
         saturation: what was done about sums that saturate on the target; None where none can.
         target: the CPU that the network was made for; empty where that is not known.
         removed: whether the node is one of the network as it was given that is not there any more.
+        noise: what its rounding does to the network's outputs; None where that was not measured.
     """
 
     decision: Decision
@@ -71,6 +82,7 @@ class Explanation(Shown):
     saturation: SaturationRecord | None = None
     target: str = ""
     removed: bool = False
+    noise: NoiseRecord | None = None
 
 
 def decisions_by_name(report: Report) -> dict[str, Decision]:
@@ -118,6 +130,7 @@ def explain(report: Report, decision: Decision) -> Explanation:
         report.saturation.get(decision.node),
         report.target,
         decision in report.plan.removed,
+        report.noise.get(decision.node),
     )
 
 
@@ -148,6 +161,7 @@ def to_json(report: Report, checksums: Mapping[str, str] | None = None) -> dict[
         "tensors": {name: asdict(t) for name, t in report.tensors.items()},
         "weights": {name: asdict(w) for name, w in report.weights.items()},
         "saturation": {name: asdict(s) for name, s in report.saturation.items()},
+        "noise": {name: asdict(n) for name, n in report.noise.items()},
         "thresholds": dict(report.thresholds),
         "trace": [dict(step) for step in report.trace],
     }
@@ -205,6 +219,7 @@ class _Document:
     removed: list[Decision] = field(default_factory=list)
     weights: dict[str, WeightRecord] = field(default_factory=dict)
     saturation: dict[str, SaturationRecord] = field(default_factory=dict)
+    noise: dict[str, NoiseRecord] = field(default_factory=dict)
     input: InputRecord | None = None
     target: str = ""
     files: dict[str, str] = field(default_factory=dict)

@@ -177,7 +177,7 @@ class BackendSpec:
         float_ops: rows of operators whose float kernels take post-ops; empty where those are ``ops``.
         refuses: why a fused "compute" operator of a model cannot be int8 all the same; it gives "" where it can.
         whole: whether all that has a row is int8 in mode "smart", too, but for rows that are ``between``.
-        float_stems: whether the setting ``stem`` leaves the beginning of a MobileNet in float.
+        float_stems: whether the setting ``stem`` leaves noisy layers in float (`mxq.noisy`).
         norms_as_convolutions: whether a BatchNorm that no layer takes in is to be a depthwise convolution.
         without: names of passes over float networks that do nothing for it, or would change what it quantizes.
     """

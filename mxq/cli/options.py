@@ -189,8 +189,8 @@ Stem = Annotated[
     option(
         metavar="{stem}",
         panel=_METHODS,
-        help="Leave the first convolution in float, and the depthwise one after it, where a network begins so; or not, "
-        "which is quicker at large batches.",
+        help="Leave layers of little work in float whose rounding is much of the network's noise, as data shows; or "
+        "not, which is quicker.",
     ),
 ]
 BackendName = Annotated[

@@ -2,7 +2,7 @@
 
 An operator becomes int8 when its row in the backend's table allows it, the user does not exclude it, and, in
 mode "smart", it is a "compute" operator or a "passthrough" operator between two of those, but not a head's average
-pooling and, where the settings say so, not a stem of few channels.
+pooling. Layers that calibration data shows to be noisy come as ``kept`` (`mxq.noisy`).
 The walk is that of ``MarkQuantizedNodes`` in ``quantize_graph_pass.cc``, with a reason kept for each refusal.
 """
 
@@ -22,7 +22,7 @@ from mxq.graph.traits import traits_of
 from mxq.passes.avgpool_to_depthwise import never_negative
 from mxq.passes.fuse_relu_into_batchnorm import absorbed_relus
 from mxq.passes.overrides import LayerChoices, override_source, views
-from mxq.passes.shapes import is_depthwise, is_global_pooling
+from mxq.passes.shapes import is_global_pooling
 from mxq.quant.plan import Decision, Plan
 from mxq.quant.thresholds import Range, Thresholds
 from mxq.rewrite import NO_EVENTS, Trace
@@ -65,13 +65,11 @@ def partition(
             reasons[node.name] = reason
         else:
             specs[node.name] = spec
-    stem: Mapping[str, str] = {}
     if config.quantize_mode == "smart":
         isolated = _isolated_ops(graph, specs, _passed_through(graph) if backend.whole else ())
         reasons |= {name: why for name, why in isolated.items() if specs[name].between or not backend.whole}
         left = [name for name in specs if name not in reasons and not choices.asks_int8(name)]
-        stem = _stem(model, left) if backend.float_stems and config.methods.stem == "float" else stem
-        reasons |= stem if backend.whole else _of_speed(graph, left, stem, config)
+        reasons |= {} if backend.whole else _of_speed(graph, left, config)
     why = {
         n.name: reasons.get(n.name) or _why_int8(specs[n.name], choices.source(n.name, "quantize"))
         for n in graph.operators
@@ -88,7 +86,7 @@ def partition(
         )
         for node in graph.operators
     )
-    ranged = {n: specs[n] for n in specs if n not in reasons or n in stem}  # so that statistics serve any effort
+    ranged = {n: specs[n] for n in specs if n not in reasons}
     observe = () if config.calib_mode == NONE else tuple(_observed(graph, ranged, absorbed))
     return Plan(decisions, observe, absorbed=absorbed)
 
@@ -280,31 +278,10 @@ def _is_average(node: Node) -> bool:
     return node.note.took(RouteKind.AVERAGE)
 
 
-def _of_speed(graph: Graph, names: Collection[str], stem: Mapping[str, str], config: QuantConfig) -> dict[str, str]:
-    """What of ``names`` mode "smart" leaves in float because it is no slower so, ``stem`` among it."""
-    pools = _head_average_pools(graph, names) if config.calib_mode != NONE else {}
-    reasons = {**pools, **stem}
+def _of_speed(graph: Graph, names: Collection[str], config: QuantConfig) -> dict[str, str]:
+    """What of ``names`` mode "smart" leaves in float because it is no slower so."""
+    reasons = _head_average_pools(graph, names) if config.calib_mode != NONE else {}
     return reasons | _of_float(graph, [name for name in names if name not in reasons])
-
-
-def _stem(model: Model, names: Collection[str]) -> dict[str, str]:
-    """The convolution of an input and the depthwise one that alone reads it, as MobileNets begin.
-
-    Of a MobileNet's noise with all methods most is that of three tensors: the input, and what these two write, some 30
-    channels that all others come from. Float takes it away, for 2 to 5 % of the multiply-adds (``benchmarks/ablation.py
-    --only default int8-stem``).
-    """
-    why = "a stem of few channels, whose rounding would be most of the network's noise; stem 'int8' makes it int8"
-    graph = model.graph
-    convs = {name: layer for name in names if (layer := layer_of(graph[name])) and layer.op == "Convolution"}
-    found: dict[str, str] = {}
-    for name, layer in convs.items():
-        after = [node.name for node in graph.consumers[name]]
-        begins = graph[name].inputs[0].name in model.inputs and not is_depthwise(layer)
-        depthwise = [n for n in after if n in convs and is_depthwise(convs[n]) and not _is_average(graph[n])]
-        if begins and len(after) == len(depthwise) == 1:
-            found |= {name: why, after[0]: why}
-    return found
 
 
 def _passed_through(graph: Graph) -> frozenset[str]:

@@ -157,6 +157,31 @@ class SaturationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseRecord:
+    """How much noise one layer brings, as measured on calibration data; see `mxq.noisy`.
+
+    Attributes:
+        noise: what its own rounding does to the network's outputs, in shares of their energy.
+        total: what the rounding of all layers together does.
+        multiply_adds, weights, elements: its shares of what the network's layers multiply, hold, and read and write,
+            0..1.
+        to_float: whether it stays in float for that.
+    """
+
+    noise: float
+    total: float
+    multiply_adds: float
+    weights: float
+    elements: float
+    to_float: bool
+
+    @property
+    def share(self) -> float:
+        """Its noise in shares of that of all layers."""
+        return self.noise / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class InputRecord:
     """What a network with an input of integers is to be fed.
 
@@ -192,6 +217,7 @@ class Report(Shown):
         input: what to feed a network that takes integers; None where it takes float.
         target: the CPU that it was made for, one of `mxq.host.machine.TARGETS`; "" where nobody said.
         saturation: name of each layer that was guarded for that -> `SaturationRecord`.
+        noise: name of each layer whose noise was measured, the worst -> `NoiseRecord`.
     """
 
     plan: Plan
@@ -206,3 +232,4 @@ class Report(Shown):
     input: InputRecord | None = None
     target: str = ""
     saturation: Mapping[str, SaturationRecord] = field(default_factory=dict)
+    noise: Mapping[str, NoiseRecord] = field(default_factory=dict)

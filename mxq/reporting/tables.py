@@ -18,7 +18,7 @@ from mxq.bench.sweep_result import Row, Sweep
 from mxq.bench.timing import Benchmark, Timing
 from mxq.calibration.statistics import Statistics
 from mxq.qat.result import Trained
-from mxq.quant.plan import Decision, Report, SaturationRecord, TensorRecord, WeightRecord
+from mxq.quant.plan import Decision, NoiseRecord, Report, SaturationRecord, TensorRecord, WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.text import megabytes
 from mxq.verification import Layer, Output, Verification
@@ -156,6 +156,8 @@ def explanation(about: Explanation) -> RenderableType:
         rows.append(("weight", _weight(about.weight)))
     if about.saturation is not None:
         rows.append((f"for {about.target}", _saturation(about.saturation)))
+    if about.noise is not None:
+        rows.append(("noise", _noise(about.noise)))
     parts: list[RenderableType] = [facts(rows)]
     if about.refusals:
         table = ruled("rules that refused", ("rule", "reason"))
@@ -175,6 +177,13 @@ def _weight(w: WeightRecord) -> str:
     if w.note:
         words.append(f"nearest codes: {w.note}")
     return "; ".join(words)
+
+
+def _noise(n: NoiseRecord) -> str:
+    return (
+        f"in int8 {percent(n.share)} of that of the network's outputs, for {percent(n.multiply_adds)} of the "
+        f"multiply-adds and {percent(n.weights)} of the weights"
+    )
 
 
 def _saturation(s: SaturationRecord) -> str:

@@ -63,7 +63,7 @@ def with_only(config: QuantConfig, all_layers: Collection[str], name: str) -> Qu
 
 
 def wholly_int8(config: QuantConfig) -> QuantConfig:
-    """``config`` with a stem that is a choice like any other, unless it says what the stem is to be."""
+    """``config`` with noisy layers that are choices like any other, unless it says what they are to be (``stem``)."""
     return replace(config, stem="int8") if config.stem is None else config
 
 

@@ -146,8 +146,8 @@ BIAS_CORRECTIONS: Final = Registry[BiasMethod](
 class Methods:
     """What is done for accuracy beyond ranges that observers find; see `mxq.config.QuantConfig` for the fields.
 
-    All but a bias correction by BatchNorm's statistics and ``stem``, which `mxq.passes.partition` decides, look at
-    calibration data once more, layer after layer: `mxq.weights.layerwise_refinement`, and `mxq.recalibration` after it.
+    All but a bias correction by BatchNorm's statistics look at calibration data once more: ``stem`` in `mxq.noisy`, the
+    others, layer after layer, in `mxq.weights.layerwise_refinement`, and `mxq.recalibration` after it.
     """
 
     equalize: bool
@@ -168,7 +168,7 @@ class Methods:
     @property
     def need_data(self) -> bool:
         """Whether any of them looks at activations."""
-        return self.layerwise or self.recalibrate_batchnorm
+        return self.layerwise or self.recalibrate_batchnorm or self.stem == "float"
 
     @property
     def layerwise(self) -> bool:
