@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from mxq.qat.diagnosis import diagnosed
 from mxq.qat.journal import JOURNAL, read_journal
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
+from mxq.runtime.training import Trainee
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,43 @@ def test_reports_float_fine_tuned_quantized_and_trained(folder: Path, tmp_path: 
     assert [line["epoch"] for line in lines if line["kind"] == "ranges"] == [0, 1]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert run(folder, *options) == found  # it was finished: nothing is trained again
+
+
+@pytest.mark.parametrize("steps", [3, 4, 9, 14])
+def test_ctrl_c_and_the_same_command_again_give_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """In the float network's training, at the end of its first epoch, in the other's first epoch, and in its last.
+
+    The pair, its record, both checkpoints and journals.
+    """
+
+    def options(where: str) -> tuple[str, ...]:
+        (tmp_path / where).mkdir(exist_ok=True)
+        data = ("--eval-data", str(folder / "test.npz"), "--workdir", str(tmp_path / where / "w"))
+        out = ("--out", str(tmp_path / where / "o"), "--json")
+        return (*data, "--seed", "7", "--epochs", "2", "--lr", "0.02", "--batch-size", "16", *out)
+
+    def made(where: str) -> dict[str, bytes]:
+        found = (tmp_path / where).rglob("*")
+        return {str(path.relative_to(tmp_path / where)): path.read_bytes() for path in found if path.is_file()}
+
+    whole = run(folder, *options("whole"))
+    real, left = Trainee.step, steps
+
+    def step(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainee, "step", step)
+        said = run(folder, *options("cut"), code=130)
+    assert f"holds the training after epoch {(steps - 1) % 8 // 4} of 2, the same call goes on from there" in said
+    assert run(folder, *options("cut")) == whole
+    assert made("cut") == made("whole")
 
 
 def test_a_recipe_says_how(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +205,7 @@ def test_trains_in_float_alone(folder: Path, tmp_path: Path) -> None:
         (("--float", "--bits", "4"), "--bits is '4' beside --float"),
         (("--bits", "9"), "--bits is '9'; allowed: 2 to 8"),
         (("--hardware", "abacus"), "abacus"),
-        (("--lr", "-1"), "lr is -1.0; allowed: a number above 0"),
+        (("--lr", "-1"), r"lr is -1.0; allowed: 1e-09 to 1e\+09"),
         (("--eval-data", "bare.npz"), "data to measure on .*bare.npz has no labels"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from mxq.calibration.collect import checksum
 from mxq.errors import ConfigError, FormatError, MxqError, StorageError
 from mxq.formats.documents import parse_json
 from mxq.formats.params import read_params
@@ -28,9 +29,15 @@ from mxq.storage.writing import regular, replacing
 FORMAT: Final = "mxq-training/1"
 FILE: Final = "checkpoint.params"
 _ABOUT: Final = "about"
-_LATER: Final = ("data", "eval_data")
+_DIGEST: Final = "sha256"
+"""Of all other arrays of the file."""
+WEIGHTS: Final = "weights"
+"""What tells of the weights that a training begins with."""
+_LATER: Final = ("data", "eval_data", WEIGHTS)
 """What checkpoints of before do not tell."""
 _TABLES: Final = ("values", "momenta", "best")
+_LEFT: Final = ("values", "best")
+"""Tables whose values a block has after a training, or a part of one."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class State:
         best_epoch: its number; 0 is before training.
         history: of each epoch, from 0, what was measured; JSON-ready.
         journal: bytes of the journal.
+        start: `fingerprint` of what it began with; empty: that of the block.
     """
 
     epoch: int
@@ -54,6 +62,7 @@ class State:
     best_epoch: int = 0
     history: tuple[Mapping[str, Any], ...] = ()
     journal: int = 0
+    start: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Checkpoints:
     Attributes:
         folder: it; None keeps nothing.
         about: JSON-ready; what the training is, which may not differ when it goes on.
+            A block with the weights of the checkpoint is the same as one with those of before: training left it so.
     """
 
     folder: Path | None
@@ -93,18 +103,22 @@ class Checkpoints:
 
     def _parsed(self, table: Mapping[str, Array]) -> State:
         name = str(self.file)
+        _check_digest(name, table)
         try:
             text = np.asarray(table[_ABOUT], np.uint8).tobytes().decode()
             said = parse_json(text, name)
             if said["format"] != FORMAT:
                 raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
-            known = {key: value for key, value in self.about.items() if key in said["training"] or key not in _LATER}
-            _check(name, said["training"], json.loads(json.dumps(known)))
-            parts = {part: _part(table, part) for part in _TABLES}
+            before, parts = said["training"], {part: _part(table, part) for part in _TABLES}
+            known = {key: value for key, value in self.about.items() if key in before or key not in _LATER}
+            if WEIGHTS in before and known.get(WEIGHTS) in (fingerprint(parts[which]) for which in _LEFT):
+                known[WEIGHTS] = before[WEIGHTS]
+            _check(name, before, json.loads(json.dumps(known)))
             self._check_tables(parts)
             history = tuple(map(_measured, said["history"]))
             epoch, best = (_count(said[which], len(history) - 1) for which in ("epoch", "best_epoch"))
-            state = State(epoch, **parts, best_epoch=best, history=history, journal=_count(said["journal"]))
+            start, journal = before.get(WEIGHTS, {}), _count(said["journal"])
+            state = State(epoch, **parts, best_epoch=best, history=history, journal=journal, start=start)
         except MxqError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -135,9 +149,11 @@ class Checkpoints:
         end = added(self.folder / JOURNAL, state.journal, lines)
         state = replace(state, journal=end)
         table = {f"{part}:{name}": value for part in _TABLES for name, value in getattr(state, part).items()}
-        said = {"format": FORMAT, "training": self.about, "epoch": state.epoch, "best_epoch": state.best_epoch,
+        about = {**self.about, **({WEIGHTS: state.start} if state.start else {})}
+        said = {"format": FORMAT, "training": about, "epoch": state.epoch, "best_epoch": state.best_epoch,
                 "journal": end, "history": sayable(state.history)}  # fmt: skip
         table[_ABOUT] = np.frombuffer(json.dumps(said, allow_nan=False).encode(), np.uint8)
+        table[_DIGEST] = np.frombuffer(checksum(table).encode(), np.uint8)
         with replacing(self.file, size=size_of(table)) as (draft,):
             write_params(draft, table)
         return state
@@ -156,6 +172,18 @@ def alone(folder: Path | None) -> Iterator[None]:
     _make(folder)
     with locks.alone(folder, "wait for its end, or give another workdir"):
         yield
+
+
+def fingerprint(values: Mapping[str, Array]) -> dict[str, str]:
+    """What tells a block from another, JSON-ready: its weights. Ranges may be calibrated anew."""
+    return {"sha256": checksum({name: value for name, value in values.items() if value.ndim > 1})}
+
+
+def _check_digest(name: str, table: Mapping[str, Array]) -> None:
+    """Refuses a file in which a byte has changed; those of before have no digest."""
+    rest = {key: value for key, value in table.items() if key != _DIGEST}
+    if _DIGEST in table and table[_DIGEST].tobytes() != checksum(rest).encode():
+        raise FormatError(f"{name} is damaged: its sha256 is another than when it was written; delete it to begin anew")
 
 
 def _make(folder: Path) -> None:

@@ -27,8 +27,19 @@ JOURNAL: Final = "training.jsonl"
 
 
 def cut(path: Path, length: int) -> None:
-    """Leaves the first so many bytes of a file."""
+    """Leaves the first so many bytes of a file.
+
+    Raises:
+        FormatError: it has fewer, or is missing where it has to have some.
+        StorageError: it cannot be written.
+    """
     try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise FormatError(
+                f"{path} has {size} bytes, but {length} when the checkpoint beside it was written; allowed: the "
+                "journal as it was, or an empty folder, to begin anew"
+            )
         if path.exists():
             os.truncate(path, length)
     except OSError as error:

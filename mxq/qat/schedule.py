@@ -21,6 +21,8 @@ POSITIVE: Final = (
 )  # fmt: skip
 NOT_NEGATIVE: Final = ("original_warmup_epochs", "warmup_epochs", "weight_decay", "scale_weight_decay")
 SHARES: Final = ("cosine_final_lr_ratio", "momentum")
+LEAST, MOST = 1e-9, 1e9
+"""Of numbers: products of a few of them are still numbers of MXNet, in float32."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for names, allowed, fits in (
             (COUNTS, "a whole number, 1 or more", lambda v: type(v) is int and v >= 1),
-            (POSITIVE, "a number above 0", lambda v: _is_finite(v) and v > 0),
-            (NOT_NEGATIVE, "a number, 0 or more", lambda v: _is_finite(v) and v >= 0),
-            (SHARES, "0 to less than 1", lambda v: _is_finite(v) and 0 <= v < 1),
+            (POSITIVE, f"{LEAST:g} to {MOST:g}", lambda v: _is_number(v) and LEAST <= v <= MOST),
+            (NOT_NEGATIVE, f"0 to {MOST:g}", lambda v: _is_number(v) and 0 <= v <= MOST),
+            (SHARES, "0 to less than 1", lambda v: _is_number(v) and 0 <= v < 1),
             (("nesterov", "shuffle"), "True, False", lambda v: isinstance(v, bool)),
             (("seed",), "0 to 2147483647", lambda v: type(v) is int and 0 <= v < 2**31),
         ):
@@ -81,6 +83,11 @@ class TrainConfig:
                     raise ConfigError(f"{name} is {value!r}; allowed: {allowed}{', or None' * (name in OPTIONAL)}")
         if self.nesterov and self.momentum == 0:
             raise ConfigError("nesterov is True without momentum; allowed: momentum above 0, or nesterov=False")
+        if self.warmup > self.passes:
+            raise ConfigError(
+                f"the warm-up is {self.warmup:g} epochs of {self.passes}, so that the learning rate would never fall; "
+                "allowed: warmup_epochs up to epochs"
+            )
 
     @property
     def passes(self) -> int:
@@ -147,5 +154,5 @@ class TrainConfig:
 OPTIONAL: Final = ("epochs", "lr", "batch_size", "warmup_epochs")
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

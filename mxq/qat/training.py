@@ -22,7 +22,7 @@ from mxq.graph.ir import Array
 from mxq.host.interrupts import held
 from mxq.logs import LOG
 from mxq.passes.simplify import FLOAT
-from mxq.qat.checkpoint import Checkpoints, State, alone
+from mxq.qat.checkpoint import WEIGHTS, Checkpoints, State, alone, fingerprint
 from mxq.qat.diagnosis import diagnosed
 from mxq.qat.epochs import Epochs
 from mxq.qat.measuring import EpochTally, Evaluator, score
@@ -165,8 +165,10 @@ class _Training:
                 sample, labels = next(data.epoch(0))
             about["data"] = data.fingerprint(sample, labels)
             about["eval_data"] = measured.fingerprint(trainee.inputs, config.examples)
+            about[WEIGHTS] = fingerprint(trainee.values)
         name = "float" if quantization is None else str(Bits(quantization["bits_w"], quantization["bits_a"]))
-        return _Training(trainee, data, measured, config, Checkpoints(folder, about), each, name, logger, sample)
+        kept = Checkpoints(folder, about)
+        return _Training(trainee, data, measured, config, kept, each, name, logger, sample)
 
     def run(self, *, progress: bool) -> Trained:
         """All epochs that are still to come; see `fit`."""
@@ -178,7 +180,8 @@ class _Training:
                 for number in range(self.state.epoch + 1, self.config.passes + 1):
                     self._epoch(number, bar)
         except KeyboardInterrupt:
-            self.logger.warning("interrupted; %s", self._left)
+            on = "" if self.kept.folder is None else ", the same call goes on from there"
+            self.logger.warning("interrupted; %s%s", self._left, on)
             raise
         finally:
             self.trainee.assign(self.state.values)
@@ -194,7 +197,13 @@ class _Training:
         done = f"after epoch {self.state.epoch} of {self.config.passes}"
         if self.kept.folder is None:
             return f"the block is as {done}"
-        return f"{self.kept.folder} holds the training {done}, the same call goes on from there"
+        return f"{self.kept.folder} holds the training {done}"
+
+    @property
+    def _remedy(self) -> str:
+        """What to change where a training diverges: other settings are another training."""
+        elsewhere = "" if self.kept.folder is None else " (with another workdir)"
+        return f"a lower lr, a longer warm-up (warmup_epochs){elsewhere}"
 
     def _begin(self) -> None:
         """Goes on where a checkpoint ends, or measures the block as it is."""
@@ -242,7 +251,7 @@ class _Training:
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} in epoch {epoch}, step {step} (learning rate {rate:.4g}): {self._left}; allowed: "
-                "a lower lr, a longer warm-up (warmup_epochs), data without NaN"
+                f"{self._remedy}, data without NaN"
             )
         tally.add(outputs, labels, loss)
         return {"kind": "step", "epoch": epoch, "step": step, "rate": rate, "loss": loss, "examples": examples_in(feed)}
@@ -253,7 +262,7 @@ class _Training:
         if lost is not None:
             raise TrainingError(
                 f"parameter {lost!r} is not finite after epoch {epoch} (learning rate {rate:.4g}): {self._left}; "
-                "allowed: a lower lr, a loss whose gradients are finite"
+                f"allowed: {self._remedy}, a loss whose gradients are finite"
             )
 
     def _keep(self, entry: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> None:
