@@ -111,7 +111,7 @@ class Checkpoints:
                 raise FormatError(f"{name} has format {said['format']!r}; this version reads {FORMAT!r}")
             before, parts = said["training"], {part: _part(table, part) for part in _TABLES}
             known = {key: value for key, value in self.about.items() if key in before or key not in _LATER}
-            if WEIGHTS in before and known.get(WEIGHTS) in (fingerprint(parts[which]) for which in _LEFT):
+            if WEIGHTS in before and known.get(WEIGHTS) in [fingerprint(parts[which]) for which in _LEFT]:
                 known[WEIGHTS] = before[WEIGHTS]
             _check(name, before, json.loads(json.dumps(known)))
             self._check_tables(parts)
