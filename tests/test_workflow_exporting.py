@@ -102,10 +102,13 @@ class TestQuantizedForFiles:
             mxq.export_onnx(to_block(model), tmp_path / "a.onnx", input_shape=(3, 8))
         assert capsys.readouterr().out == ""  # MXNet would print every shape
 
-    def test_a_3d_convolution_before_a_dense_layer(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("side", [4, 2])
+    def test_a_3d_convolution_before_a_dense_layer(self, side: int, tmp_path: Path) -> None:
+        """Also one that leaves 1 x 1 x 1."""
         lines = ('c = Convolution(data, c_weight) kernel="(2, 2, 2)" num_filter="4" no_bias="True"',
                  fc("z", "c"), "return z")  # fmt: skip
-        net, x = build(*lines, data=(1, 3, 4, 4, 4)), np.random.default_rng(0).normal(size=(8, 3, 4, 4, 4))
+        shape = (3, side, side, side)
+        net, x = build(*lines, data=(1, *shape)), np.random.default_rng(0).normal(size=(8, *shape))
         mxq.export_onnx(to_block(net), tmp_path / "a.onnx", x.astype(np.float32), effort="fast")
         (found,) = outputs(tmp_path / "a.onnx", data=x.astype(np.float32))
         assert sqnr_db(run(net, {"data": x.astype(np.float32)})[0], found) > 25
@@ -172,6 +175,13 @@ class TestBeforeCalibration:
         with pytest.raises(QuantizeError, match=said):
             doors[door]()
         assert not [*tmp_path.iterdir()]
+
+    @pytest.mark.parametrize("name", ["folder.onnx", f"{'a' * 300}.onnx", "/proc/a.onnx", "a\0b.onnx"])
+    def test_a_file_that_cannot_be_written(self, model: Model, name: str, tmp_path: Path) -> None:
+        (tmp_path / "folder.onnx").mkdir()
+        with pytest.raises(StorageError, match="cannot be"):
+            mxq.export_onnx(to_block(model), tmp_path / name, data())
+        assert [*tmp_path.iterdir()] == [tmp_path / "folder.onnx"]
 
     @pytest.mark.parametrize(
         ("lines", "options", "said"),

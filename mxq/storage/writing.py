@@ -142,6 +142,16 @@ def check_suffix(path: Path, what: str, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{what} {path.name!r} has suffix {path.suffix!r}; allowed: {', '.join(allowed)}")
 
 
+def check_writable(path: Path) -> None:
+    """Whether a file can be written there, shown by a draft that goes again.
+
+    Raises:
+        StorageError: a folder does not exist or cannot be written, or something else than a file is in the way.
+    """
+    with _explained(path), _drafted(_regular(path)):
+        pass
+
+
 def regular(path: str | os.PathLike[str]) -> Path:
     """Where the file ``path`` is, links followed; it need not be there.
 

@@ -19,6 +19,7 @@ from mxq.graph.tensors import Tensor
 from mxq.passes.simplify import check_done, check_float
 from mxq.planned import Planned
 from mxq.qat.network import QatNetwork
+from mxq.storage.writing import check_writable
 from mxq.workflow.opening import Given
 
 PORTABLE: Final = "portable"
@@ -142,7 +143,7 @@ class FileRequest(CodesRequest):
         Raises:
             ConfigError: onnx is not installed; the name is none of an ONNX file.
             QuantizeError: the network was trained for other hardware.
-            StorageError: there is no folder for the file.
+            StorageError: the file cannot be written.
         """
         require_onnx()
         _check_path(self.path)
@@ -204,10 +205,11 @@ def check_unquantized(model: Model) -> None:
 
 
 def _check_path(path: Path) -> None:
-    """Raises ConfigError for a name of no ONNX file, StorageError where there is no folder for one."""
+    """Raises ConfigError for a name of no ONNX file, StorageError where none can be written."""
     if not is_onnx(path):
         raise ConfigError(
             f"the file is {str(path)!r}; allowed: a name that ends in {SUFFIX}, which tells it from a pair"
         )
     if not path.parent.is_dir():
         raise StorageError(f"{path} cannot be written: there is no folder {str(path.parent)!r}; make it first")
+    check_writable(path)
