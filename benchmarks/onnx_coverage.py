@@ -51,7 +51,7 @@ TRAINED_CALIBRATION, TRAINED_EVALUATION = 20, 40
 CLOSE, EXACT, BELOW_PAIR = 1e-3, 1e-4, 1.0
 """How close boxes are that are one; what a float file is held to; how many dB INT8 may be below the pair."""
 MOVED = 1e-6
-"""By what share of their values inputs are moved, where a float file is further away: what the network makes of that."""
+"""Where a float file is further away: by what share of its values an input is moved, to see what that makes."""
 SIDES: Mapping[str, int] = {
     **dict.fromkeys(
         (
