@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -56,8 +56,10 @@ from mxq.refine import (
     CalibrationSubset,
     activations,
     analytic,
+    by_examples,
     equalized,
     exceptions,
+    kept,
     refined,
     rounded,
     samples_of,
@@ -65,6 +67,7 @@ from mxq.refine import (
 )
 from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
 from mxq.weights.clip import WeightObserverRequest, clip_weights
+from mxq.weights.held_out import Judge
 
 
 @dataclass(frozen=True)
@@ -584,7 +587,10 @@ def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
 def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
     config, spec = prepared.config, prepared.backend.spec
-    aligned = _aligned(prepared, calibrated, looked)
+    judge = None
+    if looked is not None and config.methods.layerwise:
+        looked, judge = _judged(prepared, looked)
+    aligned = _begun(prepared, calibrated, looked, judge)
     unrounded, clipped = clip_weights(aligned.fused, _asked_of_weights(prepared))
     network = replace(aligned, fused=unrounded)
     weights: Mapping[str, WeightRecord] = {}
@@ -592,6 +598,8 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubse
     warnings: tuple[str, ...] = ()
     if looked is not None and config.methods.layerwise:
         found = refined(looked, network, spec, config)
+        if judge is not None and network.exact:  # what saturates is not simulated
+            found = kept(judge, network, found)
         network, weights, warnings = found.network, found.weights, exceptions(found)
     elif config.methods.round_alone:
         network, weights = rounded(network, config)
@@ -603,6 +611,30 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubse
     if looked is not None and config.methods.recalibrate_batchnorm:
         network = restored(looked.runner, network, aligned.fused, looked.feeds, prepared.source)
     return _Built(network, _merged(weights, clipped), warnings)
+
+
+def _judged(prepared: Prepared, looked: CalibrationSubset) -> tuple[CalibrationSubset, Judge | None]:
+    """What methods are fitted to, and who knows what they do to the network's outputs, where there is data for both."""
+    fitted, held = looked.divided()
+    return fitted, Judge.of(looked.runner, prepared.fused, held) if held else None
+
+
+def _begun(
+    prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None, judge: Judge | None
+) -> QuantizedNetwork:
+    """`_aligned` with the ranges that serve the network's outputs best, and channels scaled where that does."""
+    asked = _aligned(prepared, calibrated, looked)
+    if looked is None or judge is None:
+        return asked
+    unscaled = replace(prepared, config=replace(prepared.config, equalize=False))
+    is_scaled, others = bool(asked.trace.fired("equalize")), dict[str, Callable[[], QuantizedNetwork]]()
+    if is_scaled:
+        others["equalize"] = partial(_aligned, unscaled, calibrated, looked)
+    if prepared.config.methods.range_choice == "layer":
+        source = prepared if is_scaled else unscaled
+        for name, thresholds in by_examples(looked, prepared.fused, prepared.plan, calibrated.thresholds).items():
+            others[name] = partial(_aligned, source, replace(calibrated, thresholds=thresholds), looked)
+    return judge.best(asked, others).network if others else asked
 
 
 def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRecord]) -> dict[str, WeightRecord]:
@@ -649,7 +681,7 @@ def _assigned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSub
     config, fused, trace = prepared.config, prepared.fused, NO_EVENTS
     requests = requested(prepared.choices, config)
     if looked is not None and config.methods.equalize:
-        fused, thresholds, trace = equalized(looked, fused, thresholds, prepared.coding.bits)
+        fused, thresholds, trace = equalized(looked, fused, prepared.plan, thresholds, prepared.coding.bits)
     return assign(
         fused,
         prepared.plan,

@@ -20,23 +20,28 @@ from mxq.calibration.patches import Geometry
 from mxq.config import QuantConfig
 from mxq.data.feed import Feed, examples_in, taken
 from mxq.data.feeding import Feeds, shares
+from mxq.errors import RuntimeFailure
 from mxq.graph.ir import Array, Model, Node, Runner
 from mxq.passes.biases import with_biases
 from mxq.passes.limit_saturation import kernels
 from mxq.quant import QuantizedNetwork
 from mxq.quant.bits import Bits
-from mxq.quant.plan import WeightRecord
+from mxq.quant.plan import Plan, WeightRecord
 from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.activity import sampled
 from mxq.weights.analytic import corrected
 from mxq.weights.equalize import EIGHT, channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
+from mxq.weights.example_ranges import EXAMPLES as RULED
+from mxq.weights.example_ranges import RULES, ruled, seen_of
 from mxq.weights.grid import grid_of, on_grid
+from mxq.weights.held_out import Judge, divided
 from mxq.weights.layer import Layer, choose
 from mxq.weights.layerwise_executor import peak_bytes
 from mxq.weights.layerwise_refinement import LayerwiseConfig, LayerwiseResult, levels_of, record_of, refine_layerwise
 from mxq.weights.methods import BiasMethod, Methods
+from mxq.weights.smooth import smooth
 
 BLIND: Final = "without a look at calibration data"
 NO_DATA: Final = f"weights are rounded to the nearest code, {BLIND}"
@@ -86,6 +91,11 @@ class CalibrationSubset:
             return CalibrationSubset(runner, list(_fitting(data, most, cost, cut=False)), cut=False)
         kept = chain((first,), chosen) if most == asked else _taken(data, most)
         return CalibrationSubset(runner, list(_fitting(kept, most, cost, cut=cut)), cut)
+
+    def divided(self) -> tuple[CalibrationSubset, list[Feed]]:
+        """What methods are fitted to, and what is held back from them, a few examples at a time; see `held_out`."""
+        fitted, held = divided(self.feeds, cut=self.cut)
+        return replace(self, feeds=fitted), list(replace(self, feeds=held).pieces(AT_ONCE))
 
     def some(self, examples: int) -> list[Feed]:
         """The first so many examples, or the batches that hold them."""
@@ -169,12 +179,56 @@ def _is_dense(model: Model, node: Node) -> bool:
 
 
 def equalized(
-    looked: CalibrationSubset, model: Model, thresholds: Thresholds, bits: Bits = EIGHT
+    looked: CalibrationSubset, model: Model, plan: Plan, thresholds: Thresholds, bits: Bits = EIGHT
 ) -> tuple[Model, Thresholds, Trace]:
-    """The network with channels scaled, and which; see `mxq.weights.equalize`."""
-    seen = channels_seen(looked.runner, model, looked.some(FOR_SCALES))
+    """The network with channels scaled, and which; see `mxq.weights.equalize` and `mxq.weights.smooth`."""
+    some = looked.some(FOR_SCALES)
+    seen = channels_seen(looked.runner, model, some)
     model, thresholds, names = equalize(model, thresholds, seen, bits)
-    return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in names))
+    model, thresholds, norms = smooth(looked.runner, model, thresholds, plan.quantized, some, bits)
+    return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in (*names, *norms)))
+
+
+def by_examples(looked: CalibrationSubset, model: Model, plan: Plan, thresholds: Thresholds) -> dict[str, Thresholds]:
+    """Other ranges of the tensors of ``model``, by the name of their rule; see `mxq.weights.example_ranges`.
+
+    None where examples cannot be told apart, or a tensor cannot be had.
+    """
+    singles = [taken(feed, [i]) for feed in looked.some(RULED) for i in range(examples_in(feed))] if looked.cut else []
+    try:
+        seen = seen_of(looked.runner, model, plan.observe, singles) if singles else {}
+    except RuntimeFailure:
+        return {}
+    return {name: ruled(thresholds, seen, rule) for name, rule in RULES.items() if seen}
+
+
+def kept(judge: Judge, before: QuantizedNetwork, found: LayerwiseResult) -> LayerwiseResult:
+    """What refinement gave, without the methods that the network's outputs are better off without.
+
+    Args:
+        judge: who knows.
+        before: the network that was refined.
+        found: what refinement gave.
+    """
+    after, biased = found.network, with_biases(before)
+    biases = {name: biased.fused.args[name] for name in _biases(biased)}
+    ranges, unbiased = before.thresholds, after.with_weights(biases)
+    undone = {
+        "range_choice": partial(after.with_thresholds, ranges),
+        "bias_correction": lambda: unbiased,
+        "range_choice, bias_correction": partial(unbiased.with_thresholds, ranges),
+        "rounding, bias_correction": partial(biased.with_thresholds, after.thresholds),
+        "all": lambda: before,
+    }
+    verdict = judge.best(after, undone)
+    weights = {} if verdict.name in ("rounding, bias_correction", "all") else found.weights
+    return replace(found, network=verdict.network, weights=weights)
+
+
+def _biases(network: QuantizedNetwork) -> Iterator[str]:
+    """The biases of int8 layers."""
+    for name in kernels(network):
+        yield from (ref.name for ref in network.fused.graph[name].inputs[2:3] if network.fused.is_own(ref.name))
 
 
 def refined(

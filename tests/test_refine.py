@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import CHANNELS, CONV1, SHAPE, build, conv, fc, pictures, randomized, run
+from graphs import CHANNELS, CONV1, SHAPE, build, conv, decided, fc, pictures, randomized, run
 
 import mxq  # isort: skip  (before mxnet)
 
@@ -23,13 +23,17 @@ from mxq.errors import DataError, RuntimeFailure
 from mxq.graph.annotation_text import SHIFTED
 from mxq.graph.ir import Model, Ref
 from mxq.numerics import sqnr_db
+from mxq.passes.biases import with_biases
 from mxq.pipeline import Quantized
-from mxq.quant.thresholds import Range
-from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset
+from mxq.quant import QuantizedNetwork
+from mxq.quant.thresholds import Range, Thresholds
+from mxq.refine import EXAMPLES, NO_DATA, CalibrationSubset, kept, refined
 from mxq.runtime import MxnetRunner, from_symbol, to_arrays, to_symbol
 from mxq.weights import layer
+from mxq.weights.held_out import Judge
 from mxq.weights.layer import choose_places
 from mxq.weights.layerwise_executor import peak_bytes
+from mxq.weights.layerwise_refinement import LayerwiseResult
 
 NET = (
     conv("conv0", "data"),
@@ -187,6 +191,86 @@ class TestEndToEnd:
         fast, better = (made(build(*NET), effort=e, target=target) for e in ("fast", "default"))
         assert fast.report.saturation
         assert set(better.report.saturation) == set(fast.report.saturation)
+
+
+class TestHeldBack:
+    """A method stays where the network's outputs gain by it, on examples that it was not fitted to."""
+
+    @pytest.fixture
+    def found(self) -> tuple[Judge, QuantizedNetwork, LayerwiseResult]:
+        """Who judges, a network, and what refinement makes of it."""
+        model, config = build(*NET), QuantConfig(target="avx512_vnni", num_calib_examples="100%")
+        prepared = pipeline.plan(model, config)
+        ranges = pipeline.calibrate(prepared, DATA, MxnetRunner(), progress=False)
+        looked, held = CalibrationSubset.at(MxnetRunner(), model, [{"data": DATA}], config).divided()
+        network = with_biases(decided(prepared, ranges.thresholds))
+        judge = Judge.of(MxnetRunner(), prepared.fused, held)
+        return judge, network, refined(looked, network, prepared.backend.spec, config)
+
+    @staticmethod
+    def narrow(network: QuantizedNetwork) -> QuantizedNetwork:
+        table = {k: t.ranged(t.range.times(0.1), "") for k, t in network.thresholds.items()}
+        return network.with_thresholds(Thresholds(table))
+
+    def test_what_helps_stays(self, found: tuple[Judge, QuantizedNetwork, LayerwiseResult]) -> None:
+        judge, before, after = found
+        assert kept(judge, before, after) == after
+
+    def test_ranges_that_harm_are_undone_alone(self, found: tuple[Judge, QuantizedNetwork, LayerwiseResult]) -> None:
+        judge, before, after = found
+        stays = kept(judge, before, replace(after, network=self.narrow(after.network)))
+        assert stays.network.thresholds == before.thresholds
+        for name in ("conv0_weight", "fc0_weight"):
+            np.testing.assert_array_equal(stays.network.fused.args[name], after.network.fused.args[name])
+        assert stays.weights == after.weights
+
+    def test_biases_that_harm_are_undone_alone(self, found: tuple[Judge, QuantizedNetwork, LayerwiseResult]) -> None:
+        judge, before, after = found
+        args = after.network.fused.args
+        stays = kept(
+            judge, before, replace(after, network=after.network.with_weights({"fc0_bias": args["fc0_bias"] + 9}))
+        )
+        np.testing.assert_array_equal(stays.network.fused.args["fc0_bias"], before.fused.args["fc0_bias"])
+        np.testing.assert_array_equal(stays.network.fused.args["fc0_weight"], args["fc0_weight"])
+
+    def test_weights_that_harm_are_undone_and_not_recorded(
+        self, found: tuple[Judge, QuantizedNetwork, LayerwiseResult]
+    ) -> None:
+        judge, before, after = found
+        wrong = after.network.with_weights({"fc0_weight": -before.fused.args["fc0_weight"]})
+        stays = kept(judge, before, replace(after, network=wrong))
+        np.testing.assert_array_equal(stays.network.fused.args["fc0_weight"], before.fused.args["fc0_weight"])
+        assert stays.network.thresholds == after.network.thresholds
+        assert stays.weights == {}
+
+    def test_where_all_harms_nothing_is_done(self, found: tuple[Judge, QuantizedNetwork, LayerwiseResult]) -> None:
+        judge, before, after = found
+        wrong = self.narrow(after.network.with_weights({"fc0_weight": -before.fused.args["fc0_weight"]}))
+        assert kept(judge, before, replace(after, network=wrong)).network is before
+
+    def test_what_is_held_back_is_not_fitted_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = []
+
+        def counted(looked: CalibrationSubset, *args: Any) -> LayerwiseResult:
+            sizes.append(sum(len(f["data"]) for f in looked.feeds))
+            return refined(looked, *args)
+
+        monkeypatch.setattr(pipeline, "refined", counted)
+        made(build(*NET))
+        assert sizes == [48]
+
+    def test_ranges_leave_out_what_few_examples_hold(self) -> None:
+        """One picture of 32 is a hundred times as bright, and the network only says whether there is something."""
+        model, bright = build(*NET[:-1], "seen = sigmoid(fc0)", "return seen"), DATA.copy()
+        bright[::32] *= 100
+        done = {}
+        for choice in ("tensor", "layer"):
+            prepared = pipeline.plan(model, QuantConfig(range_choice=choice, target="avx512_vnni"))
+            ranges = pipeline.calibrate(prepared, bright, MxnetRunner(), progress=False)
+            done[choice] = pipeline.quantize(prepared, ranges, runner=MxnetRunner(), data=[{"data": bright}])
+        assert "which few examples fill" in done["layer"].thresholds["data"].note
+        assert done["tensor"].thresholds["data"].note == ""
+        assert sqnr(model, done["layer"]) > sqnr(model, done["tensor"]) + 6
 
 
 class TestSizes:

@@ -538,7 +538,7 @@ class TestRefined:
         prepared = pipeline.plan(model, QuantConfig(num_calib_examples="100%", target="avx512_vnni"))
         ranges = pipeline.calibrate(prepared, data, MxnetRunner(), progress=False).thresholds
         looked = CalibrationSubset.at(MxnetRunner(), prepared.fused, [{"data": data}], prepared.config)
-        return prepared, ranges, *equalized(looked, prepared.fused, ranges)
+        return prepared, ranges, *equalized(looked, prepared.fused, prepared.plan, ranges)
 
     def test_the_trace_names_the_tensors(self) -> None:
         *_, trace = self.looked(net("plain"), X)

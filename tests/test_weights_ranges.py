@@ -14,7 +14,7 @@ from mxq.quant.thresholds import Range
 from mxq.saturation.kernels import Kernel
 from mxq.saturation.limits import Exposed
 from mxq.weights.coding import Code, code_all, codes_of
-from mxq.weights.ranges import GAIN, MANY, SHARES, Reader, narrowed, telling
+from mxq.weights.ranges import GAIN, MANY, QUIET, SHARES, Reader, narrowed, telling
 
 INT8, UINT8 = Code("int8"), Code("uint8")
 
@@ -52,7 +52,7 @@ class TestNarrowed:
         """A large value matters to what reads it, not to what does not."""
         value, span = tails(), Range(0.0, 10.0)
         assert narrowed([value], span, UINT8, [linear(0, 1)]) is span
-        assert narrowed([value], span, UINT8, [linear(1, 0)]) == Range(0.0, 5.0)
+        assert narrowed([value], span, UINT8, [linear(1, 0)]) == Range(0.0, 4.2)
 
     def test_all_readers_are_heard(self) -> None:
         """One that cares for the large values alone is enough; how large its weights are does not count."""
@@ -79,6 +79,26 @@ class TestNarrowed:
         assert min(errors) < GAIN * errors[0]
         found = narrowed([value], span, INT8, [reader])
         assert found == Range(span.min * best, span.max * best)
+
+    def test_examples_count_alike(self) -> None:
+        """One is two hundred times as large as the others. By what is lost of all energy it would keep its range."""
+        rng = np.random.default_rng(3)
+        value = rng.standard_normal((8, 4, 500)).astype(np.float32) / 10
+        value[0, :, :40] *= 200
+        span, shares = Range(float(value.min()), float(value.max())), []
+        off = [kernel_params(span.absmax * share, "int8").fake(value).astype(np.float64) - value for share in SHARES]
+        for axes in ((1, 2), (0, 1, 2)):
+            energy = np.square(value, dtype=np.float64).sum(axis=axes)
+            errors = [np.mean(np.square(each).sum(axis=axes) / (energy + QUIET * energy.mean())) for each in off]
+            shares.append(SHARES[int(np.argmin(errors))])
+        assert shares[0] < 0.3 < shares[1]
+        assert narrowed([value], span, INT8, [identity]) == span.times(shares[0])
+
+    def test_an_example_of_nearly_nothing_does_not_decide(self) -> None:
+        value = np.random.default_rng(0).uniform(-1, 1, (8, 4, 500)).astype(np.float32)
+        value[0] *= 1e-4
+        span = Range(-1.0, 1.0)
+        assert narrowed([value], span, INT8, [identity]) is span
 
     def test_of_many_values_shares_are_tried_until_the_error_has_grown(self) -> None:
         rng, heard = np.random.default_rng(0), list[int]()
@@ -174,7 +194,7 @@ class TestTelling:
         value[0, 1] *= 3  # the second channel, which nobody reads
         span, reader = Range(-3.0, 3.0), linear(1, 0, 0)
         whole = narrowed([value], span, INT8, [reader])
-        assert whole == span.times(0.5)
+        assert whole == span.times(0.35)
         assert narrowed([value[:, :, :30], value[:, :, 30:]], span, INT8, [reader]) == whole
 
 

@@ -84,7 +84,7 @@ def channels_seen(runner: Runner, model: Model, feeds: Sequence[Mapping[str, Arr
     found, wanted = {}, _to_be_seen(model)
     for node, held in passing(runner, model, feeds):
         if node.name in wanted and node.out in held and (axis := _agreed(wanted[node.name], held[node.out])):
-            found[node.name] = _channels(held[node.out], axis)
+            found[node.name] = channels_of(held[node.out], axis)
     return found
 
 
@@ -104,7 +104,7 @@ def _agreed(family: Family, batches: Batches) -> int:
     return family.axis if agreed and len({b.shape[family.axis] for b in batches}) == 1 else 0
 
 
-def _channels(batches: Batches, axis: int) -> Channels:
+def channels_of(batches: Batches, axis: int) -> Channels:
     flat = [np.moveaxis(b, axis, 0).reshape(b.shape[axis], -1) for b in batches]
     count = sum(f.shape[1] for f in flat)
     square = sum(np.einsum("cn,cn->c", f, f, dtype=np.float64) for f in flat) / count
@@ -227,12 +227,12 @@ def equalize(
     table = dict(thresholds)
     for family, s in chosen:
         for name in family.tensors & table.keys():
-            table[name] = _rescaled(table[name], seen[name], s)
+            table[name] = rescaled(table[name], seen[name], s)
     names = tuple(n.name for n in model.graph.operators if any(n.name in f.tensors for f, _ in chosen))
     return (scaled(model, chosen), Thresholds(table), names) if chosen else (model, thresholds, ())
 
 
-def _rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
+def rescaled(threshold: Threshold, seen: Channels, s: Array) -> Threshold:
     """The range after scaling: as far beyond or below the largest value as it was before, in shares of that."""
     low, high = float((seen.low * s).min()), float((seen.high * s).max())
     kept = [

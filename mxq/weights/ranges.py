@@ -2,13 +2,16 @@
 
 Formula. Of the ranges ``a * r``, r the calibrated one and a in `SHARES`, take the one of least
 
-    sum_j  || W_j (q_a(x) - x) ||^2 / || W_j x ||^2                                                       (1)
+    sum_j  mean_n  || W_j (q_a(x_n) - x_n) ||^2 / || W_j x_n ||^2                                         (1)
 
-over the layers j that read x; for a reader that is no layer (a sum, a pooling) W_j is the identity. What rounding adds
-falls with a^2 and what clipping adds grows, so shares are tried in order until the sum has grown. Source: the
-reconstruction error of a layer's output as a criterion for ranges, Wang et al., "Towards Accurate Post-training Network
-Quantization via Bit-Split and Stitching" (ICML 2020), section 3.2; Nagel et al., arXiv:2106.08295, eq. 11 for the
-tensor's own. Where layers saturate, (1) has what that costs in a range (`limits.Exposed`), and wider ones are tried.
+over the layers j that read x; for a reader that is no layer (a sum, a pooling) W_j is the identity. Examples n count
+alike, and so do the words of texts, which LayerNorms behind a layer bring to one size: where one is a hundred times as
+large as the others, a range for it leaves these few codes. To each denominator
+`QUIET` of its mean is added, as an example that is nearly zero is not to decide. What rounding adds falls with a^2 and
+what clipping adds grows, so shares are tried in order until the sum has grown. Source: the reconstruction error of a
+layer's output as a criterion for ranges, Wang et al., "Towards Accurate Post-training Network Quantization via
+Bit-Split and Stitching" (ICML 2020), section 3.2; Nagel et al., arXiv:2106.08295, eq. 11 for the tensor's own. Where
+layers saturate, (1) has what that costs in a range (`limits.Exposed`), and wider ones are tried.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from mxq.saturation.limits import Exposed
 from mxq.saturation.remedies import factors
 from mxq.weights.coding import Code
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.13, 0.1)
+QUIET = 0.01
 GAIN = 0.98
 """A narrower range has to bring the error below so much of the calibrated one's, or it is not worth its clipping."""
 ENOUGH, MANY = 1.5, 1 << 16
@@ -31,7 +35,8 @@ ENOUGH, MANY = 1.5, 1 << 16
 EXAMPLES = 8
 """How many examples' worth of a tensor is looked at."""
 Reader = Callable[[Array], Array]
-"""The linear part of what reads a tensor: (n, ...) to (n, ...). All that reads int8 takes each of the n by itself."""
+"""The linear part of what reads a tensor: (n, ...) to (n, ...). All that reads int8 takes each of the n by itself. What
+takes each row of (n, ..., C) by itself may give (n * ..., O): then rows count as examples."""
 
 
 def telling(batches: Sequence[Array], examples: int) -> list[Array]:
@@ -78,13 +83,14 @@ def narrowed(
         exposed: those of them that saturate.
         widen: whether the range may be wider for them.
     """
-    heard = [(reader, energy) for reader in readers if (energy := _energy(reader, values)) > 0]
+    energies = ((reader, _energies(reader, values)) for reader in readers)
+    heard = [(reader, energy + QUIET * energy.mean()) for reader, energy in energies if energy.sum() > 0]
     spans, costs, size = [span.times(share) for share in SHARES], list[float](), sum(v.size for v in values)
 
     def cost(tried: Range) -> float:
         noise = [code.coded(value, tried) - value for value in values]
         saturated = sum(e.cost(code.scale(tried)) for e in exposed)
-        return saturated + sum(_energy(reader, noise) / energy for reader, energy in heard)
+        return saturated + sum(float((_energies(reader, noise) / energy).mean()) for reader, energy in heard)
 
     for tried in spans:
         costs.append(cost(tried))
@@ -97,7 +103,7 @@ def narrowed(
     return spans[best] if costs[best] < GAIN * costs[0] else span
 
 
-def _energy(reader: Reader, values: Sequence[Array]) -> float:
-    """Of what ``reader`` makes of all ``values``."""
-    made = (reader(value) for value in values)
-    return sum(float(np.vdot(x, x)) for x in made)
+def _energies(reader: Reader, values: Sequence[Array]) -> Array:
+    """Of each example in what ``reader`` makes of all ``values``, float64."""
+    rows = (made.reshape(len(made), -1) for made in map(reader, values))
+    return np.concatenate([np.einsum("nk,nk->n", row, row, dtype=np.float64) for row in rows])

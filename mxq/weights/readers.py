@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mxq.backends import OpSpec, the_layer_of
-from mxq.graph.ir import Model, Node, Ref, Runner
+from mxq.graph.ir import Array, Model, Node, Ref, Runner
 from mxq.weights.layerwise_executor import alone
 from mxq.weights.ranges import Reader
 
@@ -45,14 +45,23 @@ class Readers:
         return node.op == "Concat" or any(map(self._joined, self.model.graph.consumers[node.name]))
 
     def _linear(self, node: Node) -> Reader:
-        """The layer in ``node`` without bias, sum and activation."""
-        return self._alone(replace(the_layer_of(node), inputs=node.inputs[:2]).with_attrs(no_bias="True"))
+        """The layer in ``node`` without bias, sum and activation; words of a text count as examples do."""
+        layer = the_layer_of(node)
+        made = self._alone(replace(layer, inputs=node.inputs[:2]).with_attrs(no_bias="True"))
+        if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
+            return lambda x: _rows(made(x))
+        return made
 
     def _alone(self, node: Node) -> Reader:
         """``node``, which reads one tensor."""
         model = alone(self.model, node)
         call, name = self.runner.compile(model), model.inputs[0]
         return lambda x: call({name: x})[0]
+
+
+def _rows(x: Array) -> Array:
+    """(N, ..., O) as (N * ..., O)."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _averages(node: Node) -> bool:
