@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -213,7 +213,7 @@ def kept(judge: Judge, before: QuantizedNetwork, found: LayerwiseResult) -> Laye
     after, biased = found.network, with_biases(before)
     biases = {name: biased.fused.args[name] for name in _biases(biased)}
     ranges, unbiased = before.thresholds, after.with_weights(biases)
-    undone = {
+    undone: dict[str, Callable[[], QuantizedNetwork]] = {
         "range_choice": partial(after.with_thresholds, ranges),
         "bias_correction": lambda: unbiased,
         "range_choice, bias_correction": partial(unbiased.with_thresholds, ranges),
