@@ -18,6 +18,7 @@ from helpers import assert_close
 
 from mxq import engines
 from mxq.engines import FILE_ENGINES, MXNET, Engine, Served, Session, chosen, engine_of, missing, served
+from mxq.engines.openvino import OPENVINO, Requests
 from mxq.engines.session import engine_says
 from mxq.engines.worker import seconds
 from mxq.errors import ConfigError, DataError, FormatError, RuntimeFailure
@@ -242,6 +243,24 @@ def test_mxnet_runs_pairs(model: Model, tmp_path: Path) -> None:
     known: dict[str, Any] = {"batch": feeds()["data"]}
     exec("\n".join(MXNET.start(tmp_path / "net", 1, ["data"])), known)
     assert_close(known["outputs"].asnumpy(), run(model)[0], **CLOSE)
+
+
+def test_openvino_compiles_for_the_first_shapes_that_it_is_fed(
+    model: Model, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed (mxq[runtimes])")
+    made, real = list[Any](), Requests.request
+
+    def request(self: Any, shapes: Any) -> Any:
+        made.append({name: shape[0] for name, shape in shapes.items()})
+        return real(self, shapes)
+
+    monkeypatch.setattr(Requests, "request", request)
+    session = OPENVINO.open(path, 1)
+    for count in (2, 3, 2, 4, 5):
+        fed = {"data": np.repeat(feeds()["data"][:1], count, axis=0)}
+        assert_close(session(fed)[0], run(model, fed)[0], **CLOSE)
+    assert made == [{}, {"data": 2}, {"data": 3}, {"data": 4}]
 
 
 # ---- processes -----------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def called(name: str | os.PathLike[str]) -> str:
     return json.dumps(os.fspath(name))
 
 
-def fed(inputs: Sequence[str]) -> str:
-    """What lines of Python feed: ``batch`` as the only input, or as a sequence of all."""
+def fed(inputs: Sequence[str], what: str = "") -> str:
+    """What lines of Python feed: ``batch`` as the only input, or as a sequence of all; or ``what`` of each."""
     parts = ["batch"] if len(inputs) == 1 else [f"batch[{i}]" for i in range(len(inputs))]
-    return ", ".join(f"{called(name)}: {part}" for name, part in zip(inputs, parts, strict=True))
+    return ", ".join(f"{called(name)}: {part}{what}" for name, part in zip(inputs, parts, strict=True))
