@@ -9,6 +9,7 @@ import pytest
 from graphs import build, conv, decided, quantized, run
 from helpers import assert_close, kernel_params
 
+from mxq.quant import QuantSpec, scheme_of
 from mxq.quant.plan import TensorRecord
 from mxq.quant.thresholds import Range
 from mxq.saturation.kernels import Kernel
@@ -99,6 +100,21 @@ class TestNarrowed:
         value[0] *= 1e-4
         span = Range(-1.0, 1.0)
         assert narrowed([value], span, INT8, [identity]) is span
+
+    def test_with_a_zero_point_the_nearer_end_stays(self) -> None:
+        """Most values of a hard-swish are at its low end, where no range may end earlier."""
+        x = np.random.default_rng(0).normal(-1, 1.5, (8, 2, 400)).astype(np.float32)
+        value = (x * np.clip(x / 6 + 0.5, 0, 1)).astype(np.float32)
+        value[:, 1, 0] = 30
+        affine = QuantSpec(signed=False, symmetric=False)
+        code = Code("int8", other=affine, scheme=scheme_of(affine))
+        span = Range(float(value.min()), 30.0)
+        found = narrowed([value], span, code, [linear(1, 0)])
+        assert found.min == span.min
+        assert found.max <= 15
+        assert narrowed([value], span, INT8, [linear(1, 0)]).min > span.min
+        assert code.within(Range(-4.0, 10.0), 0.3) == Range(-3.0, 3.0)
+        assert code.within(Range(-4.0, 10.0), 1.3) == Range(-4.0, 10.0).times(1.3)
 
     def test_of_many_values_shares_are_tried_until_the_error_has_grown(self) -> None:
         rng, heard = np.random.default_rng(0), list[int]()

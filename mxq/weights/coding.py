@@ -69,6 +69,17 @@ class Code:
         params = MXNET.params(self.spec, -size, size)
         return QParams(HALVED, params.scale) if self.widened > 1 else params
 
+    def within(self, span: Range, share: float) -> Range:
+        """What of ``span`` codes are to cover where absolute values beyond a ``share`` of the largest may saturate.
+
+        Without a zero point both ends move. With one the nearer end stays until the other one has come as near: a
+        hard-swish, from -0.375 on, has most of its values there.
+        """
+        if self.other is None or self.other.symmetric or share > 1:
+            return span.times(share)
+        bound = share * span.absmax
+        return Range(max(span.min, -bound), min(span.max, bound))
+
     def scale(self, span: Range) -> float:
         """Codes per unit where ``span`` is the calibrated range."""
         return float(self.params(span).scale)

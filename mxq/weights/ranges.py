@@ -1,6 +1,7 @@
 """Narrow a tensor's range where that helps the layers that read it: fewer values represented, all others finer.
 
-Formula. Of the ranges ``a * r``, r the calibrated one and a in `SHARES`, take the one of least
+Formula. Of the ranges ``a * r``, r the calibrated one and a in `SHARES` (with a zero point, the part of r in which no
+absolute value exceeds a times the largest), take the one of least
 
     sum_j  mean_n  || W_j (q_a(x_n) - x_n) ||^2 / || W_j x_n ||^2                                         (1)
 
@@ -85,7 +86,7 @@ def narrowed(
     """
     energies = ((reader, _energies(reader, values)) for reader in readers)
     heard = [(reader, energy + QUIET * energy.mean()) for reader, energy in energies if energy.sum() > 0]
-    spans, costs, size = [span.times(share) for share in SHARES], list[float](), sum(v.size for v in values)
+    spans, costs, size = [code.within(span, share) for share in SHARES], list[float](), sum(v.size for v in values)
 
     def cost(tried: Range) -> float:
         noise = [code.coded(value, tried) - value for value in values]
