@@ -31,7 +31,7 @@ def commands() -> Iterator[str]:
         command = group.get_command(context, name)
         yield f"## mxq {name}\n"
         yield f"{_literal(command.help)}\n"
-        yield "| | | |\n|---|---|---|"
+        yield "| option | value | |\n|---|---|---|"
         yield from (_row(parameter) for parameter in command.params)
         yield ""
 
@@ -58,19 +58,19 @@ def functions() -> Iterator[str]:
     yield "All of it is reached as `mxq.NAME`; signatures and texts are those of the code.\n"
     for title, names in _sorted().items():
         yield f"## {title}\n"
-        yield from (f"::: {place}\n" for place in names)
+        yield from (f"::: {place}\n    options:\n      heading: mxq.{name}\n" for name, place in names)
     yield "## Training\n"
     yield "::: mxq.qat\n"
 
 
-def _sorted() -> dict[str, list[str]]:
-    """Heading -> the full names below it."""
-    found: dict[str, list[str]] = {"Functions": [], "Settings and results": [], "Errors": []}
+def _sorted() -> dict[str, list[tuple[str, str]]]:
+    """Heading -> the names below it, each with the place where it is defined."""
+    found: dict[str, list[tuple[str, str]]] = {"Functions": [], "Settings and results": [], "Errors": []}
     for name in mxq.__all__:
         value = getattr(mxq, name)
         module = getattr(value, "__module__", None)
         if module is None or name in ("data", "qat", "threads"):
             continue
         kind = "Functions" if not isinstance(value, type) else "Settings and results"
-        found["Errors" if module == "mxq.errors" else kind].append(f"{module}.{value.__qualname__}")
+        found["Errors" if module == "mxq.errors" else kind].append((name, f"{module}.{value.__qualname__}"))
     return found
