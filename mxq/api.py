@@ -1014,11 +1014,11 @@ def tune(
         time_budget: seconds for the search, over all runs in ``workdir``. A trial that is expected to end later is not
             begun; one network is tried in any case.
         workdir: a folder for the journal, the statistics and the best network so far (``best-symbol.json``, ...). Ended
-            in any way and called again, no trial is repeated, and the result is that of a run without an end.
+            in any way and called again, no trial is repeated, and the result is as if it had never been interrupted.
         eval_data, labels, metric: instead of ``eval_fn``, labelled data and what to measure, as for `evaluate`; its
             first number counts; without either ``calib_data`` serves as for `sensitivity`. Without labels the score is
             the share of answers that are the float network's. Accuracy cannot drop by more than that share lacks, so
-            the bar is on the safe side and hard to meet: think of 0.02.
+            this is stricter than accuracy: think of 0.02.
         client: a Dask client, for paths or `Partitions` as ``calib_data``, ``eval_data`` or both.
         train_data, train_labels: labelled data as for `mxq.qat.fit`, or a path. Where nothing else meets the bar, the
             network is trained with them, wholly in INT8; what that takes is measured and said first, and counts as any

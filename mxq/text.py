@@ -7,7 +7,7 @@ documents keep them as they are. What is `Shown` prints, as ``str``, what the co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 _LAYOUT: Final = "\n\t"
 
@@ -24,13 +24,14 @@ class Shown:
     def __str__(self) -> str:
         return _shown_by(self)
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython shows where it shows text."""
-        printer.text("..." if cycle else str(self))
-
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return _html_by(self)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """The same for IPython, which else would show the ``repr`` of a dataclass where it shows text."""
+        del include, exclude
+        return {"text/plain": str(self), "text/html": self._repr_html_()}
 
 
 _shown_by: Callable[[object], str] = repr

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mxq import logs
 from mxq.cli import console
 from mxq.errors import ConfigError, DataError, MxqError
+from mxq.quant.thresholds import Range, Threshold, Thresholds
 from mxq.reporting import tables
 from mxq.text import one_line, printable
 
@@ -88,3 +89,15 @@ def test_the_logger(capsys: pytest.CaptureFixture[str]) -> None:
     shown = printable(handler.format(record))
     assert shown.startswith("mxq: a\nTraceback")
     assert shown.endswith(f"DataError: {SHOWN}")
+
+
+def test_notebooks_show_a_table_in_colours_and_ipython_one_without() -> None:
+    """And what is in names is text there, not markup."""
+    found = Thresholds({"<b>conv": Threshold(Range(0.0, 2.5), "naive", 8, 1)})
+    shown = found._repr_mimebundle_()
+    assert shown["text/plain"] == str(found)
+    assert "<b>" not in shown["text/html"]
+    assert "&lt;b&gt;conv" in shown["text/html"]
+    assert shown["text/html"].startswith("<pre style=")
+    assert shown["text/html"] == found._repr_html_()
+    assert "naive" in shown["text/html"]
