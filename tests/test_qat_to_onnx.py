@@ -117,14 +117,14 @@ class TestTheFileGivesWhatTrainingShowed:
         assert_close(onnx.numpy_helper.to_array(steps), wanted, rtol=1e-6, atol=0)
 
 
-def cifar(root: Path) -> tuple[Any, np.ndarray]:
+def cifar(root: Path, hardware: str = "onnx") -> tuple[Any, np.ndarray]:
     """CIFAR ResNet-20 prepared for ONNX files, after a few steps, and pictures."""
     with np.load(root / "cifar10" / "cifar10_test_jpeg.npz") as file:
         pixels, labels = file["images"][:628].astype(np.float32) / 255, file["labels"]
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     data = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
     net = softmax_head(load_model(root / "models" / "cifar_resnet20" / "cifar_resnet20"))[0]
-    block = qat.prepare(net, data[:64], hardware="onnx")
+    block = qat.prepare(net, data[:64], hardware=hardware)
     train(block, data[:128], labels[:128], 1e-4, 64)
     return block, data[128:]
 

@@ -10,6 +10,7 @@ joined of several kinds of codes      once more, in files for other runtimes
 made u8 in s8 memory (``doubled``)    7 bits: the kernel leaves codes 0..127
 shifted until it is u8                a zero point: the shift is that many steps
 rectified by a BatchNorm              unsigned: the lowest code is zero
+added to within a convolution         none: it is a float there (`mxq.qat.fused_sums`)
 ====================================  ==============================================================================
 
 Fewer bits than 8 stand at the same places; no kernel has them.
@@ -26,6 +27,7 @@ from mxq.graph.ir import Graph, Model, Node, Ref
 from mxq.passes.fold_bn import FOLDABLE
 from mxq.qat.algorithms import Site
 from mxq.qat.config import QatConfig
+from mxq.qat.fused_sums import unrounded_summands
 from mxq.qat.layers import moves
 from mxq.qat.placement import CONCAT, weights, with_edges
 from mxq.qat.quantizer import Quantizer, activation_name, joined
@@ -114,8 +116,11 @@ class _Placer:
 
     def walk(self) -> None:
         fused, quantizers = self.network.fused.graph, dict[Ref, str]()
+        floats = unrounded_summands(self.network) if self.config.row.adds_unrounded else frozenset()
         for name, operation in self.network.operations.items():
             node = fused[name]
+            if node.out in floats:
+                continue
             if operation.ranged and not operation.writes_float:
                 quantizers[node.out] = self._made(node)
             elif not (operation.passes_on or operation.writes_float):

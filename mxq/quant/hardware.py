@@ -49,6 +49,8 @@ class Hardware:
         planned: whether training quantizes the tensors that the plan does, operator by operator; else those that
             ``graph`` says.
         rounds_biases: whether kernels add biases to sums of products, in whole units of these.
+        adds_unrounded: whether convolutions add what stands beside them in a sum to floats, not to codes of theirs: see
+            `mxq.qat.fused_sums`.
         products: how kernels without VNNI add products of 8-bit codes, where sums of two saturate; None where all are
             exact, and for oneDNN in MXNet, whose kernels `mxq.saturation.kernels` knows.
         edge_bits: of first and last layer where nobody says, their weights and what they read; None for those of all.
@@ -65,6 +67,7 @@ class Hardware:
     from_kernels: bool = False
     planned: bool = False
     rounds_biases: bool = False
+    adds_unrounded: bool = False
     products: PairedProducts | None = None
     edge_bits: int | None = None
     source: str = "MQBench (arXiv:2111.03759), table 1 and appendix E"
@@ -141,6 +144,7 @@ OPENVINO: Final = replace(
     ONNX,
     name="openvino",
     library="OpenVINO",
+    adds_unrounded=True,
     products=products.OPENVINO,
     source="src/common/low_precision_transformations of OpenVINO",
 )
