@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,9 @@ from mxq.errors import ConfigError, DataError, TrainingError
 from mxq.graph.ir import Graph, Node
 from mxq.graph.serde import write_symbol
 from mxq.qat import TrainConfig, preparing
+from mxq.qat.journal import read_journal
 from mxq.runtime import load_model, to_block
+from mxq.runtime.training import Trainee
 from mxq.tuning import training
 
 SCHEDULE = TrainConfig(epochs=2, lr=0.02, batch_size=16, warmup_epochs=0.5)
@@ -118,6 +122,31 @@ def test_training_that_fails_leaves_the_best_of_the_others(score: Scores, monkey
     assert found.trials[-1].state == "failed"
     assert "the loss is nan" in found.trials[-1].reason
     assert found.best.settings.training is None
+
+
+def test_ctrl_c_in_its_training_leaves_a_search_to_go_on_with(
+    score: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps tell what it costs; the second of two epochs of three steps is interrupted, and done again."""
+    real, left = Trainee.step, 6
+
+    def step(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainee, "step", step)
+        cut = tuned(score, tmp_path)
+    assert cut.interrupted
+    assert not cut.met
+    assert cut.best.settings.training is None
+    assert [line["epoch"] for line in read_journal(tmp_path / training.FOLDER) if line["kind"] == "epoch"] == [0, 1]
+    found = tuned(score, tmp_path)
+    assert found.met
+    assert found.best.settings.training == SCHEDULE
 
 
 @pytest.mark.parametrize(("options", "message"), [
