@@ -9,7 +9,7 @@ networks of `preact`, NET:streams has them in the streams of sums alone, which B
 "exact" is the SQNR of the same network in exact arithmetic, as of CPUs with VNNI (`mxq.backends.mxnet.exact`). Where
 this CPU has VNNI, both columns say the same; where not, the difference is what saturates. "unguarded" is made for CPUs
 with VNNI: where this one has none, its SQNR is what the default would have without the guard. "int8-stem" has the
-first two convolutions of MobileNets in int8, which the default leaves in float.
+noisy layers of little work in int8 that the default leaves in float (`mxq.noisy`), such as the stems of MobileNets.
 """
 
 from __future__ import annotations

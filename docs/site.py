@@ -13,6 +13,9 @@ import mxq
 from mxq.cli import app
 from mxq.cli.options import with_choices
 
+MODULES = {"Training": "qat", "Integers": "data", "Threads": "threads"}
+"""Heading -> the public module that is below it."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds both pages."""
@@ -59,8 +62,9 @@ def functions() -> Iterator[str]:
     for title, names in _sorted().items():
         yield f"## {title}\n"
         yield from (f"::: {place}\n    options:\n      heading: mxq.{name}\n" for name, place in names)
-    yield "## Training\n"
-    yield "::: mxq.qat\n"
+    for title, module in MODULES.items():
+        yield f"## {title}\n"
+        yield f"::: mxq.{module}\n"
 
 
 def _sorted() -> dict[str, list[tuple[str, str]]]:
@@ -69,7 +73,7 @@ def _sorted() -> dict[str, list[tuple[str, str]]]:
     for name in mxq.__all__:
         value = getattr(mxq, name)
         module = getattr(value, "__module__", None)
-        if module is None or name in ("data", "qat", "threads"):
+        if module is None or name in MODULES.values():
             continue
         kind = "Functions" if not isinstance(value, type) else "Settings and results"
         found["Errors" if module == "mxq.errors" else kind].append((name, f"{module}.{value.__qualname__}"))

@@ -143,11 +143,10 @@ def quantize_net(
             net=net, form=FileForm(asked.shapes), given=given, config=replace(asked, input_shape=None)
         )
         return workflow.quantized_for_files(request, _heard(logger)).block
-    page = _page(report, calib_data)
+    page = _page(report, "calib_data", calib_data)
     quantized = _quantize(net, given, asked, ctx, logger)
     block = runtime.reported_block(quantized.model, quantized.report)
-    if page is not None:
-        workflow.report(net, block, Measured(calib_data), page, most=workflow.PAGE_EXAMPLES, logger=_heard(logger))
+    _write_page(page, net, block, Measured(calib_data), logger)
     return block
 
 
@@ -1037,8 +1036,8 @@ def tune(
         raise ConfigError("eval_fn and eval_data are both given; allowed: one of them, or neither")
     if eval_fn is not None and not callable(eval_fn):
         raise ConfigError(f"eval_fn is a {type(eval_fn).__name__}; allowed: a function from a Gluon block to a number")
-    seen = calib_data if eval_data is None else eval_data
-    page = _page(report, seen)
+    name, seen = ("calib_data", calib_data) if eval_data is None else ("eval_data", eval_data)
+    page = _page(report, name, seen)
     found = workflow.tune(
         net,
         Given(calib_data, batch_size=batch_size, client=client),
@@ -1050,11 +1049,7 @@ def tune(
         training=_training(train_data, train_labels, training),
         logger=_heard(logger),
     )
-    if page is not None:
-        shown = Measured(seen, labels)
-        workflow.report(
-            net, found.block, shown, page, added=[found], most=workflow.PAGE_EXAMPLES, logger=_heard(logger)
-        )
+    _write_page(page, net, found.block, Measured(seen, labels), logger, [found])
     return found
 
 
@@ -1078,14 +1073,26 @@ def _training(data: object, labels: Any, config: TrainConfig | None) -> Training
     return TrainingData(Measured(data, labels), config or TrainConfig())
 
 
-def _page(path: str | Path | None, data: object) -> Path | None:
-    """Where a page goes that shows a result on ``data``, looked at before any work; None where none is asked for."""
+def _page(path: str | Path | None, name: str, data: object) -> Path | None:
+    """Where a page goes that shows a result on ``data``, the argument ``name``; None where none is asked for."""
     if path is None:
         return None
     page = path_given("report", path)
     check_page(page)
-    workflow.check_rereadable(data)
+    workflow.check_rereadable(name, data)
     return page
+
+
+def _write_page(
+    page: Path | None,
+    net: Any,
+    block: Any,
+    shown: Measured,
+    logger: logging.Logger | None,
+    added: Sequence[object] = (),
+) -> None:
+    if page is not None:
+        workflow.report(net, block, shown, page, added=added, most=workflow.PAGE_EXAMPLES, logger=_heard(logger))
 
 
 def _no_page(path: str | Path | None) -> None:

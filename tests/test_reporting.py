@@ -156,6 +156,23 @@ def test_an_older_record_calls_what_was_assumed_supposed() -> None:
         record.from_json(older)
 
 
+def test_a_record_without_fields_of_later_ones_is_read() -> None:
+    older = record.to_json(REPORT)
+    del older["noise"], older["saturation"], older["weights"], older["removed"]
+    found = record.from_json(older)
+    assert not found.noise
+    assert record.shapes_of(found) == {}
+
+
+def test_a_record_of_a_later_version_says_so() -> None:
+    later = {**record.to_json(REPORT), "versions": {"mxq": "999.1.0"}, "smell": {}}
+    why = r"written by mxq 999\.1\.0, .*unknown field `\$\.smell`\); allowed: mxq 999\.1\.0 or later$"
+    with pytest.raises(FormatError, match=why):
+        record.from_json(later)
+    with pytest.raises(FormatError, match=r"^mxq report is damaged: it has an unknown field `\$\.smell`$"):
+        record.from_json({**later, "versions": {"mxq": "0.0.1"}})
+
+
 def test_an_older_record_says_in_a_note_that_a_range_came_at_run_time() -> None:
     older = record.to_json(REPORT)
     older["tensors"] = {

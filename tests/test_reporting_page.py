@@ -175,6 +175,8 @@ def test_a_page_that_cannot_be_is_refused_before_any_work(home: Path, tmp_path: 
         mxq.quantize_net(home / "net", iter([data]), report=tmp_path / "a.html")
     with pytest.raises(mxq.ConfigError, match="calib_data is None"):
         mxq.tune(home / "net", None, report=tmp_path / "a.html")
+    with pytest.raises(mxq.ConfigError, match="eval_data is a list_iterator, which can be read once"):
+        mxq.tune(home / "net", data, eval_data=iter([data]), report=tmp_path / "a.html")
     command = ["quantize", str(home / "net"), "--calib-mode", "none", "--out", str(tmp_path / "q")]
     refused = CliRunner().invoke(app, [*command, "--report", str(tmp_path / "b.html")])
     assert refused.exit_code == 2

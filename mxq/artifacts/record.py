@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from mxq.quant.plan import (
 from mxq.storage.checksums import Mismatch, checksum, files_in, mismatches, path_of, recorded
 from mxq.storage.writing import write_json
 from mxq.text import Shown
+from mxq.version import __version__
 
 __all__ = [
     "FORMAT",
@@ -177,11 +179,30 @@ def from_json(data: Any) -> Report:
     missing = [name for name in _FIELDS if name not in data]
     if missing:
         raise FormatError(f"mxq report lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, data))}")
-    found = converted(_renamed(data), _Document, "mxq report")
+    try:
+        found = converted(_renamed(data), _Document, "mxq report")
+    except FormatError as error:
+        raise _of_later(data, error) or error from None
     plan = Plan(tuple(found.decisions), tuple(Ref(*ref) for ref in found.observe), tuple(found.removed))
     report = Report(plan, trace=tuple(found.trace), **{name: getattr(found, name) for name in _SAME})
     known = any(record.of for record in report.tensors.values())
     return report if known else replace(report, tensors=_of_nodes(report))
+
+
+def _of_later(data: dict[str, Any], error: FormatError) -> FormatError | None:
+    """What to say of a record that a later version of mxq wrote; None of others."""
+    versions = data["versions"]
+    made = versions.get("mxq") if isinstance(versions, dict) else None
+    if not isinstance(made, str) or _numbers(made) <= _numbers(__version__):
+        return None
+    return FormatError(
+        f"the record was written by mxq {made}, and this is {__version__}, which does not know all of it ({error}); "
+        f"allowed: mxq {made} or later"
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d{1,9}", version)[:3]]
 
 
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:

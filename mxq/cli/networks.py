@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxq.cli.console import progress
 from mxq.errors import ConfigError
 from mxq.logs import LOG
 
 if TYPE_CHECKING:
     from mxq.config import QuantConfig
+    from mxq.data.preparation import Preparation
     from mxq.reporting.inspection import Inspection
     from mxq.runtime import MxnetRunner
+    from mxq.workflow import Measured
 
 
 def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
@@ -31,11 +34,22 @@ def start_mxnet(*, quiet: bool = False) -> MxnetRunner:
     return MxnetRunner()
 
 
-def net_of(prefix: Path, epoch: int | None) -> Any:
-    """The network of a prefix, with the parameters of ``epoch`` where one is given."""
-    from mxq import runtime
+def write_page(
+    path: Path | None,
+    prefix: Path,
+    epoch: int | None,
+    made: Any,
+    measured: Measured,
+    preparation: Preparation | None,
+    added: Sequence[object] = (),
+) -> tuple[Path, ...]:
+    """Writes the page that ``--report`` asks for, of a network and what was ``made`` of it; none without ``path``."""
+    if path is None:
+        return ()
+    from mxq import runtime, workflow
 
-    return prefix if epoch is None else runtime.load_model(prefix, epoch)
+    net, few = prefix if epoch is None else runtime.load_model(prefix, epoch), workflow.PAGE_EXAMPLES
+    return (workflow.report(net, made, measured, path, preparation, added=added, most=few, progress=progress),)
 
 
 @contextmanager

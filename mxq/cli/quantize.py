@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from mxq.cli.app import command
-from mxq.cli.console import print_json, progress, show
-from mxq.cli.networks import net_of, start_mxnet
+from mxq.cli.console import print_json, show
+from mxq.cli.networks import start_mxnet, write_page
 from mxq.cli.options import (
     DATA,
     AllSettings,
@@ -85,15 +85,12 @@ def quantize(
     ranges = None if thresholds is None else read_thresholds(thresholds)
     given = workflow.Given(data, ranges, stats=stats, preparation=preparation, batch_size=batch_size)
     done = workflow.quantize(prefix, given, config, epoch=epoch)
-    files: tuple[Path, ...] = pair.write(done.model, done.report, out)
-    if report is not None:
-        net, shown = net_of(prefix, epoch), workflow.Measured(data)
-        workflow.report(net, out, shown, report, preparation, most=workflow.PAGE_EXAMPLES, progress=progress)
-        files = (*files, report)
+    written = pair.write(done.model, done.report, out)
+    files = (*written, *write_page(report, prefix, epoch, out, workflow.Measured(data), preparation))
     before, after = (sum(sizes_of(p).values()) for p in (prefix, out))
     if as_json:
-        written = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
-        print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in files[:2]}), **written})
+        about = {"files": [str(f) for f in files], "bytes": {"float": before, "int8": after}}
+        print_json({**record.to_json(done.report, {f.name: record.checksum(f) for f in written[:2]}), **about})
         return
     rows = [("operators", tables.tally(done.report)), *tables.simulation_rows(done.report)]
     rows += tables.input_rows(done.report)

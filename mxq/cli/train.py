@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mxq.cli.app import command
-from mxq.cli.console import print_json, progress, show_result
-from mxq.cli.networks import net_of, start_mxnet
+from mxq.cli.console import print_json, show_result
+from mxq.cli.networks import start_mxnet, write_page
 from mxq.cli.options import (
     DATA,
     Epoch,
@@ -162,10 +162,7 @@ def train(
         LOG.info("written: %s", ", ".join(map(str, write(found, out, preparation=preparation))))
     if report is not None:
         shown = workflow.Measured(data, labels) if eval_data is None else workflow.Measured(eval_data, eval_labels)
-        few, added = workflow.PAGE_EXAMPLES, [workdir]
-        workflow.report(
-            net_of(prefix, epoch), made(found), shown, report, preparation, added=added, most=few, progress=progress
-        )
+        write_page(report, prefix, epoch, made(found), shown, preparation, [workdir])
         LOG.info("written: %s", report)
     if plot is not None:
         LOG.info("drawn: %s", training.draw(workdir, plot))

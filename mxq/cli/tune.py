@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mxq.cli.app import FAILED, INTERRUPTED, command
-from mxq.cli.console import print_json, progress, show_result
-from mxq.cli.networks import cluster, net_of, start_mxnet
+from mxq.cli.console import print_json, show_result
+from mxq.cli.networks import cluster, start_mxnet, write_page
 from mxq.cli.options import (
     DATA,
     BatchSize,
@@ -107,12 +107,9 @@ def tune(
             epoch=epoch,
         )
     print_json(found.to_json()) if as_json else show_result(found)
-    if report is not None:
-        shown, few = workflow.Measured(eval_data or data, labels), workflow.PAGE_EXAMPLES
-        workflow.report(
-            net_of(prefix, epoch), found.block, shown, report, preparation, added=[found], most=few, progress=progress
-        )
-        LOG.info("written: %s", report)
+    shown = workflow.Measured(eval_data or data, labels)
+    for page in write_page(report, prefix, epoch, found.block, shown, preparation, [found]):
+        LOG.info("written: %s", page)
     if found.interrupted:
         LOG.warning("interrupted; %s holds the best network so far, the same command goes on from there", workdir)
         raise typer.Exit(INTERRUPTED)

@@ -117,12 +117,6 @@ def is_pointwise(conv: Node) -> bool:
     return conv.ints("kernel") == (1, 1) and not pads(conv) and groups_of(conv) == 1 and _is_nchw(conv)
 
 
-def is_depthwise(conv: Node) -> bool:
-    """Whether a convolution has as many groups as outputs."""
-    groups = groups_of(conv)
-    return groups > 1 and groups == conv.number("num_filter", 0)
-
-
 COLUMN = {"shape": "(0, -1, 1, 1)"}
 """Attributes of the Reshape that makes (N, C) a pooled image, (N, C, 1, 1)."""
 

@@ -161,7 +161,7 @@ class NoiseRecord:
     """How much noise one layer brings, as measured on calibration data; see `mxq.noisy`.
 
     Attributes:
-        noise: what its own rounding does to the network's outputs, in shares of their energy.
+        noise: what its own rounding does to the network's outputs, in shares of their variance.
         total: what the rounding of all layers together does.
         multiply_adds, weights, elements: its shares of what the network's layers multiply, hold, and read and write,
             0..1.

@@ -192,7 +192,8 @@ def _trials(found: Search) -> Iterator[Chart]:
         points = [(1 / t.modelled_speedup, t.score) for t in found.trials
                   if t.stage == stage and t.modelled_speedup and t.score is not None]  # fmt: skip
         if points:
-            axes.plot(*zip(*points, strict=True), "o", color=plots.PALETTE[i], label=stage, markersize=7, alpha=0.8)
+            colour = plots.PALETTE[i % len(plots.PALETTE)]
+            axes.plot(*zip(*points, strict=True), "o", color=colour, label=stage, markersize=7, alpha=0.8)
     best = found.best
     if best.modelled_speedup and best.score is not None:
         axes.plot([1 / best.modelled_speedup], [best.score], "o", markersize=14, markerfacecolor="none",

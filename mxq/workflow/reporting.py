@@ -100,15 +100,15 @@ def report(
     return write_text(path, page(found))
 
 
-def check_rereadable(data: object) -> None:
-    """Whether what is calibrated on can be read again for a page.
+def check_rereadable(argument: str, data: object) -> None:
+    """Whether the data that is an ``argument`` of the caller can be read again for a page.
 
     Raises:
         ConfigError: there is none, or it is a generator.
     """
     if data is None or (isinstance(data, Iterator) and not hasattr(data, "reset")):
         found = "None" if data is None else f"a {type(data).__name__}, which can be read once"
-        raise ConfigError(f"report is given, but calib_data is {found}; allowed: data that can be read again")
+        raise ConfigError(f"report is given, but {argument} is {found}; allowed: data that can be read again")
 
 
 def _timed(
