@@ -13,6 +13,7 @@ import pytest
 import small_training
 from typer.main import get_command
 
+import mxq
 from mxq.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,12 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken(page) == []
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """A release is tagged by ``mxq/version.py``; its notes are the changelog."""
+    assert f"\nversion: {mxq.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{mxq.__version__}]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
