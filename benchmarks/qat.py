@@ -125,10 +125,11 @@ PARTS: Mapping[str, tuple[Settings, ...]] = {
     "calibrators": tuple(academic(8, algorithm="fixed", init=init) for init in CALIBRATORS),
     # Of MQBench, arXiv:2111.03759: tables 3 to 6 and 10.
     "bits": ({}, *map(academic, BITS)),
-    "algorithms": tuple(academic(bits, algorithm=name) for bits in (4, 2) for name in ALGORITHMS),
+    "algorithms": tuple(academic(bits, algorithm=name) for bits in (4, 2, 3, 8) for name in ALGORITHMS),
     "graphs": tuple(academic(4, algorithm=a, hardware=f"academic{n}") for a in ("lsq", "pact") for n in (2, 3)),
     "strategies": tuple(academic(4, algorithm=a, bn_strategy=s) for a in ("lsq", "pact") for s in STRATEGIES),
-    "hardware": tuple(academic(4, algorithm=a, hardware=h) for a in HARDWARE_ALGORITHMS for h in HARDWARE),
+    "hardware": tuple(academic(bits, hardware=name) for bits in (4, 8) for name in HARDWARE),
+    "robustness": tuple(academic(4, algorithm=a, hardware=h) for a in HARDWARE_ALGORITHMS for h in HARDWARE),
     "init": tuple(academic(4, init=i, weight_init=w) for i, w in INITS),
 }
 """Part -> the settings of `mxq.qat.prepare` in it; {} for the float network."""
