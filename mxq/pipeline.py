@@ -68,6 +68,7 @@ from mxq.refine import (
 from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
 from mxq.weights.clip import WeightObserverRequest, clip_weights
 from mxq.weights.held_out import Judge
+from mxq.weights.methods import NEAREST
 
 
 @dataclass(frozen=True)
@@ -415,6 +416,8 @@ def quantize(
     if not prepared.plan.quantized:
         return _unquantized(prepared, calibrated, versions)
     built, warnings = _built(prepared, calibrated, runner, data)
+    if isinstance(data, Feeds) and not calibrated.shapes:  # ranges were given, and the data is looked at all the same
+        calibrated = replace(calibrated, shapes=dict(data.shapes))
     network, lowered = built.network, prepared.backend.lower(built.network)
     trace = prepared.trace + network.trace + lowered.trace
     report = replace(
@@ -587,7 +590,7 @@ def _surely_int8(prepared: Prepared, shifted: Graph) -> frozenset[str]:
 def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None = None) -> _Built:
     """Weights, biases and ranges chosen layer by layer on what is ``looked`` at; without, weights are rounded."""
     config, spec = prepared.config, prepared.backend.spec
-    judge = None
+    whole, judge = looked, None
     if looked is not None and config.methods.layerwise:
         looked, judge = _judged(prepared, looked)
     aligned = _begun(prepared, calibrated, looked, judge)
@@ -599,7 +602,8 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubse
     if looked is not None and config.methods.layerwise:
         found = refined(looked, network, spec, config)
         if judge is not None and network.exact:  # what saturates is not simulated
-            found = kept(judge, network, found)
+            nearest, records = rounded(network, replace(config, rounding=NEAREST, bias_correction="none"))
+            found = kept(judge, nearest, found, records)
         network, weights, warnings = found.network, found.weights, exceptions(found)
     elif config.methods.round_alone:
         network, weights = rounded(network, config)
@@ -608,8 +612,8 @@ def _chosen(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubse
     network = network.after(limit_saturation(spec, samples, unrounded, _surely_int8(prepared, network.fused.graph)))
     if config.methods.bias.needs == "batch_norm":
         network = analytic(config.methods.bias, prepared.source, aligned.fused, network)
-    if looked is not None and config.methods.recalibrate_batchnorm:
-        network = restored(looked.runner, network, aligned.fused, looked.feeds, prepared.source)
+    if whole is not None and config.methods.recalibrate_batchnorm:
+        network = restored(whole.runner, network, aligned.fused, whole.feeds, prepared.source)
     return _Built(network, _merged(weights, clipped), warnings)
 
 

@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -202,13 +203,19 @@ def by_examples(looked: CalibrationSubset, model: Model, plan: Plan, thresholds:
     return {name: ruled(thresholds, seen, rule) for name, rule in RULES.items() if seen}
 
 
-def kept(judge: Judge, before: QuantizedNetwork, found: LayerwiseResult) -> LayerwiseResult:
+def kept(
+    judge: Judge,
+    before: QuantizedNetwork,
+    found: LayerwiseResult,
+    records: Mapping[str, WeightRecord] = MappingProxyType({}),
+) -> LayerwiseResult:
     """What refinement gave, without the methods that the network's outputs are better off without.
 
     Args:
         judge: who knows.
-        before: the network that was refined.
+        before: the network that was refined, its weights on their nearest codes.
         found: what refinement gave.
+        records: of these weights.
     """
     after, biased = found.network, with_biases(before)
     biases = {name: biased.fused.args[name] for name in _biases(biased)}
@@ -221,7 +228,7 @@ def kept(judge: Judge, before: QuantizedNetwork, found: LayerwiseResult) -> Laye
         "all": lambda: before,
     }
     verdict = judge.best(after, undone)
-    weights = {} if verdict.name in ("rounding, bias_correction", "all") else found.weights
+    weights = records if verdict.name in ("rounding, bias_correction", "all") else found.weights
     return replace(found, network=verdict.network, weights=weights)
 
 

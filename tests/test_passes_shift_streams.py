@@ -111,7 +111,7 @@ def made() -> dict[str, pipeline.Quantized]:
     found = {}
     data = feeds(data=SHAPE)
     for name, target in (("avx2", "avx2"), ("avx512_vnni", "avx512_vnni"), ("signed", "avx2")):
-        prepared, calibrated = planned(*BLOCKS, target=target)
+        prepared, calibrated = planned(*BLOCKS, target=target, range_choice="tensor", stem="int8")
         with pytest.MonkeyPatch.context() as patch:
             if name == "signed":
                 patch.setattr(

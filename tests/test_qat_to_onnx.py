@@ -67,7 +67,7 @@ class TestTheFileGivesWhatTrainingShowed:
             (SMALL, {"bits_w": 4}),
             (SMALL, {"algorithm": "lsq_plus", "bits_w": 5, "edge_bits": 8}),
             (SMALL, {"algorithm": "pact", "bn_strategy": 4}),
-            (SMALL, {"hardware": "openvino", "weight_algorithm": "max"}),
+            (SMALL, {"hardware": "onnxruntime", "weight_algorithm": "max"}),
             (BRANCHES, {"hardware": "onnxruntime"}),
             (ENLARGED, {}),
         ],

@@ -66,7 +66,9 @@ def pictures(count: int, seed: int) -> np.ndarray:
 def files(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, found = tmp_path_factory.mktemp("targets"), {}
     for target in ("avx512_vnni", "avx2"):
-        (found[target],) = mxq.export_onnx(model, folder / f"{target}.onnx", pictures(32, 0), target=target)
+        (found[target],) = mxq.export_onnx(
+            model, folder / f"{target}.onnx", pictures(32, 0), target=target, stem="int8"
+        )
     return found
 
 

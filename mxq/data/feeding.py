@@ -60,7 +60,12 @@ class Feeds:
         source, planned = self._source, self.planned
         if source.take is None or source.by_batch or planned is None:
             return shares(self, count)
-        return iter(Feeds(source.take(min(count, planned)), self._inputs, ALL, self._ranks))
+        return self._taken(Feeds(source.take(min(count, planned)), self._inputs, ALL, self._ranks))
+
+    def _taken(self, some: Feeds) -> Iterator[Feed]:
+        for feed in some:
+            self.shapes = self.shapes or some.shapes
+            yield feed
 
     @property
     def planned(self) -> int | None:
