@@ -67,7 +67,7 @@ from mxq.refine import (
 )
 from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
 from mxq.weights.clip import WeightObserverRequest, clip_weights
-from mxq.weights.held_out import Judge
+from mxq.weights.held_out import MUCH_BETTER, Judge
 from mxq.weights.methods import NEAREST
 
 
@@ -638,7 +638,7 @@ def _begun(
         source = prepared if is_scaled else unscaled
         for name, thresholds in by_examples(looked, prepared.fused, prepared.plan, calibrated.thresholds).items():
             others[name] = partial(_aligned, source, replace(calibrated, thresholds=thresholds), looked)
-    return judge.best(asked, others).network if others else asked
+    return judge.best(asked, others, MUCH_BETTER).network if others else asked
 
 
 def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRecord]) -> dict[str, WeightRecord]:

@@ -34,6 +34,8 @@ MOST: Final = 16
 """How many are held back at most."""
 BETTER: Final = 0.97
 """Another network has to bring the noise below so much of that of what is asked for, as examples are few."""
+MUCH_BETTER: Final = 0.8
+"""The same for where to begin, 1 dB: refinement is still to come, and brings more where ranges hold all values."""
 
 
 def divided(feeds: Sequence[Feed], *, cut: bool) -> tuple[list[Feed], list[Feed]]:
@@ -84,18 +86,21 @@ class Judge:
         heard = signal > 0
         return float((noise[heard] / signal[heard]).mean()) if heard.any() else 0.0
 
-    def best(self, first: QuantizedNetwork, others: Mapping[str, Callable[[], QuantizedNetwork]]) -> Verdict:
-        """The network of least noise, of which each has to be `BETTER` than those before it.
+    def best(
+        self, first: QuantizedNetwork, others: Mapping[str, Callable[[], QuantizedNetwork]], better: float = BETTER
+    ) -> Verdict:
+        """The network of least noise, of which each has to be ``better`` than those before it.
 
         Args:
             first: what is kept where nothing speaks against it.
             others: what else there is, by name; made when it is its turn.
+            better: below so much of the noise.
         """
         known, chosen = {"": self.noise(first)}, ("", first)
         for name, make in others.items():
             network = make()
             known[name] = self.noise(network)
-            if known[name] < BETTER * known[chosen[0]]:
+            if known[name] < better * known[chosen[0]]:
                 chosen = name, network
         return Verdict(*chosen, known)
 
