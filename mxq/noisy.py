@@ -29,7 +29,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from types import MappingProxyType
 from typing import Final
 
@@ -39,7 +38,8 @@ from mxq.backends import BackendSpec, the_layer_of
 from mxq.data.feed import examples_in
 from mxq.errors import RuntimeFailure
 from mxq.graph.ir import VARIABLE, Array, Graph, Model, Node, Ref, Runner
-from mxq.graph.layers import CONVOLUTION, layer_of
+from mxq.graph.layers import CONVOLUTION, layer_of, without_bias
+from mxq.numerics import channel_rows
 from mxq.passes.biases import with_biases
 from mxq.quant import QuantizedNetwork
 from mxq.quant.plan import NoiseRecord
@@ -67,7 +67,7 @@ GOOD: Final = 1e-3
 SHOWN: Final = 8
 """The noisiest layers, of which there are records."""
 _TINY: Final = 1e-30
-NONE: Final[Mapping[str, tuple[Node, ...]]] = MappingProxyType({})
+_UNCHANGED: Final[Mapping[str, tuple[Node, ...]]] = MappingProxyType({})
 
 
 def noisy_layers(
@@ -177,7 +177,7 @@ class _Meter:
         """Its multiply-adds, weights and elements, (3,)."""
         weight, examples = self.model.args[node.inputs[1].name], sum(map(examples_in, self.feeds))
         read, written = (sum(b.size for b in held[ref]) // examples for ref in (node.inputs[0], node.out))
-        return np.array([written * prod(weight.shape[1:]), weight.size, read + written])
+        return np.array([written * math.prod(weight.shape[1:]), weight.size, read + written])
 
     def _coded_layer(self, node: Node, held: Mapping[Ref, Batches]) -> Batches:
         """What a layer makes on codes, its bias moved by what takes the mean error of each channel away."""
@@ -206,7 +206,7 @@ class _Meter:
 
     def _linear(self, model: Model, node: Node, value: Batches) -> Batches:
         """What the layer in ``node`` makes of ``value`` without bias, sum and activation."""
-        layer = replace(the_layer_of(node), inputs=node.inputs[:2]).with_attrs(no_bias="True")
+        layer = without_bias(replace(the_layer_of(node), inputs=node.inputs))
         return LayerwiseExecutor(self.runner, {node.inputs[0]: value}).run(model, layer)[layer.out]
 
     def _alone(self, model: Model, node: Node, held: Mapping[Ref, Batches]) -> Batches:
@@ -221,7 +221,7 @@ class _Meter:
         return self._run(feeds, changes)
 
     def _run(
-        self, feeds: Sequence[Mapping[str, Array]], changes: Mapping[str, tuple[Node, ...]] = NONE
+        self, feeds: Sequence[Mapping[str, Array]], changes: Mapping[str, tuple[Node, ...]] = _UNCHANGED
     ) -> list[Batches]:
         """The `outputs` of each batch, where nodes are exchanged; one that is fed is as it is fed."""
         made = [ref for ref in self.outputs if ref.name not in changes]
@@ -244,7 +244,7 @@ def _record(noise: float, total: float, shares: Array, *, to_float: bool) -> Noi
 
 def _by_channel(batches: Batches, axis: int) -> Array:
     """(C, n): all values of each channel."""
-    return np.concatenate([np.moveaxis(b, axis, 0).reshape(b.shape[axis], -1) for b in batches], axis=1)
+    return np.concatenate(channel_rows(batches, axis), axis=1)
 
 
 def _noise(exact: Sequence[Batches], found: Sequence[Batches]) -> float:

@@ -1,9 +1,10 @@
-"""The measures by which mxq judges a result."""
+"""The measures by which mxq judges a result, and channels as the rows that they are taken over."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,11 @@ LARGEST: Final = float(np.finfo(np.float32).max)
 """The largest float32."""
 TO_WHOLE: Final = 1.5 * 2.0**23
 """Added to a float32 below 2^22 and taken away, it leaves the nearest whole number, of two the even one."""
+
+
+def channel_rows(batches: Sequence[ArrayLike], axis: int) -> list[NDArray[Any]]:
+    """Of each batch, (C, n): all values of each channel on ``axis``, in the batch's dtype."""
+    return [np.moveaxis(np.asarray(b), axis, 0).reshape(np.shape(b)[axis], -1) for b in batches]
 
 
 def sqnr_db(reference: ArrayLike, value: ArrayLike) -> float:

@@ -57,6 +57,7 @@ from mxq.refine import (
     activations,
     analytic,
     by_examples,
+    channels,
     equalized,
     exceptions,
     kept,
@@ -67,6 +68,7 @@ from mxq.refine import (
 )
 from mxq.rewrite import NO_EVENTS, Pass, Trace, run_passes
 from mxq.weights.clip import WeightObserverRequest, clip_weights
+from mxq.weights.equalize import Channels
 from mxq.weights.held_out import MUCH_BETTER, Judge
 from mxq.weights.methods import NEAREST
 
@@ -627,7 +629,8 @@ def _begun(
     prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None, judge: Judge | None
 ) -> QuantizedNetwork:
     """`_aligned` with the ranges that serve the network's outputs best, and channels scaled where that does."""
-    asked = _aligned(prepared, calibrated, looked)
+    seen = channels(looked, prepared.fused) if looked is not None and prepared.config.methods.equalize else None
+    asked = _aligned(prepared, calibrated, looked, seen)
     if looked is None or judge is None:
         return asked
     unscaled = replace(prepared, config=replace(prepared.config, equalize=False))
@@ -637,7 +640,7 @@ def _begun(
     if prepared.config.methods.range_choice == "layer":
         source = prepared if is_scaled else unscaled
         for name, thresholds in by_examples(looked, prepared.fused, prepared.plan, calibrated.thresholds).items():
-            others[name] = partial(_aligned, source, replace(calibrated, thresholds=thresholds), looked)
+            others[name] = partial(_aligned, source, replace(calibrated, thresholds=thresholds), looked, seen)
     return judge.best(asked, others, MUCH_BETTER).network if others else asked
 
 
@@ -657,16 +660,22 @@ def _merged(weights: Mapping[str, WeightRecord], clipped: Mapping[str, WeightRec
     return {**clipped, **weights, **both}
 
 
-def _aligned(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubset | None) -> QuantizedNetwork:
+def _aligned(
+    prepared: Prepared,
+    calibrated: Calibrated,
+    looked: CalibrationSubset | None,
+    seen: Mapping[str, Channels] | None = None,
+) -> QuantizedNetwork:
     """What tensors have to have in common, and the signs and order of channels that the target's kernels need.
 
     Args:
         prepared: the plan.
         calibrated: ranges of its tensors.
         looked: for channels that are scaled, and for what biases are corrected on.
+        seen: what ``looked`` shows of channels, where that is known.
     """
     config, backend = prepared.config, prepared.backend
-    network = _assigned(prepared, calibrated.thresholds, looked)
+    network = _assigned(prepared, calibrated.thresholds, looked, seen)
     network = prepared.coding.of(backend.constrain(network)).with_given(calibrated.given)
     look = None if looked is None else partial(samples_of, looked, network.fused)
     at_work = look is not None and network.is_of_kernels and not network.exact and not network.at_run_time
@@ -680,12 +689,17 @@ def _aligned(prepared: Prepared, calibrated: Calibrated, looked: CalibrationSubs
     return network.after(narrow_weights(look))
 
 
-def _assigned(prepared: Prepared, thresholds: Thresholds, looked: CalibrationSubset | None) -> QuantizedNetwork:
+def _assigned(
+    prepared: Prepared,
+    thresholds: Thresholds,
+    looked: CalibrationSubset | None,
+    seen: Mapping[str, Channels] | None = None,
+) -> QuantizedNetwork:
     """The types that kernels and settings ask for, of channels scaled by what is ``looked`` at."""
     config, fused, trace = prepared.config, prepared.fused, NO_EVENTS
     requests = requested(prepared.choices, config)
     if looked is not None and config.methods.equalize:
-        fused, thresholds, trace = equalized(looked, fused, prepared.plan, thresholds, prepared.coding.bits)
+        fused, thresholds, trace = equalized(looked, fused, prepared.plan, thresholds, prepared.coding.bits, seen)
     return assign(
         fused,
         prepared.plan,

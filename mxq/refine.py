@@ -32,7 +32,7 @@ from mxq.quant.thresholds import Thresholds
 from mxq.rewrite import Event, Trace
 from mxq.saturation.activity import sampled
 from mxq.weights.analytic import corrected
-from mxq.weights.equalize import EIGHT, channels_seen, equalize
+from mxq.weights.equalize import EIGHT, Channels, channels_seen, equalize
 from mxq.weights.example_axis import can_be_cut
 from mxq.weights.example_ranges import EXAMPLES as RULED
 from mxq.weights.example_ranges import RULES, ruled, seen_of
@@ -179,12 +179,31 @@ def _is_dense(model: Model, node: Node) -> bool:
     return layer is not None and (groups_of(layer) == 1 or model.args[node.inputs[1].name].shape[1] > 1)
 
 
+def channels(looked: CalibrationSubset, model: Model) -> dict[str, Channels]:
+    """What calibration data shows of the channels that `equalized` may scale."""
+    return channels_seen(looked.runner, model, looked.some(FOR_SCALES))
+
+
 def equalized(
-    looked: CalibrationSubset, model: Model, plan: Plan, thresholds: Thresholds, bits: Bits = EIGHT
+    looked: CalibrationSubset,
+    model: Model,
+    plan: Plan,
+    thresholds: Thresholds,
+    bits: Bits = EIGHT,
+    seen: Mapping[str, Channels] | None = None,
 ) -> tuple[Model, Thresholds, Trace]:
-    """The network with channels scaled, and which; see `mxq.weights.equalize` and `mxq.weights.smooth`."""
+    """The network with channels scaled, and which; see `mxq.weights.equalize` and `mxq.weights.smooth`.
+
+    Args:
+        looked: the data.
+        model: fused, float.
+        plan: which layers are int8.
+        thresholds: ranges of the tensors.
+        bits: of codes.
+        seen: `channels` of ``model``, where they are known.
+    """
     some = looked.some(FOR_SCALES)
-    seen = channels_seen(looked.runner, model, some)
+    seen = channels(looked, model) if seen is None else seen
     model, thresholds, names = equalize(model, thresholds, seen, bits)
     model, thresholds, norms = smooth(looked.runner, model, thresholds, plan.quantized, some, bits)
     return model, thresholds, Trace(tuple(Event("equalize", "equalize", name) for name in (*names, *norms)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import mxq  # isort: skip  (before mxnet)
 
@@ -17,6 +18,7 @@ import mxnet as mx
 from mxq.qat import checkpoint, prepare
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import Trained, fit
+from mxq.runtime.training import Trainee
 
 CONFIG = TrainConfig(epochs=3, lr=0.05, batch_size=16, warmup_epochs=0.5)
 
@@ -64,6 +66,20 @@ class Dying:
 def kill(*_: Any) -> None:
     """Ends this process as the system would: at once."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ctrl_c_at_step(patched: pytest.MonkeyPatch, number: int) -> None:
+    """Sends SIGINT to this process in the ``number``-th step of all trainings from here on."""
+    real, left = Trainee.step, number
+
+    def step(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    patched.setattr(Trainee, "step", step)
 
 
 def quantized() -> Any:

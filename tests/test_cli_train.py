@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from mxq.qat.diagnosis import diagnosed
 from mxq.qat.journal import JOURNAL, read_journal
 from mxq.qat.schedule import TrainConfig
 from mxq.qat.training import fit
-from mxq.runtime.training import Trainee
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +94,8 @@ def test_ctrl_c_and_the_same_command_again_give_the_same_bytes(
         return {str(path.relative_to(tmp_path / where)): path.read_bytes() for path in found if path.is_file()}
 
     whole = run(folder, *options("whole"))
-    real, left = Trainee.step, steps
-
-    def step(*given: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*given)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainee, "step", step)
+        small.ctrl_c_at_step(patched, steps)
         said = run(folder, *options("cut"), code=130)
     assert f"holds the training after epoch {(steps - 1) % 8 // 4} of 2, the same call goes on from there" in said
     assert run(folder, *options("cut")) == whole

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 import mxq  # isort: skip  (before mxnet)
 
 import mxnet as mx
-from small_training import data, net
+from small_training import ctrl_c_at_step, data, net
 
 from mxq.errors import ConfigError, DataError, TrainingError
 from mxq.graph.ir import Graph, Node
@@ -24,7 +22,6 @@ from mxq.graph.serde import write_symbol
 from mxq.qat import TrainConfig, preparing
 from mxq.qat.journal import read_journal
 from mxq.runtime import load_model, to_block
-from mxq.runtime.training import Trainee
 from mxq.tuning import training
 
 SCHEDULE = TrainConfig(epochs=2, lr=0.02, batch_size=16, warmup_epochs=0.5)
@@ -128,17 +125,8 @@ def test_ctrl_c_in_its_training_leaves_a_search_to_go_on_with(
     score: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps tell what it costs; the second of two epochs of three steps is interrupted, and done again."""
-    real, left = Trainee.step, 6
-
-    def step(*given: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*given)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainee, "step", step)
+        ctrl_c_at_step(patched, 6)
         cut = tuned(score, tmp_path)
     assert cut.interrupted
     assert not cut.met

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Final
 
 from mxq.errors import GraphError
@@ -29,6 +30,11 @@ def the_layer_of(node: Node) -> Node:
     if layer is None:
         raise GraphError(f"{node.name!r} ({node.op}) holds no layer; allowed: {', '.join(_LAYERS)}, fused or not")
     return layer
+
+
+def without_bias(layer: Node) -> Node:
+    """A convolution or fully connected ``layer`` that adds no bias."""
+    return replace(layer, inputs=layer.inputs[:2]).with_attrs(no_bias="True")
 
 
 def groups_of(layer: Node) -> int:

@@ -15,10 +15,11 @@ fewer channels than it reads; its weight is a parameter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mxq.graph.annotation import Annotation, Route, RouteKind
 from mxq.graph.ir import Model, origins
+from mxq.graph.layers import without_bias
 from mxq.passes.avgpool_to_depthwise import as_depthwise
 from mxq.passes.shapes import is_global_pooling, is_of_images, is_pointwise, pads, stride_of
 from mxq.passes.simplify import FLOAT
@@ -51,8 +52,8 @@ class AvgPoolAfterConv1x1:
 
     def build(self, model: Model, match: Match) -> Rewrite:
         pool, conv = match["pool"], match["conv"]
-        first, average = exchanged(model, pool, conv)
-        first = replace(first, inputs=first.inputs[:2]).with_attrs(no_bias="True")
+        convolution, average = exchanged(model, pool, conv)
+        first = without_bias(convolution)
         attrs = {"kernel": pool.attrs["kernel"], "pad": pool.attrs.get("pad", "(0, 0)")}
         note = Annotation(origins(pool, conv), (Route.of(RouteKind.AVERAGE_LAST),))
         channels, name = conv.integer("num_filter", 0), model.graph.unused(f"{conv.name}_average")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxq.graph.ir import Array
+from mxq.numerics import channel_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Moments:
 
         The sums are of what is left of the first batch's mean, so that a large mean costs a variance no digits.
         """
-        rows = [np.moveaxis(np.asarray(b), axis, 0).reshape(np.shape(b)[axis], -1) for b in batches]
+        rows = channel_rows(batches, axis)
         middle = rows[0].mean(axis=1, dtype=np.float64)
         count, total, squares = 0, np.zeros_like(middle), np.zeros_like(middle)
         for row in rows:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from mxq.bench.timing import FLOAT, FUSED, INT8, Benchmark, Timing
 from mxq.reporting import plots, training
 from mxq.reporting.additions import Additions, Learned, RuntimeTime, Search, Sensitive
+from mxq.reporting.plots import FAINT, GRID, INK
 from mxq.verification import Verification
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ NAMES: Final = {FLOAT: "float32", FUSED: "float32, fused", INT8: "INT8"}
 """Of the forms that are timed."""
 MOST: Final = 25
 """Layers of a sensitivity analysis that are drawn: the worst."""
-_INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
-_THEME: Final = {_INK: "var(--ink)", _FAINT: "var(--faint)", _GRID: "var(--line)", "#000000": "var(--ink)"}
+_THEME: Final = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    GRID: "var(--line)",
+    "#000000": "var(--ink)",
+}
 """Colours that follow the page."""
 _SIZE, _DPI = (6.4, 3.6), 100
 _GREY = "#90A4AE"
@@ -73,10 +78,10 @@ def _accuracy(found: Verification) -> Iterator[Chart]:
     for i, (name, colour) in enumerate((("float32", _GREY), ("INT8", plots.PALETTE[0]))):
         places = [j + 0.38 * (i - 0.5) for j in range(len(groups))]
         heights = [100 * pair[i] for pair in groups.values()]
-        axes.bar_label(axes.bar(places, heights, 0.36, color=colour, label=name), fmt="%.2f", color=_INK, fontsize=9)
+        axes.bar_label(axes.bar(places, heights, 0.36, color=colour, label=name), fmt="%.2f", color=INK, fontsize=9)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 112)
-    axes.set_ylabel(f"% of {found.examples:,} examples", color=_FAINT)
+    axes.set_ylabel(f"% of {found.examples:,} examples", color=FAINT)
     _frame(axes)
     _legend(axes)
     yield Chart("chart-accuracy", "Accuracy", _svg(figure, "acc", "Accuracy of float32 and INT8"), "verification")
@@ -94,7 +99,7 @@ def _speed(timed: Mapping[int, Benchmark]) -> Iterator[Chart]:
         for batch, found in sorted(timed.items()):
             for t in found.timings:
                 by_name.setdefault(NAMES.get(t.name, t.name), []).append((batch, 1e3 * t.median))
-        yield _by_batch("batches", by_name, "benchmarks")
+        yield _by_batch("batches", "Latency by batch size", by_name, "benchmarks")
 
 
 def _bars(name: str, title: str, timings: Sequence[Timing], value: Callable[[Timing], float]) -> Chart:
@@ -102,7 +107,7 @@ def _bars(name: str, title: str, timings: Sequence[Timing], value: Callable[[Tim
     figure, axes = _canvas(0.9 + 0.5 * len(labels))
     colours = [_GREY if t.name in (FLOAT, FUSED) else plots.PALETTE[0 if t.name == INT8 else 1] for t in timings]
     drawn = axes.barh(labels, [value(t) for t in timings], 0.62, color=colours)
-    axes.bar_label(drawn, fmt=_short, padding=4, color=_INK, fontsize=9)
+    axes.bar_label(drawn, fmt=_short, padding=4, color=INK, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.16)
     _frame(axes)
@@ -115,7 +120,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _by_batch(name: str, lines: Mapping[str, Sequence[tuple[int, float]]], part: str) -> Chart:
+def _by_batch(name: str, title: str, lines: Mapping[str, Sequence[tuple[int, float]]], part: str) -> Chart:
     """Latency against batch size, both on log scales."""
     figure, axes = _canvas()
     for i, (label, points) in enumerate(lines.items()):
@@ -129,11 +134,10 @@ def _by_batch(name: str, lines: Mapping[str, Sequence[tuple[int, float]]], part:
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel("batch size", color=_FAINT)
-    axes.set_ylabel("ms per batch", color=_FAINT)
+    axes.set_xlabel("batch size", color=FAINT)
+    axes.set_ylabel("ms per batch", color=FAINT)
     _frame(axes)
     _legend(axes)
-    title = "Latency by batch size"
     return Chart(f"chart-{name}", title, _svg(figure, name, title), part)
 
 
@@ -146,8 +150,7 @@ def _raced(added: Additions) -> Iterator[Chart]:
         lines: dict[str, list[tuple[int, float]]] = {}
         for row in rows:
             lines.setdefault(_called(row), []).append((row.batch_size, row.timing.median_ms if row.timing else 0.0))
-        chart = _by_batch("runtimes", lines, "runtimes")
-        yield Chart(chart.id, "Latency by batch size, in each runtime", chart.svg, chart.part)
+        yield _by_batch("runtimes", "Latency by batch size, in each runtime", lines, "runtimes")
 
 
 def _called(row: RuntimeTime) -> str:
@@ -176,7 +179,7 @@ def _sensitivity(found: Sensitive) -> Chart:
             axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
     axes.set_yticks(range(len(rows)), [row.layer[-36:] for row in rows], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{found.measure}{' (dB)' if found.measure == 'sqnr' else ''}", color=_FAINT)
+    axes.set_xlabel(f"{found.measure}{' (dB)' if found.measure == 'sqnr' else ''}", color=FAINT)
     _frame(axes)
     axes.tick_params(axis="y", labelsize=7)
     _legend(axes, "lower right")
@@ -197,11 +200,11 @@ def _trials(found: Search) -> Iterator[Chart]:
     best = found.best
     if best.modelled_speedup and best.score is not None:
         axes.plot([1 / best.modelled_speedup], [best.score], "o", markersize=14, markerfacecolor="none",
-                  markeredgecolor=_INK, label="chosen")  # fmt: skip
+                  markeredgecolor=INK, label="chosen")  # fmt: skip
     axes.plot([1.0], [found.float_score], "s", color=_GREY, markersize=8, label="float32")
-    axes.axhline(found.float_score - found.max_drop, color=_FAINT, linestyle="--", label="the bar")
-    axes.set_xlabel("time, in shares of float32's (modelled)", color=_FAINT)
-    axes.set_ylabel("score", color=_FAINT)
+    axes.axhline(found.float_score - found.max_drop, color=FAINT, linestyle="--", label="the bar")
+    axes.set_xlabel("time, in shares of float32's (modelled)", color=FAINT)
+    axes.set_ylabel("score", color=FAINT)
     _frame(axes)
     _legend(axes, "lower right")
     title = "Trials of the search: accuracy against time"
@@ -235,16 +238,16 @@ def _canvas(height: float = _SIZE[1]) -> tuple[Figure, Axes]:
 
 def _frame(axes: Axes) -> None:
     axes.set_axisbelow(True)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(which="both", color=_GRID, labelcolor=_INK, labelsize=9)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(which="both", color=GRID, labelcolor=INK, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
 
 
 def _legend(axes: Axes, place: str = "upper left") -> None:
     """At a stated place: the search for the best one takes long, and says so, where a machine is busy."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc=place)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=place)
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:

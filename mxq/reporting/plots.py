@@ -54,7 +54,9 @@ PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 """Of M. Okabe and K. Ito, "Color universal design" (2008), without the yellow, which is faint on white."""
 
 _DASHES: Final = ((5.0, 2.0), (2.0, 1.5), (7.0, 2.0, 1.5, 2.0))
-_KEPT, _CLIPPED, _INK, _FAINT, _GRID = "#AEB6C0", "#D3D9E0", "#22272E", "#6B7480", "#E6E9ED"
+INK, FAINT, GRID = "#22272E", "#6B7480", "#E6E9ED"
+"""Of text and outlines, of what is second, and of grids."""
+_KEPT, _CLIPPED = "#AEB6C0", "#D3D9E0"
 _INCHES, _DPI = (10.0, 6.0), 100
 _FLOOR = 0.5  # bottom of the log scale: one value is a visible bar
 _LEGEND_CHARS, _TITLE_CHARS = 28, 82
@@ -103,7 +105,7 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
     drawn.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     FigureCanvasAgg(drawn)
     wrapped = textwrap.fill(title, _TITLE_CHARS)
-    drawn.suptitle(wrapped, x=0.012, ha="left", fontsize=13, color=_INK, parse_math=False)
+    drawn.suptitle(wrapped, x=0.012, ha="left", fontsize=13, color=INK, parse_math=False)
     axes = drawn.add_subplot()
     signed = state.extent.min < 0
     limit = max([state.extent.absmax, *(covered(line.range, signed)[1] for line in lines)]) or 1.0
@@ -119,7 +121,7 @@ def figure(title: str, state: HistogramState, lines: Sequence[Line]) -> Figure:
         frameon=False,
         fontsize=10,
         labelspacing=0.9,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -319,19 +321,19 @@ def _bars(axes: Axes, state: HistogramState, limit: float, chosen: Line | None) 
         kept.set_clip_path(Rectangle((low, 0), high - low, 1, transform=axes.get_xaxis_transform()))
     axes.set_yscale("log")
     axes.set_ylim(_FLOOR, 3 * counts.max())
-    axes.set_ylabel(f"values per bar ({edges[1] - edges[0]:.2g} wide)", color=_FAINT)
+    axes.set_ylabel(f"values per bar ({edges[1] - edges[0]:.2g} wide)", color=FAINT)
 
 
 def _frame(axes: Axes, limit: float, signed: bool) -> None:
     """The axes: light, without a box."""
     axes.set_xlim(-1.03 * limit if signed else 0.0, 1.03 * limit)
-    axes.set_xlabel("value, in activation units", color=_FAINT)
+    axes.set_xlabel("value, in activation units", color=FAINT)
     axes.set_axisbelow(True)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(which="both", color=_GRID, labelcolor=_INK, labelsize=10)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(which="both", color=GRID, labelcolor=INK, labelsize=10)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")  # one on the left would hide the bar at 0
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
 
 
 def _threshold(axes: Axes, state: HistogramState, group: Sequence[Line], lines: Sequence[Line]) -> Line2D:
@@ -367,7 +369,7 @@ def _observed(axes: Axes, state: HistogramState) -> Line2D:
         linestyle="",
         marker="^",
         markersize=7,
-        color=_FAINT,
+        color=FAINT,
         clip_on=False,
         zorder=5,
         label=f"observed\n{_number(extent.min)} .. {_number(extent.max)}, {extent.count:,} values",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from mxq.errors import ConfigError
 from mxq.qat.journal import JOURNAL, read_journal
 from mxq.reporting import plots
+from mxq.reporting.plots import FAINT, GRID, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,6 @@ NAMED: Final = 3
 """Ranges that are named at the end of their lines, at either end."""
 _LETTERS: Final = 30
 _BLUE, _RED, _GREEN = plots.PALETTE[:3]
-_INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
 _INCHES, _ROW, _DPI = 12.0, 4.4, 100
 
 
@@ -99,15 +99,15 @@ def _loss(axes: Axes, lines: Lines, baseline: Lines) -> None:
             axes.plot(places, smoothed(losses), color=colour, linewidth=1.8, label=name)
     rate = axes.twinx()
     steps = _of(lines, "step")
-    rate.plot([s["step"] + 1 for s in steps], [s["rate"] for s in steps], color=_FAINT, linewidth=1.0, linestyle=":")
+    rate.plot([s["step"] + 1 for s in steps], [s["rate"] for s in steps], color=FAINT, linewidth=1.0, linestyle=":")
     rate.set_ylim(0, 1.25 * max(s["rate"] for s in steps))
-    rate.set_ylabel("learning rate (dotted)", color=_FAINT)
+    rate.set_ylabel("learning rate (dotted)", color=FAINT)
     _frame(rate, grid=False)
     _frame(axes)
-    axes.set_title("Training loss (pale: each step; bold: moving average)", loc="left", color=_INK)
-    axes.set_xlabel("step", color=_FAINT)
+    axes.set_title("Training loss (pale: each step; bold: moving average)", loc="left", color=INK)
+    axes.set_xlabel("step", color=FAINT)
     if baseline:
-        axes.legend(frameon=False, labelcolor=_INK, loc="upper right")
+        axes.legend(frameon=False, labelcolor=INK, loc="upper right")
 
 
 def _numbers(axes: Axes, lines: Lines, baseline: Lines) -> None:
@@ -126,9 +126,9 @@ def _numbers(axes: Axes, lines: Lines, baseline: Lines) -> None:
                 axes.plot(x, y, style, marker=marker, markersize=5, color=colour, linewidth=1.8, label=label)
     _frame(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(name, loc="left", color=_INK, parse_math=False)
-    axes.set_xlabel("epoch (0: before training)", color=_FAINT)
-    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
+    axes.set_title(name, loc="left", color=INK, parse_math=False)
+    axes.set_xlabel("epoch (0: before training)", color=FAINT)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower right")
 
 
 def _ranges(axes: Axes, lines: Lines) -> None:
@@ -147,10 +147,10 @@ def _ranges(axes: Axes, lines: Lines) -> None:
     shown = dict.fromkeys((*ranked[:NAMED], *ranked[-NAMED:]))
     _label(axes, {name: ends[name] for name in shown}, lines[-1]["epoch"])
     _frame(axes)
-    axes.axhline(1.0, color=_FAINT, linewidth=1.0, linestyle="--", zorder=1)
-    axes.set_title("Learned ranges, a line for each tensor", loc="left", color=_INK)
-    axes.set_xlabel("epoch (0: as calibrated)", color=_FAINT)
-    axes.set_ylabel("width / calibrated width", color=_FAINT)
+    axes.axhline(1.0, color=FAINT, linewidth=1.0, linestyle="--", zorder=1)
+    axes.set_title("Learned ranges, a line for each tensor", loc="left", color=INK)
+    axes.set_xlabel("epoch (0: as calibrated)", color=FAINT)
+    axes.set_ylabel("width / calibrated width", color=FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -166,7 +166,7 @@ def _label(axes: Axes, ends: Mapping[str, float], at: float) -> None:
             xytext=(8, 0),
             textcoords="offset points",
             fontsize=7,
-            color=_INK,
+            color=INK,
             va="center",
             parse_math=False,
             annotation_clip=False,
@@ -180,16 +180,16 @@ def _noise(axes: Axes, lines: Lines) -> None:
     known = [name for name in after if after[name] is not None and before.get(name) is not None]
     worst = sorted(known, key=lambda name: after[name])[:MOST]
     rows, words = range(len(worst)), _short(worst)
-    axes.hlines(rows, [before[n] for n in worst], [after[n] for n in worst], color=_GRID, linewidth=2.5, zorder=2)
-    for found, marker, colour, when in ((before, "o", _FAINT, "before training"), (after, "D", _BLUE, "after it")):
+    axes.hlines(rows, [before[n] for n in worst], [after[n] for n in worst], color=GRID, linewidth=2.5, zorder=2)
+    for found, marker, colour, when in ((before, "o", FAINT, "before training"), (after, "D", _BLUE, "after it")):
         axes.plot([found[n] for n in worst], rows, linestyle="", marker=marker, color=colour, label=when, zorder=3)
     axes.set_yticks(rows, [words[name] for name in worst], parse_math=False)
     axes.set_ylim(max(len(worst), 1) - 0.5, -0.5)
     _frame(axes)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_title("Tensors with the most quantization noise", loc="left", color=_INK)
-    axes.set_xlabel("SQNR (dB); further right: less noise", color=_FAINT)
-    axes.legend(frameon=False, labelcolor=_INK, loc="lower right")
+    axes.set_title("Tensors with the most quantization noise", loc="left", color=INK)
+    axes.set_xlabel("SQNR (dB); further right: less noise", color=FAINT)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower right")
 
 
 def _short(names: Iterable[str]) -> dict[str, str]:
@@ -205,8 +205,8 @@ def _short(names: Iterable[str]) -> dict[str, str]:
 def _frame(axes: Axes, *, grid: bool = True) -> None:
     axes.set_axisbelow(True)
     if grid:
-        axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(which="both", color=_GRID, labelcolor=_INK, labelsize=9)
+        axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(which="both", color=GRID, labelcolor=INK, labelsize=9)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mxq.quant.bits import Bits
 from mxq.reporting import plots
+from mxq.reporting.plots import FAINT, GRID, INK
 from mxq.tuning.bit_sweep import BitSweep
 from mxq.tuning.mixed_bits import MixedBits
 from mxq.tuning.rendering import SHARES
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST: Final = 80
 """Layers drawn, at most: the first."""
-_INK, _FAINT, _GRID = "#22272E", "#6B7480", "#E6E9ED"
 _COLOURS: Final = (*plots.PALETTE, "#5B4B8A", "#8C510A", "#B2182B", "#4D9221")
 _MARKERS: Final = "osD^vPXhp*"
 _LINES: Final = ("-", "--", ":")
@@ -43,13 +43,13 @@ def sweep_figure(found: BitSweep) -> Figure:
             axes.plot(x, y, **style, label=name, zorder=3)
     whole = found.float.get(found.measure)
     if whole is not None and math.isfinite(whole):
-        axes.axhline(_scaled(found.measure, whole), color=_FAINT, linewidth=1.2, label="float", zorder=2)
+        axes.axhline(_scaled(found.measure, whole), color=FAINT, linewidth=1.2, label="float", zorder=2)
     axes.set_xticks(range(len(widths)), [str(bits) for bits in widths])
-    axes.set_ylabel(_unit(found.measure), color=_FAINT)
-    axes.set_xlabel("bits of weights (W) and of activations (A)", color=_FAINT)
-    axes.set_title(f"Simulated by hardware and bits: {found.by}", loc="left", fontsize=13, color=_INK, parse_math=False)
+    axes.set_ylabel(_unit(found.measure), color=FAINT)
+    axes.set_xlabel("bits of weights (W) and of activations (A)", color=FAINT)
+    axes.set_title(f"Simulated by hardware and bits: {found.by}", loc="left", fontsize=13, color=INK, parse_math=False)
     if found.hardware:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return drawn
 
 
@@ -66,10 +66,10 @@ def mixed_figure(found: MixedBits) -> Figure:
     axes.axvline(found.mean, color=plots.PALETTE[1], linewidth=1.2, label=mean, zorder=4)
     axes.set_yticks(range(len(rows)), [row.layer for row in rows], parse_math=False)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    axes.set_xlabel("bits of weights", color=_FAINT)
+    axes.set_xlabel("bits of weights", color=FAINT)
     title = f"Bits chosen for each layer, simulated as {found.hardware}"
-    axes.set_title(title, loc="left", fontsize=13, color=_INK, parse_math=False)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    axes.set_title(title, loc="left", fontsize=13, color=INK, parse_math=False)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return drawn
 
 
@@ -87,11 +87,11 @@ def _empty(height: float) -> tuple[Figure, Axes]:
     drawn.set_layout_engine("constrained")
     FigureCanvasAgg(drawn)
     axes = drawn.add_subplot()
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(color=_GRID, labelcolor=_INK, labelsize=8)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(color=GRID, labelcolor=INK, labelsize=8)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("bottom", "left"))
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
     return drawn, axes
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mxq.reporting import plots
+from mxq.reporting.plots import FAINT, GRID, INK
 from mxq.tuning.layer_sensitivity import LayerSensitivity, Sensitivity
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 MOST: Final = 60
 """Layers drawn, at most: the worst."""
 
-_INT8, _FLOAT, _INK, _FAINT, _GRID = *plots.PALETTE[:2], "#22272E", "#6B7480", "#E6E9ED"
+_INT8, _FLOAT = plots.PALETTE[:2]
 _WIDTH, _ROW, _MARGIN, _DPI = 10.0, 0.22, 1.6, 100
 
 
@@ -44,18 +45,18 @@ def figure(found: Sensitivity) -> Figure:
     for title, numbers, style in (("all float", found.float, "-"), (f"all {found.codes}", found.int8, "--")):
         value = None if numbers is None else numbers.get(found.measure)
         if value is not None and math.isfinite(value):
-            axes.axvline(value, color=_FAINT, linestyle=style, linewidth=1.2, label=title, zorder=2)
+            axes.axvline(value, color=FAINT, linestyle=style, linewidth=1.2, label=title, zorder=2)
     axes.set_yticks(range(len(rows)), [row.layer for row in rows], parse_math=False)
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    axes.set_xlabel(f"{found.measure}{' (dB)' if found.measure == 'sqnr' else ''}", color=_FAINT)
-    axes.set_title(f"Sensitivity by {found.by}", loc="left", fontsize=13, color=_INK, parse_math=False)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.tick_params(color=_GRID, labelcolor=_INK, labelsize=8)
+    axes.set_xlabel(f"{found.measure}{' (dB)' if found.measure == 'sqnr' else ''}", color=FAINT)
+    axes.set_title(f"Sensitivity by {found.by}", loc="left", fontsize=13, color=INK, parse_math=False)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(color=GRID, labelcolor=INK, labelsize=8)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_FAINT)
+        spine.set_color(FAINT)
     if rows:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return drawn
 
 

@@ -40,6 +40,7 @@ import numpy as np
 
 from mxq.backends import groups_of, the_layer_of
 from mxq.graph.ir import Array, Model, Node, Runner
+from mxq.numerics import channel_rows
 from mxq.quant import INT8, MXNET, UINT8, WEIGHT, QuantSpec
 from mxq.quant.bits import Bits
 from mxq.quant.thresholds import Range, Threshold, Thresholds
@@ -105,7 +106,7 @@ def _agreed(family: Family, batches: Batches) -> int:
 
 
 def channels_of(batches: Batches, axis: int) -> Channels:
-    flat = [np.moveaxis(b, axis, 0).reshape(b.shape[axis], -1) for b in batches]
+    flat = channel_rows(batches, axis)
     count = sum(f.shape[1] for f in flat)
     square = sum(np.einsum("cn,cn->c", f, f, dtype=np.float64) for f in flat) / count
     low, high = np.min([f.min(axis=1) for f in flat], axis=0), np.max([f.max(axis=1) for f in flat], axis=0)

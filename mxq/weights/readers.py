@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mxq.backends import OpSpec, the_layer_of
 from mxq.graph.ir import Array, Model, Node, Ref, Runner
+from mxq.graph.layers import without_bias
 from mxq.weights.layerwise_executor import alone
 from mxq.weights.ranges import Reader
 
@@ -47,7 +48,7 @@ class Readers:
     def _linear(self, node: Node) -> Reader:
         """The layer in ``node`` without bias, sum and activation; words of a text count as examples do."""
         layer = the_layer_of(node)
-        made = self._alone(replace(layer, inputs=node.inputs[:2]).with_attrs(no_bias="True"))
+        made = self._alone(without_bias(replace(layer, inputs=node.inputs)))
         if layer.op == "FullyConnected" and not layer.flag("flatten", default=True):
             return lambda x: _rows(made(x))
         return made
